@@ -1,0 +1,104 @@
+"""What a checkpoint's index says about its data files, read without tensorflow.
+
+`variables/variables.index` is an immutable sorted table (tensorflow/core/lib/io/format.cc): blocks of
+prefix-compressed keys, an index block over them and a footer of 48 bytes. Its values are a
+BundleHeaderProto under the empty key and a BundleEntryProto for each tensor
+(tensorflow/core/util/tensor_bundle/tensor_bundle.h).
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfserve_kit import protos
+
+_FOOTER_BYTES = 48
+_MAGIC = 0xDB4775248B80FB57
+_BLOCK_TRAILER_BYTES = 5  # one byte of compression type, four of checksum
+_RAW = 0
+
+
+class CheckpointError(ValueError):
+    """The index is truncated or is no checkpoint index."""
+
+
+def shard_sizes(index_file: Path) -> dict[str, int]:
+    """Return how many bytes each data file of a checkpoint must have at least.
+
+    Args:
+        index_file: a `*.index` file.
+
+    Returns:
+        File name (`variables.data-00000-of-00001`) to size in bytes, for every shard.
+
+    Raises:
+        CheckpointError: the file is truncated or is no checkpoint index.
+        OSError: it cannot be read.
+    """
+    table = index_file.read_bytes()
+    try:
+        entries = list(_entries(table))
+        return _sizes(index_file.stem, entries)
+    except (IndexError, struct.error, protos.DecodeError) as error:
+        raise CheckpointError(f"{index_file.name} is damaged: {error}") from error
+
+
+def _sizes(stem: str, entries: list[tuple[bytes, bytes]]) -> dict[str, int]:
+    header = protos.BundleHeaderProto()
+    needed: dict[int, int] = {}
+    for key, value in entries:
+        if not key:
+            header.MergeFromString(value)
+            continue
+        entry = protos.BundleEntryProto.FromString(value)
+        needed[entry.shard_id] = max(needed.get(entry.shard_id, 0), entry.offset + entry.size)
+    shards = header.num_shards
+    if not shards or max(needed, default=0) >= shards:
+        raise CheckpointError(f"{stem}.index names {shards} shards but uses others")
+    name = f"{stem}.data-%05d-of-{shards:05d}"
+    return {name % shard: needed.get(shard, 0) for shard in range(shards)}
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    if len(table) < _FOOTER_BYTES:
+        raise CheckpointError(f"an index of {len(table)} bytes is truncated")
+    footer = table[-_FOOTER_BYTES:]
+    if struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
+        raise CheckpointError("the index does not end as a checkpoint index does")
+    _, _, at = _handle(footer, 0)  # the metaindex block, always empty
+    offset, size, _ = _handle(footer, at)
+    for _, handle in _block(table, offset, size):
+        yield from _block(table, *_handle(handle, 0)[:2])
+
+
+def _handle(data: bytes, at: int) -> tuple[int, int, int]:
+    """Read a block handle; return the block's offset and size, and where the handle ends."""
+    offset, at = _varint(data, at)
+    size, at = _varint(data, at)
+    return offset, size, at
+
+
+def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    block = table[offset : offset + size]
+    if len(table) < offset + size + _BLOCK_TRAILER_BYTES or table[offset + size] != _RAW:
+        raise CheckpointError("the index holds a block that is cut off or compressed")
+    (restarts,) = struct.unpack("<I", block[-4:])
+    end, at, key = size - 4 * (restarts + 1), 0, b""
+    while at < end:
+        shared, at = _varint(block, at)
+        own, at = _varint(block, at)
+        length, at = _varint(block, at)
+        key = key[:shared] + block[at : at + own]
+        yield key, block[at + own : at + own + length]
+        at += own + length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
+            return value, at
+        shift += 7

@@ -1,0 +1,78 @@
+"""`python -m tfserve_kit.embedded --port=8500 ...`: the command line of tensorflow_model_server.
+
+Source: tensorflow_serving/model_servers/main.cc (output and exit status).
+"""
+
+import logging
+import signal
+import sys
+import threading
+from importlib.metadata import version
+from types import FrameType
+
+from tfserve_kit import flags
+from tfserve_kit.embedded.server import EmbeddedServer
+from tfserve_kit.embedded.settings import from_flags
+from tfserve_kit.embedded.status import Code, ServingError
+
+EXIT_FAILED = 255
+_ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
+_BIND = "--bind_address="
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s: %(levelname).1s %(name)s] %(message)s"
+    )
+    # Not one of the official server's flags: tfkit itself says where to listen.
+    binds = [argument.removeprefix(_BIND) for argument in argv if argument.startswith(_BIND)]
+    line = flags.parse(argument for argument in argv if not argument.startswith(_BIND))
+    if line.error or "--help" in line.unknown:
+        if line.error:
+            logging.error(line.error)
+        sys.stdout.write(flags.usage())
+        return EXIT_FAILED
+    if line.values["version"]:
+        sys.stdout.write(_version())
+        return 0
+    for argument in line.unknown:
+        sys.stdout.write(f"unknown argument: {argument}\n")
+    if line.unknown:
+        sys.stdout.write(flags.usage())
+    sys.stdout.flush()
+    try:
+        settings = from_flags(line.values, bind_address=binds[-1] if binds else _ALL_ADDRESSES)
+        return _serve(EmbeddedServer(settings))
+    except ServingError as error:
+        if error.code is Code.CANCELLED:
+            return 0
+        sys.stdout.write(f"Failed to start server. Error: {error}\n")
+        return EXIT_FAILED
+
+
+def _serve(server: EmbeddedServer) -> int:
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+        # A thread: the handler may have interrupted code that holds the lock this needs.
+        threading.Thread(target=server.interrupt).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    with server:
+        stop.wait()
+    return 0
+
+
+def _version() -> str:
+    return (
+        f"TensorFlow ModelServer: tfkit-embedded-{version('tfserve-kit')}\n"
+        f"TensorFlow Library: {version('tensorflow')}\n"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,287 @@
+"""Loads and unloads model versions in the background and lends them to requests.
+
+Source: tensorflow_serving/core/aspired_versions_manager.cc and basic_manager.cc. One deviation, on
+purpose: a failed load waits for its next try without holding up the loads of other models.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit.clock import Clock, SystemClock
+from tfserve_kit.embedded import source
+from tfserve_kit.embedded.servable import Loader, Servable
+from tfserve_kit.embedded.settings import Settings
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.versions import Load, State, Unload, VersionView, next_action
+
+_log = logging.getLogger(__name__)
+
+# How long the background thread rests when nothing is due, in seconds.
+_TICK_S = 0.05
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One version of a model; guarded by the manager's lock."""
+
+    number: int
+    path: Path
+    state: State = State.START
+    aspired: bool = True
+    servable: Servable | None = None
+    error: ServingError | None = None
+    failures: int = 0
+    retry_at_s: float | None = None
+    leases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """State of a version, and why its load failed if it did."""
+
+    number: int
+    state: State
+    error: ServingError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A version on loan to a request; it is not unloaded before the request is done."""
+
+    model: str
+    version: int
+    servable: Servable
+
+
+class Manager:
+    """Keeps the loaded versions in line with what the models' base paths hold.
+
+    `start` begins a background thread and `stop` ends it; between the two every method may be
+    called from any thread.
+    """
+
+    def __init__(
+        self, settings: Settings, loader: Loader, *, clock: Clock | None = None
+    ) -> None:
+        self._settings = settings
+        self._loader = loader
+        self._clock = clock or SystemClock()
+        self._configs = {config.name: config for config in settings.models}
+        self._entries: dict[str, dict[int, _Entry]] = {name: {} for name in self._configs}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loads = ThreadPoolExecutor(settings.load_threads, "load")
+        # Apart from the loads: an unload waits for the last request that uses the version.
+        self._unloads = ThreadPoolExecutor(1, "unload")
+        self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch the base paths and to load."""
+        self._thread.start()
+
+    def interrupt(self) -> None:
+        """End `wait_until_serving` and the background thread soon; returns at once."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Stop watching, wait for requests in flight and unload everything."""
+        self.interrupt()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._loads.shutdown(wait=True, cancel_futures=True)
+        for entries in self._entries.values():
+            for entry in entries.values():
+                if entry.state is State.AVAILABLE:
+                    self._submit_unload(entry)
+        self._unloads.shutdown(wait=True)
+
+    # Requests
+
+    @contextlib.contextmanager
+    def lease(self, model: str, version: int | None = None) -> Iterator[Lease]:
+        """Lend a version for the duration of a `with` block.
+
+        Args:
+            model: name of the model.
+            version: its version; None for the highest that is available.
+
+        Raises:
+            ServingError: NOT_FOUND, no such version is available.
+        """
+        entry = self._take(model, version)
+        try:
+            assert entry.servable is not None  # noqa: S101 (available versions have one)
+            yield Lease(model, entry.number, entry.servable)
+        finally:
+            with self._changed:
+                entry.leases -= 1
+                if entry.state is State.UNLOADING:
+                    self._changed.notify_all()
+
+    def _take(self, model: str, version: int | None) -> _Entry:
+        with self._changed:
+            entries = self._entries.get(model, {})
+            if version is None:
+                ready = [n for n, entry in entries.items() if entry.state is State.AVAILABLE]
+                entry = entries[max(ready)] if ready else None
+            else:
+                entry = entries.get(version)
+            if entry is None or entry.state is not State.AVAILABLE:
+                which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
+                raise ServingError(Code.NOT_FOUND, f"Servable not found for request: {which}")
+            entry.leases += 1
+            return entry
+
+    def status(self, model: str) -> list[VersionStatus]:
+        """Return the state of every version the manager has seen, highest first."""
+        with self._changed:
+            entries = sorted(self._entries.get(model, {}).values(), key=lambda e: -e.number)
+            return [VersionStatus(e.number, e.state, e.error) for e in entries]
+
+    def wait_until_serving(self) -> None:
+        """Block until every model has an available version.
+
+        As with the official server a model whose base path is missing or empty is waited for
+        without end; `stop` ends the wait.
+
+        Raises:
+            ServingError: a version that a model needs has finally failed to load, or the manager
+                was stopped.
+        """
+        with self._changed:
+            while not self._stopping:
+                failed = [
+                    f"{{{{name: {name} version: {entry.number}}} due to error: {entry.error}}}, "
+                    for name, entries in self._entries.items()
+                    for entry in entries.values()
+                    if entry.aspired and entry.state is State.END and entry.error
+                ]
+                if failed:
+                    text = f"{len(failed)} servable(s) did not become available: "
+                    raise ServingError(Code.UNKNOWN, text + "{" + "".join(failed) + "}")
+                if all(map(_is_served, self._entries.values())):
+                    return
+                self._changed.wait()
+            raise ServingError(Code.CANCELLED, "stopped before every model was available")
+
+    # The background thread
+
+    def _run(self) -> None:
+        poll_at_s: float | None = self._clock.now_s() if self._settings.poll_wait_s >= 0 else None
+        while not self._stopping:
+            if poll_at_s is not None and self._clock.now_s() >= poll_at_s:
+                self._poll()
+                wait_s = self._settings.poll_wait_s
+                poll_at_s = self._clock.now_s() + wait_s if wait_s else None
+            self._advance()
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(_TICK_S)
+
+    def _poll(self) -> None:
+        """Compare the base paths with what is known; one that vanished changes nothing."""
+        for name, config in self._configs.items():
+            try:
+                wanted = source.aspired(config)
+            except ServingError as error:
+                _log.error("%s", error.message)
+                continue
+            if not wanted:
+                _log.warning("No versions of servable %s found under base path %s", name,
+                             config.base_path)
+            with self._changed:
+                _aspire(self._entries[name], wanted)
+
+    def _advance(self) -> None:
+        """Take every step that can be taken now."""
+        for name, entries in self._entries.items():
+            for entry in self._due_retries(entries):
+                self._submit_load(name, entry)
+            while action := self._next(entries):
+                entry = entries[action.number]
+                if isinstance(action, Load):
+                    self._submit_load(name, entry)
+                else:
+                    self._submit_unload(entry)
+
+    def _next(self, entries: Mapping[int, _Entry]) -> Load | Unload | None:
+        with self._changed:
+            return next_action(VersionView(e.number, e.state, e.aspired) for e in entries.values())
+
+    def _due_retries(self, entries: Mapping[int, _Entry]) -> list[_Entry]:
+        with self._changed:
+            now_s = self._clock.now_s()
+            due = [e for e in entries.values() if e.retry_at_s is not None and e.retry_at_s <= now_s]
+            for entry in due:
+                entry.retry_at_s = None
+            return due
+
+    def _submit_load(self, model: str, entry: _Entry) -> None:
+        self._enter(entry, State.LOADING)
+        self._loads.submit(self._load, model, entry)
+
+    def _submit_unload(self, entry: _Entry) -> None:
+        self._enter(entry, State.UNLOADING)
+        self._unloads.submit(self._unload, entry)
+
+    def _enter(self, entry: _Entry, state: State) -> None:
+        with self._changed:
+            entry.state = state
+            self._changed.notify_all()
+
+    def _load(self, model: str, entry: _Entry) -> None:
+        name = f"{{name: {model} version: {entry.number}}}"
+        try:
+            servable = self._loader(entry.path)
+        except ServingError as error:
+            _log.error("Loading servable: %s failed: %s", name, error)
+            self._failed(entry, error)
+        except Exception as error:  # a load that breaks must not end the thread unseen
+            _log.exception("Loading servable: %s failed", name)
+            self._failed(entry, ServingError(Code.INTERNAL, str(error)))
+        else:
+            _log.info("Successfully loaded servable version %s", name)
+            with self._changed:
+                entry.servable, entry.state, entry.error = servable, State.AVAILABLE, None
+                self._changed.notify_all()
+
+    def _failed(self, entry: _Entry, error: ServingError) -> None:
+        with self._changed:
+            entry.error = error
+            entry.failures += 1
+            if entry.failures > self._settings.max_load_retries or not entry.aspired:
+                entry.state = State.END
+            else:
+                entry.retry_at_s = self._clock.now_s() + self._settings.load_retry_interval_s
+            self._changed.notify_all()
+
+    def _unload(self, entry: _Entry) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: entry.leases == 0)
+            servable, entry.servable = entry.servable, None
+        if servable is not None:
+            servable.close()
+        self._enter(entry, State.END)
+
+
+def _aspire(entries: dict[int, _Entry], wanted: Mapping[int, Path]) -> None:
+    """Mark what is wanted; a number that was unloaded in health may come back, a failed one not."""
+    for entry in entries.values():
+        entry.aspired = entry.number in wanted
+    for number, path in wanted.items():
+        known = entries.get(number)
+        if known is None or (known.state is State.END and known.error is None):
+            entries[number] = _Entry(number, path)
+
+
+def _is_served(entries: Mapping[int, _Entry]) -> bool:
+    """Say whether a model can answer."""
+    return any(entry.aspired and entry.state is State.AVAILABLE for entry in entries.values())

@@ -1,0 +1,170 @@
+"""The REST API as a pure function: (method, path, body) to (status, headers, body).
+
+Source: tensorflow_serving/model_servers/http_rest_api_handler.cc (routes) and
+http_rest_api_util.cc (status codes).
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from tfserve_kit import protos
+from tfserve_kit.embedded import rest_json
+from tfserve_kit.embedded.handlers import Handlers, ModelRef
+from tfserve_kit.embedded.manager import VersionStatus
+from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.versions import State
+
+_log = logging.getLogger(__name__)
+
+JSON = {"Content-Type": "application/json"}
+
+_HTTP_STATUS = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.UNAUTHENTICATED: 401,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+}
+
+_PREFIX = re.compile(r"/v1/models", re.IGNORECASE)
+_MODEL = r"/(?i:v1/models)/([^/:]+)(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
+_CALL = re.compile(_MODEL + r":(classify|regress|predict)")
+_STATUS = re.compile(_MODEL + r"(/(?i:metadata))?")
+
+_PAGES = {400: "Bad Request", 404: "Not Found"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer. `close` asks the transport to close the connection after it."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
+    close: bool = False
+
+
+def page(status: int) -> Reply:
+    """Return the HTML page that the official server's HTTP library answers with."""
+    title = _PAGES[status]
+    html = (
+        f"<HTML><HEAD>\n<TITLE>{status} {title}</TITLE>\n</HEAD><BODY>\n"
+        f"<H1>{title}</H1>\n</BODY></HTML>\n"
+    )
+    return Reply(status, html.encode(), {"Content-Type": "text/html"}, close=True)
+
+
+class RestSurface:
+    """Answers REST requests through the handlers. Thread-safe."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+
+    def reply(self, method: str, target: str, body: bytes) -> Reply:
+        """Answer one request; never raises.
+
+        Args:
+            method: HTTP method, in upper case.
+            target: request target as sent: percent-encoded, absolute URLs included.
+            body: decoded body.
+        """
+        target = re.sub(r"^https?://[^/]*", "", target)
+        if re.search(r"%(?![0-9A-Fa-f]{2})", target):
+            return page(400)
+        if not _PREFIX.match(target):
+            return page(404)
+        if method == "OPTIONS":
+            return Reply(400, b"", {"Content-Type": "text/html; charset=ISO-8859-1"})
+        try:
+            return self._route(method, target, body)
+        except ServingError as error:
+            return _failure(error)
+        except Exception as error:  # one request must not take the connection down
+            _log.exception("%s %s failed", method, target)
+            return _failure(ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+
+    def _route(self, method: str, target: str, body: bytes) -> Reply:
+        if method == "GET" and target.lower() == "/v1/models":
+            raise invalid("Missing model name in request.")
+        call = _CALL.fullmatch(target) if method == "POST" else None
+        if call:
+            return self._call(call[4], _model(*call.groups()[:3]), body)
+        status = _STATUS.fullmatch(target) if method == "GET" else None
+        if status:
+            model = _model(*status.groups()[:3])
+            return self._metadata(model) if status[4] == "/metadata" else self._status(model)
+        raise invalid(f"Malformed request: {method} {target}")
+
+    def _call(self, verb: str, model: ModelRef, body: bytes) -> Reply:
+        if verb != "predict":
+            text = f"the embedded engine does not answer :{verb}"
+            raise ServingError(Code.UNIMPLEMENTED, text)
+        signatures = self._handlers.metadata(model).signatures
+        request = rest_json.PredictBody(body, lambda name: _inputs(signatures, name))
+        result = self._handlers.predict(model, request.signature, request.inputs)
+        return Reply(200, rest_json.answer(result.outputs, row_format=request.row_format))
+
+    def _status(self, model: ModelRef) -> Reply:
+        message = protos.GetModelStatusResponse()
+        for status in self._handlers.status(model):
+            message.model_version_status.append(status_message(status))
+        return Reply(200, _indented(protos.to_json(message)))
+
+    def _metadata(self, model: ModelRef) -> Reply:
+        found = self._handlers.metadata(model)
+        signatures = protos.SignatureDefMap(signature_def=found.signatures)
+        spec = protos.ModelSpec(name=model.name, version={"value": found.version})
+        body = (
+            b'{\n"model_spec":' + _indented(protos.to_json(spec)) + b',\n"metadata": '
+            b'{"signature_def": ' + _indented(protos.to_json(signatures)) + b"}\n}\n"
+        )
+        return Reply(200, body)
+
+
+def _failure(error: ServingError) -> Reply:
+    return Reply(_HTTP_STATUS.get(error.code, 500), rest_json.error_body(error.message))
+
+
+def status_message(status: VersionStatus) -> Any:
+    """Return a ModelVersionStatus message."""
+    message = protos.ModelVersionStatus(version=status.number, state=int(status.state))
+    message.status.SetInParent()
+    if status.error is not None and status.state is State.END:
+        message.status.error_code = int(status.error.code)
+        message.status.error_message = status.error.message
+    return message
+
+
+def _model(name: str, version: str | None, label: str | None) -> ModelRef:
+    if version is not None and int(version) >= 1 << 63:
+        raise invalid("")
+    return ModelRef(_decoded(name), int(version) if version else None, label and _decoded(label))
+
+
+def _decoded(text: str) -> str:
+    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+
+
+def _inputs(signatures: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if name not in signatures:
+        raise invalid(f'Serving signature name: "{name}" not found in signature def')
+    inputs: Mapping[str, Any] = signatures[name].inputs
+    return inputs
+
+
+def _indented(text: str) -> bytes:
+    """Halve the indentation of protobuf's JSON: the official server indents by one space."""
+    return (re.sub(r"^( +)", lambda match: " " * (len(match[1]) // 2), text, flags=re.M) + "\n").encode()

@@ -1,0 +1,38 @@
+"""What is on disk: the versions that a model's policy asks for.
+
+Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.repository.versions import scan
+
+
+def aspired(config: Any) -> dict[int, Path]:
+    """Return the versions a model should have loaded now: number to directory.
+
+    Args:
+        config: a ModelConfig message.
+
+    Raises:
+        ServingError: NOT_FOUND, the base path does not exist.
+    """
+    try:
+        found = {version.number: version.path for version in scan(Path(config.base_path))}
+    except OSError as error:
+        raise ServingError(
+            Code.NOT_FOUND,
+            f"Could not find base path {config.base_path} for servable {config.name} "
+            f"with error NOT_FOUND: {config.base_path} not found",
+        ) from error
+    policy = config.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            wanted = list(found)
+        case "specific":
+            wanted = [number for number in policy.specific.versions if number in found]
+        case _:
+            wanted = sorted(found)[-max(1, policy.latest.num_versions) :]
+    return {number: found[number] for number in wanted}

@@ -1,0 +1,155 @@
+"""The errors of tfkit, sorted by what a caller can do about them.
+
+::
+
+    TfkitError                    every error raised on purpose; `remedy` says what to try
+    ├── UsageError                the call itself is wrong: fix the arguments
+    ├── SpecError                 tfkit.toml or a template is invalid: fix the file (all `problems` listed)
+    ├── EngineUnavailable         this machine cannot run the engine: install or choose another
+    ├── ServerError               a server we manage misbehaves
+    │   ├── ServerFailed          it ended or never became ready: read `log_tail`
+    │   ├── ServerNotFound        no running server has that name: `tfkit ps`
+    │   └── ServerExists          that name is taken: stop it or choose another
+    ├── PushRefused               the model repository is unchanged: fix the model or the version
+    └── RequestError              a request to a server failed
+        ├── ServerUnreachable     nothing answers there: start it, check the address
+        ├── ModelNotFound         the server has no such model, version or label
+        ├── InvalidRequest        the request can never work: fix the input
+        ├── DeadlineExceeded      it took too long: repeat, or raise the timeout
+        ├── ServerOverloaded      the server is full: repeat later
+        └── ServerFault           the server broke while answering: look at its log
+
+This module knows no exit code, no HTTP status and no gRPC code: `cli/exit_codes.py` and the
+tables in `clients/` translate at their edge.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class TfkitError(Exception):
+    """An expected failure: what went wrong, with which value, and what to try.
+
+    Args:
+        message: one sentence that names the failing value.
+        remedy: what the caller can do, as an instruction; may be empty.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  Try: {self.remedy}" if self.remedy else self.message
+
+
+class UsageError(TfkitError):
+    """The call itself is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault in a document: where (`path`, dotted), what, and what to do about it."""
+
+    path: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        return where + self.message + (f" ({self.remedy})" if self.remedy else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" with the nearest known name, or all of them where none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+
+
+class SpecError(TfkitError):
+    """A deployment file or a template is invalid; `problems` lists every fault found."""
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        noun = "problem" if len(problems) == 1 else "problems"
+        super().__init__(f"{source}: {len(problems)} {noun}{lines}")
+        self.source = source
+        self.problems = problems
+
+
+class EngineUnavailable(TfkitError):
+    """This machine cannot run the chosen engine."""
+
+
+class ServerError(TfkitError):
+    """A server that tfkit manages misbehaves."""
+
+
+class ServerFailed(ServerError):
+    """The server ended, or did not become ready in time.
+
+    Attributes:
+        exit_code: exit status of the process, None while it runs or where it is unknown.
+        log_tail: the last lines the server wrote, kept as evidence.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_code: int | None = None,
+        log_tail: list[str] | None = None,
+        remedy: str = "",
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.exit_code = exit_code
+        self.log_tail = log_tail or []
+
+    def __str__(self) -> str:
+        if not self.log_tail:
+            return super().__str__()
+        tail = "".join(f"\n  | {line}" for line in self.log_tail)
+        return f"{super().__str__()}\n  Last lines of its log:{tail}"
+
+
+class ServerNotFound(ServerError):
+    """No server of that name runs."""
+
+
+class ServerExists(ServerError):
+    """A server of that name runs already."""
+
+
+class PushRefused(TfkitError):
+    """A model version was not staged; the repository is as it was before."""
+
+
+class RequestError(TfkitError):
+    """A request to a model server failed."""
+
+
+class ServerUnreachable(RequestError):
+    """Nothing answers at the address."""
+
+
+class ModelNotFound(RequestError):
+    """The server does not have the model, version or label."""
+
+
+class InvalidRequest(RequestError):
+    """The request can never succeed as it is."""
+
+
+class DeadlineExceeded(RequestError):
+    """No answer came within the deadline."""
+
+
+class ServerOverloaded(RequestError):
+    """The server refused the request because it is full; it can be repeated."""
+
+
+class ServerFault(RequestError):
+    """The server failed while answering."""

@@ -1,0 +1,26 @@
+"""How long operations tell what they are doing; how it is shown is decided in `cli/`."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives the steps of an operation; must be quick and must not raise."""
+
+    def step(self, text: str) -> None:
+        """A new step has begun; `text` describes it in the present tense."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Within the current step, `done` of `total` units (bytes, models, requests) are ready."""
+
+
+class Silent:
+    """Shows nothing: the default everywhere below the command line."""
+
+    def step(self, text: str) -> None:
+        """Ignore the step."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Ignore the count."""
+
+
+SILENT: Progress = Silent()

@@ -1,0 +1,168 @@
+"""What a SavedModel says about itself, read without tensorflow.
+
+Source: tensorflow/cc/saved_model/constants.h (file names) and loader.cc (what a load needs).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit import protos
+from tfserve_kit.checkpoint import CheckpointError, shard_sizes
+from tfserve_kit.errors import Problem
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.dtypes import DType
+
+GRAPH_FILE = "saved_model.pb"
+VARIABLES_INDEX = Path("variables") / "variables.index"
+DEFAULT_SIGNATURE = "serving_default"
+# The signature through which TensorFlow runs initializers; not one to call.
+_INTERNAL_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output of a signature.
+
+    Attributes:
+        name: name of the tensor in the graph, such as `serving_default_x:0`.
+        dtype: its type; None for types that cannot travel (resource, variant).
+        shape: sizes by axis with None where any size goes; None if even the rank is open.
+    """
+
+    name: str
+    dtype: DType | None
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        axes = ["?" if size is None else str(size) for size in self.shape or ()]
+        shape = "[" + ", ".join(axes) + "]" if self.shape is not None else "[...]"
+        return f"{self.dtype.name if self.dtype else 'opaque'} {shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One way to call a model: inputs and outputs by alias."""
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    method_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """The contents of `saved_model.pb` that matter to whoever serves or calls the model."""
+
+    tags: tuple[frozenset[str], ...]
+    signatures: Mapping[str, Signature]
+
+
+def signatures(signature_defs: Mapping[str, Any]) -> dict[str, Signature]:
+    """Return the callable signatures of a `map<string, SignatureDef>`, by name."""
+    return {
+        name: Signature(
+            name,
+            {alias: _tensor(info) for alias, info in sorted(signature.inputs.items())},
+            {alias: _tensor(info) for alias, info in sorted(signature.outputs.items())},
+            signature.method_name,
+        )
+        for name, signature in sorted(signature_defs.items())
+        if name not in _INTERNAL_SIGNATURES
+    }
+
+
+def _tensor(info: Any) -> TensorSpec:
+    try:
+        dtype = dtypes.by_number(info.dtype)
+    except KeyError:
+        dtype = None
+    shape = info.tensor_shape
+    axes = tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
+    return TensorSpec(info.name, dtype, None if shape.unknown_rank else axes)
+
+
+def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
+    """Read `saved_model.pb`.
+
+    Args:
+        version_dir: the directory that holds it.
+        tag: which of its meta graphs the signatures are taken from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated or no SavedModel, or no meta graph bears the tag.
+    """
+    message = _parse(version_dir / GRAPH_FILE)
+    tags = tuple(frozenset(graph.meta_info_def.tags) for graph in message.meta_graphs)
+    for graph, names in zip(message.meta_graphs, tags, strict=True):
+        if tag in names:
+            return SavedModel(tags, signatures(graph.signature_def))
+    have = ", ".join("+".join(sorted(names)) for names in tags)
+    raise ValueError(f"no graph is tagged {tag!r}; it has {have}")
+
+
+def _parse(file: Path) -> Any:
+    data = file.read_bytes()
+    try:
+        message = protos.SavedModel.FromString(data)
+    except protos.DecodeError as error:
+        raise ValueError(f"cannot be parsed ({len(data)} bytes): truncated or damaged") from error
+    if not message.meta_graphs:
+        raise ValueError(f"holds no graph ({len(data)} bytes): empty or no SavedModel")
+    return message
+
+
+def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
+    """Return everything that would keep a server from loading the model correctly.
+
+    A server loads a model whose `variables.index` is missing without complaint and answers with
+    uninitialized variables, so that is looked at here: an index must be present where the graph
+    has variables to restore, and each shard it names must be there in full.
+    """
+    graph_file = version_dir / GRAPH_FILE
+    if not graph_file.is_file():
+        remedy = "give the directory that holds it, as tf.saved_model.save writes it"
+        return [Problem(GRAPH_FILE, f"is missing in {version_dir}", remedy)]
+    try:
+        message = _parse(graph_file)
+        read(version_dir, tag=tag)
+    except ValueError as error:
+        return [Problem(GRAPH_FILE, str(error), "export the model again")]
+    return _variable_problems(version_dir, needed=_restores(message))
+
+
+def _restores(message: Any) -> bool:
+    """Say whether loading restores variables: the graph has a saver and something to save."""
+    for graph in message.meta_graphs:
+        if any(_is_variable(node) for node in graph.graph_def.node):
+            return True
+        if any(node.WhichOneof("kind") == "variable" for node in graph.object_graph_def.nodes):
+            return True
+    return False
+
+
+def _is_variable(node: Any) -> bool:
+    return node.op in {"VarHandleOp", "VariableV2", "Variable"}
+
+
+def _variable_problems(version_dir: Path, *, needed: bool) -> list[Problem]:
+    index = version_dir / VARIABLES_INDEX
+    if not index.is_file():
+        again = "copy the variables folder as well, or export the model again"
+        return [Problem(str(VARIABLES_INDEX), "is missing", again)] if needed else []
+    try:
+        sizes = shard_sizes(index)
+    except CheckpointError as error:
+        return [Problem(str(VARIABLES_INDEX), str(error), "copy or export the model again")]
+    found = []
+    for name, size in sizes.items():
+        shard = index.parent / name
+        have = shard.stat().st_size if shard.is_file() else None
+        if have is None:
+            found.append(Problem(f"variables/{name}", "is missing", "copy the model again"))
+        elif have < size:
+            text = f"has {have} bytes of the {size} its index names"
+            found.append(Problem(f"variables/{name}", text, "copy the model again"))
+    return found

@@ -1,0 +1,93 @@
+"""Deployment files: TOML to `Spec` and its problems, all at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tfserve_kit import flags
+from tfserve_kit.errors import Problem, SpecError, did_you_mean
+from tfserve_kit.spec.schema import Spec
+
+DEFAULT_FILE = "tfkit.toml"
+
+_ADVICE = {"missing": "add it", "string_type": "write it in quotes", "int_type": "write a whole number"}
+
+
+def load(file: Path) -> Spec:
+    """Read a deployment file; relative base paths become absolute, seen from its folder.
+
+    Raises:
+        SpecError: with every problem found.
+        OSError: the file cannot be read.
+    """
+    try:
+        document = tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
+    return build(document, source=str(file), folder=file.parent)
+
+
+def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
+    """Turn decoded TOML (or the same shape of data) into a checked deployment.
+
+    Args:
+        document: sections as nested dicts.
+        source: what the error message calls it.
+        folder: what relative base paths start from.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    try:
+        spec = Spec.model_validate(document)
+    except ValidationError as error:
+        found = [_problem(detail) for detail in error.errors()]
+        raise SpecError(source, found) from error
+    if found := flags.problems(spec.server.flags):
+        raise SpecError(source, found)
+    models = {
+        name: model.model_copy(update={"base_path": _absolute(model.base_path, folder)})
+        for name, model in spec.models.items()
+    }
+    return spec.model_copy(update={"models": models})
+
+
+def _absolute(base_path: str, folder: Path) -> str:
+    if "://" in base_path:
+        return base_path
+    return str((folder / Path(base_path).expanduser()).absolute().resolve())
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    *parents, key = detail["loc"] or ("",)
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(path, "is not a known key", did_you_mean(str(key), _keys(parents)))
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] not in {"missing", "value_error"}:
+        message = f"{message[:1].lower()}{message[1:]}, but is {detail['input']!r:.80}"
+    return Problem(path, message, _ADVICE.get(detail["type"], ""))
+
+
+def _keys(location: list[int | str]) -> list[str]:
+    """Return the keys that the schema knows at a place."""
+    kind: Any = Spec
+    for part in location:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = _section(kind.model_fields[str(part)].annotation)
+    return list(kind.model_fields) if isinstance(kind, type) else []
+
+
+def _section(annotation: Any) -> Any:
+    """Return the section class in `Batching | None`, or the annotation itself."""
+    sections = [arg for arg in get_args(annotation) if _is_section(arg)]
+    return sections[0] if sections and get_origin(annotation) is not dict else annotation
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

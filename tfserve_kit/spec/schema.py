@@ -1,0 +1,165 @@
+"""A deployment as typed data: which models, which versions, how they are served.
+
+The descriptions of the fields are the reference: `docs/spec.md` is generated from them.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Version = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+EngineName = Literal["auto", "native", "embedded"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class VersionPolicy(_Section):
+    """Which versions of a model are loaded; exactly one of the three."""
+
+    latest: Positive | None = Field(None, description="the N highest version numbers")
+    all: bool = Field(False, description="every version in the base path")
+    specific: tuple[Version, ...] = Field((), description="these version numbers, and no others")
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Self:
+        if (self.latest is not None) + self.all + bool(self.specific) != 1:
+            raise ValueError("give exactly one of latest, all and specific")
+        return self
+
+
+class Model(_Section):
+    """One served model."""
+
+    base_path: str = Field(
+        min_length=1,
+        description="folder that holds one subfolder per version; relative to the deployment file",
+    )
+    platform: Literal["tensorflow"] = Field("tensorflow", description="kind of model")
+    versions: VersionPolicy = Field(
+        default_factory=lambda: VersionPolicy(latest=1),
+        description='`"latest"`, `"all"`, `{latest = 2}` or `{specific = [1, 3]}`',
+    )
+    labels: dict[str, Version] = Field(
+        default_factory=dict, description="names for version numbers, such as `{stable = 3}`"
+    )
+
+    @field_validator("versions", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        named = {"latest": VersionPolicy(latest=1), "all": VersionPolicy(all=True)}
+        if isinstance(value, str):
+            if value not in named:
+                raise ValueError(f"is {value!r}; give latest, all, {{latest = N}} or {{specific = [N]}}")
+            return named[value]
+        if isinstance(value, dict) and isinstance(value.get("specific"), list):
+            return value | {"specific": tuple(value["specific"])}
+        return value
+
+    @model_validator(mode="after")
+    def _labels_are_loaded(self) -> Self:
+        loaded = self.versions.specific
+        for label, version in self.labels.items():
+            if loaded and version not in loaded:
+                raise ValueError(f"label {label!r} names version {version}, which is not loaded")
+        return self
+
+
+class Batching(_Section):
+    """How requests are grouped into batches; left out values take the server's defaults.
+
+    Source: tensorflow_serving/servables/tensorflow/session_bundle_config.proto and
+    bundle_factory_util.cc, which checks the last allowed size when a model is loaded.
+    """
+
+    max_batch_size: Positive | None = Field(None, description="most rows in a batch (1000)")
+    batch_timeout_micros: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="longest wait for a batch to fill, in microseconds (0)"
+    )
+    max_enqueued_batches: Positive | None = Field(
+        None, description="batches that may wait before requests are refused (10)"
+    )
+    num_batch_threads: Positive | None = Field(
+        None, description="batches that run at once (one for each CPU)"
+    )
+    thread_pool_name: str | None = Field(None, description="name of these threads")
+    allowed_batch_sizes: tuple[Positive, ...] = Field(
+        (), description="sizes that batches are padded to, rising; the last is max_batch_size"
+    )
+    pad_variable_length_inputs: bool = Field(False, description="pad rows of unequal length")
+    enable_large_batch_splitting: bool | None = Field(
+        None, description="split requests over the execution size (false)"
+    )
+    max_execution_batch_size: Positive | None = Field(
+        None, description="most rows run at once when splitting (max_batch_size)"
+    )
+
+    @field_validator("allowed_batch_sizes", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        sizes, largest = self.allowed_batch_sizes, self.max_batch_size or 1000
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"allowed_batch_sizes must rise, but is {list(sizes)}")
+        if sizes and sizes[-1] != largest:
+            raise ValueError(
+                f"the last of allowed_batch_sizes must be max_batch_size: {sizes[-1]} != {largest}"
+            )
+        if (self.max_execution_batch_size or 0) > largest:
+            raise ValueError(
+                f"max_execution_batch_size is {self.max_execution_batch_size}, "
+                f"above max_batch_size {largest}"
+            )
+        return self
+
+
+class Monitoring(_Section):
+    """The Prometheus page on the REST port."""
+
+    prometheus: bool = Field(True, description="whether to offer it")
+    path: str = Field(
+        "/monitoring/prometheus/metrics", pattern="^/", description="URL path of the page"
+    )
+
+
+class Server(_Section):
+    """The server process or container."""
+
+    name: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+        description="what `tfkit ps`, `logs` and `stop` call it",
+    )
+    engine: EngineName = Field("auto", description="what runs it")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    grpc_port: Port = Field(8500, description="TCP port of gRPC; 0 finds a free one")
+    rest_port: Port = Field(8501, description="TCP port of REST; 0 finds a free one")
+    ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        120.0, strict=False, description="longest wait until all models are available, in seconds"
+    )
+    flags: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="further flags of tensorflow_model_server"
+    )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.grpc_port == self.rest_port != 0:
+            raise ValueError(f"grpc_port and rest_port are both {self.grpc_port}")
+        return self
+
+
+class Spec(_Section):
+    """A whole deployment."""
+
+    server: Server = Field(default_factory=Server, description="the process or container")
+    models: dict[Annotated[str, Field(min_length=1)], Model] = Field(
+        min_length=1, description="the served models, by name"
+    )
+    batching: Batching | None = Field(None, description="present: requests are batched")
+    monitoring: Monitoring | None = Field(None, description="present: Prometheus page")

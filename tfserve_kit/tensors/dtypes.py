@@ -1,0 +1,102 @@
+"""numpy dtypes and TensorFlow DataTypes: the one table that translates between them.
+
+Source: tensorflow/core/framework/types.proto and tensor.proto (which `*_val` field carries which
+type), tensorflow/core/framework/types.cc (DataTypeString, the names used in error texts).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+try:  # bfloat16 is no dtype of numpy's own; tensorflow brings the package that adds it
+    import ml_dtypes
+
+    _BFLOAT16: np.dtype | None = np.dtype(ml_dtypes.bfloat16)
+except ImportError:
+    _BFLOAT16 = None
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One row of the table.
+
+    Attributes:
+        number: value of the DataType enum.
+        name: TensorFlow's lower-case name, such as `float` or `int64`, as error texts print it.
+        numpy: the numpy dtype; None where numpy has none (bfloat16 without ml_dtypes).
+        field: the TensorProto field for single values, such as `float_val`.
+    """
+
+    number: int
+    name: str
+    numpy: np.dtype | None
+    field: str
+
+    @property
+    def enum_name(self) -> str:
+        """The enum's own spelling, such as `DT_FLOAT`."""
+        return f"DT_{self.name.upper()}"
+
+
+def _row(number: int, name: str, numpy: DTypeLike, field: str) -> DType:
+    return DType(number, name, None if numpy is None else np.dtype(numpy), field)
+
+
+TABLE = (
+    _row(1, "float", np.float32, "float_val"),
+    _row(2, "double", np.float64, "double_val"),
+    _row(3, "int32", np.int32, "int_val"),
+    _row(4, "uint8", np.uint8, "int_val"),
+    _row(5, "int16", np.int16, "int_val"),
+    _row(6, "int8", np.int8, "int_val"),
+    _row(7, "string", np.object_, "string_val"),
+    _row(8, "complex64", np.complex64, "scomplex_val"),
+    _row(9, "int64", np.int64, "int64_val"),
+    _row(10, "bool", np.bool_, "bool_val"),
+    _row(14, "bfloat16", _BFLOAT16, "half_val"),
+    _row(17, "uint16", np.uint16, "int_val"),
+    _row(18, "complex128", np.complex128, "dcomplex_val"),
+    _row(19, "half", np.float16, "half_val"),
+    _row(22, "uint32", np.uint32, "uint32_val"),
+    _row(23, "uint64", np.uint64, "uint64_val"),
+)
+STRING = TABLE[6]
+BFLOAT16 = TABLE[10]
+
+_BY_NUMBER = {row.number: row for row in TABLE}
+_BY_NAME = {row.name: row for row in TABLE} | {row.enum_name: row for row in TABLE}
+_BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy is not None and row is not STRING}
+
+
+def by_number(number: int) -> DType:
+    """Return the row of a DataType number.
+
+    Raises:
+        KeyError: the table has no such type (resource, variant, quantized and reference types).
+    """
+    return _BY_NUMBER[number]
+
+
+def by_name(name: str) -> DType:
+    """Return the row of a name in either spelling, `float` or `DT_FLOAT`.
+
+    Raises:
+        KeyError: the table has no such type.
+    """
+    return _BY_NAME[name]
+
+
+def by_numpy(dtype: DTypeLike) -> DType:
+    """Return the row of a numpy dtype; text, bytes and object arrays are strings.
+
+    Raises:
+        TypeError: TensorFlow has no such type (dates, records, long doubles).
+    """
+    found = np.dtype(dtype)
+    if found.kind in "OSU" or found.kind == "T":
+        return STRING
+    try:
+        return _BY_NUMPY[found.newbyteorder("=")]
+    except KeyError:
+        raise TypeError(f"TensorFlow has no type for numpy's {found}") from None

@@ -1,0 +1,244 @@
+"""numpy arrays to and from TensorProto messages, and PredictRequests as bytes.
+
+What the typed `*_val` fields mean follows tensorflow/core/framework/tensor.cc: too few values repeat
+the last one, none at all means zeros, surplus values are cut, and `tensor_content` wins over values.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.dtypes import DType
+
+# A tensor may name at most this many dimensions (tensorflow/core/framework/tensor_shape.h).
+MAX_RANK = 254
+# A few bytes may claim a huge tensor by leaving its values out; no larger one is filled in.
+MAX_FILLED_BYTES = 1 << 30
+
+
+class TensorError(ValueError):
+    """A TensorProto contradicts itself, or an array has no TensorFlow counterpart."""
+
+
+def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
+    """Return a TensorProto holding `array`.
+
+    Args:
+        array: any shape; any dtype of `tensors.dtypes`. Text is encoded as UTF-8.
+        as_content: numbers go as raw bytes in `tensor_content`; False writes the typed field, as
+            the official server does in its answers. Strings always go to `string_val`.
+
+    Raises:
+        TypeError: TensorFlow has no such dtype, or a string element is neither str nor bytes.
+    """
+    array = np.asarray(array)
+    dtype = dtypes.by_numpy(array.dtype)
+    proto = _header(array)
+    if dtype is dtypes.STRING:
+        proto.string_val.extend(_byte_strings(array))
+    elif as_content:
+        proto.tensor_content = _native(array).tobytes()
+    else:
+        getattr(proto, dtype.field).extend(_values(array))
+    return proto
+
+
+def from_proto(proto: Any) -> NDArray[Any]:
+    """Return the array a TensorProto holds.
+
+    Returns:
+        An array of the message's shape; strings as an object array of bytes; bfloat16 as float32
+        where numpy has no bfloat16. It may be read-only and share memory with the message.
+
+    Raises:
+        TensorError: unknown dtype, negative or overflowing shape, or content of another length.
+    """
+    shape, count = _shape(proto)
+    try:
+        dtype = dtypes.by_number(proto.dtype)
+    except KeyError:
+        raise TensorError(f"cannot read a tensor of DataType {proto.dtype}") from None
+    if dtype is dtypes.STRING:
+        return _strings_from(proto, count).reshape(shape)
+    storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
+    if proto.tensor_content:
+        if len(proto.tensor_content) != count * storage.itemsize:
+            raise TensorError(
+                f"tensor_content holds {len(proto.tensor_content)} bytes, "
+                f"not the {count * storage.itemsize} of {dtype.name} {list(shape)}"
+            )
+        flat = np.frombuffer(proto.tensor_content, storage.newbyteorder("<")).astype(
+            storage, copy=False
+        )
+    else:
+        flat = _filled(_typed(proto, dtype, storage), count, storage)
+    return (_widen(flat) if dtype.numpy is None else flat).reshape(shape)
+
+
+def _shape(proto: Any) -> tuple[tuple[int, ...], int]:
+    if proto.tensor_shape.unknown_rank:
+        raise TensorError("a tensor value must have a known rank")
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    count = math.prod(shape)
+    if any(size < 0 for size in shape) or len(shape) > MAX_RANK or count >= 1 << 63:
+        raise TensorError(f"no tensor can have the shape {list(shape)[:8]}")
+    return shape, count
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _byte_strings(array: NDArray[Any]) -> Iterator[bytes]:
+    for item in array.ravel().tolist():
+        if isinstance(item, str):
+            yield item.encode()
+        elif isinstance(item, bytes):
+            yield item
+        else:
+            raise TypeError(f"a string tensor cannot hold {item!r}; it takes str and bytes")
+
+
+def _values(array: NDArray[Any]) -> Iterable[Any]:
+    """Return the elements as the typed field wants them."""
+    flat = _native(array).ravel()
+    if flat.dtype.kind == "c":
+        return flat.view(np.dtype(f"f{flat.dtype.itemsize // 2}")).tolist()
+    if flat.dtype == np.float16 or flat.dtype == dtypes.BFLOAT16.numpy:
+        return flat.view(np.uint16).tolist()
+    return flat.tolist()
+
+
+def _typed(proto: Any, dtype: DType, storage: np.dtype[Any]) -> NDArray[Any]:
+    """Return the values of the typed field, as many as there are."""
+    field = getattr(proto, dtype.field)
+    if dtype.field.endswith("complex_val"):
+        part = np.dtype(f"f{storage.itemsize // 2}")
+        return np.array(field[: len(field) // 2 * 2], part).view(storage)
+    if dtype.field == "half_val":
+        return np.array(field, np.uint32).astype(np.uint16).view(storage)
+    if dtype.field == "int_val":  # int32 on the wire, cut to the narrower type as C++ does
+        return np.array(field, np.int32).astype(storage)
+    return np.array(field, storage)
+
+
+def _filled(values: NDArray[Any], count: int, storage: np.dtype[Any]) -> NDArray[Any]:
+    if len(values) >= count:
+        return values[:count]
+    if count * storage.itemsize > MAX_FILLED_BYTES:
+        raise TensorError(f"{count} elements, of which only {len(values)} were sent")
+    array = np.empty(count, storage)
+    array[: len(values)] = values
+    array[len(values) :] = values[-1] if len(values) else 0
+    return array
+
+
+def _strings_from(proto: Any, count: int) -> NDArray[Any]:
+    items = list(_content_strings(proto.tensor_content, count) or proto.string_val)[:count]
+    if (count - len(items)) * 8 > MAX_FILLED_BYTES:
+        raise TensorError(f"{count} strings, of which only {len(items)} were sent")
+    array = np.empty(count, object)
+    array[: len(items)] = items
+    array[len(items) :] = items[-1] if items else b""
+    return array
+
+
+def _content_strings(content: bytes, count: int) -> list[bytes]:
+    """Split string content: all lengths as varints, then all bytes (tensor_coding.cc)."""
+    if not content:
+        return []
+    lengths, at = [], 0
+    if count > len(content):  # each length takes at least a byte
+        raise TensorError("string content ends within a length")
+    for _ in range(count):
+        length, at = _varint(content, at)
+        lengths.append(length)
+    if at + sum(lengths) != len(content):
+        raise TensorError("the lengths in string content do not add up to its size")
+    items = []
+    for length in lengths:
+        items.append(content[at : at + length])
+        at += length
+    return items
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= len(content):
+            break
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
+            return value, at
+    raise TensorError("string content ends within a length")
+
+
+def _widen(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return bfloat16 bits as float32, which holds every one of them exactly."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def predict_request(
+    inputs: Mapping[str, ArrayLike], model_spec: Any, output_filter: Iterable[str] = ()
+) -> bytes:
+    """Return a serialized PredictRequest, copying each tensor's bytes once.
+
+    Going through the message classes copies a large tensor several times; this writes the few
+    surrounding bytes itself (tensorflow_serving/apis/predict.proto: model_spec = 1, inputs = 2,
+    output_filter = 3; map entry: key = 1, value = 2; TensorProto.tensor_content = 4).
+
+    Args:
+        inputs: array per input alias; shapes and dtypes as for `to_proto`.
+        model_spec: a ModelSpec message.
+        output_filter: names of the outputs to return; all if empty.
+
+    Raises:
+        TypeError: as `to_proto`.
+    """
+    spec = model_spec.SerializeToString()
+    pieces: list[bytes | memoryview] = [b"\x0a", _encode_varint(len(spec)), spec]
+    for alias, value in inputs.items():
+        pieces += _map_entry(alias.encode(), np.asarray(value))
+    for name in output_filter:
+        pieces += [b"\x1a", _encode_varint(len(name.encode())), name.encode()]
+    return b"".join(pieces)
+
+
+def _map_entry(key: bytes, array: NDArray[Any]) -> list[bytes | memoryview]:
+    content: bytes | memoryview = b""
+    if dtypes.by_numpy(array.dtype) is dtypes.STRING:
+        head = to_proto(array).SerializeToString()
+    else:
+        head = _header(array).SerializeToString()
+        content = _native(array).reshape(-1).view(np.uint8).data
+    if len(content):
+        head += b"\x22" + _encode_varint(len(content))
+    name = b"\x0a" + _encode_varint(len(key)) + key
+    value = b"\x12" + _encode_varint(len(head) + len(content))
+    size = _encode_varint(len(name) + len(value) + len(head) + len(content))
+    return [b"\x12", size, name, value, head, content]
+
+
+def _header(array: NDArray[Any]) -> Any:
+    """Return a TensorProto with dtype and shape only."""
+    proto = protos.TensorProto(dtype=dtypes.by_numpy(array.dtype).number)
+    proto.tensor_shape.SetInParent()
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:  # noqa: PLR2004 (seven bits a byte)
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
