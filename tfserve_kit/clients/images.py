@@ -1,0 +1,181 @@
+"""Pictures become the input of a model, as its signature and its preprocessing note ask."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+
+# Pictures with more pixels than this are refused: a small file may unpack to gigabytes.
+MAX_PIXELS = 100_000_000
+
+_MODES = {1: "L", 3: "RGB"}
+_IMAGE_RANK, _FLAT_RANK = 4, 2  # [batch, height, width, channels] and [batch, values]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input of a signature that takes pictures.
+
+    Attributes:
+        alias: name of the input.
+        spec: its dtype and shape.
+        how: the size, range and labels to use, complete.
+    """
+
+    alias: str
+    spec: TensorSpec
+    how: Preprocessing
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the model decodes the picture itself: its input is a string."""
+        return self.spec.dtype is dtypes.STRING
+
+
+def image_input(signature: Signature, note: Preprocessing) -> ImageInput:
+    """Find out how a signature wants its pictures.
+
+    Args:
+        signature: must have one input: string [b], number [b, height, width, channels] or
+            number [b, height * width * channels].
+        note: what is known beside the signature; it wins over what the shape suggests.
+
+    Raises:
+        UsageError: the signature takes no picture, or not enough is known about it.
+    """
+    if len(signature.inputs) != 1:
+        names = ", ".join(signature.inputs) or "none"
+        raise UsageError(
+            f"signature {signature.name!r} has {len(signature.inputs)} inputs ({names}), "
+            "and a picture fills exactly one",
+        )
+    ((alias, spec),) = signature.inputs.items()
+    if spec.dtype is dtypes.STRING:
+        return ImageInput(alias, spec, note)
+    rank = None if spec.shape is None else len(spec.shape)
+    if spec.dtype is None or spec.dtype.name == "bool" or rank not in {_IMAGE_RANK, _FLAT_RANK}:
+        raise UsageError(
+            f"input {alias!r} is {spec}, which is not a picture",
+            remedy="use a signature with an input of [b, height, width, channels], [b, n] or string",
+        )
+    how = _guess(spec).overridden_by(note)
+    if how.height is None or how.width is None or how.channels is None:
+        raise UsageError(
+            f"the picture size for input {alias!r} ({spec}) is not known",
+            remedy="give --size HEIGHTxWIDTH and --channels",
+        )
+    _require_fit(alias, spec, how)
+    return ImageInput(alias, spec, how)
+
+
+def _guess(spec: TensorSpec) -> Preprocessing:
+    """Return what dtype and shape suggest: floats run from 0 to 1, integers from 0 to 255."""
+    is_float = spec.dtype is not None and spec.dtype.name in {"float", "double", "half", "bfloat16"}
+    value_range = (0.0, 1.0) if is_float else (0.0, 255.0)
+    shape = spec.shape or ()
+    if len(shape) == _IMAGE_RANK:
+        return Preprocessing(shape[1], shape[2], shape[3], value_range)
+    values = shape[-1] if shape else None
+    for channels in (1, 3):
+        side = round((values / channels) ** 0.5) if values else 0
+        if values and side * side * channels == values:
+            return Preprocessing(side, side, channels, value_range)
+    return Preprocessing(value_range=value_range)
+
+
+def _require_fit(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
+    size = (how.height, how.width, how.channels)
+    shape = spec.shape or ()
+    if len(shape) == _IMAGE_RANK:
+        fits = all(want in {None, have} for want, have in zip(shape[1:], size, strict=True))
+    else:
+        fits = shape[-1] in {None, np.prod([each or 0 for each in size])}
+    if not fits:
+        height, width, channels = size
+        raise UsageError(
+            f"a picture of {height}x{width} with {channels} channels does not fit "
+            f"input {alias!r}, {spec}",
+            remedy="leave out --size and --channels to use what the model says",
+        )
+
+
+def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
+    """Turn one encoded picture into one row of the input.
+
+    Args:
+        data: the bytes of a JPEG, PNG or other picture.
+        wanted: from `image_input`.
+        name: what errors call the picture.
+
+    Returns:
+        The model's dtype, without the batch axis: bytes, [height, width, channels] or [n].
+
+    Raises:
+        InvalidRequest: the data is no picture.
+    """
+    image = _decode(data, name)
+    if wanted.encoded:
+        encoded = np.empty((), object)
+        encoded[()] = data
+        return encoded
+    how = wanted.how
+    height, width, channels = how.height or 0, how.width or 0, how.channels or 0
+    image = image.convert(_MODES.get(channels, "RGB"))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32).reshape(height, width, channels)
+    values = _scaled(pixels, how)
+    dtype = wanted.spec.dtype.numpy if wanted.spec.dtype else None
+    if dtype is not None and dtype.kind in "iu":
+        values = np.rint(values)
+    flat = wanted.spec.shape is not None and len(wanted.spec.shape) == _FLAT_RANK
+    return values.astype(dtype or np.float32).reshape(-1 if flat else (height, width, channels))
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    """Decode fully, so that a truncated file is noticed here; upright as its EXIF tag says."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise InvalidRequest(
+                f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}",
+                remedy="make it smaller first",
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InvalidRequest(
+            f"{name} is not a picture that can be read: {error}",
+            remedy="give a JPEG, PNG, WebP, BMP or GIF file",
+        ) from error
+
+
+def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float32]:
+    low, high = how.value_range or (0.0, 255.0)
+    values = pixels if (low, high) == (0.0, 255.0) else pixels * ((high - low) / 255.0) + low
+    if how.mean:
+        values = values - np.array(how.mean, np.float32)
+    if how.std:
+        values = values / np.array(how.std, np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InvalidRequest: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
