@@ -152,9 +152,10 @@ def _decode(data: bytes, name: str) -> Image.Image:
             )
         image.load()
         return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise InvalidRequest(
-            f"{name} is not a picture that can be read: {error}",
+            f"{name} is not a picture that can be read{reason}",
             remedy="give a JPEG, PNG, WebP, BMP or GIF file",
         ) from error
 

@@ -1,6 +1,7 @@
 """Deployment files: TOML to `Spec` and its problems, all at once."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,8 +17,12 @@ DEFAULT_FILE = "tfkit.toml"
 _ADVICE = {"missing": "add it", "string_type": "write it in quotes", "int_type": "write a whole number"}
 
 
-def load(file: Path) -> Spec:
+def load(file: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
     """Read a deployment file; relative base paths become absolute, seen from its folder.
+
+    Args:
+        file: the TOML file.
+        overrides: keys of `[server]` that win over the file's.
 
     Raises:
         SpecError: with every problem found.
@@ -27,6 +32,8 @@ def load(file: Path) -> Spec:
         document = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
+    if overrides:
+        document["server"] = {**document.get("server", {}), **overrides}
     return build(document, source=str(file), folder=file.parent)
 
 

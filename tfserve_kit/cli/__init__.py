@@ -1,0 +1,83 @@
+"""The command line: each command parses, calls one function and renders one result."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.errors import TfkitError
+
+# Commands are imported when they are called, so that `tfkit --help` and `tfkit predict` are quick.
+# The help text stands here for the same reason; a test holds it against the command's own.
+COMMANDS = {
+    "init": "Write a commented deployment file.",
+    "render": "Show or write the server's configuration files.",
+    "push-model": "Add a model version to a base path, atomically.",
+    "versions": "List the versions in a base path.",
+    "serve": "Start a server and wait until its models answer.",
+    "ps": "List the servers that tfkit runs.",
+    "status": "Show the models and versions of a server.",
+    "logs": "Show the log of a server.",
+    "stop": "Stop servers.",
+    "metadata": "Show the signatures of a model.",
+    "predict": "Classify pictures.",
+    "perf": "Measure latency and throughput.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of a first use."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"tfserve_kit.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; name the nearest one for a mistyped name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from tfserve_kit.errors import did_you_mean
+
+            ctx.fail(f"No such command {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tfserve-kit", prog_name="tfkit")
+def cli() -> None:
+    """Render, stage, launch, call and measure TensorFlow Serving."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = cli.main(arguments, prog_name="tfkit", standalone_mode=False)
+    except TfkitError as error:
+        output.failure(error, as_json="--json" in arguments)
+        sys.exit(exit_codes.exit_code(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        output.note("Interrupted.")
+        sys.exit(exit_codes.INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else exit_codes.OK)

@@ -1,0 +1,48 @@
+"""`tfkit metadata`."""
+
+import click
+
+from tfserve_kit.cli import output
+from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli.target import destination
+from tfserve_kit.clients import Target, connect
+from tfserve_kit.savedmodel import Signature
+
+
+@click.command("metadata")
+@server_options
+@click.option("--version", type=click.IntRange(min=0), help="Version; the newest if left out.")
+@click.option("--label", help="Version label instead of a version.")
+@json_option
+def command(
+    url: str | None,
+    model: str | None,
+    protocol: str,
+    timeout_s: float,
+    version: int | None,
+    label: str | None,
+    as_json: bool,
+) -> None:
+    """Show the signatures of a model: inputs and outputs with their types and shapes."""
+    where = destination(url, protocol, model)
+    with connect(where.url) as client:
+        found = client.metadata(Target(where.model, version, label), timeout_s=timeout_s)
+    rows = [row for signature in found.signatures.values() for row in _rows(signature)]
+    columns = ("signature", "direction", "name", "type", "tensor")
+    text = f"{where.model} version {found.version}\n" + output.table(
+        [column.upper() for column in columns], rows
+    )
+    data = {
+        "model": where.model,
+        "version": found.version,
+        "tensors": [dict(zip(columns, row, strict=True)) for row in rows],
+    }
+    output.result("metadata", data, as_json=as_json, text=text)
+
+
+def _rows(signature: Signature) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (signature.name, direction, alias, str(spec), spec.name)
+        for direction, specs in (("in", signature.inputs), ("out", signature.outputs))
+        for alias, spec in specs.items()
+    ]

@@ -1,0 +1,34 @@
+"""`tfkit ps`."""
+
+import click
+
+from tfserve_kit.cli import output
+from tfserve_kit.cli.options import json_option
+from tfserve_kit.engines import ServerHandle, registry
+
+
+def described(handle: ServerHandle) -> dict[str, object]:
+    """Return what is known of a server, as JSON shows it."""
+    state = handle.state()
+    return {
+        "name": handle.server_name,
+        "engine": handle.engine,
+        "state": state.phase.value,
+        "exit_code": state.exit_code,
+        "grpc": handle.endpoints.grpc,
+        "rest": handle.endpoints.rest,
+        "models": dict(handle.models),
+    }
+
+
+@click.command("ps")
+@json_option
+def command(as_json: bool) -> None:
+    """List the servers that tfkit runs, and those that ended by themselves."""
+    rows = [described(handle) for handle in registry.servers()]
+    columns = ("name", "engine", "state", "grpc", "rest")
+    text = output.table(
+        [*(column.upper() for column in columns), "MODELS"],
+        [[*(row[key] for key in columns), ",".join(row["models"])] for row in rows],  # type: ignore[call-overload]
+    )
+    output.result("servers", rows, as_json=as_json, text=text)

@@ -1,0 +1,85 @@
+"""`tfkit serve`."""
+
+from pathlib import Path
+
+import click
+
+from tfserve_kit import launch
+from tfserve_kit.cli import deployment, output
+from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.ps import described
+from tfserve_kit.engines import Phase, Plan, ServerHandle, registry
+from tfserve_kit.engines.process import shell_line
+from tfserve_kit.errors import ServerFailed
+
+
+@click.command("serve")
+@deployment.deployment_options
+@click.option("--name", help="Name of the server.")
+@click.option("--engine", metavar="auto|native|embedded", help="What runs it.")
+@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+              help="tensorflow_model_server for the native engine.")  # fmt: skip
+@click.option("--host", help="Address to listen on.")
+@click.option("--grpc-port", type=int, help="Port of gRPC; 0 finds a free one.")
+@click.option("--rest-port", type=int, help="Port of REST; 0 finds a free one.")
+@click.option("--ready-timeout", "ready_timeout_s", type=float, metavar="SECONDS",
+              help="Longest wait until all models are available.")  # fmt: skip
+@click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
+@click.option("--dry-run", is_flag=True, help="Show the command and its files, start nothing.")
+@json_option
+def command(
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    binary: str | None,
+    detach: bool,
+    dry_run: bool,
+    as_json: bool,
+    **server: str | float | None,
+) -> None:
+    """Start a server and wait until its models answer.
+
+    Runs in the foreground until Ctrl-C, which stops the server; --detach leaves it running.
+    """
+    spec = deployment.load(config, models, server)
+    engine, why = registry.choose(spec.server.engine, binary=binary)
+    if dry_run:
+        _show_plan(launch.plan(spec, engine, templates=templates), as_json=as_json)
+        return
+    output.note(f"Engine {engine.name}: {why}.")
+    with output.TerminalProgress() as progress:
+        handle = launch.up(spec, engine, templates=templates, progress=progress)
+    output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
+    if not detach:
+        _attend(handle)
+
+
+def _show_plan(plan: Plan, *, as_json: bool) -> None:
+    files = "".join(f"\n# {path}\n{text}" for path, text in plan.files.items())
+    for note in plan.notes:
+        output.note(f"Note: {note}.")
+    data = {"engine": plan.engine, "argv": plan.argv, "files": dict(plan.files)}
+    output.result("plan", data, as_json=as_json, text=shell_line(plan.argv) + "\n" + files.rstrip())
+
+
+def _announcement(handle: ServerHandle) -> str:
+    models = ", ".join(handle.models)
+    where = f"  gRPC  {handle.endpoints.grpc}\n  REST  {handle.endpoints.rest}"
+    return f"Server {handle.server_name!r} is ready: {models}\n{where}"
+
+
+def _attend(handle: ServerHandle) -> None:
+    """Follow the log until Ctrl-C or until the server ends."""
+    try:
+        for line in handle.logs(tail=0, follow=True):
+            output.note(line)
+    finally:
+        state = handle.state()
+        tail = list(handle.logs(tail=launch.LOG_TAIL))
+        handle.stop()
+    if state.phase is not Phase.RUNNING:
+        raise ServerFailed(
+            f"server {handle.server_name!r} ended by itself",
+            exit_code=state.exit_code,
+            log_tail=tail,
+        )

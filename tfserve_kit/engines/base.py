@@ -1,0 +1,143 @@
+"""The contract of an engine: what runs model servers, and how they are held.
+
+::
+
+    Engine.plan(spec, files) -> Plan          pure: no daemon, no disk, nothing happens
+    Engine.start(plan)       -> ServerHandle
+    Engine.find(name)        -> ServerHandle | None
+    Engine.list()            -> [ServerHandle]
+
+    STARTING ──▶ RUNNING ──▶ EXITED(code) ──▶ GONE
+        └──────────────────────▲    stop() leads from anywhere to GONE
+
+Obligations of every engine, held by one contract suite:
+
+- `plan` has no effects and shows the exact command that `start` will run;
+- `start` either returns a handle or raises and leaves nothing behind; a second server of a name that
+  runs is refused with ServerExists;
+- a server outlives the process that started it, and `find` sees it from any other;
+- the log of a server that ended by itself is kept until `stop` is called;
+- `stop` is idempotent, asks politely first, and never touches a process it did not start.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from tfserve_kit.spec.schema import Spec
+
+
+class Phase(Enum):
+    """Where a server is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A phase, and the exit status if the server ended and it is known."""
+
+    phase: Phase
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a server answers: `grpc://host:port` and `http://host:port`."""
+
+    grpc: str
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether an engine can run here; if not, `reason` says why and `remedy` what to do."""
+
+    usable: bool
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything needed to start a server; a value.
+
+    Attributes:
+        server_name: what the server will be called.
+        engine: name of the engine that made the plan.
+        argv: the command.
+        files: rendered configuration files that must exist first: absolute path to text.
+        endpoints: where it will answer.
+        models: base path by model name.
+        notes: what the user should know, such as an option the engine cannot honour.
+    """
+
+    server_name: str
+    engine: str
+    argv: tuple[str, ...]
+    files: Mapping[str, str]
+    endpoints: Endpoints
+    models: Mapping[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+class ServerHandle(Protocol):
+    """A server somewhere in its life. Safe to use from several threads."""
+
+    @property
+    def server_name(self) -> str:
+        """Its name."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs it."""
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where it answers."""
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Base path by model name."""
+
+    def state(self) -> State:
+        """Look where it is now."""
+
+    def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield its log lines, all or the last `tail`; `follow` goes on until it has ended."""
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """End it and forget it: a polite signal, then after `grace_s` seconds the hard one."""
+
+
+class Engine(Protocol):
+    """Something that runs model servers; see the module's text for its obligations."""
+
+    name: str
+
+    def available(self) -> Availability:
+        """Say whether it can be used on this machine."""
+
+    def plan(self, spec: Spec, files: Mapping[str, str]) -> Plan:
+        """Return what `start` needs; `files` are the rendered files, name to text.
+
+        Ports must be settled: none of them 0.
+        """
+
+    def start(self, plan: Plan) -> ServerHandle:
+        """Start a server.
+
+        Raises:
+            ServerExists: one of that name runs.
+            ServerFailed: the command cannot be started.
+        """
+
+    def find(self, server_name: str) -> ServerHandle | None:
+        """Return the server of that name, running or ended, if this engine started it."""
+
+    def list(self) -> list[ServerHandle]:
+        """Return every server that this engine started and nobody stopped, by name."""

@@ -1,0 +1,320 @@
+"""Servers as processes: the native binary, and the embedded engine, which takes the same flags.
+
+A server's folder holds its record (pid and start time, checked before any signal), its rendered
+files and its log::
+
+    <state>/servers/<name>/server.json   config/*.txt   server.log
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tfserve_kit import flags
+from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
+from tfserve_kit.errors import ServerExists, ServerFailed
+from tfserve_kit.spec.schema import Spec
+
+NATIVE_BINARY = "tensorflow_model_server"
+
+_RECORD, _LOG, _CONFIG = "server.json", "server.log", "config"
+_FOLLOW_INTERVAL_S = 0.1
+
+
+def state_folder() -> Path:
+    """Return where servers are kept: $TFKIT_STATE_DIR, or the user's state folder."""
+    if folder := os.environ.get("TFKIT_STATE_DIR"):
+        return Path(folder).absolute()
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "tfkit"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of a server; `started_s` is the process's start time in Unix seconds."""
+
+    server_name: str
+    engine: str
+    pid: int
+    started_s: float
+    argv: tuple[str, ...]
+    endpoints: Endpoints
+    models: Mapping[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record | None":
+        """Read a server's folder, None where it holds no whole record."""
+        try:
+            values: dict[str, Any] = json.loads((folder / _RECORD).read_text("utf-8"))
+            endpoints = Endpoints(**values.pop("endpoints"))
+            return cls(**values | {"endpoints": endpoints, "argv": tuple(values["argv"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write the record in one step: it is there in full or not at all."""
+        draft = folder / f".{_RECORD}"
+        draft.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+        draft.rename(folder / _RECORD)
+
+
+def records(folder: Path | None = None) -> list[Record]:
+    """Return the records of all servers, dead or alive, by name; cheap, looks at no process."""
+    servers = (folder or state_folder()) / "servers"
+    found = [Record.read(each) for each in sorted(servers.glob("*/"))]
+    return [record for record in found if record is not None]
+
+
+class ProcessEngine:
+    """Runs servers as processes of this user; implements `Engine`.
+
+    Args:
+        name: `native` or `embedded`.
+        head: the command up to the flags of tensorflow_model_server.
+        availability: whether the command can run here.
+        binds_host: whether the command can be told the address to listen on.
+        folder: where servers are kept; `state_folder()` if left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        head: Sequence[str],
+        availability: Availability,
+        *,
+        binds_host: bool,
+        folder: Path | None = None,
+    ) -> None:
+        self.name = name
+        self._head = tuple(head)
+        self._availability = availability
+        self._binds_host = binds_host
+        self._folder = folder or state_folder()
+
+    def available(self) -> Availability:
+        """Say whether the command was found."""
+        return self._availability
+
+    def plan(self, spec: Spec, files: Mapping[str, str]) -> Plan:
+        """Return command, files and endpoints; see `Engine.plan`."""
+        server = spec.server
+        config = self._home(server.name) / _CONFIG
+        bind = (f"--bind_address={server.host}",) if self._binds_host else ()
+        everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
+        notes = ()
+        if not self._binds_host and not everywhere:
+            notes = (f"{NATIVE_BINARY} cannot be told where to listen: it uses all addresses",)
+        host = "127.0.0.1" if everywhere else server.host
+        return Plan(
+            server_name=server.name,
+            engine=self.name,
+            argv=(*self._head, *bind, *flags.argv(spec, files, config)),
+            files={str(config / name): text for name, text in files.items()},
+            endpoints=Endpoints(
+                f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}"
+            ),
+            models={name: model.base_path for name, model in spec.models.items()},
+            notes=notes,
+        )
+
+    def start(self, plan: Plan) -> "ProcessHandle":
+        """Start the process; see `Engine.start`."""
+        home = self._home(plan.server_name)
+        with self._claimed(plan.server_name):
+            shutil.rmtree(home, ignore_errors=True)
+            (home / _CONFIG).mkdir(parents=True)
+            try:
+                for path, text in plan.files.items():
+                    Path(path).write_text(text, "utf-8")
+                process = self._spawn(plan, home / _LOG)
+                record = Record(
+                    plan.server_name,
+                    self.name,
+                    process.pid,
+                    psutil.Process(process.pid).create_time(),
+                    plan.argv,
+                    plan.endpoints,
+                    plan.models,
+                )
+                record.write(home)
+            except BaseException:
+                shutil.rmtree(home, ignore_errors=True)
+                raise
+        return ProcessHandle(record, home, process)
+
+    def find(self, server_name: str) -> "ProcessHandle | None":
+        """Return the server of that name; see `Engine.find`."""
+        record = Record.read(self._home(server_name))
+        mine = record is not None and record.engine == self.name
+        return ProcessHandle(record, self._home(server_name)) if record and mine else None
+
+    def list(self) -> list["ProcessHandle"]:
+        """Return the servers of this engine; see `Engine.list`."""
+        return [
+            ProcessHandle(record, self._home(record.server_name))
+            for record in records(self._folder)
+            if record.engine == self.name
+        ]
+
+    def _home(self, server_name: str) -> Path:
+        return self._folder / "servers" / server_name
+
+    @contextlib.contextmanager
+    def _claimed(self, server_name: str) -> Iterator[None]:
+        """Hold the name while starting, so that two starts at once cannot both have it."""
+        servers = self._folder / "servers"
+        servers.mkdir(parents=True, exist_ok=True)
+        with (servers / f".{server_name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            record = Record.read(self._home(server_name))
+            if record is not None and _alive(record) is not None:
+                raise ServerExists(
+                    f"a server named {server_name!r} runs already (pid {record.pid})",
+                    remedy=f"`tfkit stop {server_name}`, or give another --name",
+                )
+            yield
+
+    def _spawn(self, plan: Plan, log: Path) -> subprocess.Popen[bytes]:
+        try:
+            with log.open("wb") as output:
+                return subprocess.Popen(
+                    plan.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    # Its own session: Ctrl-C reaches tfkit, which then stops the server in order.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ServerFailed(
+                f"cannot start {plan.argv[0]}: {error.strerror}",
+                remedy="check that the file exists and may be executed",
+            ) from error
+
+
+def native(binary: str | None = None) -> ProcessEngine:
+    """Return the engine of the official binary: `binary`, or the one on PATH."""
+    path = shutil.which(binary or NATIVE_BINARY)
+    if path:
+        availability = Availability(usable=True, reason=f"{path} is there")
+    else:
+        availability = Availability(
+            usable=False,
+            reason=f"{binary or NATIVE_BINARY} is not on PATH",
+            remedy="install it, or use --engine embedded",
+        )
+    return ProcessEngine("native", [path or NATIVE_BINARY], availability, binds_host=False)
+
+
+def embedded() -> ProcessEngine:
+    """Return the engine that runs our own server on the tensorflow wheel."""
+    if find_spec("tensorflow") is not None:
+        availability = Availability(usable=True, reason="the tensorflow wheel is installed")
+    else:
+        availability = Availability(
+            usable=False,
+            reason="the tensorflow wheel is not installed",
+            remedy="pip install 'tfserve-kit[embedded]'",
+        )
+    head = [sys.executable, "-m", "tfserve_kit.embedded"]
+    return ProcessEngine("embedded", head, availability, binds_host=True)
+
+
+class ProcessHandle:
+    """A server that is a process; implements `ServerHandle`."""
+
+    def __init__(
+        self, record: Record, home: Path, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self._record = record
+        self._home = home
+        self._process = process  # only in the process that started it
+
+    @property
+    def server_name(self) -> str:
+        """Its name."""
+        return self._record.server_name
+
+    @property
+    def engine(self) -> str:
+        """Name of its engine."""
+        return self._record.engine
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where it answers."""
+        return self._record.endpoints
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Base path by model name."""
+        return self._record.models
+
+    def state(self) -> State:
+        """Look whether the process lives; its exit status is known to its parent only."""
+        code = self._process.poll() if self._process is not None else None
+        if code is None and _alive(self._record) is not None:
+            return State(Phase.RUNNING)
+        return State(Phase.EXITED if self._home.is_dir() else Phase.GONE, code)
+
+    def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of its log; see `ServerHandle.logs`."""
+        try:
+            stream = (self._home / _LOG).open(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        with stream:
+            lines = stream if tail is None else deque(stream, maxlen=tail)
+            for line in lines:
+                yield line.rstrip("\n")
+            while follow:
+                ended = self.state().phase is not Phase.RUNNING
+                for line in stream:
+                    yield line.rstrip("\n")
+                if ended:
+                    return
+                time.sleep(_FOLLOW_INTERVAL_S)
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """Send SIGTERM, after `grace_s` SIGKILL, and remove the server's folder."""
+        process = _alive(self._record)
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+                try:
+                    process.wait(grace_s)
+                except psutil.TimeoutExpired:
+                    process.kill()
+                    process.wait(grace_s)
+        if self._process is not None:
+            self._process.wait()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
+def _alive(record: Record) -> psutil.Process | None:
+    """Return the recorded process if it is the same one and still runs."""
+    try:
+        process = psutil.Process(record.pid)
+        same = abs(process.create_time() - record.started_s) < 1e-3  # noqa: PLR2004 (float round trip)
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def shell_line(argv: Sequence[str]) -> str:
+    """Return a command as a line that can be pasted into a shell."""
+    return shlex.join(argv)

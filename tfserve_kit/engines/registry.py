@@ -1,0 +1,74 @@
+"""Which engines there are, which one `auto` means, and which of them holds a server."""
+
+from tfserve_kit.engines import process
+from tfserve_kit.engines.base import Engine, ServerHandle
+from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
+
+
+def engines(*, binary: str | None = None) -> list[Engine]:
+    """Return all engines, in the order in which `auto` prefers them.
+
+    Args:
+        binary: path of tensorflow_model_server, for the native engine.
+    """
+    return [process.native(binary), process.embedded()]
+
+
+def choose(name: str, *, binary: str | None = None) -> tuple[Engine, str]:
+    """Return an engine and why it was chosen.
+
+    Args:
+        name: an engine's name, or `auto` for the first that can run here.
+        binary: path of tensorflow_model_server, for the native engine.
+
+    Raises:
+        EngineUnavailable: the engine (or, with `auto`, every one of them) cannot run here.
+        UsageError: there is no such engine.
+    """
+    found = engines(binary=binary)
+    if name == "auto":
+        return _first_usable(found)
+    for engine in found:
+        if engine.name == name:
+            availability = engine.available()
+            if not availability.usable:
+                text = f"engine {name} cannot run here: {availability.reason}"
+                raise EngineUnavailable(text, remedy=availability.remedy)
+            return engine, "asked for"
+    known = ", ".join(engine.name for engine in found)
+    raise UsageError(f"there is no engine {name!r}", remedy=f"choose auto, {known}")
+
+
+def _first_usable(found: list[Engine]) -> tuple[Engine, str]:
+    passed_over = []
+    for engine in found:
+        availability = engine.available()
+        if availability.usable:
+            return engine, "; ".join([*passed_over, availability.reason])
+        passed_over.append(availability.reason)
+    raise EngineUnavailable(
+        f"no engine can run here: {'; '.join(passed_over)}",
+        remedy=" or ".join(engine.available().remedy for engine in found),
+    )
+
+
+def servers() -> list[ServerHandle]:
+    """Return every known server of every engine, by name."""
+    handles = [handle for engine in engines() for handle in engine.list()]
+    return sorted(handles, key=lambda handle: handle.server_name)
+
+
+def find(server_name: str) -> ServerHandle:
+    """Return the server of that name.
+
+    Raises:
+        ServerNotFound: no engine has it.
+    """
+    for engine in engines():
+        if (handle := engine.find(server_name)) is not None:
+            return handle
+    names = ", ".join(handle.server_name for handle in servers())
+    raise ServerNotFound(
+        f"there is no server named {server_name!r}",
+        remedy=f"`tfkit ps` lists them: {names}" if names else "start one with `tfkit serve`",
+    )

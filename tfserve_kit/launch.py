@@ -1,0 +1,176 @@
+"""Use cases over engines, clients and the repository: the only module that knows all three."""
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tfserve_kit import render
+from tfserve_kit.clients import Client, connect
+from tfserve_kit.clients.readiness import Readiness, ask, readiness
+from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
+from tfserve_kit.errors import Problem, ServerFailed, SpecError
+from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.repository import scan
+from tfserve_kit.spec.schema import Spec
+
+LOG_TAIL = 15
+_POLL_S = 0.05
+
+
+def plan(spec: Spec, engine: Engine, *, templates: Path | None = None) -> Plan:
+    """Return what `up` would start, having changed nothing.
+
+    Raises:
+        SpecError: a template is broken.
+    """
+    return engine.plan(spec, render.render(spec, templates=templates))
+
+
+def up(
+    spec: Spec,
+    engine: Engine,
+    *,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
+) -> ServerHandle:
+    """Start a server and wait until every model answers.
+
+    Args:
+        spec: what to serve; ports of 0 are replaced by free ones.
+        engine: what runs it.
+        templates: a folder whose templates replace ours.
+        progress: told the steps and how many models are ready.
+        clock: what the waiting measures with.
+
+    Raises:
+        SpecError: a base path holds nothing to serve, or a template is broken.
+        ServerExists: a server of that name runs.
+        ServerFailed: a port is taken, the server ended, or a model did not become available in
+            time. What was started is stopped; the error holds the last log lines.
+    """
+    _require_versions(spec)
+    spec = settle_ports(spec)
+    todo = plan(spec, engine, templates=templates)
+    progress.step(f"starting {todo.server_name!r} ({engine.name})")
+    handle = engine.start(todo)
+    try:
+        _wait_ready(handle, spec, progress, clock or SystemClock())
+    except BaseException:
+        handle.stop()
+        raise
+    return handle
+
+
+def _require_versions(spec: Spec) -> None:
+    """Refuse what the server would wait for without end: a base path without a version."""
+    found = []
+    for name, model in spec.models.items():
+        path = f"models.{name}.base_path"
+        push = f"tfkit push-model SAVED_MODEL --to {model.base_path}"
+        if "://" in model.base_path:
+            continue  # only the server knows how to look there
+        try:
+            versions = [version.number for version in scan(Path(model.base_path))]
+        except OSError as error:
+            text = f"{model.base_path} cannot be read ({error.strerror})"
+            found.append(Problem(path, text, push))
+            continue
+        if not versions:
+            found.append(Problem(path, f"{model.base_path} holds no version", push))
+        for version in set(model.versions.specific) - set(versions):
+            text = f"version {version} is not in {model.base_path}"
+            found.append(Problem(f"models.{name}.versions", text, f"it holds {versions}"))
+    if found:
+        raise SpecError("deployment", found)
+
+
+def settle_ports(spec: Spec) -> Spec:
+    """Return the deployment with ports of 0 replaced by free ones.
+
+    Raises:
+        ServerFailed: a port that was asked for is taken.
+    """
+    server = spec.server
+    with ExitStack() as held:
+        ports = {
+            key: _probe(server.host, getattr(server, key), key, held)
+            for key in ("grpc_port", "rest_port")
+        }
+    return spec.model_copy(update={"server": server.model_copy(update=ports)})
+
+
+def _probe(host: str, port: int, key: str, held: ExitStack) -> int:
+    """Bind a port to see that it is free; it stays bound until both were found."""
+    try:
+        probe = held.enter_context(socket.create_server((host, port)))
+    except OSError as error:
+        raise ServerFailed(
+            f"cannot listen on {host}:{port} for {key.replace('_', ' ')}: {error.strerror}",
+            remedy=f"`tfkit ps` shows what runs; --{key.replace('_', '-')} 0 finds a free port",
+        ) from error
+    found: int = probe.getsockname()[1]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """How the waiting for a server ended: `failure` is empty if it is ready."""
+
+    failure: str = ""
+    exit_code: int | None = None
+
+
+def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock) -> None:
+    progress.step("waiting for " + ", ".join(spec.models))
+    timeout_s = spec.server.ready_timeout_s
+    with connect(handle.endpoints.grpc) as client:
+        probe = _probe_models(handle, client, progress)
+        verdict = wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock)
+    if verdict is None:
+        verdict = _Verdict(f"was not ready after {timeout_s:g} s")
+    if verdict.failure:
+        raise ServerFailed(
+            f"server {handle.server_name!r} {verdict.failure}",
+            exit_code=verdict.exit_code,
+            log_tail=list(handle.logs(tail=LOG_TAIL)),
+            remedy="the log above says why; `tfkit serve --dry-run` shows the command",
+        )
+
+
+def _probe_models(
+    handle: ServerHandle, client: Client, progress: Progress
+) -> Callable[[], _Verdict | None]:
+    def probe() -> _Verdict | None:
+        state = handle.state()
+        if state.phase in {Phase.EXITED, Phase.GONE}:
+            return _Verdict(f"ended with exit status {state.exit_code}", state.exit_code)
+        if not _listens(handle.endpoints.grpc):
+            return None
+        ready = 0
+        for model in handle.models:
+            statuses = ask(client, model)
+            if statuses is None:
+                return None
+            verdict = readiness(statuses)
+            if verdict is Readiness.FAILED:
+                return _Verdict(f"could not load {model!r}: {statuses[0].error}")
+            ready += verdict is Readiness.READY
+        progress.advance(ready, len(handle.models))
+        return _Verdict() if ready == len(handle.models) else None
+
+    return probe
+
+
+def _listens(url: str) -> bool:
+    """Say whether the port is open; a gRPC channel that failed once waits seconds to try again."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
