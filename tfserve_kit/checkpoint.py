@@ -1,7 +1,7 @@
 """What a checkpoint's index says about its data files, read without tensorflow.
 
-`variables/variables.index` is an immutable sorted table (tensorflow/core/lib/io/format.cc): blocks of
-prefix-compressed keys, an index block over them and a footer of 48 bytes. Its values are a
+`variables/variables.index` is an immutable sorted table (tensorflow/core/lib/io/format.cc): blocks
+of prefix-compressed keys, an index block over them and a footer of 48 bytes. Its values are a
 BundleHeaderProto under the empty key and a BundleEntryProto for each tensor
 (tensorflow/core/util/tensor_bundle/tensor_bundle.h).
 """
@@ -16,6 +16,8 @@ _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _BLOCK_TRAILER_BYTES = 5  # one byte of compression type, four of checksum
 _RAW = 0
+_MAX_SHARDS = 99_999  # file names have five digits for it; a damaged count may be of any size
+_MAX_VARINT_BITS = 64
 
 
 class CheckpointError(ValueError):
@@ -53,10 +55,11 @@ def _sizes(stem: str, entries: list[tuple[bytes, bytes]]) -> dict[str, int]:
         entry = protos.BundleEntryProto.FromString(value)
         needed[entry.shard_id] = max(needed.get(entry.shard_id, 0), entry.offset + entry.size)
     shards = header.num_shards
-    if not shards or max(needed, default=0) >= shards:
-        raise CheckpointError(f"{stem}.index names {shards} shards but uses others")
-    name = f"{stem}.data-%05d-of-{shards:05d}"
-    return {name % shard: needed.get(shard, 0) for shard in range(shards)}
+    if not 1 <= shards <= _MAX_SHARDS or not needed.keys() <= set(range(shards)):
+        raise CheckpointError(f"{stem}.index names {shards} shards but uses {sorted(needed)[:8]}")
+    return {
+        f"{stem}.data-{shard:05d}-of-{shards:05d}": needed.get(shard, 0) for shard in range(shards)
+    }
 
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -94,11 +97,11 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, _MAX_VARINT_BITS, 7):
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
             return value, at
-        shift += 7
+    raise CheckpointError("the index holds a number that does not end")

@@ -4,7 +4,7 @@
 
     TfkitError                    every error raised on purpose; `remedy` says what to try
     ├── UsageError                the call itself is wrong: fix the arguments
-    ├── SpecError                 tfkit.toml or a template is invalid: fix the file (all `problems` listed)
+    ├── SpecError                 tfkit.toml or a template is invalid: fix the listed `problems`
     ├── EngineUnavailable         this machine cannot run the engine: install or choose another
     ├── ServerError               a server we manage misbehaves
     │   ├── ServerFailed          it ended or never became ready: read `log_tail`
@@ -81,7 +81,7 @@ class SpecError(TfkitError):
 
 
 class EngineUnavailable(TfkitError):
-    """This machine cannot run the chosen engine."""
+    """The chosen engine cannot run on this machine."""
 
 
 class ServerError(TfkitError):

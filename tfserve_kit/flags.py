@@ -8,6 +8,7 @@ tensorflow/core/util/command_line_flags.cc (how they are parsed).
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,14 @@ FlagValue = bool | int | float | str
 MODEL_CONFIG = "model_config.txt"
 BATCHING_CONFIG = "batching_config.txt"
 MONITORING_CONFIG = "monitoring_config.txt"
+_FILE_FLAGS = {
+    MODEL_CONFIG: "model_config_file",
+    BATCHING_CONFIG: "batching_parameters_file",
+    MONITORING_CONFIG: "monitoring_config_file",
+}
+
+# What C's sscanf could take for a number; Python alone would take `1_000` and `5 ` as well.
+_NUMBER = re.compile(r"\s*[-+.0-9A-Za-z]+", re.ASCII)
 
 _CPUS = os.cpu_count() or 1
 
@@ -91,7 +100,8 @@ FLAGS = {
     )
 }
 
-# What a deployment file says in its own words; a second spelling under [server.flags] would contradict.
+# What a deployment file says in its own words: a second spelling under [server.flags] would
+# contradict it.
 _OWNED = frozenset(
     {
         "port",
@@ -119,15 +129,12 @@ def argv(spec: "Spec", files: Iterable[str], folder: str | Path) -> list[str]:
         "port": spec.server.grpc_port,
         "rest_api_port": spec.server.rest_port,
     }
-    for name in files:
-        values |= _file_flags(name, str(Path(folder) / name))
+    if any(model.labels for model in spec.models.values()):  # at the start no version is loaded yet
+        values["allow_version_labels_for_unavailable_models"] = True
+    if spec.batching:
+        values["enable_batching"] = True
+    values |= {_FILE_FLAGS[name]: str(Path(folder) / name) for name in files}
     return [_spelled(name, value) for name, value in (values | spec.server.flags).items()]
-
-
-def _file_flags(name: str, path: str) -> dict[str, FlagValue]:
-    if name == BATCHING_CONFIG:
-        return {"enable_batching": True, "batching_parameters_file": path}
-    return {{MODEL_CONFIG: "model_config_file", MONITORING_CONFIG: "monitoring_config_file"}[name]: path}
 
 
 def _spelled(name: str, value: FlagValue) -> str:
@@ -201,6 +208,10 @@ def _value(flag: Flag, text: str) -> FlagValue | None:
     """Return the value a text stands for, None if it stands for none."""
     if isinstance(flag.default, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if isinstance(flag.default, str):
+        return text
+    if not _NUMBER.fullmatch(text):
+        return None
     try:
         return type(flag.default)(text)
     except ValueError:

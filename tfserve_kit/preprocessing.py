@@ -6,6 +6,7 @@ or from -1 to 1, nor what class 7 is called. The note says it, as JSON in the ve
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from tfserve_kit.errors import Problem, SpecError
 
 NOTE_PATH = Path("assets.extra") / "tfkit.json"
 _FORMAT = 1
-_KEYS = {"format", "height", "width", "channels", "value_range", "mean", "std", "labels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Preprocessing:
         height: rows of the input image, in pixels.
         width: columns of the input image, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        value_range: (low, high) that pixels 0 and 255 are mapped to; (0, 255) leaves them as they are.
+        value_range: (low, high) that pixels 0 and 255 are mapped to; (0, 255) changes nothing.
         mean: per channel, subtracted after scaling; one value or `channels` values.
         std: per channel, divided by after that; one value or `channels` values.
         labels: name of each class, in the order of the scores.
@@ -76,7 +76,11 @@ class Preprocessing:
         if problems:
             raise SpecError(str(note), problems)
         content.pop("format")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in content.items()
+        }
+        return cls(**fields)
 
 
 def _fields(note: Preprocessing) -> dict[str, Any]:
@@ -89,20 +93,46 @@ def _problems(content: Any) -> list[Problem]:
     found = [Problem(key, "is not a known key") for key in sorted(content.keys() - _KEYS)]
     if content.get("format") != _FORMAT:
         found.append(Problem("format", f"is {content.get('format')!r}; this tfkit reads {_FORMAT}"))
-    for key in ("height", "width", "channels"):
-        if key in content and not (isinstance(content[key], int) and content[key] > 0):
-            found.append(Problem(key, f"is {content[key]!r}, not a positive number of pixels"))
-    for key in ("value_range", "mean", "std"):
-        if key in content and not _is_list_of(content[key], (int, float)):
-            found.append(Problem(key, f"is {content[key]!r}, not a list of numbers"))
-    if "value_range" in content and len(content["value_range"]) != 2:  # noqa: PLR2004 (low, high)
-        found.append(Problem("value_range", "needs exactly two numbers: low and high"))
-    if "std" in content and 0 in content["std"]:
-        found.append(Problem("std", "holds a zero, which cannot be divided by"))
-    if "labels" in content and not _is_list_of(content["labels"], str):
-        found.append(Problem("labels", "is not a list of strings"))
+    found += [
+        Problem(key, f"is {content[key]!r:.80}, not {wanted}")
+        for key, (fits, wanted) in _CHECKS.items()
+        if key in content and not fits(content[key])
+    ]
     return found
 
 
-def _is_list_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kinds) for item in value)
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_channels(value: Any) -> bool:
+    return type(value) is int and value in {1, 3}
+
+
+def _is_range(value: Any) -> bool:
+    return _are_numbers(value) and len(value) == 2  # noqa: PLR2004 (low, high)
+
+
+def _are_divisors(value: Any) -> bool:
+    return _are_numbers(value) and 0 not in value
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) in {int, float} for item in value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+# What each key may hold: a test, and the words for what it asks.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "height": (_is_size, "a positive number of pixels"),
+    "width": (_is_size, "a positive number of pixels"),
+    "channels": (_is_channels, "1 (grey) or 3 (RGB)"),
+    "value_range": (_is_range, "a list of two numbers, low and high"),
+    "mean": (_are_numbers, "a list of numbers"),
+    "std": (_are_divisors, "a list of numbers other than zero"),
+    "labels": (_are_texts, "a list of strings"),
+}
+_KEYS = {"format", *_CHECKS}

@@ -7,10 +7,10 @@ class Progress(Protocol):
     """Receives the steps of an operation; must be quick and must not raise."""
 
     def step(self, text: str) -> None:
-        """A new step has begun; `text` describes it in the present tense."""
+        """Begin a new step; `text` describes it in the present tense."""
 
     def advance(self, done: int, total: int) -> None:
-        """Within the current step, `done` of `total` units (bytes, models, requests) are ready."""
+        """Report that `done` of `total` units (bytes, models, requests) of this step are ready."""
 
 
 class Silent:

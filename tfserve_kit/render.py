@@ -38,6 +38,8 @@ _WRAPPED = (
 def render(spec: Spec, *, templates: Path | None = None) -> dict[str, str]:
     """Return the configuration files of a deployment: name to text.
 
+    A file that would be empty is left out, since a real server does not start with one.
+
     Args:
         spec: a checked deployment.
         templates: a folder whose templates replace ours, one by one.
@@ -57,15 +59,18 @@ def render(spec: Spec, *, templates: Path | None = None) -> dict[str, str]:
     files = {name: text(name, values, templates=templates) for name in names}
     for name, content in files.items():
         _check(name, content, spec)
-    return files
+    return {name: content for name, content in files.items() if content}
 
 
 def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None) -> str:
     """Render one template, `<name>.j2`.
 
     Raises:
-        SpecError: the template is missing, broken, or uses a value that is not given.
+        SpecError: the template is missing, broken, or uses a value that is not given; or
+            `templates` is no folder.
     """
+    if templates and not templates.is_dir():
+        raise SpecError(str(templates), [Problem("", "is no folder of templates")])
     folders = [str(templates)] if templates else []
     loader = jinja2.FileSystemLoader([*folders, str(template_folder())])
     environment = jinja2.Environment(
@@ -77,7 +82,7 @@ def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None)
     environment.filters["pbtext"] = pbtext
     try:
         return environment.get_template(f"{name}.j2").render(values)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line}" if line else ""
         raise SpecError(f"template {name}.j2", [Problem(where, str(error))]) from error
@@ -89,8 +94,11 @@ def template_folder() -> Path:
     return installed if installed.is_dir() else installed.parent.parent / "templates"
 
 
-def pbtext(value: bool | float | str) -> str:
+def pbtext(value: float | str) -> str:
     """Return a scalar in protobuf text format; text is quoted and escaped byte by byte.
+
+    Args:
+        value: a number, bool or text.
 
     Raises:
         TypeError: the value is no scalar.
@@ -100,7 +108,8 @@ def pbtext(value: bool | float | str) -> str:
     if isinstance(value, int | float):
         return str(value)
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no scalar of the text format")
+        # str(), not repr(): an undefined variable of a template raises here and tells its name.
+        raise TypeError(f"{value!s:.80} is no scalar of the text format")
     plain = {byte: chr(byte) for byte in range(0x20, 0x7F) if chr(byte) not in "\"'\\"}
     return '"' + "".join(plain.get(byte, f"\\{byte:03o}") for byte in value.encode()) + '"'
 
@@ -121,25 +130,60 @@ def _differences(name: str, message: Any, spec: Spec) -> list[Problem]:
         return _model_differences(message.model_config_list.config, spec)
     if name == BATCHING_CONFIG and spec.batching:
         return _batching_differences(message, spec.batching)
+    if name == MONITORING_CONFIG and spec.monitoring:
+        page = message.prometheus_config
+        return _unequal(
+            "monitoring",
+            prometheus=(page.enable, spec.monitoring.prometheus),
+            path=(page.path, spec.monitoring.path),
+        )
     return []
 
 
 def _model_differences(configs: Any, spec: Spec) -> list[Problem]:
-    have = [(config.name, config.base_path, dict(config.version_labels)) for config in configs]
-    want = [(name, model.base_path, model.labels) for name, model in spec.models.items()]
-    if sorted(have, key=repr) == sorted(want, key=repr):
-        return []
-    return [Problem("models", f"the file serves {have}, not {want}")]
+    have, want = sorted(config.name for config in configs), sorted(spec.models)
+    if have != want:
+        return [Problem("models", f"the file serves {have}, not {want}")]
+    found = []
+    for config in configs:
+        model = spec.models[config.name]
+        found += _unequal(
+            f"models.{config.name}",
+            base_path=(config.base_path, model.base_path),
+            platform=(config.model_platform, model.platform),
+            versions=(_policy(config), model.versions.model_dump(exclude_defaults=True)),
+            labels=(dict(config.version_labels), model.labels),
+        )
+    return found
+
+
+def _policy(config: Any) -> dict[str, Any]:
+    """Return the version policy of a ModelConfig in the words of the deployment file."""
+    policy = config.model_version_policy
+    if policy.HasField("all"):
+        return {"all": True}
+    if policy.HasField("specific"):
+        return {"specific": tuple(policy.specific.versions)}
+    return {"latest": policy.latest.num_versions or 1}
 
 
 def _batching_differences(message: Any, batching: Batching) -> list[Problem]:
-    found = []
-    for field in _WRAPPED:
-        want = getattr(batching, field)
-        have = getattr(message, field).value if message.HasField(field) else None
-        if have != want:
-            found.append(Problem(f"batching.{field}", f"the file says {have}, not {want}"))
-    if tuple(message.allowed_batch_sizes) != batching.allowed_batch_sizes:
-        have = list(message.allowed_batch_sizes)
-        found.append(Problem("batching.allowed_batch_sizes", f"the file says {have}"))
-    return found
+    pairs = {
+        field: (
+            getattr(message, field).value if message.HasField(field) else None,
+            getattr(batching, field),
+        )
+        for field in _WRAPPED
+    }
+    sizes = (tuple(message.allowed_batch_sizes), batching.allowed_batch_sizes)
+    pad = (message.pad_variable_length_inputs, batching.pad_variable_length_inputs)
+    return _unequal("batching", **pairs, allowed_batch_sizes=sizes, pad_variable_length_inputs=pad)
+
+
+def _unequal(section: str, **pairs: tuple[Any, Any]) -> list[Problem]:
+    """Return a problem for each key whose value in the file is not the one that was wanted."""
+    return [
+        Problem(f"{section}.{key}", f"the file says {have!r}, not {want!r}")
+        for key, (have, want) in pairs.items()
+        if have != want
+    ]

@@ -88,7 +88,8 @@ def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
 
     Args:
         version_dir: the directory that holds it.
-        tag: which of its meta graphs the signatures are taken from.
+        tag: which of its meta graphs the signatures are taken from; the graph must bear exactly
+            this tag, or these where several are given, separated by commas.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,7 +98,7 @@ def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
     message = _parse(version_dir / GRAPH_FILE)
     tags = tuple(frozenset(graph.meta_info_def.tags) for graph in message.meta_graphs)
     for graph, names in zip(message.meta_graphs, tags, strict=True):
-        if tag in names:
+        if names == frozenset(tag.split(",")):
             return SavedModel(tags, signatures(graph.signature_def))
     have = ", ".join("+".join(sorted(names)) for names in tags)
     raise ValueError(f"no graph is tagged {tag!r}; it has {have}")
@@ -119,7 +120,7 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
 
     A server loads a model whose `variables.index` is missing without complaint and answers with
     uninitialized variables, so that is looked at here: an index must be present where the graph
-    has variables to restore, and each shard it names must be there in full.
+    has variables to restore, and each shard it names must be there in full. So must the assets.
     """
     graph_file = version_dir / GRAPH_FILE
     if not graph_file.is_file():
@@ -130,7 +131,8 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
         read(version_dir, tag=tag)
     except ValueError as error:
         return [Problem(GRAPH_FILE, str(error), "export the model again")]
-    return _variable_problems(version_dir, needed=_restores(message))
+    found = _variable_problems(version_dir, needed=_restores(message))
+    return found + _asset_problems(version_dir, message)
 
 
 def _restores(message: Any) -> bool:
@@ -166,3 +168,12 @@ def _variable_problems(version_dir: Path, *, needed: bool) -> list[Problem]:
             text = f"has {have} bytes of the {size} its index names"
             found.append(Problem(f"variables/{name}", text, "copy the model again"))
     return found
+
+
+def _asset_problems(version_dir: Path, message: Any) -> list[Problem]:
+    files = {asset.filename for graph in message.meta_graphs for asset in graph.asset_file_def}
+    return [
+        Problem(f"assets/{name}", "is missing", "copy the assets folder as well")
+        for name in sorted(files)
+        if not (version_dir / "assets" / name).is_file()
+    ]

@@ -1,16 +1,22 @@
 """`tfkit serve`."""
 
 from pathlib import Path
+from threading import Thread
 
 import click
 
 from tfserve_kit import launch
 from tfserve_kit.cli import deployment, output
+from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.cli.ps import described
+from tfserve_kit.clock import Clock
 from tfserve_kit.engines import Phase, Plan, ServerHandle, registry
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import ServerFailed
+
+# How often the foreground command looks whether the server still runs, in seconds.
+_LOOK_S = 0.2
 
 
 @click.command("serve")
@@ -20,8 +26,10 @@ from tfserve_kit.errors import ServerFailed
 @click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
               help="tensorflow_model_server for the native engine.")  # fmt: skip
 @click.option("--host", help="Address to listen on.")
-@click.option("--grpc-port", type=int, help="Port of gRPC; 0 finds a free one.")
-@click.option("--rest-port", type=int, help="Port of REST; 0 finds a free one.")
+@click.option("--grpc-port", type=int, envvar="TFKIT_GRPC_PORT",
+              help="Port of gRPC; 0 finds a free one.")  # fmt: skip
+@click.option("--rest-port", type=int, envvar="TFKIT_REST_PORT",
+              help="Port of REST; 0 finds a free one.")  # fmt: skip
 @click.option("--ready-timeout", "ready_timeout_s", type=float, metavar="SECONDS",
               help="Longest wait until all models are available.")  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
@@ -47,11 +55,14 @@ def command(
         _show_plan(launch.plan(spec, engine, templates=templates), as_json=as_json)
         return
     output.note(f"Engine {engine.name}: {why}.")
-    with output.TerminalProgress() as progress:
-        handle = launch.up(spec, engine, templates=templates, progress=progress)
-    output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
-    if not detach:
-        _attend(handle)
+    with deferred() as interrupts:
+        with output.TerminalProgress() as progress:
+            handle = launch.up(
+                spec, engine, templates=templates, progress=progress, clock=interrupts
+            )
+        output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
+        if not detach:
+            _attend(handle, interrupts)
 
 
 def _show_plan(plan: Plan, *, as_json: bool) -> None:
@@ -68,18 +79,22 @@ def _announcement(handle: ServerHandle) -> str:
     return f"Server {handle.server_name!r} is ready: {models}\n{where}"
 
 
-def _attend(handle: ServerHandle) -> None:
-    """Follow the log until Ctrl-C or until the server ends."""
+def _attend(handle: ServerHandle, clock: Clock) -> None:
+    """Show the log until Ctrl-C or until the server ends; then it is stopped."""
+    Thread(target=_show_log, args=(handle,), daemon=True).start()
     try:
-        for line in handle.logs(tail=0, follow=True):
-            output.note(line)
+        while handle.state().phase is Phase.RUNNING:
+            clock.sleep(_LOOK_S)
+        state, tail = handle.state(), list(handle.logs(tail=launch.LOG_TAIL))
     finally:
-        state = handle.state()
-        tail = list(handle.logs(tail=launch.LOG_TAIL))
         handle.stop()
-    if state.phase is not Phase.RUNNING:
-        raise ServerFailed(
-            f"server {handle.server_name!r} ended by itself",
-            exit_code=state.exit_code,
-            log_tail=tail,
-        )
+    raise ServerFailed(
+        f"server {handle.server_name!r} ended by itself with exit status {state.exit_code}",
+        exit_code=state.exit_code,
+        log_tail=tail,
+    )
+
+
+def _show_log(handle: ServerHandle) -> None:
+    for line in handle.logs(tail=0, follow=True):
+        output.note(line)

@@ -60,15 +60,18 @@ def push(
         PushRefused: the source is no complete SavedModel, the version is no positive int64 or
             exists, or the file system refuses. Nothing visible has changed then.
     """
-    progress.step(f"checking {source}")
-    _require_complete(source, tag)
     with _refusing(base_path):
-        made = _ensure(base_path)
+        progress.step(f"checking {source}")
+        _require_complete(source, tag)
+        _require_apart(source, base_path)
+        missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
         try:
+            if missing:
+                base_path.mkdir(parents=True)
             number = choose_version(base_path, version)
             return _stage(source, base_path, number, tag, progress)
         except BaseException:
-            _forget(made)
+            _forget(missing)
             raise
 
 
@@ -79,13 +82,11 @@ def choose_version(base_path: Path, choice: VersionChoice) -> int:
         PushRefused: it is no positive int64, or it exists under any spelling.
     """
     taken = [version.number for version in scan(base_path)]
-    number = {
-        "next": max([0, *taken]) + 1,
-        "epoch": int(time.time()),
-    }.get(choice, choice)  # type: ignore[call-overload]
-    if not isinstance(number, int) or not 1 <= number <= MAX_VERSION:
+    words = {"next": max([0, *taken]) + 1, "epoch": int(time.time())}
+    number = words.get(choice) if isinstance(choice, str) else choice
+    if type(number) is not int or not 1 <= number <= MAX_VERSION:
         raise PushRefused(
-            f"version {number!r} is not a positive 64-bit integer",
+            f"version {choice if number is None else number!r} is not a positive 64-bit integer",
             remedy="give a whole number from 1 to 9223372036854775807, `next` or `epoch`",
         )
     if number in taken:
@@ -103,6 +104,14 @@ def _require_complete(directory: Path, tag: str) -> None:
         raise PushRefused(f"{directory} is no complete SavedModel:{lines}")
 
 
+def _require_apart(source: Path, base_path: Path) -> None:
+    if base_path.resolve().is_relative_to(source.resolve()):
+        raise PushRefused(
+            f"{base_path} lies inside the model {source}, which would be copied into itself",
+            remedy="give a base path outside the SavedModel",
+        )
+
+
 def _stage(source: Path, base_path: Path, number: int, tag: str, progress: Progress) -> Pushed:
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=base_path))
     try:
@@ -114,38 +123,59 @@ def _stage(source: Path, base_path: Path, number: int, tag: str, progress: Progr
         progress.step("writing to disk")
         _sync(staging)
         target = base_path / str(number)
-        staging.rename(target)
-        _sync_directory(base_path)
+        _publish(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return Pushed(number, target, size_bytes)
 
 
+def _publish(staging: Path, target: Path) -> None:
+    """Give the version its name, and take it back if that cannot be made durable."""
+    staging.rename(target)
+    try:
+        _sync_path(target.parent)
+    except BaseException:
+        target.rename(staging)
+        raise
+
+
 def _copy(source: Path, target: Path, progress: Progress) -> int:
     """Copy a tree; links are followed, so that the version depends on nothing outside it."""
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    folders, files = _contents(source)
     total, done = sum(path.stat().st_size for path in files), 0
+    for folder in folders:
+        (target / folder.relative_to(source)).mkdir(exist_ok=True)
     for path in files:
         copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
         done += copy.stat().st_size
         progress.advance(done, total)
-    for folder in (path for path in sorted(source.rglob("*")) if path.is_dir()):
-        (target / folder.relative_to(source)).mkdir(exist_ok=True)
     return done
+
+
+def _contents(source: Path) -> tuple[list[Path], list[Path]]:
+    """Return all folders of a tree, each before those in it, and all files."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    folders, files = [], []
+    for folder, _, names in os.walk(source, onerror=fail, followlinks=True):
+        folders.append(Path(folder))
+        files += [Path(folder) / name for name in sorted(names)]
+    return folders, files
 
 
 def _sync(directory: Path) -> None:
     """Make a tree durable: its files, then each directory, the deepest first."""
     for folder, _, files in os.walk(directory, topdown=False):
         for name in files:
-            _sync_directory(Path(folder) / name)
-        _sync_directory(Path(folder))
+            _sync_path(Path(folder) / name)
+        _sync_path(Path(folder))
 
 
-def _sync_directory(path: Path) -> None:
+def _sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,16 +183,10 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _ensure(base_path: Path) -> list[Path]:
-    """Make the base path; return the directories that had to be made, the deepest first."""
-    missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
-    base_path.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 def _forget(made: list[Path]) -> None:
+    """Remove the directories that a push made, the deepest first."""
     for path in made:
-        with contextlib.suppress(OSError):  # not empty: somebody uses it by now
+        with contextlib.suppress(OSError):  # never made, or not empty: somebody uses it by now
             path.rmdir()
 
 
@@ -170,8 +194,8 @@ _FILE_SYSTEM_ADVICE = {
     errno.ENOSPC: "free some space, or push to another disk",
     errno.EDQUOT: "free some of your quota, or push to another disk",
     errno.EROFS: "push to a folder on a writable file system",
-    errno.EACCES: "push as a user who may write there",
-    errno.EPERM: "push as a user who may write there",
+    errno.EACCES: "push as a user who may read the model and write to the base path",
+    errno.EPERM: "push as a user who may read the model and write to the base path",
     errno.ENOTEMPTY: "another push took this version at the same moment; push again",
     errno.EEXIST: "another push took this version at the same moment; push again",
     errno.ENOTDIR: "give a folder as base path",
@@ -184,7 +208,8 @@ def _refusing(base_path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise PushRefused(
-            f"cannot push to {base_path}: {error.strerror or error} ({error.filename})",
+            f"cannot push to {base_path}: {error.strerror or error}{where}",
             remedy=_FILE_SYSTEM_ADVICE.get(error.errno or 0, "look at the file system"),
         ) from error

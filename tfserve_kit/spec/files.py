@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -14,7 +14,12 @@ from tfserve_kit.spec.schema import Spec
 
 DEFAULT_FILE = "tfkit.toml"
 
-_ADVICE = {"missing": "add it", "string_type": "write it in quotes", "int_type": "write a whole number"}
+_ADVICE = {
+    "missing": "add it",
+    "string_type": "write it in quotes",
+    "int_type": "write a whole number",
+}
+_FLAGS = ("server", "flags")
 
 
 def load(file: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
@@ -32,8 +37,9 @@ def load(file: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
         document = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
-    if overrides:
-        document["server"] = {**document.get("server", {}), **overrides}
+    server = document.setdefault("server", {})
+    if isinstance(server, dict):
+        server.update(overrides or {})
     return build(document, source=str(file), folder=file.parent)
 
 
@@ -48,18 +54,36 @@ def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
     Raises:
         SpecError: with every problem found.
     """
+    found = _flag_problems(document)
     try:
         spec = Spec.model_validate(document)
     except ValidationError as error:
-        found = [_problem(detail) for detail in error.errors()]
-        raise SpecError(source, found) from error
-    if found := flags.problems(spec.server.flags):
+        # The flags' own check says more about a single flag.
+        details = [detail for detail in error.errors() if _about_section(detail["loc"])]
+        raise SpecError(source, [_problem(detail) for detail in details] + found) from error
+    models = {}
+    for name, model in spec.models.items():
+        try:
+            base_path = _absolute(model.base_path, folder)
+        except (OSError, RuntimeError, ValueError) as error:
+            text = f"is {model.base_path!r}, which is no path: {error}"
+            found.append(Problem(f"models.{name}.base_path", text))
+            continue
+        models[name] = model.model_copy(update={"base_path": base_path})
+    if found:
         raise SpecError(source, found)
-    models = {
-        name: model.model_copy(update={"base_path": _absolute(model.base_path, folder)})
-        for name, model in spec.models.items()
-    }
     return spec.model_copy(update={"models": models})
+
+
+def _about_section(location: tuple[int | str, ...]) -> bool:
+    return location[:2] != _FLAGS or location == _FLAGS
+
+
+def _flag_problems(document: dict[str, Any]) -> list[Problem]:
+    """Look at the extra flags of a document that may be wrong in any way."""
+    server = document.get("server")
+    extra = server.get("flags") if isinstance(server, dict) else None
+    return flags.problems(extra) if isinstance(extra, dict) else []
 
 
 def _absolute(base_path: str, folder: Path) -> str:
@@ -87,7 +111,7 @@ def _keys(location: list[int | str]) -> list[str]:
             kind = get_args(kind)[1]
         else:
             kind = _section(kind.model_fields[str(part)].annotation)
-    return list(kind.model_fields) if isinstance(kind, type) else []
+    return list(kind.model_fields) if _is_section(kind) else []
 
 
 def _section(annotation: Any) -> Any:
@@ -96,5 +120,5 @@ def _section(annotation: Any) -> Any:
     return sections[0] if sections and get_origin(annotation) is not dict else annotation
 
 
-def _is_section(kind: Any) -> bool:
+def _is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Version = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Micros = Annotated[int, Field(ge=0, le=2**63 - 1)]
 EngineName = Literal["auto", "native", "embedded"]
 
 
@@ -20,9 +21,11 @@ class _Section(BaseModel):
 class VersionPolicy(_Section):
     """Which versions of a model are loaded; exactly one of the three."""
 
-    latest: Positive | None = Field(None, description="the N highest version numbers")
-    all: bool = Field(False, description="every version in the base path")
-    specific: tuple[Version, ...] = Field((), description="these version numbers, and no others")
+    latest: Positive | None = Field(default=None, description="the N highest version numbers")
+    all: bool = Field(default=False, description="every version in the base path")
+    specific: tuple[Version, ...] = Field(
+        default=(), description="these version numbers, and no others"
+    )
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Self:
@@ -38,7 +41,7 @@ class Model(_Section):
         min_length=1,
         description="folder that holds one subfolder per version; relative to the deployment file",
     )
-    platform: Literal["tensorflow"] = Field("tensorflow", description="kind of model")
+    platform: Literal["tensorflow"] = Field(default="tensorflow", description="kind of model")
     versions: VersionPolicy = Field(
         default_factory=lambda: VersionPolicy(latest=1),
         description='`"latest"`, `"all"`, `{latest = 2}` or `{specific = [1, 3]}`',
@@ -53,7 +56,8 @@ class Model(_Section):
         named = {"latest": VersionPolicy(latest=1), "all": VersionPolicy(all=True)}
         if isinstance(value, str):
             if value not in named:
-                raise ValueError(f"is {value!r}; give latest, all, {{latest = N}} or {{specific = [N]}}")
+                known = "latest, all, {latest = N} or {specific = [N]}"
+                raise ValueError(f"is {value!r}; give {known}")
             return named[value]
         if isinstance(value, dict) and isinstance(value.get("specific"), list):
             return value | {"specific": tuple(value["specific"])}
@@ -62,9 +66,13 @@ class Model(_Section):
     @model_validator(mode="after")
     def _labels_are_loaded(self) -> Self:
         loaded = self.versions.specific
-        for label, version in self.labels.items():
-            if loaded and version not in loaded:
-                raise ValueError(f"label {label!r} names version {version}, which is not loaded")
+        wrong = [
+            f"label {label!r} names version {version}, which is not loaded"
+            for label, version in self.labels.items()
+            if loaded and version not in loaded
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -75,26 +83,29 @@ class Batching(_Section):
     bundle_factory_util.cc, which checks the last allowed size when a model is loaded.
     """
 
-    max_batch_size: Positive | None = Field(None, description="most rows in a batch (1000)")
-    batch_timeout_micros: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="longest wait for a batch to fill, in microseconds (0)"
+    max_batch_size: Positive | None = Field(default=None, description="most rows in a batch (1000)")
+    batch_timeout_micros: Micros | None = Field(
+        default=None, description="longest wait for a batch to fill, in microseconds (0)"
     )
     max_enqueued_batches: Positive | None = Field(
-        None, description="batches that may wait before requests are refused (10)"
+        default=None, description="batches that may wait before requests are refused (10)"
     )
     num_batch_threads: Positive | None = Field(
-        None, description="batches that run at once (one for each CPU)"
+        default=None, description="batches that run at once (one for each CPU)"
     )
-    thread_pool_name: str | None = Field(None, description="name of these threads")
+    thread_pool_name: str | None = Field(default=None, description="name of these threads")
     allowed_batch_sizes: tuple[Positive, ...] = Field(
-        (), description="sizes that batches are padded to, rising; the last is max_batch_size"
+        default=(),
+        description="sizes that batches are padded to, rising; the last is max_batch_size",
     )
-    pad_variable_length_inputs: bool = Field(False, description="pad rows of unequal length")
+    pad_variable_length_inputs: bool = Field(
+        default=False, description="pad rows of unequal length"
+    )
     enable_large_batch_splitting: bool | None = Field(
-        None, description="split requests over the execution size (false)"
+        default=None, description="split requests over the execution size (false)"
     )
     max_execution_batch_size: Positive | None = Field(
-        None, description="most rows run at once when splitting (max_batch_size)"
+        default=None, description="most rows run at once when splitting (max_batch_size)"
     )
 
     @field_validator("allowed_batch_sizes", mode="before")
@@ -122,9 +133,9 @@ class Batching(_Section):
 class Monitoring(_Section):
     """The Prometheus page on the REST port."""
 
-    prometheus: bool = Field(True, description="whether to offer it")
+    prometheus: bool = Field(default=True, description="whether to offer it")
     path: str = Field(
-        "/monitoring/prometheus/metrics", pattern="^/", description="URL path of the page"
+        default="/monitoring/prometheus/metrics", pattern="^/", description="URL path of the page"
     )
 
 
@@ -132,16 +143,16 @@ class Server(_Section):
     """The server process or container."""
 
     name: str = Field(
-        "default",
+        default="default",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
         description="what `tfkit ps`, `logs` and `stop` call it",
     )
-    engine: EngineName = Field("auto", description="what runs it")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    grpc_port: Port = Field(8500, description="TCP port of gRPC; 0 finds a free one")
-    rest_port: Port = Field(8501, description="TCP port of REST; 0 finds a free one")
+    engine: EngineName = Field(default="auto", description="what runs it")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    grpc_port: Port = Field(default=8500, description="TCP port of gRPC; 0 finds a free one")
+    rest_port: Port = Field(default=8501, description="TCP port of REST; 0 finds a free one")
     ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        120.0, strict=False, description="longest wait until all models are available, in seconds"
+        default=120.0, description="longest wait until all models are available, in seconds"
     )
     flags: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="further flags of tensorflow_model_server"
@@ -161,5 +172,5 @@ class Spec(_Section):
     models: dict[Annotated[str, Field(min_length=1)], Model] = Field(
         min_length=1, description="the served models, by name"
     )
-    batching: Batching | None = Field(None, description="present: requests are batched")
-    monitoring: Monitoring | None = Field(None, description="present: Prometheus page")
+    batching: Batching | None = Field(default=None, description="present: requests are batched")
+    monitoring: Monitoring | None = Field(default=None, description="present: Prometheus page")

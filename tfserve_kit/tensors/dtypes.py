@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 try:  # bfloat16 is no dtype of numpy's own; tensorflow brings the package that adds it
     import ml_dtypes
 
-    _BFLOAT16: np.dtype | None = np.dtype(ml_dtypes.bfloat16)
+    _BFLOAT16: DTypeLike | None = ml_dtypes.bfloat16
 except ImportError:
     _BFLOAT16 = None
 
@@ -39,7 +39,7 @@ class DType:
         return f"DT_{self.name.upper()}"
 
 
-def _row(number: int, name: str, numpy: DTypeLike, field: str) -> DType:
+def _row(number: int, name: str, numpy: DTypeLike | None, field: str) -> DType:
     return DType(number, name, None if numpy is None else np.dtype(numpy), field)
 
 

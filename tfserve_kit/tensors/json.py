@@ -6,7 +6,6 @@ the bare tokens `NaN`, `Infinity` and `-Infinity`, which Python's own json modul
 """
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,8 @@ def to_value(array: ArrayLike) -> Any:
     """Return an array as nested lists; bytes become `{"b64": ...}`, str stays text.
 
     Raises:
-        TypeError: complex and other dtypes that JSON cannot carry.
+        TypeError: complex and other dtypes that JSON cannot carry, or a string element that is
+            neither str nor bytes.
     """
     array = np.asarray(array)
     dtype = dtypes.by_numpy(array.dtype)
@@ -36,7 +36,9 @@ def _encoded(value: Any) -> Any:
         return [_encoded(item) for item in value]
     if isinstance(value, bytes):
         return {"b64": base64.b64encode(value).decode("ascii")}
-    return value
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"a string tensor cannot hold {value!r}; it takes str and bytes")
 
 
 def from_value(value: Any, dtype: DType | None = None) -> NDArray[Any]:
@@ -59,22 +61,38 @@ def from_value(value: Any, dtype: DType | None = None) -> NDArray[Any]:
         return _objects(value)
     if array.dtype.kind in "SO" or (dtype is dtypes.STRING and array.size):
         raise TensorError(f"{value!r:.80} is not of type {dtype.name if dtype else 'number'}")
-    return array if dtype is None or dtype.numpy is None else array.astype(dtype.numpy)
+    return array if dtype is None or dtype.numpy is None else _cast(array, dtype, dtype.numpy)
+
+
+def _cast(array: NDArray[Any], dtype: DType, target: np.dtype[Any]) -> NDArray[Any]:
+    """Return the array in another type; floats may be rounded, all else must stay the same."""
+    with np.errstate(all="ignore"):
+        cast = array.astype(target)
+    if target.kind in "iub" and not np.array_equal(cast, array):
+        raise TensorError(f"{array.tolist()!r:.80} is not of type {dtype.name}")
+    return cast
 
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(item) for item in value]
     if isinstance(value, str):
-        return value.encode()
+        return _text(value)
     if isinstance(value, dict):
         if value.keys() != {"b64"} or not isinstance(value["b64"], str):
             raise TensorError(f"{value!r:.80} is no tensor value; bytes look like {{'b64': '...'}}")
         try:
             return base64.b64decode(value["b64"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise TensorError(f"{value['b64']!r:.80} is not base64: {error}") from error
     return value
+
+
+def _text(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise TensorError(f"{value!a:.80} is no text: {error.reason}") from error
 
 
 def _objects(value: Any) -> NDArray[Any]:
@@ -138,6 +156,8 @@ def answer(document: Any, outputs: Mapping[str, DType]) -> dict[str, NDArray[Any
         columns = {next(iter(outputs)): columns}
     if not isinstance(columns, dict):
         raise TensorError(f"expected the outputs {sorted(outputs)}, but the answer names none")
+    if missing := sorted(outputs.keys() - columns.keys()):
+        raise TensorError(f"the answer lacks the outputs {missing}")
     return {alias: from_value(value, outputs.get(alias)) for alias, value in columns.items()}
 
 
@@ -147,7 +167,6 @@ def _columns(rows: Any) -> Any:
         raise TensorError(f"{rows!r:.80} is no list of predictions")
     if not rows or not isinstance(rows[0], dict) or rows[0].keys() == {"b64"}:
         return rows
-    try:
-        return {alias: [row[alias] for row in rows] for alias in rows[0]}
-    except (KeyError, TypeError) as error:
-        raise TensorError("the rows of the answer have different outputs") from error
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        raise TensorError("the rows of the answer have different outputs")
+    return {alias: [row[alias] for row in rows] for alias in rows[0]}

@@ -1,7 +1,8 @@
 """numpy arrays to and from TensorProto messages, and PredictRequests as bytes.
 
-What the typed `*_val` fields mean follows tensorflow/core/framework/tensor.cc: too few values repeat
-the last one, none at all means zeros, surplus values are cut, and `tensor_content` wins over values.
+What the typed `*_val` fields mean follows tensorflow/core/framework/tensor.cc: too few values
+repeat the last one, none at all means zeros, surplus values are cut, and `tensor_content` wins over
+values.
 """
 
 import math
@@ -64,7 +65,7 @@ def from_proto(proto: Any) -> NDArray[Any]:
     except KeyError:
         raise TensorError(f"cannot read a tensor of DataType {proto.dtype}") from None
     if dtype is dtypes.STRING:
-        return _strings_from(proto, count).reshape(shape)
+        return _shaped(_strings_from(proto, count), shape)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
     if proto.tensor_content:
         if len(proto.tensor_content) != count * storage.itemsize:
@@ -77,17 +78,27 @@ def from_proto(proto: Any) -> NDArray[Any]:
         )
     else:
         flat = _filled(_typed(proto, dtype, storage), count, storage)
-    return (_widen(flat) if dtype.numpy is None else flat).reshape(shape)
+    return _shaped(_widen(flat) if dtype.numpy is None else flat, shape)
 
 
 def _shape(proto: Any) -> tuple[tuple[int, ...], int]:
     if proto.tensor_shape.unknown_rank:
         raise TensorError("a tensor value must have a known rank")
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    dims = proto.tensor_shape.dim
+    if len(dims) > MAX_RANK:
+        raise TensorError(f"no tensor can have {len(dims)} dimensions")
+    shape = tuple(dim.size for dim in dims)
     count = math.prod(shape)
-    if any(size < 0 for size in shape) or len(shape) > MAX_RANK or count >= 1 << 63:
+    if any(size < 0 for size in shape) or count >= 1 << 63:
         raise TensorError(f"no tensor can have the shape {list(shape)[:8]}")
     return shape, count
+
+
+def _shaped(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # numpy allows fewer dimensions than TensorFlow, and smaller ones
+        raise TensorError(f"numpy has no array of the shape {list(shape)[:8]}: {error}") from error
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
@@ -109,7 +120,7 @@ def _values(array: NDArray[Any]) -> Iterable[Any]:
     flat = _native(array).ravel()
     if flat.dtype.kind == "c":
         return flat.view(np.dtype(f"f{flat.dtype.itemsize // 2}")).tolist()
-    if flat.dtype == np.float16 or flat.dtype == dtypes.BFLOAT16.numpy:
+    if dtypes.by_numpy(flat.dtype).field == "half_val":
         return flat.view(np.uint16).tolist()
     return flat.tolist()
 
@@ -121,7 +132,7 @@ def _typed(proto: Any, dtype: DType, storage: np.dtype[Any]) -> NDArray[Any]:
         part = np.dtype(f"f{storage.itemsize // 2}")
         return np.array(field[: len(field) // 2 * 2], part).view(storage)
     if dtype.field == "half_val":
-        return np.array(field, np.uint32).astype(np.uint16).view(storage)
+        return np.array(field, np.int32).astype(np.uint16).view(storage)
     if dtype.field == "int_val":  # int32 on the wire, cut to the narrower type as C++ does
         return np.array(field, np.int32).astype(storage)
     return np.array(field, storage)

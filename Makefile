@@ -1,0 +1,80 @@
+# Every target sets up what it needs by itself: a virtual environment in .venv and the packages.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.embedded: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.embedded
+
+.PHONY: demo
+demo: $(VENV)/.embedded  ## Train, push, serve, predict and swap, from nothing
+	$(BIN)/python examples/digits/demo.py
+
+.PHONY: setup
+setup: $(VENV)/.dev  ## Set up everything for development
+
+.PHONY: test
+test: $(VENV)/.dev  ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.dev  ## Check types
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.dev  ## Put the style right where a tool can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: check
+check: lint types protos-check test demo  ## All that CI runs
+
+.PHONY: coverage
+coverage: $(VENV)/.dev  ## Run the tests and show what they miss
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+.PHONY: protos
+protos: $(VENV)/.dev  ## Make the protobuf schema anew from the official packages
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tfserve_kit.protos.generate
+
+.PHONY: protos-check
+protos-check: $(VENV)/.dev  ## Compare the schema with the installed official packages
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tfserve_kit.protos.generate --check
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## Generate the reference pages in docs/
+	$(BIN)/python docs/generate.py
+
+.PHONY: bench
+bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
+	$(BIN)/python -m bench
+
+.PHONY: wheel
+wheel: $(VENV)/.dev  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+.PHONY: clean
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) build dist bench/results .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,32 @@
+"""What a user has: a trained model, a picture, an installed tfkit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A SavedModel of the digits example, trained once."""
+    pytest.importorskip("tensorflow")
+    target = tmp_path_factory.mktemp("trained") / "exported_model"
+    script = ROOT / "examples" / "digits" / "train.py"
+    subprocess.run([sys.executable, script, "--out", target, "--steps", "200"], check=True)
+    return target
+
+
+@pytest.fixture
+def shell_env(tmp_path) -> dict[str, str]:
+    """The environment of a user's shell: tfkit on PATH, servers kept apart, free ports."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TFKIT_STATE_DIR": str(tmp_path / "state"),
+        "TFKIT_GRPC_PORT": "0",
+        "TFKIT_REST_PORT": "0",
+    }

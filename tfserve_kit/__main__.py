@@ -1,0 +1,5 @@
+"""`python -m tfserve_kit` is `tfkit`."""
+
+from tfserve_kit.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Sends requests when they are due, from a fixed number of threads."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tfserve_kit.errors import RequestError
+from tfserve_kit.perf.samples import Sample
+
+Send = Callable[[], object]
+
+
+def closed_loop(send: Send, *, concurrency: int, duration_s: float) -> list[Sample]:
+    """Keep `concurrency` requests in flight: each sender sends as soon as it has its answer.
+
+    Args:
+        send: sends one request and waits for the answer; raises RequestError.
+        concurrency: number of senders.
+        duration_s: how long new requests are sent, in seconds.
+
+    Returns:
+        A sample of every request, in the order they were sent.
+    """
+
+    def dues(now_s: Callable[[], float]) -> Iterator[float]:
+        while (due_s := now_s()) < duration_s:
+            yield due_s
+
+    return _run(send, dues, concurrency)
+
+
+def open_loop(send: Send, due_s: Iterator[float], *, concurrency: int) -> list[Sample]:
+    """Send at given times, whatever the server does, as far as `concurrency` senders can.
+
+    Args:
+        send: as for `closed_loop`.
+        due_s: when each request is due, in seconds since the start.
+        concurrency: number of senders; a request that finds none free is late, and counts so.
+
+    Returns:
+        A sample of every request, in the order they were due.
+    """
+    return _run(send, lambda _: due_s, concurrency)
+
+
+def _run(
+    send: Send, dues: Callable[[Callable[[], float]], Iterator[float]], concurrency: int
+) -> list[Sample]:
+    start_ns = time.perf_counter_ns()
+
+    def now_ns() -> int:
+        return time.perf_counter_ns() - start_ns
+
+    numbered = enumerate(dues(lambda: now_ns() / 1e9))
+    turn = threading.Lock()
+    samples: list[Sample] = []
+
+    def sender() -> None:
+        while True:
+            free_ns = now_ns()
+            with turn:
+                sequence, due = next(numbered, (None, 0.0))
+            if sequence is None:
+                return
+            due_ns = round(due * 1e9)
+            _wait(due_ns - now_ns())
+            sent_ns = now_ns()
+            status = _status(send)
+            samples.append(Sample(sequence, due_ns, free_ns, sent_ns, now_ns(), status))
+
+    threads = [threading.Thread(target=sender) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(samples, key=lambda sample: sample.sequence)
+
+
+def _wait(remaining_ns: int) -> None:
+    if remaining_ns > 0:
+        time.sleep(remaining_ns / 1e9)
+
+
+def _status(send: Send) -> str:
+    try:
+        send()
+    except RequestError as error:
+        return type(error).__name__
+    return "OK"
