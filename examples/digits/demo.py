@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
 JPEGS = sorted((HERE.parent.parent / "data" / "digits" / "jpeg").glob("*.jpg"))
@@ -75,7 +75,7 @@ class Traffic:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send)
 
-    def __enter__(self) -> "Traffic":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -19,4 +19,4 @@ def command(file: Path, model: str, name: str) -> None:
     if file.exists():
         raise UsageError(f"{file} exists already", remedy="give another file name")
     file.write_text(render.text("tfkit.toml", {"model": model, "name": name}), "utf-8")
-    output.note(f"Wrote {file}. Next: tfkit push-model SAVED_MODEL --model {model}, then tfkit serve.")
+    output.note(f"Wrote {file}. Next: tfkit push-model SAVED_MODEL --model {model}; tfkit serve")

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -66,7 +66,7 @@ class TerminalProgress:
         if self._live and total:
             self._show("", f" {done / total:4.0%}")
 
-    def __enter__(self) -> "TerminalProgress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

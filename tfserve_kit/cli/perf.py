@@ -30,7 +30,7 @@ _WARMUP_REQUESTS = 20
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True,
               help="Senders: the requests in flight, at most.")  # fmt: skip
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="PER_SECOND",
-              help="Send at this rate whatever the server does, instead of as fast as it answers.")  # fmt: skip
+              help="Send at this rate, whatever the server does.")  # fmt: skip
 @click.option("--arrivals", type=click.Choice(["constant", "poisson"]), default="constant",
               show_default=True, help="Spacing of requests with --rate.")  # fmt: skip
 @click.option("--duration", "duration_s", type=click.FloatRange(min=0, min_open=True), default=10.0,

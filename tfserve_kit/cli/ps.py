@@ -1,5 +1,7 @@
 """`tfkit ps`."""
 
+from typing import Any
+
 import click
 
 from tfserve_kit.cli import output
@@ -7,7 +9,7 @@ from tfserve_kit.cli.options import json_option
 from tfserve_kit.engines import ServerHandle, registry
 
 
-def described(handle: ServerHandle) -> dict[str, object]:
+def described(handle: ServerHandle) -> dict[str, Any]:
     """Return what is known of a server, as JSON shows it."""
     state = handle.state()
     return {
@@ -29,6 +31,6 @@ def command(as_json: bool) -> None:
     columns = ("name", "engine", "state", "grpc", "rest")
     text = output.table(
         [*(column.upper() for column in columns), "MODELS"],
-        [[*(row[key] for key in columns), ",".join(row["models"])] for row in rows],  # type: ignore[call-overload]
+        [[*(row[key] for key in columns), ",".join(row["models"])] for row in rows],
     )
     output.result("servers", rows, as_json=as_json, text=text)

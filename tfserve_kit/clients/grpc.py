@@ -38,7 +38,7 @@ _ERRORS: dict[Any, tuple[type[RequestError], str]] = {
     grpc.StatusCode.NOT_FOUND: (ModelNotFound, "`tfkit status` lists what the server has"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (DeadlineExceeded, "raise --timeout"),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (ServerOverloaded, "send less at once, or repeat later"),
-    grpc.StatusCode.UNIMPLEMENTED: (InvalidRequest, "is this port the gRPC port of a model server?"),
+    grpc.StatusCode.UNIMPLEMENTED: (InvalidRequest, "is this a model server's gRPC port?"),
 }
 
 
@@ -77,9 +77,7 @@ class GrpcClient(Closing):
             outputs = {alias: from_proto(tensor) for alias, tensor in answer.outputs.items()}
         except TensorError as error:
             raise ServerFault(f"{self.url} sent an unreadable tensor: {error}") from error
-        return Prediction(
-            outputs, answer.model_spec.version.value, time.perf_counter() - started_s
-        )
+        return Prediction(outputs, answer.model_spec.version.value, time.perf_counter() - started_s)
 
     def metadata(self, target: Target, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Metadata:
         """Return the model's signatures; see `Client.metadata`."""

@@ -65,7 +65,7 @@ def image_input(signature: Signature, note: Preprocessing) -> ImageInput:
     if spec.dtype is None or spec.dtype.name == "bool" or rank not in {_IMAGE_RANK, _FLAT_RANK}:
         raise UsageError(
             f"input {alias!r} is {spec}, which is not a picture",
-            remedy="use a signature with an input of [b, height, width, channels], [b, n] or string",
+            remedy="choose a signature that takes [b, height, width, channels], [b, n] or string",
         )
     how = _guess(spec).overridden_by(note)
     if how.height is None or how.width is None or how.channels is None:
@@ -163,11 +163,12 @@ def _decode(data: bytes, name: str) -> Image.Image:
 def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float32]:
     low, high = how.value_range or (0.0, 255.0)
     values = pixels if (low, high) == (0.0, 255.0) else pixels * ((high - low) / 255.0) + low
+    values = values.astype(np.float32, copy=False)
     if how.mean:
-        values = values - np.array(how.mean, np.float32)
+        values = np.subtract(values, np.array(how.mean, np.float32))
     if how.std:
-        values = values / np.array(how.std, np.float32)
-    return values.astype(np.float32, copy=False)
+        values = np.divide(values, np.array(how.std, np.float32))
+    return values
 
 
 def read_file(path: Path) -> bytes:

@@ -20,9 +20,7 @@ class ClassScore:
     score: float
 
 
-def top_scores(
-    scores: NDArray[Any], labels: Sequence[str] | None, count: int
-) -> list[ClassScore]:
+def top_scores(scores: NDArray[Any], labels: Sequence[str] | None, count: int) -> list[ClassScore]:
     """Return the best classes, best first; the lower index wins a tie.
 
     Args:

@@ -119,9 +119,7 @@ class RestClient(Closing):
     ) -> Any:
         body = None if document is None else json.dumps(document).encode()
         try:
-            response = self._session.request(
-                method, self.url + path, data=body, timeout=timeout_s
-            )
+            response = self._session.request(method, self.url + path, data=body, timeout=timeout_s)
         except requests.Timeout as error:
             text = f"{target} at {self.url}: no answer within {timeout_s:g} s"
             raise DeadlineExceeded(text, remedy="raise --timeout") from error

@@ -23,14 +23,16 @@ _BIND = "--bind_address="
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s: %(levelname).1s %(name)s] %(message)s"
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s: %(levelname).1s %(name)s] %(message)s",
     )
     # Not one of the official server's flags: tfkit itself says where to listen.
     binds = [argument.removeprefix(_BIND) for argument in argv if argument.startswith(_BIND)]
     line = flags.parse(argument for argument in argv if not argument.startswith(_BIND))
     if line.error or "--help" in line.unknown:
         if line.error:
-            logging.error(line.error)
+            logging.getLogger(__name__).error(line.error)
         sys.stdout.write(flags.usage())
         return EXIT_FAILED
     if line.values["version"]:

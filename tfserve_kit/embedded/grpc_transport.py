@@ -29,7 +29,9 @@ class GrpcTransport:
 
     def __init__(self, answer: Callable[[str, bytes], Answer], address: str, threads: int) -> None:
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(threads, "grpc"), handlers=[_Routes(answer)], options=_OPTIONS
+            futures.ThreadPoolExecutor(threads, "grpc"),
+            handlers=[_Routes(answer)],
+            options=_OPTIONS,
         )
         try:
             self.port: int = self._server.add_insecure_port(address)

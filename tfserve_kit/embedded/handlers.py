@@ -135,7 +135,7 @@ def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
 def _outputs(definition: Any, output_filter: Sequence[str]) -> dict[str, str]:
     """Return the tensor name per output alias."""
     wanted: dict[str, str] = {}
-    for alias in output_filter or definition.outputs:
+    for alias in output_filter or sorted(definition.outputs):
         if alias not in definition.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {alias} "

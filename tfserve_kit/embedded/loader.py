@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
@@ -100,7 +101,7 @@ class SessionServable:
         """Compute `fetches` from `feeds`; see `Servable.run`."""
         call = self._call(tuple(feeds), tuple(fetches))
         try:
-            return call(*feeds.values())
+            return [_array(value) for value in call(*feeds.values())]
         except Exception as error:
             raise _translated(self._tf, error) from error
 
@@ -117,6 +118,15 @@ class SessionServable:
                 call = make(self._tf, self._session, feeds, fetches)
                 self._calls[feeds, fetches] = call
         return call
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """Return an output as an array; a scalar string comes as bytes."""
+    if not isinstance(value, bytes):
+        return value  # type: ignore[no-any-return]
+    array = np.empty((), object)  # numpy by itself would cut trailing zeros
+    array[()] = value
+    return array
 
 
 def _compiled_call(tf: Any, session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Call:
@@ -139,8 +149,6 @@ def _callable_options_class() -> Any:
 
 def _compiled_calls_work(tf: Any) -> bool:
     """Try the private interface on a small graph, against the public one."""
-    import numpy as np
-
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.float32, [None])
         y = tf.multiply(x, 2.0)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded import source
@@ -66,9 +65,7 @@ class Manager:
     called from any thread.
     """
 
-    def __init__(
-        self, settings: Settings, loader: Loader, *, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, loader: Loader, *, clock: Clock | None = None) -> None:
         self._settings = settings
         self._loader = loader
         self._clock = clock or SystemClock()
@@ -77,7 +74,7 @@ class Manager:
         self._changed = threading.Condition()
         self._stopping = False
         self._loads = ThreadPoolExecutor(settings.load_threads, "load")
-        # Apart from the loads: an unload waits for the last request that uses the version.
+        # Apart from the loads, so that memory is freed while a model loads.
         self._unloads = ThreadPoolExecutor(1, "unload")
         self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
 
@@ -101,6 +98,8 @@ class Manager:
             for entry in entries.values():
                 if entry.state is State.AVAILABLE:
                     self._submit_unload(entry)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_unloading())
         self._unloads.shutdown(wait=True)
 
     # Requests
@@ -123,8 +122,7 @@ class Manager:
         finally:
             with self._changed:
                 entry.leases -= 1
-                if entry.state is State.UNLOADING:
-                    self._changed.notify_all()
+                self._unload_if_idle(entry)
 
     def _take(self, model: str, version: int | None) -> _Entry:
         with self._changed:
@@ -195,8 +193,9 @@ class Manager:
                 _log.error("%s", error.message)
                 continue
             if not wanted:
-                _log.warning("No versions of servable %s found under base path %s", name,
-                             config.base_path)
+                _log.warning(
+                    "No versions of servable %s found under base path %s", name, config.base_path
+                )
             with self._changed:
                 _aspire(self._entries[name], wanted)
 
@@ -219,7 +218,9 @@ class Manager:
     def _due_retries(self, entries: Mapping[int, _Entry]) -> list[_Entry]:
         with self._changed:
             now_s = self._clock.now_s()
-            due = [e for e in entries.values() if e.retry_at_s is not None and e.retry_at_s <= now_s]
+            due = [
+                e for e in entries.values() if e.retry_at_s is not None and e.retry_at_s <= now_s
+            ]
             for entry in due:
                 entry.retry_at_s = None
             return due
@@ -229,8 +230,18 @@ class Manager:
         self._loads.submit(self._load, model, entry)
 
     def _submit_unload(self, entry: _Entry) -> None:
-        self._enter(entry, State.UNLOADING)
-        self._unloads.submit(self._unload, entry)
+        with self._changed:
+            self._enter(entry, State.UNLOADING)
+            self._unload_if_idle(entry)
+
+    def _unload_if_idle(self, entry: _Entry) -> None:
+        """Unload once the last request is done; the unloads of others do not wait for it."""
+        if entry.state is State.UNLOADING and not entry.leases:
+            self._unloads.submit(self._unload, entry)
+
+    def _is_unloading(self) -> bool:
+        everything = (entry for entries in self._entries.values() for entry in entries.values())
+        return any(entry.state is State.UNLOADING for entry in everything)
 
     def _enter(self, entry: _Entry, state: State) -> None:
         with self._changed:
@@ -264,12 +275,12 @@ class Manager:
             self._changed.notify_all()
 
     def _unload(self, entry: _Entry) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: entry.leases == 0)
-            servable, entry.servable = entry.servable, None
-        if servable is not None:
-            servable.close()
-        self._enter(entry, State.END)
+        servable, entry.servable = entry.servable, None
+        try:
+            if servable is not None:
+                servable.close()
+        finally:
+            self._enter(entry, State.END)
 
 
 def _aspire(entries: dict[int, _Entry], wanted: Mapping[int, Path]) -> None:

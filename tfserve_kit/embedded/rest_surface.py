@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import rest_json
+from tfserve_kit.embedded import json_answer, json_request
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
 from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.status import Code, ServingError, invalid
@@ -92,7 +92,7 @@ class RestSurface:
             return self._route(method, target, body)
         except ServingError as error:
             return _failure(error)
-        except Exception as error:  # one request must not take the connection down
+        except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             _log.exception("%s %s failed", method, target)
             return _failure(ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -113,9 +113,9 @@ class RestSurface:
             text = f"the embedded engine does not answer :{verb}"
             raise ServingError(Code.UNIMPLEMENTED, text)
         signatures = self._handlers.metadata(model).signatures
-        request = rest_json.PredictBody(body, lambda name: _inputs(signatures, name))
+        request = json_request.PredictBody(body, lambda name: _inputs(signatures, name))
         result = self._handlers.predict(model, request.signature, request.inputs)
-        return Reply(200, rest_json.answer(result.outputs, row_format=request.row_format))
+        return Reply(200, json_answer.predictions(result.outputs, row_format=request.row_format))
 
     def _status(self, model: ModelRef) -> Reply:
         message = protos.GetModelStatusResponse()
@@ -135,7 +135,8 @@ class RestSurface:
 
 
 def _failure(error: ServingError) -> Reply:
-    return Reply(_HTTP_STATUS.get(error.code, 500), rest_json.error_body(error.message))
+    body = json_answer.error(error.message) if error.message else b""
+    return Reply(_HTTP_STATUS.get(error.code, 500), body)
 
 
 def status_message(status: VersionStatus) -> Any:
@@ -167,4 +168,6 @@ def _inputs(signatures: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _indented(text: str) -> bytes:
     """Halve the indentation of protobuf's JSON: the official server indents by one space."""
-    return (re.sub(r"^( +)", lambda match: " " * (len(match[1]) // 2), text, flags=re.M) + "\n").encode()
+    return (
+        re.sub(r"^( +)", lambda match: " " * (len(match[1]) // 2), text, flags=re.MULTILINE) + "\n"
+    ).encode()

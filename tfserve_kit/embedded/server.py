@@ -77,7 +77,9 @@ class EmbeddedServer:
         address = f"{self._settings.bind_address}:{self._settings.grpc_port}"
         self._grpc = GrpcTransport(grpc.answer, address, self._settings.grpc_threads)
         self._grpc.start()
-        _log.info("Running gRPC ModelServer at %s:%d ...", self._settings.bind_address, self.grpc_port)
+        _log.info(
+            "Running gRPC ModelServer at %s:%d ...", self._settings.bind_address, self.grpc_port
+        )
         if self._settings.rest_port is not None:
             self._http = HttpTransport(
                 RestSurface(handlers).reply,
@@ -86,8 +88,9 @@ class EmbeddedServer:
                 self._settings.rest_threads,
             )
             self._http.start()
-            _log.info("Exporting HTTP/REST API at:%s:%d ...", self._settings.bind_address,
-                      self._http.port)
+            _log.info(
+                "Exporting HTTP/REST API at:%s:%d ...", self._settings.bind_address, self._http.port
+            )
 
     def stop(self) -> None:
         """Close the ports, let requests in flight finish, unload the models. Idempotent."""

@@ -45,6 +45,8 @@ _MOOT = frozenset(
         "per_process_gpu_memory_fraction",
     }
 )
+# Values of the deprecated ModelType.
+_NO_TYPE, _TENSORFLOW_TYPE = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
 
 def _refuse_unsupported(values: Mapping[str, FlagValue]) -> None:
     for name, flag in FLAGS.items():
-        if values[name] != flag.default and name not in _SUPPORTED | _MOOT | {"enable_model_warmup"}:
+        if values[name] != flag.default and name not in _SUPPORTED | _MOOT | {
+            "enable_model_warmup"
+        }:
             raise ServingError(
                 Code.UNIMPLEMENTED, f"the embedded engine does not have the flag --{name}"
             )
@@ -177,6 +181,29 @@ def check_models(configs: tuple[Any, ...]) -> None:
             )
         if config.HasField("logging_config"):
             raise invalid("No request-logger-creator provided.")
+        _check_platform(config)
+        if config.version_labels:
+            text = f"the embedded engine has no version labels, which model {config.name} asks for"
+            raise ServingError(Code.UNIMPLEMENTED, text)
+
+
+def _check_platform(config: Any) -> None:
+    if config.model_type and config.model_platform:
+        raise invalid(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) "
+            "and ModelServerConfig::model_platform."
+        )
+    if config.model_type not in {_NO_TYPE, _TENSORFLOW_TYPE}:
+        text = f"ModelServerConfig::model_type choice {config.model_type} not supported."
+        raise invalid(text)
+    if not (config.model_type or config.model_platform):
+        raise invalid(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) "
+            "nor ModelServerConfig::model_platform."
+        )
+    if config.model_platform not in {"", "tensorflow"}:
+        text = f"PlatformConfigMap has no entry for platform {config.model_platform}"
+        raise ServingError(Code.FAILED_PRECONDITION, text)
 
 
 def read_text_proto(message: str, file: str) -> Any:

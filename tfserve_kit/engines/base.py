@@ -13,14 +13,14 @@
 Obligations of every engine, held by one contract suite:
 
 - `plan` has no effects and shows the exact command that `start` will run;
-- `start` either returns a handle or raises and leaves nothing behind; a second server of a name that
-  runs is refused with ServerExists;
+- `start` either returns a handle or raises and leaves nothing behind; a second server of a name
+  that runs is refused with ServerExists;
 - a server outlives the process that started it, and `find` sees it from any other;
 - the log of a server that ended by itself is kept until `stop` is called;
 - `stop` is idempotent, asks politely first, and never touches a process it did not start.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -139,5 +139,5 @@ class Engine(Protocol):
     def find(self, server_name: str) -> ServerHandle | None:
         """Return the server of that name, running or ended, if this engine started it."""
 
-    def list(self) -> list[ServerHandle]:
+    def list(self) -> Sequence[ServerHandle]:
         """Return every server that this engine started and nobody stopped, by name."""

@@ -115,9 +115,8 @@ class ProcessEngine:
         config = self._home(server.name) / _CONFIG
         bind = (f"--bind_address={server.host}",) if self._binds_host else ()
         everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
-        notes = ()
-        if not self._binds_host and not everywhere:
-            notes = (f"{NATIVE_BINARY} cannot be told where to listen: it uses all addresses",)
+        deaf = not self._binds_host and not everywhere
+        note = f"{NATIVE_BINARY} cannot be told where to listen: it uses all addresses"
         host = "127.0.0.1" if everywhere else server.host
         return Plan(
             server_name=server.name,
@@ -128,32 +127,31 @@ class ProcessEngine:
                 f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}"
             ),
             models={name: model.base_path for name, model in spec.models.items()},
-            notes=notes,
+            notes=(note,) if deaf else (),
         )
 
     def start(self, plan: Plan) -> "ProcessHandle":
         """Start the process; see `Engine.start`."""
         home = self._home(plan.server_name)
-        with self._claimed(plan.server_name):
+        with self._claimed(plan.server_name), contextlib.ExitStack() as undo:
             shutil.rmtree(home, ignore_errors=True)
             (home / _CONFIG).mkdir(parents=True)
-            try:
-                for path, text in plan.files.items():
-                    Path(path).write_text(text, "utf-8")
-                process = self._spawn(plan, home / _LOG)
-                record = Record(
-                    plan.server_name,
-                    self.name,
-                    process.pid,
-                    psutil.Process(process.pid).create_time(),
-                    plan.argv,
-                    plan.endpoints,
-                    plan.models,
-                )
-                record.write(home)
-            except BaseException:
-                shutil.rmtree(home, ignore_errors=True)
-                raise
+            undo.callback(shutil.rmtree, home, ignore_errors=True)
+            for path, text in plan.files.items():
+                Path(path).write_text(text, "utf-8")
+            process = self._spawn(plan, home / _LOG)
+            undo.callback(_end, process)
+            record = Record(
+                plan.server_name,
+                self.name,
+                process.pid,
+                psutil.Process(process.pid).create_time(),
+                plan.argv,
+                plan.endpoints,
+                plan.models,
+            )
+            record.write(home)
+            undo.pop_all()
         return ProcessHandle(record, home, process)
 
     def find(self, server_name: str) -> "ProcessHandle | None":
@@ -303,6 +301,11 @@ class ProcessHandle:
         if self._process is not None:
             self._process.wait()
         shutil.rmtree(self._home, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _alive(record: Record) -> psutil.Process | None:

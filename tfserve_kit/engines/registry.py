@@ -40,7 +40,7 @@ def choose(name: str, *, binary: str | None = None) -> tuple[Engine, str]:
 
 
 def _first_usable(found: list[Engine]) -> tuple[Engine, str]:
-    passed_over = []
+    passed_over: list[str] = []
     for engine in found:
         availability = engine.available()
         if availability.usable:

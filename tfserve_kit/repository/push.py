@@ -67,7 +67,7 @@ def push(
         missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
         try:
             if missing:
-                base_path.mkdir(parents=True)
+                base_path.mkdir(parents=True, exist_ok=True)
             number = choose_version(base_path, version)
             return _stage(source, base_path, number, tag, progress)
         except BaseException:

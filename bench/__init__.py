@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench`; docs/performance.md says how they measure and why."""

@@ -1,0 +1,86 @@
+"""`python -m bench`: measure, print a table, save it; see docs/performance.md."""
+
+import argparse
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import imports, launch, push, report, tensors
+from bench.harness import Benchmark, Unavailable, describe, measure
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "performance.md"
+BENCHMARKS: dict[str, Benchmark] = {
+    each.id: each for module in (imports, tensors, push, launch) for each in module.BENCHMARKS
+}
+
+
+def main(argv: list[str]) -> int:
+    """Measure (or read what was measured), print and save; goals missed are no failure."""
+    options = _parser().parse_args(argv)
+    if options.results:
+        runs = [report.from_json(file.read_text("utf-8")) for file in options.results]
+    else:
+        run = _run(options)
+        runs = [run]
+        for file in report.write(run, options.out):
+            sys.stderr.write(f"wrote {file}\n")
+    table = report.as_markdown(runs)
+    sys.stdout.write(table)
+    if options.write_docs:
+        PAGE.write_text(report.replace_section(PAGE.read_text("utf-8"), table), "utf-8")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> report.Run:
+    made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    settings = f"{options.rounds} rounds of at least {options.seconds:g} s"
+    run = describe(report.Run(made, settings))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in sorted(options.only):
+        # Beside the results: a folder for temporary files may be no disk at all.
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=options.out) as scratch:
+            folder = Path(scratch).resolve()
+            try:
+                figure = measure(
+                    BENCHMARKS[name], folder, rounds=options.rounds, seconds=options.seconds
+                )
+            except Unavailable as missing:
+                run.skipped[name] = str(missing)
+            else:
+                run.figures.append(figure)
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    option = parser.add_argument
+    option("--only", type=_ids, default=list(BENCHMARKS), metavar="ID,...",
+           help=f"which benchmarks: {', '.join(BENCHMARKS)} (all)")  # fmt: skip
+    option("--rounds", type=_positive, default=5, help="number of rounds (%(default)s)")
+    option("--seconds", type=float, default=3.0, help="length of a round (%(default)s)")
+    option("--out", type=Path, default=HERE / "results", metavar="DIR",
+           help="folder of the results, on the disk to measure (bench/results)")  # fmt: skip
+    option("--results", type=Path, nargs="+", metavar="JSON",
+           help="measure nothing, show these saved results together")  # fmt: skip
+    option("--write-docs", action="store_true", help="put the table into docs/performance.md")
+    return parser
+
+
+def _ids(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(BENCHMARKS)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds")
+    return int(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""Staging a model version: S1 (500 MB) and S2 (2,000 small files)."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.harness import Benchmark, Side, Sides
+from bench.processes import MODELS, PYTHON, ROOT, require_tensorflow
+from bench.stats import Goal
+from tfserve_kit.repository import push
+
+_LARGE_MEGABYTES = 500
+_SMALL_FILES, _SMALL_BYTES = 2_000, 4_096
+
+
+@contextmanager
+def _large(scratch: Path) -> Iterator[Sides]:
+    require_tensorflow()
+    source = scratch / "source"
+    argv = [PYTHON, "-m", "bench.savedmodel", str(source), str(_LARGE_MEGABYTES)]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(argv, cwd=ROOT, env=quiet, check=True, stderr=subprocess.DEVNULL)
+    yield _sides(source, scratch)
+
+
+@contextmanager
+def _small(scratch: Path) -> Iterator[Sides]:
+    source = scratch / "source"
+    shutil.copytree(MODELS / "half_plus_two" / "1", source)
+    (source / "assets").mkdir(exist_ok=True)
+    for number in range(_SMALL_FILES):
+        (source / "assets" / f"{number:04}.bin").write_bytes(os.urandom(_SMALL_BYTES))
+    yield _sides(source, scratch)
+
+
+def _sides(source: Path, scratch: Path) -> Sides:
+    copies = scratch / "copies"
+
+    def by_cp() -> None:
+        command = ["sh", "-c", 'cp -r "$0" "$1" && sync', str(source), str(copies / "1")]
+        subprocess.run(command, check=True)
+
+    def without_sync() -> None:
+        subprocess.run(["cp", "-r", source, copies / "1"], check=True)
+
+    return Sides(
+        _turn(by_cp, copies),
+        _turn(lambda: push(source, copies), copies),
+        {"`cp -r` without `sync`": _turn(without_sync, copies)},
+        {"file system": file_system(scratch)},
+    )
+
+
+def _turn(copy: Callable[[], object], copies: Path) -> Side:
+    """Return a side that starts without copies and without anything left to write to disk."""
+
+    def side() -> float:
+        copies.mkdir()
+        os.sync()
+        started_s = time.perf_counter()
+        copy()
+        duration_s = time.perf_counter() - started_s
+        shutil.rmtree(copies)
+        return duration_s
+
+    return side
+
+
+def file_system(path: Path) -> str:
+    """Return type and device of the file system that holds a path, as the kernel names them."""
+    try:
+        lines = Path("/proc/self/mounts").read_text("utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    mounts = [line.split()[:3] for line in lines]
+    resolved = path.resolve()
+    holding = [each for each in mounts if resolved.is_relative_to(each[1])]
+    device, _, kind = max(holding, key=lambda each: len(each[1]), default=["?", "", "unknown"])
+    return f"{kind} on {device}"
+
+
+BENCHMARKS = (
+    Benchmark(
+        "S1", "push of a SavedModel of 500 MB", "`cp -r && sync`", Goal(1.15, equality=True), _large
+    ),
+    Benchmark(
+        "S2",
+        "push of a SavedModel with 2,000 files of 4 KiB",
+        "`cp -r && sync`",
+        Goal(1.15, equality=True),
+        _small,
+    ),
+)

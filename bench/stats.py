@@ -1,0 +1,76 @@
+"""From times to one figure: pure, and nothing is dropped."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from statistics import median
+
+# On shared machines a smaller difference than this says nothing.
+NOISE = 1.3
+
+
+class Compare(Enum):
+    """How a subject is held against its baseline; the value is the figure's unit."""
+
+    RATIO = ""
+    DIFFERENCE = " s"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What to reach.
+
+    Attributes:
+        limit: the median may be at most this: a factor, or seconds with `DIFFERENCE`.
+        compare: subject / baseline, or subject - baseline.
+        equality: the goal is to be as fast as the baseline, not faster or a known factor slower.
+    """
+
+    limit: float
+    compare: Compare = Compare.RATIO
+    equality: bool = False
+
+    def __str__(self) -> str:
+        return f"<= {self.limit:g}{self.compare.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, smallest and largest value of the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How long each turn of one side took in one round, in seconds."""
+
+    baseline_s: Sequence[float]
+    subject_s: Sequence[float]
+
+
+def compared(turns: Turns, compare: Compare) -> float:
+    """Return the figure of one round, from all of its turns: mean against mean."""
+    baseline = math.fsum(turns.baseline_s) / len(turns.baseline_s)
+    subject = math.fsum(turns.subject_s) / len(turns.subject_s)
+    return subject / baseline if compare is Compare.RATIO else subject - baseline
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median, minimum and maximum of the rounds' figures, at least one."""
+    return Spread(median(values), min(values), max(values))
+
+
+def verdict(value: float, goal: Goal) -> str:
+    """Say whether a median reaches its goal, and whether it can be told from equality at all.
+
+    Returns:
+        `reached` or `missed`; with ` (equal)` where equality is the goal and the two sides
+        differ by less than `NOISE`.
+    """
+    word = "reached" if value <= goal.limit else "missed"
+    equal = goal.equality and 1 / NOISE < value < NOISE
+    return f"{word} (equal)" if equal else word

@@ -1,0 +1,610 @@
+"""Loading, swapping, lending and retrying versions, with a loader and a clock under control."""
+
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from tfserve_kit import protos
+from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.embedded.manager import Manager
+from tfserve_kit.embedded.settings import Settings
+from tfserve_kit.embedded.status import Code, ServingError
+
+PATIENCE_S = 10.0
+RETRY_S = 60.0
+POLL_S = 1.0
+
+
+class FakeServable:
+    """Knows its name, and writes down when it is closed."""
+
+    signatures = {}
+
+    def __init__(self, name, history):
+        self.name, self._history = name, history
+
+    def run(self, feeds, fetches):
+        return []
+
+    def close(self):
+        self._history.append(("closed", self.name))
+
+
+class FakeLoader:
+    """Loads `model/version` by name; can be told to fail, or to wait until it is let go.
+
+    Attributes:
+        history: what happened, in order: (began | failed | loaded | closed, name).
+        faults: name to what makes the exception that its load raises.
+        gates: name to the event its load waits for.
+    """
+
+    def __init__(self):
+        self.history, self.faults, self.gates = [], {}, {}
+
+    def __call__(self, version_dir):
+        name = f"{version_dir.parent.name}/{version_dir.name}"
+        self.history.append(("began", name))
+        if name in self.gates:
+            assert self.gates[name].wait(PATIENCE_S)
+        if name in self.faults:
+            self.history.append(("failed", name))
+            raise self.faults[name]()
+        self.history.append(("loaded", name))
+        return FakeServable(name, self.history)
+
+    def tries(self, name):
+        return self.history.count(("began", name))
+
+
+class WatchedClock:
+    """Stands still until told to advance; can wait until the manager has looked at it again."""
+
+    def __init__(self):
+        self._now_s, self._looks, self._seen = 1000.0, 0, threading.Condition()
+
+    def now_s(self):
+        with self._seen:
+            self._looks += 1
+            self._seen.notify_all()
+            return self._now_s
+
+    def sleep(self, duration_s):
+        self.advance(duration_s)
+
+    def advance(self, duration_s):
+        with self._seen:
+            self._now_s += duration_s
+
+    def let_manager_run(self, looks=8):
+        """Return after at least one more whole round of the manager's thread."""
+        with self._seen:
+            wanted = self._looks + looks
+            assert self._seen.wait_for(lambda: self._looks >= wanted, PATIENCE_S)
+
+
+def eventually(condition):
+    """Wait until something is so; return whether it came to that."""
+    return wait_until(
+        lambda: condition() or None,
+        timeout_s=PATIENCE_S,
+        interval_s=0.002,
+        clock=SystemClock(),
+    )
+
+
+class World:
+    """A manager with everything around it under the test's control."""
+
+    def __init__(self, root, stack):
+        self.root, self._stack = root, stack
+        self.loader, self.clock = FakeLoader(), WatchedClock()
+        self.manager = None
+        self._last_error = None
+
+    def put(self, *names):
+        for name in names:
+            (self.root / name).mkdir(parents=True)
+
+    def remove(self, name):
+        (self.root / name).rmdir()
+
+    def start(self, *models, policy="", **settings):
+        configs = tuple(
+            protos.from_text(
+                "ModelConfig",
+                f'name: "{model}" base_path: "{self.root / model}" '
+                f"model_version_policy {{ {policy} }}",
+            )
+            for model in models or ("m",)
+        )
+        defaults = {"poll_wait_s": POLL_S, "load_retry_interval_s": RETRY_S}
+        settings = Settings(configs, **defaults | settings)
+        self.manager = Manager(settings, self.loader, clock=self.clock)
+        self._stack.callback(self.manager.stop)
+        self.manager.start()
+        return self.manager
+
+    def poll(self):
+        """Let the manager look at the disk, and do what it then can."""
+        self.clock.advance(POLL_S)
+        self.clock.let_manager_run()
+
+    def states(self, model="m"):
+        return {status.number: status.state.name for status in self.manager.status(model)}
+
+    def settles(self, expected, model="m"):
+        """Wait until the versions have these states; they must then be exactly these."""
+        eventually(lambda: self.states(model) == expected)
+        assert self.states(model) == expected
+
+    def next_failure(self, number=1):
+        """Wait until the manager has noted another failed load of a version."""
+
+        def errors():
+            return {status.number: status.error for status in self.manager.status("m")}
+
+        assert eventually(lambda: errors().get(number) is not self._last_error)
+        self._last_error = errors()[number]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfserve_kit.embedded.manager._TICK_S", 0.005)
+    with ExitStack() as stack:
+        yield World(tmp_path, stack)
+
+
+@pytest.fixture
+def damaged():
+    return lambda: ServingError(Code.OUT_OF_RANGE, "Read less bytes than requested")
+
+
+def in_background(stack, action):
+    """Run something in a thread that the test waits for at its end."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    stack.callback(thread.join, PATIENCE_S)
+    return thread
+
+
+# What is loaded
+
+
+def test_highest_version_is_loaded_and_lent(world):
+    world.put("m/1", "m/3", "m/20")
+    manager = world.start()
+    manager.wait_until_serving()
+    assert world.states() == {20: "AVAILABLE"}
+    with manager.lease("m") as lease:
+        assert (lease.model, lease.version, lease.servable.name) == ("m", 20, "m/20")
+
+
+def test_all_versions_load_highest_first_and_each_can_be_asked_for(world):
+    world.put("m/1", "m/2", "m/3")
+    manager = world.start(policy="all {}")
+    world.settles({3: "AVAILABLE", 2: "AVAILABLE", 1: "AVAILABLE"})
+    assert [name for event, name in world.loader.history if event == "began"] == [
+        "m/3",
+        "m/2",
+        "m/1",
+    ]
+    with manager.lease("m", 1) as one, manager.lease("m") as latest:
+        assert (one.version, latest.version) == (1, 3)
+
+
+def test_status_lists_versions_from_the_highest_down(world):
+    world.put("m/9", "m/10", "m/1")
+    manager = world.start(policy="all {}")
+    world.settles({1: "AVAILABLE", 9: "AVAILABLE", 10: "AVAILABLE"})
+    assert [status.number for status in manager.status("m")] == [10, 9, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "text"),
+    [
+        ("nope", None, "Servable not found for request: Latest(nope)"),
+        ("nope", 3, "Servable not found for request: Specific(nope, 3)"),
+        ("m", 2, "Servable not found for request: Specific(m, 2)"),
+    ],
+)
+def test_lease_of_what_is_not_there_is_not_found(world, model, version, text):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught, manager.lease(model, version):
+        pass
+    assert (caught.value.code, caught.value.message) == (Code.NOT_FOUND, text)
+
+
+def test_lease_of_a_version_that_still_loads_is_not_found(world):
+    world.put("m/1")
+    gate = world.loader.gates["m/1"] = threading.Event()
+    manager = world.start()
+    world.settles({1: "LOADING"})
+    with pytest.raises(ServingError, match=r"Latest\(m\)"), manager.lease("m"):
+        pass
+    gate.set()
+    manager.wait_until_serving()
+
+
+# Swaps
+
+
+def test_new_version_is_loaded_before_the_old_one_goes(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    gate = world.loader.gates["m/2"] = threading.Event()
+    world.put("m/2")
+    world.poll()
+    world.settles({2: "LOADING", 1: "AVAILABLE"})
+    with manager.lease("m") as lease:
+        assert lease.version == 1
+    gate.set()
+    world.settles({2: "AVAILABLE", 1: "END"})
+    assert world.loader.history == [
+        ("began", "m/1"),
+        ("loaded", "m/1"),
+        ("began", "m/2"),
+        ("loaded", "m/2"),
+        ("closed", "m/1"),
+    ]
+
+
+def test_removing_the_newest_version_loads_the_older_before_it_goes(world):
+    world.put("m/1", "m/2")
+    world.start().wait_until_serving()
+    world.remove("m/2")
+    world.poll()
+    world.settles({2: "END", 1: "AVAILABLE"})
+    assert world.loader.history[-2:] == [("loaded", "m/1"), ("closed", "m/2")]
+
+
+def test_new_version_is_not_seen_before_the_poll_is_due(world):
+    world.put("m/1")
+    world.start().wait_until_serving()
+    world.put("m/2")
+    world.clock.advance(POLL_S - 0.01)
+    world.clock.let_manager_run()
+    assert world.states() == {1: "AVAILABLE"}
+    world.clock.advance(0.01)
+    world.settles({2: "AVAILABLE", 1: "END"})
+
+
+def test_poll_wait_of_zero_looks_once(world):
+    world.put("m/1")
+    world.start(poll_wait_s=0).wait_until_serving()
+    world.put("m/2")
+    world.clock.advance(1e6)
+    world.clock.let_manager_run()
+    assert world.states() == {1: "AVAILABLE"}
+
+
+def test_negative_poll_wait_never_looks(world):
+    world.put("m/1")
+    world.start(poll_wait_s=-1)
+    world.clock.advance(1e6)
+    world.clock.let_manager_run(looks=3)
+    assert world.states() == {}
+
+
+def test_empty_base_path_unloads_everything(world):
+    world.put("m/1")
+    world.start().wait_until_serving()
+    world.remove("m/1")
+    world.poll()
+    world.settles({1: "END"})
+    assert world.loader.history[-1] == ("closed", "m/1")
+
+
+def test_vanished_base_path_keeps_serving(world, tmp_path):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    (tmp_path / "m").rename(tmp_path / "elsewhere")
+    world.poll()
+    assert world.states() == {1: "AVAILABLE"}
+    with manager.lease("m") as lease:
+        assert lease.version == 1
+
+
+def test_vanished_base_path_of_one_model_does_not_stop_the_updates_of_another(world, tmp_path):
+    world.put("a/1", "b/1")
+    world.start("a", "b").wait_until_serving()
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    world.put("b/2")
+    world.poll()
+    world.settles({2: "AVAILABLE", 1: "END"}, model="b")
+
+
+# Leases
+
+
+def test_lease_holds_the_unload_back_until_it_ends(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with manager.lease("m") as old:
+        with manager.lease("m"):
+            world.put("m/2")
+            world.poll()
+            world.settles({2: "AVAILABLE", 1: "UNLOADING"})
+        assert old.servable.name == "m/1"
+        world.clock.let_manager_run()
+        assert ("closed", "m/1") not in world.loader.history
+        with manager.lease("m") as new:
+            assert new.version == 2
+    world.settles({2: "AVAILABLE", 1: "END"})
+    assert world.loader.history.count(("closed", "m/1")) == 1
+
+
+def test_version_that_unloads_is_lent_no_more(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with manager.lease("m"):
+        world.remove("m/1")
+        world.poll()
+        world.settles({1: "UNLOADING"})
+        with pytest.raises(ServingError, match=r"Specific\(m, 1\)"), manager.lease("m", 1):
+            pass
+
+
+def test_lease_ends_when_its_block_raises(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with pytest.raises(ZeroDivisionError), manager.lease("m"):
+        raise ZeroDivisionError
+    world.remove("m/1")
+    world.poll()
+    world.settles({1: "END"})
+
+
+def test_unload_that_waits_for_a_lease_does_not_hold_back_the_unloads_of_others(world):
+    world.put("busy/1", "idle/1")
+    manager = world.start("busy", "idle")
+    manager.wait_until_serving()
+    with manager.lease("busy"):
+        world.put("busy/2")
+        world.poll()
+        world.settles({2: "AVAILABLE", 1: "UNLOADING"}, model="busy")
+        world.put("idle/2")
+        world.poll()
+        world.settles({2: "AVAILABLE", 1: "END"}, model="idle")
+        assert world.states("busy") == {2: "AVAILABLE", 1: "UNLOADING"}
+
+
+# Failures
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_failed_load_is_tried_again_as_often_as_set_and_then_ends(world, damaged, retries):
+    world.put("m/1")
+    world.loader.faults["m/1"] = damaged
+    world.start(max_load_retries=retries)
+    for tries in range(1, retries + 1):
+        world.next_failure()
+        assert world.loader.tries("m/1") == tries
+        assert world.states() == {1: "LOADING"}
+        world.clock.advance(RETRY_S - 0.01)
+        world.clock.let_manager_run()
+        assert world.loader.tries("m/1") == tries
+        world.clock.advance(0.01)
+    world.settles({1: "END"})
+    world.clock.advance(10 * RETRY_S)
+    world.clock.let_manager_run()
+    assert world.loader.tries("m/1") == 1 + retries
+    assert world.manager.status("m")[0].error.code is Code.OUT_OF_RANGE
+
+
+def test_load_that_succeeds_at_the_second_try_serves_without_an_error(world, damaged):
+    world.put("m/1")
+    world.loader.faults["m/1"] = damaged
+    manager = world.start(max_load_retries=1)
+    world.next_failure()
+    del world.loader.faults["m/1"]
+    world.clock.advance(RETRY_S)
+    manager.wait_until_serving()
+    assert manager.status("m")[0].error is None
+
+
+def test_old_version_serves_on_while_and_after_the_new_one_fails(world, damaged):
+    world.put("m/1")
+    manager = world.start(max_load_retries=1)
+    manager.wait_until_serving()
+    world.loader.faults["m/2"] = damaged
+    world.put("m/2")
+    world.poll()
+    world.next_failure(2)
+    world.settles({2: "LOADING", 1: "AVAILABLE"})
+    world.clock.advance(RETRY_S)
+    world.settles({2: "END", 1: "AVAILABLE"})
+    with manager.lease("m") as lease:
+        assert lease.version == 1
+
+
+def test_version_that_failed_is_never_tried_again_even_if_it_goes_and_comes_back(world, damaged):
+    world.put("m/1")
+    world.start(max_load_retries=0).wait_until_serving()
+    world.loader.faults["m/2"] = damaged
+    world.put("m/2")
+    world.poll()
+    world.settles({2: "END", 1: "AVAILABLE"})
+    world.remove("m/2")
+    world.poll()
+    del world.loader.faults["m/2"]
+    world.put("m/2")
+    world.poll()
+    world.clock.advance(10 * RETRY_S)
+    world.clock.let_manager_run()
+    assert world.loader.tries("m/2") == 1
+    assert world.states() == {2: "END", 1: "AVAILABLE"}
+
+
+def test_healthy_version_that_went_and_came_back_is_loaded_again(world):
+    world.put("m/1", "m/2")
+    world.start().wait_until_serving()
+    world.remove("m/2")
+    world.poll()
+    world.settles({2: "END", 1: "AVAILABLE"})
+    world.put("m/2")
+    world.poll()
+    world.settles({2: "AVAILABLE", 1: "END"})
+    assert world.loader.tries("m/2") == 2
+
+
+def test_version_removed_between_two_tries_ends_at_the_next_one(world, damaged):
+    world.put("m/1", "m/2")
+    world.loader.faults["m/2"] = damaged
+    world.start(max_load_retries=5)
+    world.next_failure(2)
+    world.remove("m/2")
+    world.poll()
+    world.settles({2: "LOADING", 1: "AVAILABLE"})
+    world.clock.advance(RETRY_S)
+    world.settles({2: "END", 1: "AVAILABLE"})
+
+
+def test_failing_loads_of_one_model_do_not_delay_another(world, damaged):
+    world.put("bad/1", "good/1")
+    world.loader.faults["bad/1"] = damaged
+    world.start("bad", "good", max_load_retries=5)
+    world.settles({1: "AVAILABLE"}, model="good")
+    world.put("good/2")
+    world.poll()
+    world.settles({2: "AVAILABLE", 1: "END"}, model="good")
+    assert world.states("bad") == {1: "LOADING"}
+
+
+def test_loader_that_breaks_in_an_unforeseen_way_counts_as_failed(world):
+    world.put("m/1")
+    world.loader.faults["m/1"] = lambda: ZeroDivisionError("by zero")
+    world.start(max_load_retries=0)
+    world.settles({1: "END"})
+    error = world.manager.status("m")[0].error
+    assert (error.code, error.message) == (Code.INTERNAL, "by zero")
+
+
+# Waiting for the start
+
+
+def test_wait_names_the_version_that_failed_in_the_official_words(world, damaged):
+    world.put("m/1", "m/2")
+    world.loader.faults["m/2"] = damaged
+    with pytest.raises(ServingError) as caught:
+        world.start(max_load_retries=0).wait_until_serving()
+    assert str(caught.value) == (
+        "UNKNOWN: 1 servable(s) did not become available: {{{name: m version: 2} due to error: "
+        "OUT_OF_RANGE: Read less bytes than requested}, }"
+    )
+
+
+def test_wait_names_every_version_that_failed(world, damaged):
+    world.put("a/1", "b/4", "c/1")
+    world.loader.gates["c/1"] = gate = threading.Event()
+    world.loader.faults |= {"a/1": damaged, "b/4": lambda: ServingError(Code.NOT_FOUND, "gone")}
+    manager = world.start("a", "b", "c", max_load_retries=0)
+    world.settles({1: "END"}, model="a")
+    world.settles({4: "END"}, model="b")
+    with pytest.raises(ServingError) as caught:
+        manager.wait_until_serving()
+    gate.set()
+    assert caught.value.message == (
+        "2 servable(s) did not become available: {{{name: a version: 1} due to error: "
+        "OUT_OF_RANGE: Read less bytes than requested}, "
+        "{{name: b version: 4} due to error: NOT_FOUND: gone}, }"
+    )
+
+
+def test_wait_goes_on_until_every_model_serves(world):
+    world.put("a/1", "b/1")
+    world.loader.gates["b/1"] = gate = threading.Event()
+    manager = world.start("a", "b")
+    served = threading.Event()
+    with ExitStack() as stack:
+        in_background(stack, lambda: (manager.wait_until_serving(), served.set()))
+        world.settles({1: "AVAILABLE"}, model="a")
+        world.clock.let_manager_run()
+        assert not served.is_set()
+        gate.set()
+        assert served.wait(PATIENCE_S)
+
+
+def test_wait_for_an_empty_base_path_ends_when_a_version_arrives(world):
+    (world.root / "m").mkdir()
+    manager = world.start()
+    served = threading.Event()
+    with ExitStack() as stack:
+        in_background(stack, lambda: (manager.wait_until_serving(), served.set()))
+        world.clock.let_manager_run()
+        assert not served.is_set()
+        world.put("m/1")
+        world.clock.advance(POLL_S)
+        assert served.wait(PATIENCE_S)
+
+
+def test_interrupt_ends_the_wait_as_cancelled(world):
+    (world.root / "m").mkdir()
+    manager = world.start()
+    caught = []
+
+    def wait():
+        with pytest.raises(ServingError) as error:
+            manager.wait_until_serving()
+        caught.append(error.value.code)
+
+    with ExitStack() as stack:
+        in_background(stack, wait)
+        manager.interrupt()
+    assert caught == [Code.CANCELLED]
+
+
+# The end
+
+
+def test_stop_waits_for_leases_and_closes_every_version_once(world):
+    world.put("m/1", "m/2")
+    manager = world.start(policy="all {}")
+    world.settles({1: "AVAILABLE", 2: "AVAILABLE"})
+    stopped = threading.Event()
+    with ExitStack() as stack:
+        with manager.lease("m", 1):
+            in_background(stack, lambda: (manager.stop(), stopped.set()))
+            world.settles({2: "END", 1: "UNLOADING"})
+            assert not stopped.is_set()
+            assert ("closed", "m/1") not in world.loader.history
+        assert stopped.wait(PATIENCE_S)
+    assert world.states() == {2: "END", 1: "END"}
+    closed = [name for event, name in world.loader.history if event == "closed"]
+    assert sorted(closed) == ["m/1", "m/2"]
+
+
+def test_stop_unloads_a_version_whose_load_it_interrupted(world):
+    world.put("m/1")
+    world.loader.gates["m/1"] = gate = threading.Event()
+    manager = world.start()
+    world.settles({1: "LOADING"})
+    with ExitStack() as stack:
+        in_background(stack, manager.stop)
+        gate.set()
+    assert world.loader.history[-1] == ("closed", "m/1")
+
+
+def test_version_that_cannot_be_closed_ends_all_the_same(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with manager.lease("m") as lease:
+        lease.servable.close = lambda: 1 / 0
+    manager.stop()
+    assert world.states() == {1: "END"}
+
+
+def test_stop_is_idempotent_and_allowed_before_start(tmp_path):
+    manager = Manager(Settings(()), FakeLoader())
+    manager.stop()
+    manager.stop()
+    assert manager.status("m") == []

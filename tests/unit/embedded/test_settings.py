@@ -1,0 +1,281 @@
+"""From flags to settings: what is taken over, what is refused and in which words."""
+
+import pytest
+
+from tfserve_kit import flags
+from tfserve_kit.embedded.settings import SessionOptions, from_flags
+from tfserve_kit.embedded.status import Code, ServingError
+
+# Every flag that the engine acts on or that changes nothing here; all others must be refused.
+ACCEPTED = {
+    "port",
+    "rest_api_port",
+    "rest_api_num_threads",
+    "model_config_file",
+    "model_name",
+    "model_base_path",
+    "file_system_poll_wait_seconds",
+    "max_num_load_retries",
+    "load_retry_interval_micros",
+    "num_load_threads",
+    "num_unload_threads",
+    "saved_model_tags",
+    "grpc_max_threads",
+    "tensorflow_session_parallelism",
+    "tensorflow_intra_op_parallelism",
+    "tensorflow_inter_op_parallelism",
+    "enable_serialization_as_tensor_content",
+    "flush_filesystem_caches",
+    "remove_unused_fields_from_bundle_metagraph",
+    "enable_model_warmup",
+    "enable_profiler",
+    "skip_initialize_tpu",
+    "per_process_gpu_memory_fraction",
+    "version",
+}
+REFUSED = sorted(flags.FLAGS.keys() - ACCEPTED)
+BASE = "--model_base_path=/models/m"
+
+
+def settings(*arguments):
+    line = flags.parse(arguments)
+    assert not (line.unknown or line.error), "the test's own arguments"
+    return from_flags(line.values, bind_address="127.0.0.1")
+
+
+def refusal(*arguments):
+    with pytest.raises(ServingError) as caught:
+        settings(*arguments)
+    return caught.value
+
+
+def other_value(name):
+    default = flags.FLAGS[name].default
+    if isinstance(default, bool):
+        return not default
+    return default + 1 if isinstance(default, int | float) else "/somewhere"
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Write a ModelServerConfig; return the flag that names it."""
+
+    def write(text):
+        file = tmp_path / "models.config"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return f"--model_config_file={file}"
+
+    return write
+
+
+def one_model(fields):
+    return f"model_config_list {{ config {{ {fields} }} }}"
+
+
+# Flags
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_flag_that_the_engine_does_not_have_is_refused_by_name(name):
+    error = refusal(BASE, f"--{name}={str(other_value(name)).lower()}")
+    assert error.code is Code.UNIMPLEMENTED
+    assert error.message == f"the embedded engine does not have the flag --{name}"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_flag_that_the_engine_does_not_have_may_be_given_its_default(name):
+    settings(BASE, f"--{name}={str(flags.FLAGS[name].default).lower()}")
+
+
+@pytest.mark.parametrize("name", sorted(ACCEPTED - {"model_config_file", "model_base_path"}))
+def test_flag_that_the_engine_has_is_accepted(name):
+    settings(BASE, f"--{name}={str(other_value(name)).lower()}")
+
+
+def test_defaults_are_those_of_the_official_server():
+    found = settings(BASE)
+    assert (found.grpc_port, found.rest_port, found.bind_address) == (8500, None, "127.0.0.1")
+    assert (found.poll_wait_s, found.max_load_retries, found.load_retry_interval_s) == (1, 5, 60)
+    assert found.load_threads == 1
+    assert found.session == SessionOptions(("serve",), 0, 0)
+    assert found.answer_with_content is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "attribute", "expected"),
+    [
+        ("port=1234", "grpc_port", 1234),
+        ("rest_api_port=99", "rest_port", 99),
+        ("rest_api_port=0", "rest_port", None),
+        ("grpc_max_threads=3", "grpc_threads", 3),
+        ("grpc_max_threads=0", "grpc_threads", 1),
+        ("rest_api_num_threads=5", "rest_threads", 5),
+        ("rest_api_num_threads=0", "rest_threads", 1),
+        ("file_system_poll_wait_seconds=-1", "poll_wait_s", -1),
+        ("file_system_poll_wait_seconds=0", "poll_wait_s", 0),
+        ("max_num_load_retries=0", "max_load_retries", 0),
+        ("load_retry_interval_micros=1500000", "load_retry_interval_s", 1.5),
+        ("num_load_threads=0", "load_threads", 1),
+        ("num_load_threads=4", "load_threads", 4),
+        ("enable_serialization_as_tensor_content", "answer_with_content", True),
+        ("saved_model_tags=serve,gpu", "session", SessionOptions(("serve", "gpu"))),
+        ("saved_model_tags=,", "session", SessionOptions(())),
+        ("tensorflow_session_parallelism=3", "session", SessionOptions(("serve",), 3, 3)),
+        ("tensorflow_intra_op_parallelism=3", "session", SessionOptions(("serve",), 3, 0)),
+        ("tensorflow_inter_op_parallelism=3", "session", SessionOptions(("serve",), 0, 3)),
+    ],
+)
+def test_flag_becomes_the_setting(flag, attribute, expected):
+    assert getattr(settings(BASE, f"--{flag}"), attribute) == expected
+
+
+def test_single_model_has_the_name_and_base_path_of_the_flags():
+    (model,) = settings(BASE, "--model_name=m").models
+    assert (model.name, model.base_path) == ("m", "/models/m")
+
+
+def test_all_three_parallelism_flags_contradict():
+    names = ("session", "intra_op", "inter_op")
+    error = refusal(BASE, *(f"--tensorflow_{name}_parallelism=2" for name in names))
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message == (
+        "Either configure server_options.tensorflow_session_parallelism or "
+        "(server_options.tensorflow_intra_op_parallelism, "
+        "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [BASE, "--port=0"],
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path "
+            "must be set.",
+        ),
+        (
+            ["--model_name=m"],
+            "Both server_options.model_base_path and server_options.model_config_file are empty!",
+        ),
+        (
+            ["--model_name=m", "--model_base_path=m"],
+            "Expected model m to have an absolute path or URI; got base_path()=m",
+        ),
+    ],
+)
+def test_flags_that_the_official_server_refuses_are_refused_in_its_words(arguments, message):
+    error = refusal(*arguments)
+    assert (error.code, error.message) == (Code.INVALID_ARGUMENT, message)
+
+
+# The configuration file
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("model_config_list {}", []),
+        (one_model('name: "m" base_path: "/m" model_platform: "tensorflow"'), ["m"]),
+        (one_model('name: "m" base_path: "gs://b/m" model_platform: "tensorflow"'), ["m"]),
+        (one_model('name: "m" base_path: "/m" model_type: TENSORFLOW'), ["m"]),
+        (one_model('base_path: "/m" model_platform: "tensorflow"'), [""]),
+        (
+            'model_config_list: { config: [ { name: "a", base_path: "/m", '
+            'model_platform: "tensorflow", }, { name: "b", base_path: "/m", '
+            'model_platform: "tensorflow" } ] }',
+            ["a", "b"],
+        ),
+    ],
+    ids=["empty-list", "one", "uri", "old-type", "no-name", "colons-commas-same-path"],
+)
+def test_config_file_names_the_models(config_file, text, names):
+    assert [model.name for model in settings(config_file(text)).models] == names
+
+
+def test_config_file_wins_over_the_single_model_flags(config_file):
+    text = one_model('name: "m" base_path: "/m" model_platform: "tensorflow"')
+    found = settings(config_file(text), "--model_name=zzz", "--model_base_path=/nothere")
+    assert [model.name for model in found.models] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "FILE; Invalid argument"),
+        ('{"model_config_list": {"config": []}}', "Invalid protobuf file: 'FILE'"),
+        ("model_config_list { config { nam: 1 } }", "Invalid protobuf file: 'FILE'"),
+        ("model_config_list {", "Invalid protobuf file: 'FILE'"),
+        (b"model_config_list { config { name: '\xff' } }", "Invalid protobuf file: 'FILE'"),
+        (
+            'custom_model_config { type_url: "type.googleapis.com/tensorflow.serving.ModelSpec" }',
+            "ModelServer does not yet support custom model config.",
+        ),
+        (
+            one_model('name: "m" model_platform: "tensorflow"'),
+            "Expected model m to have an absolute path or URI; got base_path()=",
+        ),
+        (
+            one_model('name: "m" base_path: "models/m" model_platform: "tensorflow"'),
+            "Expected model m to have an absolute path or URI; got base_path()=models/m",
+        ),
+        (
+            one_model(
+                'name: "m" base_path: "/m" model_platform: "tensorflow" '
+                "logging_config { sampling_config { sampling_rate: 1 } }"
+            ),
+            "No request-logger-creator provided.",
+        ),
+        (
+            one_model('name: "m" base_path: "/m" model_platform: "tensorflow" } config { '
+                      'name: "m" base_path: "/n" model_platform: "tensorflow"'),
+            "Illegal to list model m multiple times in config list",
+        ),
+        (
+            one_model('name: "m" base_path: "/m"'),
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) "
+            "nor ModelServerConfig::model_platform.",
+        ),
+        (
+            one_model('name: "m" base_path: "/m" model_platform: "x" model_type: TENSORFLOW'),
+            "Illegal setting both ModelServerConfig::model_type (deprecated) "
+            "and ModelServerConfig::model_platform.",
+        ),
+        (
+            one_model('name: "m" base_path: "/m" model_type: OTHER'),
+            "ModelServerConfig::model_type choice 2 not supported.",
+        ),
+    ],
+)  # fmt: skip
+def test_config_file_that_the_official_server_refuses_is_refused_in_its_words(
+    config_file, text, message
+):
+    flag = config_file(text)
+    error = refusal(flag)
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message == message.replace("FILE", flag.partition("=")[2])
+
+
+def test_config_file_that_does_not_exist_is_not_found(tmp_path):
+    error = refusal(f"--model_config_file={tmp_path}/none")
+    assert error.code is Code.NOT_FOUND
+    assert error.message == f"{tmp_path}/none; No such file or directory"
+
+
+def test_platform_other_than_tensorflow_is_refused(config_file):
+    error = refusal(config_file(one_model('name: "m" base_path: "/m" model_platform: "torch"')))
+    assert error.code is Code.FAILED_PRECONDITION
+    assert error.message == "PlatformConfigMap has no entry for platform torch"
+
+
+def test_version_labels_are_refused_instead_of_ignored(config_file):
+    error = refusal(
+        config_file(
+            one_model(
+                'name: "m" base_path: "/m" model_platform: "tensorflow" '
+                'version_labels { key: "stable" value: 1 }'
+            )
+        )
+    )
+    assert error.code is Code.UNIMPLEMENTED
+    assert "version labels" in error.message
+    assert "model m" in error.message

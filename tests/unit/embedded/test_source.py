@@ -1,0 +1,67 @@
+"""Which versions a model's policy asks for, from what is on disk."""
+
+import pytest
+
+from tfserve_kit import protos
+from tfserve_kit.embedded import source
+from tfserve_kit.embedded.status import Code, ServingError
+
+
+def config(base_path, policy="", name="m"):
+    text = f'name: "{name}" base_path: "{base_path}" model_version_policy {{ {policy} }}'
+    return protos.from_text("ModelConfig", text)
+
+
+@pytest.fixture
+def base(tmp_path):
+    for name in ("1", "2", "10", "v3", ".tfkit-staging-x", "4.tmp"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("", {10}),
+        ("latest {}", {10}),
+        ("latest { num_versions: 0 }", {10}),
+        ("latest { num_versions: 1 }", {10}),
+        ("latest { num_versions: 2 }", {2, 10}),
+        ("latest { num_versions: 9 }", {1, 2, 10}),
+        ("all {}", {1, 2, 10}),
+        ("specific { versions: 1 }", {1}),
+        ("specific { versions: 10 versions: 2 }", {2, 10}),
+        ("specific { versions: 2 versions: 7 }", {2}),
+        ("specific { versions: 7 }", set()),
+        ("specific {}", set()),
+    ],
+)
+def test_policy_asks_for_the_versions(base, policy, expected):
+    assert source.aspired(config(base, policy)) == {n: base / str(n) for n in expected}
+
+
+def test_no_policy_at_all_asks_for_the_highest_by_number_not_by_name(base):
+    message = protos.ModelConfig(name="m", base_path=str(base))
+    assert set(source.aspired(message)) == {10}
+
+
+def test_leading_zeros_name_the_directory_that_is_there(tmp_path):
+    (tmp_path / "007").mkdir()
+    assert source.aspired(config(tmp_path)) == {7: tmp_path / "007"}
+
+
+def test_empty_base_path_asks_for_nothing(tmp_path):
+    assert source.aspired(config(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_base_path_that_cannot_be_listed_is_not_found(tmp_path, kind):
+    path = tmp_path / "gone"
+    if kind == "file":
+        path.write_text("")
+    with pytest.raises(ServingError) as caught:
+        source.aspired(config(path))
+    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.message == (
+        f"Could not find base path {path} for servable m with error NOT_FOUND: {path} not found"
+    )

@@ -1,0 +1,352 @@
+"""Pushing a version: it is fully there under its number, or nothing has changed."""
+
+import os
+import shutil
+import stat
+import subprocess
+import time
+
+import pytest
+
+from tfserve_kit.errors import PushRefused
+from tfserve_kit.repository import Pushed, parse_version, push, scan
+
+SHARD = "variables/variables.data-00000-of-00001"
+
+
+class Saboteur:
+    """A progress that does something once a step has begun."""
+
+    def __init__(self, text, act):
+        self.text, self.act = text, act
+        self.steps, self.counts = [], []
+
+    def step(self, text):
+        self.steps.append(text)
+        if self.text in text:
+            self.act()
+
+    def advance(self, done, total):
+        self.counts.append((done, total))
+
+
+def listener():
+    return Saboteur("", lambda: None)
+
+
+@pytest.fixture
+def source(models, tmp_path):
+    return shutil.copytree(models / "half_plus_two" / "1", tmp_path / "source")
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Return a base path that holds version 3, and something that is no version."""
+    base_path = tmp_path / "models" / "half"
+    (base_path / "3").mkdir(parents=True)
+    (base_path / "3" / "saved_model.pb").write_bytes(b"old")
+    (base_path / "notes.txt").write_text("mine")
+    return base_path
+
+
+def tree(folder):
+    """Return everything below a folder: relative path to content, None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refusal(source, base_path, **options):
+    with pytest.raises(PushRefused) as caught:
+        push(source, base_path, **options)
+    return str(caught.value)
+
+
+class TestSuccess:
+    @pytest.mark.parametrize(("choice", "number"), [("next", 4), (1, 1), (4, 4), (2**63 - 1,) * 2])
+    def test_version_appears_under_its_number_beside_the_others(
+        self, source, base, choice, number
+    ):
+        before = tree(base)
+        pushed = push(source, base, version=choice)
+        size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+        assert pushed == Pushed(number, base / str(number), size)
+        assert tree(pushed.path) == tree(source)
+        shutil.rmtree(pushed.path)
+        assert tree(base) == before
+
+    def test_next_is_one_in_a_base_path_that_is_made_for_it(self, source, tmp_path):
+        base_path = tmp_path / "new" / "deep" / "model"
+        assert push(source, base_path).path == base_path / "1"
+
+    def test_next_follows_the_highest_whatever_its_spelling(self, source, base):
+        (base / "0012").touch()
+        (base / "-20").mkdir()
+        assert push(source, base).version == 13
+
+    def test_next_is_one_where_only_negative_numbers_stand(self, source, tmp_path):
+        (tmp_path / "base" / "-5").mkdir(parents=True)
+        assert push(source, tmp_path / "base").version == 1
+
+    def test_epoch_is_the_present_second(self, source, base):
+        earliest = int(time.time())
+        version = push(source, base, version="epoch").version
+        assert earliest <= version <= time.time()
+
+    def test_content_is_readable_for_a_server_of_another_user(self, source, base):
+        for path in source.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        umask = os.umask(0o022)
+        try:
+            pushed = push(source, base).path
+        finally:
+            os.umask(umask)
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in pushed.rglob("*") if path.is_file()}
+        folders = [pushed, *(path for path in pushed.rglob("*") if path.is_dir())]
+        assert modes == {0o644}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
+
+    def test_links_are_followed_so_that_the_version_stands_alone(self, source, base, tmp_path):
+        shutil.move(source / "variables", tmp_path / "elsewhere")
+        (source / "variables").symlink_to(tmp_path / "elsewhere")
+        (source / "extra.txt").symlink_to(tmp_path / "elsewhere" / "variables.index")
+        wanted = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+        pushed = push(source, base).path
+        shutil.rmtree(tmp_path / "elsewhere")
+        assert {path.name: path.read_bytes() for path in (pushed / "variables").iterdir()} == wanted
+        assert (pushed / "extra.txt").read_bytes() == wanted["variables.index"]
+        assert not any(path.is_symlink() for path in pushed.rglob("*"))
+
+    def test_empty_folders_and_hidden_files_come_along(self, source, base):
+        (source / "assets" / "deep" / "er").mkdir(parents=True)
+        (source / ".hidden").write_text("x")
+        assert tree(push(source, base).path) == tree(source)
+
+    def test_graph_with_another_tag_is_pushed_on_request(self, models, base):
+        assert push(models / "othertag" / "1", base, tag="train").version == 4
+
+    def test_progress_tells_steps_and_bytes(self, source, base):
+        progress = listener()
+        pushed = push(source, base, progress=progress)
+        assert [step.split()[0] for step in progress.steps] == [
+            "checking",
+            "copying",
+            "checking",
+            "writing",
+        ]
+        done = [count for count, _ in progress.counts]
+        assert done == sorted(set(done))
+        assert {total for _, total in progress.counts} == {pushed.size_bytes}
+        assert done[-1] == pushed.size_bytes
+
+    @pytest.mark.parametrize("step", ["copying", "writing"])
+    def test_staging_is_hidden_and_no_version_while_it_grows(self, source, base, step):
+        seen = []
+        progress = Saboteur(step, lambda: seen.extend(path.name for path in base.iterdir()))
+        push(source, base, progress=progress)
+        (staging,) = set(seen) - {"3", "notes.txt"}
+        assert staging.startswith(".")
+        assert parse_version(staging) is None
+
+
+class TestRefusedVersions:
+    @pytest.mark.parametrize("existing", ["7", "0007", "+7", " 7"])
+    def test_existing_version_is_refused_under_any_spelling(self, source, base, existing):
+        (base / existing).mkdir()
+        before = tree(base)
+        text = refusal(source, base, version=7)
+        assert "version 7 exists" in text
+        assert str(base) in text
+        assert "--version 8" in text
+        assert tree(base) == before
+
+    def test_plain_file_with_the_number_counts_as_existing(self, source, base):
+        (base / "7").touch()
+        assert "version 7 exists" in refusal(source, base, version=7)
+
+    @pytest.mark.parametrize("version", [0, -1, 2**63, True, 1.0, "7", "latest", "", None, [1]])
+    def test_version_that_is_no_positive_int64_is_refused(self, source, base, version):
+        before = tree(base)
+        text = refusal(source, base, version=version)
+        assert f"version {version!r} is not" in text
+        assert "9223372036854775807" in text
+        assert tree(base) == before
+
+    def test_next_beyond_the_highest_number_is_refused(self, source, base):
+        (base / str(2**63 - 1)).mkdir()
+        assert f"{2**63} is not" in refusal(source, base)
+
+    def test_refusal_removes_the_base_path_it_had_made(self, source, tmp_path):
+        refusal(source, tmp_path / "new" / "deep", version=0)
+        assert not (tmp_path / "new").exists()
+
+    def test_refusal_keeps_a_base_path_that_was_there(self, source, tmp_path):
+        (tmp_path / "there").mkdir()
+        refusal(source, tmp_path / "there" / "new", version=0)
+        assert tree(tmp_path / "there") == {}
+
+
+def shorten(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "no graph": (lambda model: (model / "saved_model.pb").unlink(), "saved_model.pb"),
+    "cut graph": (lambda model: shorten(model / "saved_model.pb"), "saved_model.pb"),
+    "empty graph": (lambda model: (model / "saved_model.pb").write_bytes(b""), "0 bytes"),
+    "no index": (lambda model: (model / "variables/variables.index").unlink(), "variables.index"),
+    "cut index": (lambda model: shorten(model / "variables/variables.index"), "variables.index"),
+    "no shard": (lambda model: (model / SHARD).unlink(), SHARD),
+    "cut shard": (lambda model: shorten(model / SHARD), "224 bytes"),
+    "no variables": (lambda model: shutil.rmtree(model / "variables"), "variables"),
+    "no folder": (shutil.rmtree, "saved_model.pb"),
+    "dangling link": (lambda model: (model / "vocab").symlink_to("nowhere"), "vocab"),
+    "pipe": (lambda model: os.mkfifo(model / "pipe"), "pipe"),
+    "circle": (lambda model: (model / "circle").symlink_to(model), "circle"),
+}
+
+
+class TestRefusedModels:
+    @pytest.mark.parametrize("damage", DAMAGE)
+    def test_incomplete_model_is_refused_naming_what_is_wrong(self, source, base, damage):
+        act, words = DAMAGE[damage]
+        act(source)
+        before = tree(base)
+        assert words in refusal(source, base)
+        assert tree(base) == before
+
+    def test_other_tag_is_refused_naming_both(self, models, base):
+        text = refusal(models / "othertag" / "1", base)
+        assert "'serve'" in text
+        assert "train" in text
+
+    def test_nothing_is_made_for_an_incomplete_model(self, source, tmp_path):
+        (source / "saved_model.pb").unlink()
+        refusal(source, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("inside", [".", "versions", "variables/deep"])
+    def test_base_path_within_the_model_is_refused(self, source, inside):
+        before = tree(source)
+        assert "inside the model" in refusal(source, source / inside)
+        assert tree(source) == before
+
+
+class TestFailures:
+    def test_file_in_place_of_the_base_path_is_refused(self, source, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        text = refusal(source, tmp_path / "file")
+        assert str(tmp_path / "file") in text
+        assert "give a folder" in text
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_file_in_place_of_a_parent_is_refused(self, source, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        assert "give a folder" in refusal(source, tmp_path / "file" / "model")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
+    def test_folder_without_write_permission_is_refused(self, source, base):
+        base.chmod(0o555)
+        before = tree(base)
+        try:
+            assert "write to the base path" in refusal(source, base)
+        finally:
+            base.chmod(0o755)
+        assert tree(base) == before
+
+    def test_copy_that_is_damaged_on_the_way_is_refused(self, source, base):
+        def damage():
+            (staging,) = base.glob(".*")
+            shorten(staging / SHARD)
+
+        before = tree(base)
+        assert "224 bytes" in refusal(source, base, progress=Saboteur("checking the copy", damage))
+        assert tree(base) == before
+
+    def test_version_that_another_push_takes_meanwhile_is_refused(self, source, base):
+        def take():
+            (base / "4").mkdir()
+            (base / "4" / "saved_model.pb").write_bytes(b"theirs")
+
+        before = tree(base)
+        text = refusal(source, base, progress=Saboteur("writing", take))
+        assert "another push" in text
+        assert tree(base) == before | {"4": None, "4/saved_model.pb": b"theirs"}
+
+    @pytest.mark.parametrize("step", ["checking", "copying", "checking the copy", "writing"])
+    def test_interrupt_leaves_nothing_behind(self, source, tmp_path, step):
+        def interrupt():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            push(source, tmp_path / "new" / "model", progress=Saboteur(step, interrupt))
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("call", ["fsync", "rename", "open", "mkdir"])
+    def test_failure_of_any_call_leaves_nothing_behind(self, source, base, monkeypatch, call):
+        before, real, left = tree(base), getattr(os, call), 0
+
+        def failing(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise OSError(5, "Input/output error")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, call, failing)
+        for count in range(100):
+            left = count
+            try:
+                push(source, base)
+            except PushRefused as error:
+                assert "Input/output error" in str(error)
+                assert "None" not in str(error)
+            if left >= 0:  # there was no such call any more
+                break
+            assert tree(base) == before, f"{call} number {count + 1} failed"
+        assert count > 0
+        assert [version.number for version in scan(base)] == [3, 4]
+        assert tree(base / "4") == tree(source)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a file system of 64 KiB, and a function that makes it read-only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tfkit-test", str(disk)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    if shutil.which("mount") is None or (done := mount("size=64k")).returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr if shutil.which('mount') else ''}")
+    yield disk, lambda: mount("remount,ro")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+class TestDisk:
+    def test_full_disk_leaves_nothing_behind(self, source, small_disk):
+        disk, _ = small_disk
+        (source / "assets").mkdir()
+        (source / "assets" / "big").write_bytes(b"x" * 200_000)
+        text = refusal(source, disk / "new" / "model")
+        assert "No space left" in text
+        assert "free some space" in text
+        assert tree(disk) == {}
+
+    def test_disk_is_full_only_for_what_does_not_fit(self, source, small_disk):
+        disk, _ = small_disk
+        assert push(source, disk / "model").version == 1
+
+    def test_read_only_disk_is_refused(self, source, small_disk):
+        disk, make_read_only = small_disk
+        assert push(source, disk / "model").version == 1
+        before = tree(disk)
+        assert make_read_only().returncode == 0
+        text = refusal(source, disk / "model")
+        assert "Read-only" in text
+        assert "writable file system" in text
+        assert tree(disk) == before

@@ -1,0 +1,126 @@
+"""tf.Example inputs of classify and regress, from messages and from JSON, as serialized strings.
+
+Source: tensorflow_serving/servables/tensorflow/util.cc (context features) and
+tensorflow_serving/util/json_tensor.cc (JSON).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.embedded import json_request
+from tfserve_kit.embedded.status import ServingError, invalid
+
+_KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
+
+
+def from_input(message: Any) -> NDArray[Any]:
+    """Return the examples of an Input message, the context merged into each.
+
+    Returns:
+        object [examples] of serialized tf.Example.
+
+    Raises:
+        ServingError: there is none.
+    """
+    if message.WhichOneof("kind") == "example_list_with_context":
+        return _merged(
+            message.example_list_with_context.examples, message.example_list_with_context.context
+        )
+    return _merged(message.example_list.examples, None)
+
+
+def from_json(document: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the examples of a REST body: `examples`, and `context` for features of all.
+
+    Returns:
+        object [examples] of serialized tf.Example.
+
+    Raises:
+        ServingError: the body is formed in another way.
+    """
+    if "examples" not in document:
+        raise invalid(
+            f"JSON Value: {json_request.echo(document)} When method is classify, key 'examples' is "
+            "expected and was not found"
+        )
+    rows = document["examples"]
+    if not isinstance(rows, list):
+        raise invalid(
+            f"JSON Value: {json_request.echo(document)} "
+            "Expecting 'examples' value to be an list/array"
+        )
+    if not rows:
+        raise invalid(
+            f"JSON Value: {json_request.echo(document)} 'examples' value is an empty array"
+        )
+    context = _example(document["context"]) if "context" in document else None
+    return _merged([_example(row) for row in rows], context)
+
+
+def _merged(examples: Sequence[Any], context: Any) -> NDArray[Any]:
+    if not len(examples):
+        raise invalid("Input is empty.")
+    array = np.empty(len(examples), object)
+    for index, example in enumerate(examples):
+        whole = example
+        if context is not None:
+            whole = protos.Example()
+            whole.CopyFrom(context)
+            for name, feature in example.features.feature.items():
+                whole.features.feature[name].CopyFrom(feature)
+        array[index] = whole.SerializeToString()
+    return array
+
+
+def _example(value: Any) -> Any:
+    if not isinstance(value, dict):
+        kind = json_request.type_name(value)
+        raise invalid(f"Example must be JSON object but got JSON {kind}")
+    example = protos.Example()
+    for name, content in value.items():
+        feature = example.features.feature[name]
+        for element in content if isinstance(content, list) else [content]:
+            _add(feature, name, element)
+    return example
+
+
+def _add(feature: Any, name: str, element: Any) -> None:
+    kind, value = _feature_value(name, element)
+    have = feature.WhichOneof("kind")
+    if have not in {None, kind}:
+        text = f"Unexpected element type in feature: {name} expecting type: {_KINDS[have]}"
+        raise invalid(text)
+    getattr(feature, kind).value.append(value)
+
+
+def _feature_value(name: str, element: Any) -> tuple[str, Any]:
+    match element:
+        case bool():
+            return "int64_list", int(element)
+        case int() if element >= 1 << 63:
+            raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        case int():
+            return "int64_list", element
+        case float():
+            return "float_list", _as_float(element)
+        case str():
+            return "bytes_list", element.encode("utf-8", "surrogateescape")
+        case dict() if json_request.is_bytes(element):
+            return "bytes_list", json_request.from_base64(element["b64"])
+    raise _unexpected(name, element)
+
+
+def _unexpected(name: str, element: Any) -> ServingError:
+    return invalid(
+        f"Feature: {name} has element with unexpected JSON type: {json_request.type_name(element)}"
+    )
+
+
+def _as_float(value: float) -> float:
+    """Round to float32 as C++ does: what is too large becomes infinity."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))

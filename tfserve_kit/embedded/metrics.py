@@ -1,0 +1,128 @@
+"""Counters and histograms under the official server's names, as a Prometheus page.
+
+Source: tensorflow_serving/servables/tensorflow/util.cc and tensorflow_serving/batching/ (names,
+labels, buckets), tensorflow_serving/util/prometheus_exporter.cc (layout). Times are microseconds.
+"""
+
+import bisect
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
+
+
+def exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
+    """Return the upper bounds of `count` buckets, each `growth` times the one before."""
+    return tuple(itertools.accumulate([scale] + [growth] * (count - 1), lambda a, b: a * b))
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric's name and labels; `buckets` makes it a histogram."""
+
+    name: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+_LATENCY = exponential(10, 1.8, 33)
+
+REQUEST_COUNT = Metric(":tensorflow:serving:request_count", ("model_name", "status"))
+REQUEST_LATENCY = Metric(
+    ":tensorflow:serving:request_latency", ("model_name", "API", "entrypoint"), _LATENCY
+)
+RUNTIME_LATENCY = Metric(
+    ":tensorflow:serving:runtime_latency", ("model_name", "API", "runtime"), _LATENCY
+)
+LOAD_ATTEMPTS = Metric(":tensorflow:cc:saved_model:load_attempt_count", ("model_path", "status"))
+LOAD_LATENCY = Metric(":tensorflow:cc:saved_model:load_latency", ("model_path",))
+WARMUP_LATENCY = Metric(
+    ":tensorflow:serving:model_warmup_latency", ("model_path", "status"), _LATENCY
+)
+WARMUP_RECORDS = Metric(":tensorflow:serving:model_warmup_records_read", ("model_path",))
+QUEUING_LATENCY = Metric(
+    ":tensorflow:serving:batching_session:queuing_latency", (), exponential(100, 1.2, 52)
+)
+INPUT_BATCH_SIZE = Metric(
+    ":tensorflow:serving:batching_session:input_batch_size", (), exponential(1, 2, 20)
+)
+PROCESSED_BATCH_SIZE = Metric(
+    ":tensorflow:serving:batching_session:processed_batch_size", (), exponential(1, 2, 20)
+)
+PADDING_SIZE = Metric(
+    ":tensorflow:serving:batching_session:padding_size", ("execution_batch_size",),
+    exponential(1, 2, 20),
+)  # fmt: skip
+WRAPPED_RUN_COUNT = Metric(":tensorflow:serving:batching_session:wrapped_run_count", ())
+
+
+@dataclass(slots=True)
+class _Histogram:
+    counts: list[int]
+    total: float = 0.0
+
+
+class Metrics:
+    """All values of one server. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[Metric, dict[tuple[str, ...], float]] = {}
+        self._histograms: dict[Metric, dict[tuple[str, ...], _Histogram]] = {}
+
+    def add(self, metric: Metric, labels: Sequence[str] = (), amount: float = 1) -> None:
+        """Raise a counter."""
+        key = tuple(labels)
+        with self._lock:
+            values = self._counters.setdefault(metric, {})
+            values[key] = values.get(key, 0) + amount
+
+    def observe(self, metric: Metric, value: float, labels: Sequence[str] = ()) -> None:
+        """Put a value into a histogram; a value on a bound counts above it."""
+        key = tuple(labels)
+        with self._lock:
+            values = self._histograms.setdefault(metric, {})
+            if key not in values:
+                values[key] = _Histogram([0] * (len(metric.buckets) + 1))
+            histogram = values[key]
+            histogram.counts[bisect.bisect_right(metric.buckets, value)] += 1
+            histogram.total += value
+
+    def page(self) -> str:
+        """Return the Prometheus text format, metrics and labels in order."""
+        lines = []
+        with self._lock:
+            found = {**self._counters, **self._histograms}
+            for metric in sorted(found, key=lambda metric: metric.name):
+                kind = "histogram" if metric.buckets else "counter"
+                lines.append(f"# TYPE {metric.name} {kind}")
+                if metric.buckets:
+                    for key, histogram in sorted(self._histograms[metric].items()):
+                        lines += _histogram_lines(metric, key, histogram)
+                else:
+                    lines += [
+                        f"{metric.name}{_labels(metric, key)} {value:.0f}"
+                        for key, value in sorted(self._counters[metric].items())
+                    ]
+        return "\n".join(lines) + "\n"
+
+
+def _histogram_lines(metric: Metric, key: tuple[str, ...], histogram: _Histogram) -> list[str]:
+    bounds = [f"{bound:g}" for bound in metric.buckets] + ["+Inf"]
+    lines = [
+        f"{metric.name}_bucket{_labels(metric, key, le=bound)} {count}"
+        for bound, count in zip(bounds, itertools.accumulate(histogram.counts), strict=True)
+    ]
+    lines.append(f"{metric.name}_sum{_labels(metric, key)} {histogram.total:.0f}")
+    return [*lines, f"{metric.name}_count{_labels(metric, key)} {sum(histogram.counts)}"]
+
+
+def _labels(metric: Metric, key: tuple[str, ...], **more: str) -> str:
+    pairs = [*zip(metric.labels, key, strict=True), *more.items()]
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
