@@ -21,6 +21,16 @@ Side = Callable[[], float]
 """One turn of a side; returns its length in seconds, without what had to be set up for it."""
 
 
+# Variables that change how fast the libraries are.
+_FLAGS = (
+    "GRPC_POLL_STRATEGY",
+    "OMP_NUM_THREADS",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
+    "PYTHONOPTIMIZE",
+    "TF_ENABLE_ONEDNN_OPTS",
+)
+
+
 class Unavailable(Exception):
     """A benchmark cannot run here; the text says what is missing."""
 
@@ -124,7 +134,7 @@ def _figure(
 
 def describe(run: Run) -> Run:
     """Write into a run where it was made: processor, versions, flags and load."""
-    flags = {key: os.environ[key] for key in sorted(os.environ) if key.startswith(("TF_", "GRPC_"))}
+    flags = {name: os.environ[name] for name in _FLAGS if name in os.environ}
     run.environment |= environment.describe()
     run.environment |= {name: _version(name) for name in ("protobuf", "pillow", "tensorflow")}
     run.environment |= flags | {"load before": f"{os.getloadavg()[0]:.1f}"}

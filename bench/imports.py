@@ -11,11 +11,8 @@ from bench.stats import Goal
 from tfserve_kit.preprocessing import Preprocessing
 
 _MESSAGES = "from tfserve_kit import protos; protos.PredictRequest"
-# Every part of the runtime that a private pool with text and JSON formats is made of.
-_RUNTIME = (
-    "from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message, "
-    "message_factory, text_format"
-)
+# What messages made from descriptors cannot do without.
+_RUNTIME = "from google.protobuf import descriptor_pb2, descriptor_pool, message_factory"
 # What no client can do without: read the file, decode, resize, scale. As tfkit does it.
 _FLOOR = """
 import sys
@@ -37,7 +34,11 @@ def _messages(scratch: Path) -> Iterator[Sides]:
 @contextmanager
 def _help(scratch: Path) -> Iterator[Sides]:
     place = Place(scratch)
-    yield Sides(place.python("pass"), place.timed(console_script(), "--help"))
+    # The least that any command line made with click costs.
+    bare = place.python("import click; click.Group('bare').main(['--help'])")
+    yield Sides(
+        place.python("pass"), place.timed(console_script(), "--help"), {"click's empty group": bare}
+    )
 
 
 @contextmanager
@@ -52,10 +53,11 @@ def _predict(scratch: Path) -> Iterator[Sides]:
         tfkit = console_script()
         over_grpc = place.timed(tfkit, "predict", picture, "--url", server["grpc"])
         over_rest = place.timed(tfkit, "predict", picture, "--url", server["rest"])
+        with_grpc = place.timed(PYTHON, "-c", _FLOOR + "import grpc", picture)
         yield Sides(
             place.timed(PYTHON, "-c", _FLOOR, picture),
             over_grpc,
-            {"the same over REST": over_rest},
+            {"the subject over REST": over_rest, "the baseline with `import grpc`": with_grpc},
             {"picture": f"JPEG, {_PICTURE[0]}x{_PICTURE[1]}, {picture.stat().st_size} bytes"},
         )
 

@@ -50,6 +50,7 @@ def _engine_alone(place: Place) -> float:
     process = subprocess.Popen(
         [PYTHON, "-m", "tfserve_kit.embedded", *flags, *model],
         cwd=place.folder,
+        env=place.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

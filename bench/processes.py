@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "tests" / "data" / "models"
 PYTHON = sys.executable
 
+_UNSET = {"PYTHONDONTWRITEBYTECODE", "TFKIT_URL", "TFKIT_MODEL_SERVER"}
+
 
 def console_script() -> str:
     """Return the installed `tfkit`.
@@ -41,8 +43,12 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of this process, with the state folder changed."""
-        return os.environ | {"TFKIT_STATE_DIR": str(self.folder / "state")}
+        """The environment of this process, with a state folder of its own.
+
+        Bytecode is kept, whatever the developer set: an installed package has it too.
+        """
+        kept = {key: value for key, value in os.environ.items() if key not in _UNSET}
+        return kept | {"TFKIT_STATE_DIR": str(self.folder / "state")}
 
     def timed(self, *argv: str | Path) -> Side:
         """Return a side that runs a command from start to end."""

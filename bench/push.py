@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from bench.harness import Benchmark, Side, Sides
@@ -24,7 +25,7 @@ def _large(scratch: Path) -> Iterator[Sides]:
     argv = [PYTHON, "-m", "bench.savedmodel", str(source), str(_LARGE_MEGABYTES)]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(argv, cwd=ROOT, env=quiet, check=True, stderr=subprocess.DEVNULL)
-    yield _sides(source, scratch)
+    yield _sides(source, scratch, keep=False)
 
 
 @contextmanager
@@ -34,37 +35,44 @@ def _small(scratch: Path) -> Iterator[Sides]:
     (source / "assets").mkdir(exist_ok=True)
     for number in range(_SMALL_FILES):
         (source / "assets" / f"{number:04}.bin").write_bytes(os.urandom(_SMALL_BYTES))
-    yield _sides(source, scratch)
+    yield _sides(source, scratch, keep=True)
 
 
-def _sides(source: Path, scratch: Path) -> Sides:
-    copies = scratch / "copies"
-
-    def by_cp() -> None:
-        command = ["sh", "-c", 'cp -r "$0" "$1" && sync', str(source), str(copies / "1")]
+def _sides(source: Path, scratch: Path, *, keep: bool) -> Sides:
+    def by_cp(base_path: Path) -> None:
+        command = ["sh", "-c", 'cp -r "$0" "$1" && sync', str(source), str(base_path / "1")]
         subprocess.run(command, check=True)
 
-    def without_sync() -> None:
-        subprocess.run(["cp", "-r", source, copies / "1"], check=True)
+    def by_push(base_path: Path) -> None:
+        push(source, base_path)
 
+    copies = (scratch / f"copy-{number}" for number in count())
     return Sides(
-        _turn(by_cp, copies),
-        _turn(lambda: push(source, copies), copies),
-        {"`cp -r` without `sync`": _turn(without_sync, copies)},
-        {"file system": file_system(scratch)},
+        _turn(by_cp, copies, keep=keep),
+        _turn(by_push, copies, keep=keep),
+        notes={"file system": file_system(scratch)},
     )
 
 
-def _turn(copy: Callable[[], object], copies: Path) -> Side:
-    """Return a side that starts without copies and without anything left to write to disk."""
+def _turn(copy: Callable[[Path], None], base_paths: Iterator[Path], *, keep: bool) -> Side:
+    """Return a side that copies to a new place, with nothing left from before to write to disk.
+
+    Args:
+        copy: what is measured; given an empty folder.
+        base_paths: where the folders are made.
+        keep: leave the copies until the end. Ext4 takes milliseconds for a new file where many
+            were deleted in the last five minutes, so small files must not be deleted between turns.
+    """
 
     def side() -> float:
-        copies.mkdir()
+        base_path = next(base_paths)
+        base_path.mkdir()
         os.sync()
         started_s = time.perf_counter()
-        copy()
+        copy(base_path)
         duration_s = time.perf_counter() - started_s
-        shutil.rmtree(copies)
+        if not keep:
+            shutil.rmtree(base_path)
         return duration_s
 
     return side

@@ -94,6 +94,7 @@ def as_markdown(runs: Iterable[Run]) -> str:
     """
     runs = list(runs)
     figures = {figure.id: figure for run in runs for figure in run.figures}
+    origins = [text for run in runs if (text := _origin(run, list(figures.values())))]
     rows = [_HEADER, tuple("---" for _ in _HEADER)]
     for name in sorted(figures):
         rows += _rows(figures[name])
@@ -103,7 +104,7 @@ def as_markdown(runs: Iterable[Run]) -> str:
         for figure in sorted(figures.values(), key=lambda figure: figure.id)
         for key, value in figure.notes.items()
     ]
-    return "\n".join([table, *([("".join(notes))] if notes else []), *map(_origin, runs)])
+    return "\n".join([table, *(["".join(notes)] if notes else []), *origins])
 
 
 def _rows(figure: Figure) -> list[tuple[str, ...]]:
@@ -120,11 +121,17 @@ def _cell(values: Spread, unit: str) -> str:
     return f"{values.median:.2f}{unit} ({values.low:.2f}-{values.high:.2f})"
 
 
-def _origin(run: Run) -> str:
+def _origin(run: Run, shown: list[Figure]) -> str:
+    """Say where and when the figures were made that a run contributes; empty if it gives none."""
     where = "; ".join(f"{key} {value}" for key, value in run.environment.items())
-    ids = ", ".join(figure.id for figure in run.figures) or "nothing"
-    lines = [f"{ids}: measured {run.made}, {run.settings}. {where}.\n"]
-    lines += [f"{name}: not measured, {reason}.\n" for name, reason in run.skipped.items()]
+    known = {figure.id: figure for figure in shown}
+    ids = ", ".join(figure.id for figure in run.figures if known[figure.id] is figure)
+    lines = [f"{ids}: measured {run.made}, {run.settings}. {where}.\n"] if ids else []
+    lines += [
+        f"{name}: not measured, {reason}.\n"
+        for name, reason in run.skipped.items()
+        if name not in known
+    ]
     return "\n".join(lines)
 
 

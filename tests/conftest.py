@@ -1,8 +1,14 @@
 """Fixtures shared by all tests."""
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tfserve_kit import launch, spec
+from tfserve_kit.engines import process
 
 DATA = Path(__file__).parent / "data"
 
@@ -11,3 +17,64 @@ DATA = Path(__file__).parent / "data"
 def models() -> Path:
     """Folder of tiny SavedModels: one base path per model, see data/README.md."""
     return DATA / "models"
+
+
+@pytest.fixture
+def state_dir(tmp_path, monkeypatch):
+    """$TFKIT_STATE_DIR of one test; what was started with it must have ended with the test."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv("TFKIT_STATE_DIR", str(folder))
+    yield folder
+    left = [each for each in psutil.process_iter() if _state_dir_of(each) == str(folder)]
+    for each in left:
+        each.kill()
+    assert not left, "the test left processes behind"
+
+
+def _state_dir_of(process):
+    try:
+        return process.environ().get("TFKIT_STATE_DIR")
+    except psutil.Error:
+        return None
+
+
+@pytest.fixture(scope="session")
+def require():
+    """Skip what this machine cannot do; with its name in $TFKIT_REQUIRE, fail instead."""
+
+    def skip_or_fail(name, reason):
+        wanted = os.environ.get("TFKIT_REQUIRE", "").split(",")
+        (pytest.fail if name in wanted else pytest.skip)(reason)
+
+    return skip_or_fail
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory):
+    """Run a server with most of the models for a `with` block."""
+
+    @contextmanager
+    def run(make_engine):
+        names = "half_plus_two mlp image strings scalars dtypes multi_io batchy"
+        models = {name: {"base_path": name} for name in names.split()}
+        models["half_plus_two"]["versions"] = "all"
+        server = {"name": "session", "grpc_port": 0, "rest_port": 0}
+        deployment = spec.build(
+            {"models": models, "server": server}, source="tests", folder=DATA / "models"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TFKIT_STATE_DIR", str(tmp_path_factory.mktemp("session")))
+            handle = launch.up(deployment, make_engine())
+        try:
+            yield handle
+        finally:
+            handle.stop()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def embedded_server(serve):
+    """An embedded server for the whole session: its handle."""
+    with serve(process.embedded) as handle:
+        yield handle

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
@@ -117,6 +117,12 @@ def test_compressed_block_is_refused(read):
         read(index_bytes(HEADER, [], compression=1))
 
 
+@pytest.mark.parametrize(("size", "words"), [(47, "47 bytes"), (48, "does not end")])
+def test_index_shorter_than_its_footer_is_refused_as_truncated(read, size, words):
+    with pytest.raises(CheckpointError, match=words):
+        read(b"\0" * size)
+
+
 def test_other_magic_number_is_refused(read):
     with pytest.raises(CheckpointError, match="does not end"):
         read(index_bytes(HEADER, [], magic=b"\0" * 8))
@@ -166,6 +172,7 @@ def test_index_cut_at_its_start_is_refused(models, tmp_path):
         assert outcome(file) is None, length
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_bytes_never_raise_anything_but_a_checkpoint_error(tmp_path_factory, data):
     header = protos.BundleHeaderProto(num_shards=2)
@@ -181,6 +188,7 @@ def test_damaged_bytes_never_raise_anything_but_a_checkpoint_error(tmp_path_fact
     assert all(name.startswith("variables.data-") for name in outcome(file) or ())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_before_the_magic_number_are_refused_or_read(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("random") / "variables.index"

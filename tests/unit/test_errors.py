@@ -37,6 +37,7 @@ def test_remedy_follows_the_message_on_a_line_of_its_own():
     error = TfkitError("disk full", remedy="free some space")
     assert str(error).splitlines() == ["disk full", "  Try: free some space"]
     assert (error.message, error.remedy) == ("disk full", "free some space")
+    assert error.args == ("disk full",)
 
 
 def test_error_without_remedy_is_its_message():

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import flags
@@ -166,7 +166,7 @@ class TestParse:
             ("port", "0x1f"),
             ("port", "1_000"),
             ("port", "9 "),
-            ("port", "９"),
+            ("port", "\uff19"),
             ("port", "--9"),
             ("load_retry_interval_micros", "1s"),
             ("per_process_gpu_memory_fraction", "half"),
@@ -225,6 +225,7 @@ class TestArgv:
         with pytest.raises(KeyError, match="else"):
             argv(deployment(), ["else.txt"], "/cfg")
 
+    @settings(deadline=None)
     @given(FLAG_VALUES)
     def test_extra_flags_reach_the_server_as_they_are(self, extra):
         spec = deployment(server=Server(flags=extra))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit.errors import SpecError
@@ -35,6 +35,7 @@ def problems(version_dir, content):
     return {problem.path: str(problem) for problem in caught.value.problems}
 
 
+@settings(deadline=None)
 @given(NOTES)
 def test_note_survives_writing_and_reading(tmp_path_factory, note):
     version_dir = tmp_path_factory.mktemp("version")

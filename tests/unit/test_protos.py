@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
@@ -32,8 +32,10 @@ platform_configs {
         ("Int64Value", "google.protobuf.Int64Value"),
         ("tensorflow.serving.ModelSpec", "tensorflow.serving.ModelSpec"),
         ("tensorflow.SavedModel", "tensorflow.SavedModel"),
-        ("FileSystemStoragePathSourceConfig.ServableVersionPolicy",
-         "tensorflow.serving.FileSystemStoragePathSourceConfig.ServableVersionPolicy"),
+        (
+            "FileSystemStoragePathSourceConfig.ServableVersionPolicy",
+            "tensorflow.serving.FileSystemStoragePathSourceConfig.ServableVersionPolicy",
+        ),
     ],
 )
 def test_message_is_found_by_short_and_full_name(name, full_name):
@@ -82,6 +84,7 @@ def test_text_format_error_says_line_column_and_reason(text, line, column, reaso
     assert error.line == line
     assert column is None or error.column == column
     assert reason in error.reason
+    assert not error.reason[:1].isdigit()
     assert str(error) == f"{error.line}:{error.column}: {error.reason}"
 
 
@@ -89,6 +92,7 @@ def test_text_format_error_without_position_is_its_reason():
     assert str(TextFormatError("bad", None, None)) == "bad"
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from('abm_x {}[]<>:;,"\\\n019-.#'), max_size=40) | st.text(max_size=40))
 def test_any_text_is_parsed_or_refused_with_a_text_format_error(text):
     try:
@@ -117,10 +121,17 @@ def test_json_keeps_the_names_of_the_schema_and_reads_back():
     text = to_json(status)
     assert '"model_version_status"' in text
     assert '"AVAILABLE"' in text
-    assert from_json(
-        "GetModelStatusResponse",
-        {"model_version_status": [{"version": "7", "state": "AVAILABLE", "news": 1}]},
-    ) == status
+    assert (
+        from_json(
+            "GetModelStatusResponse",
+            {"model_version_status": [{"version": "7", "state": "AVAILABLE", "news": 1}]},
+        )
+        == status
+    )
+
+
+def test_json_shows_values_that_are_zero():
+    assert '"version": "0"' in to_json(protos.ModelVersionStatus())
 
 
 def test_json_that_does_not_fit_is_a_value_error_with_the_field():

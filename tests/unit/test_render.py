@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos, render
@@ -38,6 +38,14 @@ POLICIES = st.one_of(
     st.builds(lambda n: {"latest": n}, st.integers(1, 2**31 - 1)),
     st.builds(lambda n: {"specific": n}, st.lists(VERSION, min_size=1, max_size=3)),
 )
+
+
+def settled(drawn):
+    """Make the labels name a version that is loaded."""
+    base_path, versions, labels = drawn
+    if isinstance(versions, dict) and "specific" in versions:
+        labels = dict.fromkeys(labels, versions["specific"][0])
+    return base_path, versions, labels
 
 
 def parsed(files):
@@ -100,10 +108,11 @@ class TestFiles:
 
 
 class TestAnyText:
+    @settings(deadline=None)
     @given(
         st.dictionaries(
             TEXT,
-            st.tuples(TEXT, POLICIES, st.dictionaries(TEXT, VERSION, max_size=2)),
+            st.tuples(TEXT, POLICIES, st.dictionaries(TEXT, VERSION, max_size=2)).map(settled),
             min_size=1,
             max_size=3,
         )
@@ -111,16 +120,15 @@ class TestAnyText:
     def test_names_paths_and_labels_survive_exactly(self, drawn):
         models = {}
         for name, (base_path, versions, labels) in drawn.items():
-            if isinstance(versions, dict) and "specific" in versions:
-                labels = dict.fromkeys(labels, versions["specific"][0])
             models[name] = Model(base_path=base_path, versions=versions, labels=labels)
         files = render.render(Spec(models=models))
         configs = parsed(files)[MODEL_CONFIG].model_config_list.config
-        assert [(config.name, config.base_path, dict(config.version_labels)) for config in configs] == [
-            (name, model.base_path, model.labels) for name, model in models.items()
-        ]
+        assert [
+            (config.name, config.base_path, dict(config.version_labels)) for config in configs
+        ] == [(name, model.base_path, model.labels) for name, model in models.items()]
         assert files[MODEL_CONFIG].isascii()
 
+    @settings(deadline=None)
     @given(TEXT | st.just(""), TEXT)
     def test_thread_pool_name_and_monitoring_path_survive_exactly(self, name, path):
         spec = Spec(
@@ -142,7 +150,7 @@ class TestAnyText:
             (-3, "-3"),
             (0.5, "0.5"),
             ("a b", '"a b"'),
-            ('"\\\'', '"\\042\\134\\047"'),
+            ("\"\\'", '"\\042\\134\\047"'),
             ("é\n\x7f", '"\\303\\251\\012\\177"'),
         ],
     )
@@ -175,6 +183,13 @@ class TestUserTemplates:
         file = templates / f"{MONITORING_CONFIG}.j2"
         file.write_text(f"# more\n{file.read_text()}")
         assert "# more" in render.render(FULL, templates=templates)[MONITORING_CONFIG]
+
+    def test_template_may_leave_out_what_the_server_takes_by_default(self, templates):
+        file = templates / f"{MODEL_CONFIG}.j2"
+        file.write_text(file.read_text().replace("num_versions: {{ model.versions.latest }}", ""))
+        assert "num_versions" not in file.read_text()
+        spec = Spec(models={"m": FULL.models["first"]})
+        assert "latest" in render.render(spec, templates=templates)[MODEL_CONFIG]
 
     def test_folder_that_does_not_exist_is_refused(self, tmp_path):
         assert "no folder of templates" in str(refusal(FULL, tmp_path / "typo"))
@@ -232,7 +247,13 @@ class TestUserTemplates:
             (BATCHING_CONFIG, "{{ size }}", "{{ size + 1 }}", "batching.allowed_batch_sizes", "3"),
             (BATCHING_CONFIG, ": true", ": false", "batching.pad_variable_length_inputs", "False"),
             (MONITORING_CONFIG, "monitoring.path", "'/x'", "monitoring.path", "'/x'"),
-            (MONITORING_CONFIG, "monitoring.prometheus ", "false ", "monitoring.prometheus", "False"),
+            (
+                MONITORING_CONFIG,
+                "monitoring.prometheus ",
+                "false ",
+                "monitoring.prometheus",
+                "False",
+            ),
         ],
     )
     def test_template_that_says_something_else_is_refused(

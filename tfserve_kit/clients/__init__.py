@@ -17,7 +17,10 @@ def connect(url: str) -> Client:
     Raises:
         UsageError: the URL is of another form.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an IPv6 address without its closing bracket
+        parts = urlsplit("")
     if parts.scheme == "grpc" and parts.netloc:
         from tfserve_kit.clients.grpc import GrpcClient
 

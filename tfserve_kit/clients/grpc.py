@@ -28,8 +28,13 @@ from tfserve_kit.errors import (
 )
 from tfserve_kit.tensors import TensorError, from_proto, predict_request
 
-# The server accepts any size; grpcio's own limit of 4 MiB on answers is too small for tensors.
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_OPTIONS = [
+    # The server accepts any size; grpcio's own limit of 4 MiB on answers is too small for tensors.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A proxy for the web is none for the model server.
+    ("grpc.enable_http_proxy", 0),
+]
 
 _ERRORS: dict[Any, tuple[type[RequestError], str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (InvalidRequest, "compare the input with `tfkit metadata`"),

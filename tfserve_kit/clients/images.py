@@ -14,8 +14,9 @@ from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
-# Pictures with more pixels than this are refused: a small file may unpack to gigabytes.
-MAX_PIXELS = 100_000_000
+# Pictures with more pixels than this are refused: a small file may unpack to gigabytes. It is what
+# Pillow takes without a warning.
+MAX_PIXELS = 89_478_485
 
 _MODES = {1: "L", 3: "RGB"}
 _IMAGE_RANK, _FLAT_RANK = 4, 2  # [batch, height, width, channels] and [batch, values]
@@ -73,6 +74,7 @@ def image_input(signature: Signature, note: Preprocessing) -> ImageInput:
             f"the picture size for input {alias!r} ({spec}) is not known",
             remedy="give --size HEIGHTxWIDTH and --channels",
         )
+    _require_possible(alias, spec, how)
     _require_fit(alias, spec, how)
     return ImageInput(alias, spec, how)
 
@@ -90,6 +92,39 @@ def _guess(spec: TensorSpec) -> Preprocessing:
         if values and side * side * channels == values:
             return Preprocessing(side, side, channels, value_range)
     return Preprocessing(value_range=value_range)
+
+
+def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
+    """Refuse values that no picture can be brought to, from whichever source they came."""
+    if how.channels not in _MODES or min(how.height or 0, how.width or 0) < 1:
+        raise UsageError(
+            f"no picture is {how.height}x{how.width} with {how.channels} channels",
+            remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels",
+        )
+    for option, values in (("--mean", how.mean), ("--std", how.std)):
+        if values and len(values) not in {1, how.channels}:
+            text = f"{option} has {len(values)} values for {how.channels} channels"
+            raise UsageError(text, remedy="give one value, or one for each channel")
+    if 0 in (how.std or ()):
+        raise UsageError("--std holds a zero, which cannot be divided by")
+    low, high = _range(how)
+    limits = spec.dtype and spec.dtype.numpy and _limits(spec.dtype.numpy)
+    if limits and not limits[0] <= min(low, high) <= max(low, high) <= limits[1]:
+        raise UsageError(
+            f"pixels from {low:g} to {high:g} do not fit input {alias!r}, {spec}",
+            remedy=f"give a --range within {limits[0]},{limits[1]}",
+        )
+
+
+def _range(how: Preprocessing) -> tuple[float, float]:
+    values = how.value_range or (0.0, 255.0)
+    if len(values) != 2:  # noqa: PLR2004 (low, high)
+        raise UsageError(f"--range has {len(values)} values", remedy="give two: LOW,HIGH")
+    return values
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    return (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else None
 
 
 def _require_fit(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
@@ -122,14 +157,14 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
     Raises:
         InvalidRequest: the data is no picture.
     """
-    image = _decode(data, name)
     if wanted.encoded:
+        _decode(data, name)
         encoded = np.empty((), object)
         encoded[()] = data
         return encoded
     how = wanted.how
     height, width, channels = how.height or 0, how.width or 0, how.channels or 0
-    image = image.convert(_MODES.get(channels, "RGB"))
+    image = _decode(data, name, mode=_MODES[channels])
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32).reshape(height, width, channels)
@@ -141,18 +176,19 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
     return values.astype(dtype or np.float32).reshape(-1 if flat else (height, width, channels))
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _decode(data: bytes, name: str, *, mode: str = "") -> Image.Image:
     """Decode fully, so that a truncated file is noticed here; upright as its EXIF tag says."""
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise InvalidRequest(
-                f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}",
-                remedy="make it smaller first",
-            )
+            raise Image.DecompressionBombError(f"{image.width}x{image.height}")
         image.load()
-        return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError) as error:
+        image = ImageOps.exif_transpose(image)
+        return _eight_bits(image).convert(mode) if mode else image
+    except Image.DecompressionBombError as error:
+        text = f"{name} has more than {MAX_PIXELS} pixels: {error}"
+        raise InvalidRequest(text, remedy="make it smaller first") from error
+    except Exception as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise InvalidRequest(
             f"{name} is not a picture that can be read{reason}",
@@ -160,8 +196,17 @@ def _decode(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits a pixel with the upper 8, as TensorFlow's decoder does."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
+
+
 def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float32]:
-    low, high = how.value_range or (0.0, 255.0)
+    low, high = _range(how)
     values = pixels if (low, high) == (0.0, 255.0) else pixels * ((high - low) / 255.0) + low
     values = values.astype(np.float32, copy=False)
     if how.mean:

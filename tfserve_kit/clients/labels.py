@@ -50,6 +50,6 @@ def read_labels(file: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read.
     """
     try:
-        return tuple(file.read_text("utf-8").rstrip("\n").split("\n"))
+        return tuple(file.read_text("utf-8-sig").rstrip("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the labels in {file}: {error}") from error

@@ -35,6 +35,7 @@ from tfserve_kit.tensors import json as tensor_json
 _ERRORS: dict[int, tuple[type[RequestError], str]] = {
     400: (InvalidRequest, "compare the input with `tfkit metadata`"),
     404: (ModelNotFound, "`tfkit status` lists what the server has"),
+    501: (InvalidRequest, "the REST API of this server cannot do it; gRPC may"),
     429: (ServerOverloaded, "send less at once, or repeat later"),
     503: (ServerOverloaded, "send less at once, or repeat later"),
     504: (DeadlineExceeded, "raise --rest_api_timeout_in_ms of the server"),
@@ -75,6 +76,9 @@ class RestClient(Closing):
             outputs = tensor_json.answer(answer, dtypes)
         except TensorError as error:
             raise ServerFault(f"{self.url} sent an unreadable answer: {error}") from error
+        if unknown := [alias for alias in output_filter if alias not in outputs]:
+            text = f"{target} at {self.url} has no output {', '.join(unknown)}"
+            raise InvalidRequest(text, remedy=f"its outputs are {', '.join(outputs)}")
         wanted = {alias: outputs[alias] for alias in output_filter or outputs}
         return Prediction(wanted, None, time.perf_counter() - started_s)
 
@@ -95,9 +99,10 @@ class RestClient(Closing):
         """Return the state of the model's versions; see `Client.status`."""
         answer = self._json("GET", _path(target), target, timeout_s)
         try:
-            return version_statuses(protos.from_json("GetModelStatusResponse", answer))
-        except (TypeError, ValueError) as error:
-            raise ServerFault(f"{self.url} sent an unreadable status: {error}") from error
+            versions = {"model_version_status": answer["model_version_status"]}
+            return version_statuses(protos.from_json("GetModelStatusResponse", versions))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerFault(f"{self.url} sent an unreadable status: {error!r}") from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from types import FrameType
 
 from tfserve_kit import flags
+from tfserve_kit.embedded.loader import skip_package_import
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.settings import from_flags
 from tfserve_kit.embedded.status import Code, ServingError
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(flags.usage())
     sys.stdout.flush()
     try:
+        skip_package_import()
         settings = from_flags(line.values, bind_address=binds[-1] if binds else _ALL_ADDRESSES)
         return _serve(EmbeddedServer(settings))
     except ServingError as error:

@@ -5,16 +5,33 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from tfserve_kit import protos
-from tfserve_kit.embedded.handlers import Handlers, ModelRef
+from tfserve_kit.embedded import examples
+from tfserve_kit.embedded.handlers import (
+    Classified,
+    Handlers,
+    InferenceTask,
+    ModelRef,
+    Regressed,
+)
+from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import status_message
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import from_proto, to_proto
 
 _log = logging.getLogger(__name__)
+
+_UNNAMED = "ModelSpec has no name specified."
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# The methods whose requests are counted.
+_COUNTED = frozenset({"Predict", "Classify", "Regress", "MultiInference"})
+_HEALTHY_SERVICES = frozenset({"", "ModelService", "PredictionService"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,51 +48,73 @@ class GrpcSurface:
 
     Args:
         handlers: what computes the answers.
+        metrics: told of every inference request.
         as_content: send numeric outputs as `tensor_content` instead of typed fields.
+        health: offer grpc.health.v1.Health/Check; like the official server's it says SERVING from
+            the start, whatever the models do.
     """
 
-    def __init__(self, handlers: Handlers, *, as_content: bool = False) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        metrics: Metrics,
+        *,
+        as_content: bool = False,
+        health: bool = False,
+    ) -> None:
         self._handlers = handlers
+        self._metrics = metrics
+        self._health = health
         self._as_content = as_content
         self._methods = {
             "Predict": self._predict,
             "GetModelMetadata": self._metadata,
             "GetModelStatus": self._status,
+            "Classify": self._classify,
+            "Regress": self._regress,
+            "MultiInference": self._multi_inference,
+            "HandleReloadConfigRequest": self._reload,
         }
 
-    def answer(self, path: str, request: bytes) -> Answer:
+    def answer(self, path: str, request: bytes, timeout_s: float | None = None) -> Answer:
         """Answer one request; never raises.
 
         Args:
             path: full method name, such as `/tensorflow.serving.PredictionService/Predict`.
             request: the serialized request message.
+            timeout_s: how long the client will wait, in seconds; None if it does not say.
         """
+        if path == _HEALTH_CHECK and self._health:
+            return _health(request)
         name = path.rpartition("/")[2]
         method = protos.METHODS.get(name)
         if method is None or method.path != path or name not in self._methods:
             return Answer(Code.UNIMPLEMENTED)
+        started_ns = time.perf_counter_ns()
         try:
             message = protos.message_class(method.request).FromString(request)
         except protos.DecodeError:
             return Answer(Code.INTERNAL)
         try:
-            return Answer(body=self._methods[name](message).SerializeToString())
+            answer = Answer(body=self._methods[name](message, timeout_s).SerializeToString())
         except ServingError as error:
-            return Answer(error.code, error.message)
+            answer = Answer(error.code, error.message)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             _log.exception("%s failed", path)
-            return Answer(Code.INTERNAL, f"{type(error).__name__}: {error}")
+            answer = Answer(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        if name in _COUNTED:
+            model = _spec_of(message).name
+            self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
+        return answer
 
-    def _predict(self, request: Any) -> Any:
-        model = _model(request)
-        inputs = {}
-        for alias, tensor in request.inputs.items():
-            try:
-                inputs[alias] = from_proto(tensor)
-            except ValueError as error:  # a TensorError, or more dimensions than numpy knows
-                raise invalid(f"tensor parsing error: {alias}") from error
+    def _predict(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
+        model = _model(request.model_spec)
         result = self._handlers.predict(
-            model, request.model_spec.signature_name, inputs, request.output_filter
+            model,
+            request.model_spec.signature_name,
+            predict_inputs(request),
+            request.output_filter,
         )
         response = protos.PredictResponse()
         response.model_spec.name = model.name
@@ -85,13 +124,14 @@ class GrpcSurface:
             response.outputs[alias].CopyFrom(to_proto(array, as_content=self._as_content))
         return response
 
-    def _metadata(self, request: Any) -> Any:
+    def _metadata(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
             if name != "signature_def":
                 raise invalid(f"Metadata field {name} is not supported")
-        model = _model(request)
+        model = _model(request.model_spec)
         found = self._handlers.metadata(model)
         response = protos.GetModelMetadataResponse()
         response.model_spec.name = model.name
@@ -100,17 +140,114 @@ class GrpcSurface:
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    def _status(self, request: Any) -> Any:
+    def _status(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
         response = protos.GetModelStatusResponse()
-        for status in self._handlers.status(_model(request)):
+        for status in self._handlers.status(_model(request.model_spec)):
             response.model_version_status.append(status_message(status))
         return response
 
+    def _classify(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
+        model = _model(request.model_spec, unnamed=_UNNAMED)
+        found = self._handlers.classify(
+            model, request.model_spec.signature_name, examples.from_input(request.input)
+        )
+        response = protos.ClassificationResponse()
+        _fill_spec(response.model_spec, model, found)
+        _fill_classes(response.result, found)
+        return response
 
-def _model(request: Any) -> ModelRef:
-    spec = request.model_spec
+    def _regress(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
+        model = _model(request.model_spec, unnamed=_UNNAMED)
+        found = self._handlers.regress(
+            model, request.model_spec.signature_name, examples.from_input(request.input)
+        )
+        response = protos.RegressionResponse()
+        _fill_spec(response.model_spec, model, found)
+        _fill_values(response.result, found)
+        return response
+
+    def _multi_inference(self, request: Any, timeout_s: float | None) -> Any:
+        del timeout_s
+        specs = [task.model_spec for task in request.tasks] or [protos.ModelSpec()]
+        models = [_model(spec, unnamed=_UNNAMED) for spec in specs]
+        tasks = [
+            InferenceTask(model, task.model_spec.signature_name, task.method_name)
+            for model, task in zip(models, request.tasks, strict=True)
+        ]
+        results = self._handlers.multi_inference(tasks, lambda: examples.from_input(request.input))
+        response = protos.MultiInferenceResponse()
+        for model, found in zip(models, results, strict=True):
+            result = response.results.add()
+            _fill_spec(result.model_spec, model, found)
+            if isinstance(found, Classified):
+                _fill_classes(result.classification_result, found)
+            else:
+                _fill_values(result.regression_result, found)
+        return response
+
+    def _reload(self, request: Any, timeout_s: float | None) -> Any:
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid("ServerCore does not support this kind of ModelServerConfig.")
+        self._handlers.reload(list(request.config.model_config_list.config), timeout_s=timeout_s)
+        response = protos.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
+
+def predict_inputs(request: Any) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a PredictRequest.
+
+    Raises:
+        ServingError: a tensor contradicts itself.
+    """
+    inputs = {}
+    for alias, tensor in request.inputs.items():
+        try:
+            inputs[alias] = from_proto(tensor)
+        except ValueError as error:  # a TensorError, or more dimensions than numpy knows
+            raise invalid(f"tensor parsing error: {alias}") from error
+    return inputs
+
+
+def _spec_of(request: Any) -> Any:
+    """Return the ModelSpec of a request; of its first task if it has several."""
+    if hasattr(request, "tasks"):
+        return request.tasks[0].model_spec if request.tasks else protos.ModelSpec()
+    return request.model_spec
+
+
+def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> None:
+    spec.name = model.name
+    spec.version.value = found.version
+    spec.signature_name = found.signature
+
+
+def _fill_classes(result: Any, found: Classified) -> None:
+    for classes in found.classes:
+        classifications = result.classifications.add()
+        for label, score in classes:
+            classifications.classes.add(label=label.decode("utf-8", "replace"), score=score)
+
+
+def _fill_values(result: Any, found: Regressed) -> None:
+    for value in found.values:
+        result.regressions.add(value=value)
+
+
+def _health(request: bytes) -> Answer:
+    """Answer grpc.health.v1.Health/Check: field 1 of the request is the service's name."""
+    name = request[2:].decode("utf-8", "replace") if request[:1] == b"\x0a" else ""
+    if name not in _HEALTHY_SERVICES:
+        return Answer(Code.NOT_FOUND, "")
+    return Answer(body=b"\x08\x01")  # status: SERVING
+
+
+def _model(spec: Any, *, unnamed: str = "Missing ModelSpec") -> ModelRef:
     if not spec.name:
-        raise invalid("Missing ModelSpec")
+        raise invalid(unnamed)
     choice = spec.WhichOneof("version_choice")
     return ModelRef(
         spec.name,

@@ -1,12 +1,13 @@
 """gRPC on a TCP port, with grpcio; everything above it deals in bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
 
 import grpc
 
 from tfserve_kit.embedded.grpc_surface import Answer
+from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import ServingError, invalid
 
 _OPTIONS = [
@@ -17,28 +18,58 @@ _OPTIONS = [
 ]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+# (method path, request bytes, seconds the client will wait or None) -> Answer
+Surface = Callable[[str, bytes, float | None], Answer]
+
 
 class GrpcTransport:
     """A gRPC server.
 
     Args:
-        answer: the surface: (method path, request bytes) -> Answer.
-        address: `host:port`; port 0 asks the system for a free one.
+        answer: the surface.
+        address: `host:port`; port 0 asks the system for a free one. Empty for no TCP port.
         threads: requests answered at the same time.
+        socket_path: UNIX socket to listen on as well, without TLS; empty for none.
+        tls: certificates, None for plain text.
+        arguments: further arguments of the gRPC library, such as `grpc.max_connection_age_ms`.
+
+    Raises:
+        ServingError: an address cannot be listened on, or a certificate cannot be used.
     """
 
-    def __init__(self, answer: Callable[[str, bytes], Answer], address: str, threads: int) -> None:
+    def __init__(
+        self,
+        answer: Surface,
+        address: str,
+        threads: int,
+        *,
+        socket_path: str = "",
+        tls: Tls | None = None,
+        arguments: Iterable[tuple[str, int | str]] = (),
+    ) -> None:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, "grpc"),
             handlers=[_Routes(answer)],
-            options=_OPTIONS,
+            options=[*_OPTIONS, *arguments],
         )
-        try:
-            self.port: int = self._server.add_insecure_port(address)
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
+        self.port = self._listen(address, tls) if address else 0
+        asked = address.rpartition(":")[2]
+        if asked not in {"", "0", str(self.port)}:  # 70000 would become 4464
             raise _unusable(address)
+        if socket_path:
+            self._listen(f"unix:{socket_path}", None)
+
+    def _listen(self, address: str, tls: Tls | None) -> int:
+        try:
+            if tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, _credentials(tls))
+        except (RuntimeError, ValueError):
+            port = 0
+        if not port:
+            raise _unusable(address)
+        return int(port)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -49,6 +80,14 @@ class GrpcTransport:
         self._server.stop(grace_s).wait()
 
 
+def _credentials(tls: Tls) -> Any:
+    return grpc.ssl_server_credentials(
+        [(tls.server_key, tls.server_cert)],
+        root_certificates=tls.custom_ca or None,
+        require_client_auth=tls.client_verify,
+    )
+
+
 def _unusable(address: str) -> ServingError:
     return invalid(f"Failed to BuildAndStart gRPC server: cannot listen on {address}")
 
@@ -56,14 +95,14 @@ def _unusable(address: str) -> ServingError:
 class _Routes(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Sends every method to the surface, as bytes."""
 
-    def __init__(self, answer: Callable[[str, bytes], Answer]) -> None:
+    def __init__(self, answer: Surface) -> None:
         self._answer = answer
 
     def service(self, handler_call_details: Any) -> Any:
         path = handler_call_details.method
 
         def call(request: bytes, context: Any) -> bytes:
-            answer = self._answer(path, request)
+            answer = self._answer(path, request, context.time_remaining())
             if answer.code:
                 context.set_code(_CODES[answer.code])
                 context.set_details(answer.details)

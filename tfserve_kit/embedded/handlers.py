@@ -4,18 +4,17 @@ Source: tensorflow_serving/servables/tensorflow/predict_util.cc, get_model_metad
 tensorflow_serving/model_servers/get_model_status_impl.cc, whose checks and texts these are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded.manager import Manager, VersionStatus
-from tfserve_kit.embedded.servable import Servable
+from tfserve_kit.embedded import calls, inference
+from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
+from tfserve_kit.embedded.model_config import check_models
 from tfserve_kit.embedded.status import Code, ServingError, invalid
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,34 @@ class Predicted:
 
     version: int
     signature: str
-    outputs: Arrays
+    outputs: calls.Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """(label, score) per example and class, and the version and signature that made them."""
+
+    version: int
+    signature: str
+    classes: Sequence[Sequence[tuple[bytes, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Regressed:
+    """A value per example, and the version and signature that made them."""
+
+    version: int
+    signature: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceTask:
+    """One part of a multi-inference request."""
+
+    model: ModelRef
+    signature: str
+    method_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +71,23 @@ class Metadata:
 
 
 class Handlers:
-    """What the server can be asked. Thread-safe."""
+    """What the server can be asked. Thread-safe.
 
-    def __init__(self, manager: Manager) -> None:
+    Args:
+        manager: lends the models.
+        check_method_name: whether classify and regress insist on a signature's method name.
+    """
+
+    def __init__(self, manager: Manager, *, check_method_name: bool = False) -> None:
         self._manager = manager
+        self._check_method_name = check_method_name
 
     def predict(
-        self, model: ModelRef, signature: str, inputs: Arrays, output_filter: Sequence[str] = ()
+        self,
+        model: ModelRef,
+        signature: str,
+        inputs: calls.Arrays,
+        output_filter: Sequence[str] = (),
     ) -> Predicted:
         """Run a signature.
 
@@ -65,13 +101,9 @@ class Handlers:
             ServingError: no such servable or signature, inputs that do not fit, or an error of
                 the graph.
         """
-        with self._manager.lease(model.name, self._version(model)) as lease:
-            name = signature or DEFAULT_SIGNATURE
-            definition = _signature(lease.servable, name)
-            feeds = _feeds(definition, inputs)
-            outputs = _outputs(definition, output_filter)
-            values = lease.servable.run(feeds, list(outputs.values()))
-            return Predicted(lease.version, name, dict(zip(outputs, values, strict=True)))
+        with self._lease(model) as lease:
+            name, outputs = calls.predict(lease.servable, signature, inputs, output_filter)
+            return Predicted(lease.version, name, outputs)
 
     def metadata(self, model: ModelRef) -> Metadata:
         """Return a version's signatures.
@@ -79,7 +111,7 @@ class Handlers:
         Raises:
             ServingError: NOT_FOUND, no such servable.
         """
-        with self._manager.lease(model.name, self._version(model)) as lease:
+        with self._lease(model) as lease:
             return Metadata(lease.version, lease.servable.signatures)
 
     def status(self, model: ModelRef) -> list[VersionStatus]:
@@ -98,54 +130,68 @@ class Handlers:
             raise ServingError(Code.NOT_FOUND, f"Could not find {what} of model {model.name}")
         return found
 
-    def _version(self, model: ModelRef) -> int | None:
-        if model.label:
-            raise invalid(f"Unrecognized servable version label: {model.label}")
-        return model.version
+    def classify(self, model: ModelRef, signature: str, examples: NDArray[Any]) -> Classified:
+        """Run a classification signature.
 
+        Args:
+            model: which model.
+            signature: its name; empty for `serving_default`.
+            examples: object [examples] of serialized tf.Example.
 
-def _signature(servable: Servable, name: str) -> Any:
-    try:
-        return servable.signatures[name]
-    except KeyError:
-        text = f'Serving signature key "{name}" not found.'
-        raise ServingError(Code.FAILED_PRECONDITION, text) from None
-
-
-def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """Return the value per tensor name, in the signature's order."""
-    expected = definition.inputs
-    if len(inputs) != len(expected):
-        raise invalid(
-            f"input size does not match signature: {len(inputs)}!={len(expected)} "
-            f"len({_braced(inputs)}) != len({_braced(expected)}). "
-            f"Sent extra: {_braced(set(inputs) - set(expected))}. "
-            f"Missing but required: {_braced(set(expected) - set(inputs))}."
-        )
-    for alias in sorted(expected):
-        if alias not in inputs:
-            raise invalid(
-                f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found in "
-                "request and no default value provided. Inputs expected to be in the request "
-                f"{_braced(inputs)}, or default input alias set: "
+        Raises:
+            ServingError: no such servable or signature, or it is of another kind.
+        """
+        with self._lease(model) as lease:
+            name, classes = calls.classify(
+                lease.servable, signature, examples, check_method=self._check_method_name
             )
-    return {expected[alias].name: inputs[alias] for alias in sorted(expected)}
+            return Classified(lease.version, name, classes)
 
-
-def _outputs(definition: Any, output_filter: Sequence[str]) -> dict[str, str]:
-    """Return the tensor name per output alias."""
-    wanted: dict[str, str] = {}
-    for alias in output_filter or sorted(definition.outputs):
-        if alias not in definition.outputs:
-            raise invalid(
-                f"output tensor alias not found in signature: {alias} "
-                f"Outputs expected to be in the set {_braced(definition.outputs)}."
+    def regress(self, model: ModelRef, signature: str, examples: NDArray[Any]) -> Regressed:
+        """Run a regression signature; as `classify`."""
+        with self._lease(model) as lease:
+            name, values = calls.regress(
+                lease.servable, signature, examples, check_method=self._check_method_name
             )
-        if alias in wanted:
-            raise invalid(f"duplicate output tensor alias: {alias}")
-        wanted[alias] = definition.outputs[alias].name
-    return wanted
+            return Regressed(lease.version, name, values)
 
+    def multi_inference(
+        self, tasks: Sequence[InferenceTask], examples: Callable[[], NDArray[Any]]
+    ) -> list[Classified | Regressed]:
+        """Run several classify and regress tasks of one model on the same examples.
 
-def _braced(names: Iterable[str]) -> str:
-    return "{" + ",".join(sorted(names)) + "}"
+        Args:
+            tasks: what to run.
+            examples: returns object [examples] of serialized tf.Example, or raises; asked after
+                the tasks were looked at.
+
+        Raises:
+            ServingError: the tasks name different models or an unknown method, or one fails.
+        """
+        if len({task.model.name for task in tasks}) > 1:
+            raise invalid(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            )
+        results: list[Classified | Regressed] = []
+        run: dict[str, Callable[..., Classified | Regressed]] = {
+            inference.CLASSIFY: self.classify,
+            inference.REGRESS: self.regress,
+        }
+        for task in tasks:
+            if task.method_name not in run:
+                text = f"Unsupported signature method_name: {task.method_name}"
+                raise ServingError(Code.UNIMPLEMENTED, text)
+            results.append(run[task.method_name](task.model, task.signature, examples()))
+        return results
+
+    def reload(self, configs: Sequence[Any], *, timeout_s: float | None = None) -> None:
+        """Replace the whole set of served models.
+
+        Raises:
+            ServingError: the configuration is refused, or a new model failed to load.
+        """
+        check_models(configs)
+        self._manager.reload(configs, timeout_s=timeout_s)
+
+    def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
+        return self._manager.lease(model.name, model.version, model.label)

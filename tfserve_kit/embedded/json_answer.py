@@ -4,7 +4,7 @@ Source: tensorflow_serving/util/json_tensor.cc.
 """
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,11 @@ def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> byt
         return _predictions(outputs)
     if len(outputs) == 1:
         ((alias, array),) = outputs.items()
-        value = _column(_leaves(alias, array), array.shape, _INDENT)
+        value = _column(_leaves(alias, array, 1 + array.ndim), array.shape, _INDENT)
     else:
         members = [
-            f'{_INDENT * 2}"{alias}": '.encode()
-            + _column(_leaves(alias, array), array.shape, _INDENT * 2)
+            _member(alias, 2)
+            + _column(_leaves(alias, array, 2 + array.ndim), array.shape, _INDENT * 2)
             for alias, array in outputs.items()
         ]
         value = b"{\n" + b",\n".join(members) + b"\n" + _INDENT.encode() + b"}"
@@ -44,7 +44,8 @@ def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> byt
 
 def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
     batch = _batch_size(outputs)
-    leaves = {alias: _leaves(alias, array) for alias, array in outputs.items()}
+    level = 1 if len(outputs) == 1 else 2
+    leaves = {alias: _leaves(alias, array, level + array.ndim) for alias, array in outputs.items()}
     shapes = {alias: array.shape[1:] for alias, array in outputs.items()}
     if len(outputs) == 1:
         ((alias, items),) = leaves.items()
@@ -54,14 +55,18 @@ def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
         split = {alias: _split(items, batch) for alias, items in leaves.items()}
         objects = [
             b",\n".join(
-                f'{_INDENT * 3}"{alias}": '.encode() + _inline(split[alias][row], shapes[alias])
-                for alias in outputs
+                _member(alias, 3) + _inline(split[alias][row], shapes[alias]) for alias in outputs
             )
             for row in range(batch)
         ]
         pad = (_INDENT * 2).encode()
         body = b",".join(b"\n" + pad + b"{\n" + each + b"\n" + pad + b"}" for each in objects)
     return b'{\n    "predictions": [' + body + b"\n    ]\n}"
+
+
+def _member(alias: str, level: int) -> bytes:
+    """Print the name of an object's member."""
+    return (_INDENT * level).encode() + _quoted(alias.encode()) + b": "
 
 
 def _batch_size(outputs: Mapping[str, NDArray[Any]]) -> int:
@@ -94,7 +99,7 @@ def _inline(items: list[bytes], shape: tuple[int, ...]) -> bytes:
 def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
     """Print nested lists with an element on each line."""
     if not shape:
-        return items[0].replace(b"\n", b"\n" + indent.encode())
+        return items[0]
     if not shape[0]:
         return b"[]"
     inner = indent + _INDENT
@@ -103,13 +108,14 @@ def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
     return b"[" + pad + (b"," + pad).join(parts) + b"\n" + indent.encode() + b"]"
 
 
-def _leaves(alias: str, array: NDArray[Any]) -> list[bytes]:
-    """Print each element, in C order."""
+def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
+    """Print each element, in C order; `level` counts the lists and objects around it."""
     dtype = dtypes.by_numpy(array.dtype)
     flat = array.ravel().tolist()
     if dtype is dtypes.STRING:
-        as_bytes = alias.endswith("_bytes")
-        return [_base64_object(item) if as_bytes else _quoted(item) for item in flat]
+        if alias.endswith("_bytes"):
+            return [_base64_object(item, _INDENT * level) for item in flat]
+        return [_quoted(item) for item in flat]
     if dtype.name in {"float", "double"}:
         digits = 9 if dtype.name == "float" else 17
         tiny = float(np.finfo(array.dtype).tiny)
@@ -146,11 +152,30 @@ def _quoted(item: bytes) -> bytes:
     return b'"' + item.decode("latin-1").translate(_ESCAPES).encode("latin-1") + b'"'
 
 
-def _base64_object(item: bytes) -> bytes:
-    encoded = base64.b64encode(item)
-    return b"{\n" + _INDENT.encode() + b'"b64": "' + encoded + b'"\n}'
+def _base64_object(item: bytes, indent: str) -> bytes:
+    encoded = base64.b64encode(item).decode()
+    return f'{{\n{indent}{_INDENT}"b64": "{encoded}"\n{indent}}}'.encode()
 
 
 def error(message: str) -> bytes:
     """Print an error."""
     return b'{\n    "error": ' + _quoted(message.encode("utf-8", "surrogateescape")) + b"\n}"
+
+
+def classifications(examples: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:
+    """Print the answer to classify: (label, score) per class and example."""
+    rows = [
+        b"[" + b", ".join(b"[" + _quoted(n) + b", " + _float32(v) + b"]" for n, v in classes) + b"]"
+        for classes in examples
+    ]
+    return b'{\n    "results": [' + b", ".join(rows) + b"\n    ]\n}"
+
+
+def regressions(values: Sequence[float]) -> bytes:
+    """Print the answer to regress: a value per example."""
+    return b'{\n    "results": [' + b", ".join(map(_float32, values)) + b"]\n}"
+
+
+def _float32(value: float) -> bytes:
+    (text,) = _leaves("", np.array([value], np.float32), 0)
+    return text

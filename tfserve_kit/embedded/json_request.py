@@ -48,7 +48,7 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_decode = _Decoder(number_mode=rapidjson.NM_NAN)
+_decode = _Decoder(number_mode=rapidjson.NM_NAN | rapidjson.NM_NATIVE)
 
 
 class PredictBody:
@@ -62,7 +62,7 @@ class PredictBody:
 
     def __init__(self, body: bytes, info: InputInfo) -> None:
         document = parse_object(body)
-        self.signature = _signature_name(document)
+        self.signature = signature_name(document)
         inputs = info(self.signature)
         if not inputs:
             raise invalid(f"Failed to get input map for signature: {self.signature}")
@@ -117,7 +117,8 @@ def _parse_bytes(body: bytes) -> Any:
         raise invalid(f"JSON Parse error: Invalid value. at offset: {error.pos}") from error
 
 
-def _signature_name(document: Mapping[str, Any]) -> str:
+def signature_name(document: Mapping[str, Any]) -> str:
+    """Return the signature a request names, or the default; raises ServingError."""
     name = document.get("signature_name", DEFAULT_SIGNATURE)
     if not isinstance(name, str):
         raise invalid(

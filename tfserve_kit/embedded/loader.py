@@ -7,8 +7,12 @@ are an order of magnitude faster for small models than calling a restored functi
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded.settings import SessionOptions
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.savedmodel import GRAPH_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -27,25 +32,66 @@ Call = Callable[..., Sequence[NDArray[Any]]]
 _CALLERS_THREAD = -1
 
 
-def import_tensorflow() -> Any:
-    """Return the tensorflow module, without the messages it prints on import.
+# The releases whose inner modules are known to work without the package's own import.
+_KNOWN_RELEASES = ("2.21.",)
+
+
+def skip_package_import() -> None:
+    """Let tensorflow's inner modules be imported without the package, in a third of the time.
+
+    `import tensorflow` loads keras and thousands of modules that serving never uses. Only for a
+    process that does nothing else with tensorflow: the package stays an empty shell there.
+    """
+    spec = find_spec("tensorflow")
+    known = spec is not None and version("tensorflow").startswith(_KNOWN_RELEASES)
+    if spec is not None and known and "tensorflow" not in sys.modules:
+        sys.modules["tensorflow"] = module_from_spec(spec)  # not executed
+
+
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """The few parts of tensorflow that serving needs."""
+
+    config_pb2: Any
+    errors: Any
+    graph: Any
+    session: Any
+    load: Any
+    placeholder: Any
+    multiply: Any
+
+
+def _runtime() -> _Runtime:
+    """Import tensorflow.
 
     Raises:
         ModuleNotFoundError: the wheel is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.client import session
+    from tensorflow.python.framework import errors, ops
+    from tensorflow.python.ops import array_ops, math_ops
+    from tensorflow.python.platform import tf_logging
+    from tensorflow.python.saved_model import loader_impl
 
-    tf.get_logger().setLevel(logging.ERROR)
-    return tf
+    tf_logging.set_verbosity(tf_logging.ERROR)
+    return _Runtime(
+        config_pb2,
+        errors,
+        ops.Graph,
+        session.Session,
+        lambda running, tags, path: loader_impl.SavedModelLoader(path).load(running, tags),
+        array_ops.placeholder,
+        math_ops.multiply,
+    )
 
 
 class SavedModelLoader:
     """Loads SavedModel directories into sessions. Thread-safe."""
 
     def __init__(self, options: SessionOptions) -> None:
-        self._tf = import_tensorflow()
+        self._tf = _runtime()
         self._options = options
         self._compiled = _compiled_calls_work(self._tf)
         if not self._compiled:
@@ -58,15 +104,11 @@ class SavedModelLoader:
             ServingError: tensorflow cannot load it, with tensorflow's code and text.
         """
         tf = self._tf
-        v1 = tf.compat.v1
-        config = v1.ConfigProto(
-            intra_op_parallelism_threads=self._options.intra_op_parallelism,
-            inter_op_parallelism_threads=self._options.inter_op_parallelism,
-        )
-        session = v1.Session(graph=tf.Graph(), config=config)
+        _check_graph(version_dir, self._options.tags)
+        session = tf.session(graph=tf.graph(), config=_session_config(tf, self._options))
         try:
             with session.graph.as_default():
-                graph = v1.saved_model.load(session, list(self._options.tags), str(version_dir))
+                graph = tf.load(session, list(self._options.tags), str(version_dir))
         except BaseException as error:
             session.close()
             raise _translated(tf, error) from error
@@ -77,11 +119,47 @@ class SavedModelLoader:
         return SessionServable(tf, session, signatures, compiled=self._compiled)
 
 
+def _session_config(tf: _Runtime, options: SessionOptions) -> Any:
+    config = tf.config_pb2.ConfigProto.FromString(options.config.SerializeToString())
+    if options.mixed_precision == "bfloat16":
+        rewrites = config.graph_options.rewrite_options
+        rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
+    return config
+
+
+def _check_graph(version_dir: Path, tags: Sequence[str]) -> None:
+    """Raise what the C++ loader would: the Python one fails in other words and with other codes.
+
+    Source: tensorflow/cc/saved_model/reader.cc.
+    """
+    file = version_dir / GRAPH_FILE
+    if not file.is_file():
+        if file.with_suffix(".pbtxt").is_file():
+            return
+        raise ServingError(
+            Code.NOT_FOUND,
+            "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+            f"{version_dir}. Check that the directory exists and that you have the right "
+            "permissions for accessing it.",
+        )
+    try:
+        graphs = protos.SavedModel.FromString(file.read_bytes()).meta_graphs
+    except protos.DecodeError as error:
+        raise ServingError(Code.OUT_OF_RANGE, "Read less bytes than requested") from error
+    if not any(set(tags) == set(graph.meta_info_def.tags) for graph in graphs):
+        raise ServingError(
+            Code.NOT_FOUND,
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. To "
+            "inspect available tag-sets in the SavedModel, please use the SavedModel CLI: "
+            "`saved_model_cli`",
+        )
+
+
 class SessionServable:
     """A SavedModel in a session; implements `Servable`."""
 
     def __init__(
-        self, tf: Any, session: Any, signatures: Mapping[str, Any], *, compiled: bool
+        self, tf: _Runtime, session: Any, signatures: Mapping[str, Any], *, compiled: bool
     ) -> None:
         self._tf = tf
         self._session = session
@@ -129,30 +207,26 @@ def _array(value: Any) -> NDArray[Any]:
     return array
 
 
-def _compiled_call(tf: Any, session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Call:
-    options = tf.compat.v1.RunOptions(inter_op_thread_pool=_CALLERS_THREAD)
-    callable_options = _callable_options_class()(feed=feeds, fetch=fetches, run_options=options)
+def _compiled_call(
+    tf: _Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Call:
+    options = tf.config_pb2.RunOptions(inter_op_thread_pool=_CALLERS_THREAD)
+    callable_options = tf.config_pb2.CallableOptions(feed=feeds, fetch=fetches, run_options=options)
     made: Call = session._make_callable_from_options(callable_options)  # noqa: SLF001
     return made
 
 
-def _plain_call(tf: Any, session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Call:
+def _plain_call(tf: _Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Call:
     del tf
     return lambda *values: session.run(list(fetches), dict(zip(feeds, values, strict=True)))
 
 
-def _callable_options_class() -> Any:
-    from tensorflow.core.protobuf import config_pb2
-
-    return config_pb2.CallableOptions
-
-
-def _compiled_calls_work(tf: Any) -> bool:
+def _compiled_calls_work(tf: _Runtime) -> bool:
     """Try the private interface on a small graph, against the public one."""
-    with tf.Graph().as_default() as graph:
-        x = tf.compat.v1.placeholder(tf.float32, [None])
+    with tf.graph().as_default() as graph:
+        x = tf.placeholder("float32", [None])
         y = tf.multiply(x, 2.0)
-        with tf.compat.v1.Session(graph=graph) as session:
+        with tf.session(graph=graph) as session:
             value = np.array([1.0, 3.0], np.float32)
             try:
                 (fast,) = _compiled_call(tf, session, [x.name], [y.name])(value)
@@ -161,7 +235,7 @@ def _compiled_calls_work(tf: Any) -> bool:
             return bool(np.array_equal(fast, session.run(y, {x: value})))
 
 
-def _translated(tf: Any, error: BaseException) -> BaseException:
+def _translated(tf: _Runtime, error: BaseException) -> BaseException:
     """Return what tensorflow raised in the server's terms; what is not tensorflow's passes."""
     if isinstance(error, tf.errors.OpError):
         return ServingError(Code(error.error_code), error.message)

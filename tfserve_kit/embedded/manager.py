@@ -7,16 +7,18 @@ purpose: a failed load waits for its next try without holding up the loads of ot
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfserve_kit.clock import Clock, SystemClock
-from tfserve_kit.embedded import source
+from tfserve_kit.embedded import labels, source
+from tfserve_kit.embedded.model_config import platform
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.settings import Settings
-from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.embedded.versions import Load, State, Unload, VersionView, next_action
 
 _log = logging.getLogger(__name__)
@@ -71,15 +73,24 @@ class Manager:
         self._clock = clock or SystemClock()
         self._configs = {config.name: config for config in settings.models}
         self._entries: dict[str, dict[int, _Entry]] = {name: {} for name in self._configs}
+        self._labels: labels.LabelMap = {}
         self._changed = threading.Condition()
         self._stopping = False
+        self._poll_at_s: float | None = None
         self._loads = ThreadPoolExecutor(settings.load_threads, "load")
         # Apart from the loads, so that memory is freed while a model loads.
         self._unloads = ThreadPoolExecutor(1, "unload")
         self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the base paths and to load."""
+        """Begin to watch the base paths and to load.
+
+        Raises:
+            ServingError: another platform, or a label although no version is loaded yet.
+        """
+        with self._changed:
+            _refuse_other_platforms({}, self._configs.values())
+            self._labels = self._assigned_labels(self._configs.values())
         self._thread.start()
 
     def interrupt(self) -> None:
@@ -105,16 +116,21 @@ class Manager:
     # Requests
 
     @contextlib.contextmanager
-    def lease(self, model: str, version: int | None = None) -> Iterator[Lease]:
+    def lease(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Lease]:
         """Lend a version for the duration of a `with` block.
 
         Args:
             model: name of the model.
             version: its version; None for the highest that is available.
+            label: a label of the model instead of a version.
 
         Raises:
-            ServingError: NOT_FOUND, no such version is available.
+            ServingError: no such version is available, or the model has no such label.
         """
+        if label is not None:
+            version = labels.resolve(self._labels, model, label)
         entry = self._take(model, version)
         try:
             assert entry.servable is not None  # noqa: S101 (available versions have one)
@@ -144,6 +160,30 @@ class Manager:
             entries = sorted(self._entries.get(model, {}).values(), key=lambda e: -e.number)
             return [VersionStatus(e.number, e.state, e.error) for e in entries]
 
+    def reload(self, configs: Sequence[Any], *, timeout_s: float | None = None) -> None:
+        """Replace the whole set of served models, and wait until the new names can answer.
+
+        Args:
+            configs: ModelConfig messages, checked by `settings.check_models`.
+            timeout_s: longest wait, in seconds; None waits without end.
+
+        Raises:
+            ServingError: a platform changes, a label names a version that cannot be called, or a
+                new model failed to load.
+        """
+        with self._changed:
+            _refuse_other_platforms(self._configs, configs)
+            given = self._assigned_labels(configs)
+            new = [config.name for config in configs if config.name not in self._configs]
+            self._configs = {config.name: config for config in configs}
+            for name, entries in self._entries.items():
+                if name not in self._configs:
+                    _aspire(entries, {})
+            self._poll_at_s = self._clock.now_s()
+            self._changed.notify_all()
+            self._await(new, "model(s)", timeout_s)
+            self._labels = given
+
     def wait_until_serving(self) -> None:
         """Block until every model has an available version.
 
@@ -151,34 +191,57 @@ class Manager:
         without end; `stop` ends the wait.
 
         Raises:
-            ServingError: a version that a model needs has finally failed to load, or the manager
-                was stopped.
+            ServingError: all versions that a model needs have finally failed to load, or the
+                manager was stopped.
         """
         with self._changed:
-            while not self._stopping:
-                failed = [
-                    f"{{{{name: {name} version: {entry.number}}} due to error: {entry.error}}}, "
-                    for name, entries in self._entries.items()
-                    for entry in entries.values()
-                    if entry.aspired and entry.state is State.END and entry.error
-                ]
-                if failed:
-                    text = f"{len(failed)} servable(s) did not become available: "
-                    raise ServingError(Code.UNKNOWN, text + "{" + "".join(failed) + "}")
-                if all(map(_is_served, self._entries.values())):
-                    return
-                self._changed.wait()
-            raise ServingError(Code.CANCELLED, "stopped before every model was available")
+            self._await(list(self._configs), "servable(s)", None)
+
+    def _assigned_labels(self, configs: Iterable[Any]) -> labels.LabelMap:
+        """Return the labels of a configuration; the caller holds the lock."""
+
+        def is_available(model: str, version: int) -> bool:
+            entry = self._entries.get(model, {}).get(version)
+            return entry is not None and entry.state is State.AVAILABLE
+
+        lenient = self._settings.allow_labels_for_unavailable
+        return labels.assign(configs, self._labels, is_available, allow_unavailable=lenient)
+
+    def _await(self, models: Sequence[str], what: str, timeout_s: float | None) -> None:
+        """Wait until models can answer; the caller holds the lock."""
+        end_s = None if timeout_s is None else self._clock.now_s() + timeout_s
+        while not self._stopping:
+            failed = [text for name in models for text in self._failures(name)]
+            if failed:
+                text = f"{len(failed)} {what} did not become available: "
+                raise ServingError(Code.UNKNOWN, text + "{" + "".join(failed) + "}")
+            if all(_is_served(self._entries.get(name, {})) for name in models):
+                return
+            left_s = None if end_s is None else end_s - self._clock.now_s()
+            if left_s is not None and left_s <= 0:
+                raise ServingError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self._changed.wait(left_s)
+        raise ServingError(Code.CANCELLED, "stopped before every model was available")
+
+    def _failures(self, model: str) -> list[str]:
+        """Return what went wrong with each version, if all that a model needs have failed."""
+        aspired = [entry for entry in self._entries.get(model, {}).values() if entry.aspired]
+        if not all(entry.state is State.END and entry.error for entry in aspired):
+            return []
+        return [
+            f"{{{{name: {model} version: {entry.number}}} due to error: {entry.error}}}, "
+            for entry in aspired
+        ]
 
     # The background thread
 
     def _run(self) -> None:
-        poll_at_s: float | None = self._clock.now_s() if self._settings.poll_wait_s >= 0 else None
+        wait_s = self._settings.poll_wait_s
+        self._poll_at_s = self._clock.now_s() if wait_s >= 0 else None
         while not self._stopping:
-            if poll_at_s is not None and self._clock.now_s() >= poll_at_s:
+            if self._poll_at_s is not None and self._clock.now_s() >= self._poll_at_s:
+                self._poll_at_s = self._clock.now_s() + wait_s if wait_s > 0 else None
                 self._poll()
-                wait_s = self._settings.poll_wait_s
-                poll_at_s = self._clock.now_s() + wait_s if wait_s else None
             self._advance()
             with self._changed:
                 if not self._stopping:
@@ -186,7 +249,7 @@ class Manager:
 
     def _poll(self) -> None:
         """Compare the base paths with what is known; one that vanished changes nothing."""
-        for name, config in self._configs.items():
+        for name, config in list(self._configs.items()):
             try:
                 wanted = source.aspired(config)
             except ServingError as error:
@@ -197,11 +260,13 @@ class Manager:
                     "No versions of servable %s found under base path %s", name, config.base_path
                 )
             with self._changed:
-                _aspire(self._entries[name], wanted)
+                if self._configs.get(name) is config:  # not replaced meanwhile
+                    _aspire(self._entries.setdefault(name, {}), wanted)
+                    self._changed.notify_all()
 
     def _advance(self) -> None:
         """Take every step that can be taken now."""
-        for name, entries in self._entries.items():
+        for name, entries in list(self._entries.items()):
             for entry in self._due_retries(entries):
                 self._submit_load(name, entry)
             while action := self._next(entries):
@@ -251,6 +316,7 @@ class Manager:
     def _load(self, model: str, entry: _Entry) -> None:
         name = f"{{name: {model} version: {entry.number}}}"
         try:
+            source.check_directory(entry.path, name)
             servable = self._loader(entry.path)
         except ServingError as error:
             _log.error("Loading servable: %s failed: %s", name, error)
@@ -291,6 +357,20 @@ def _aspire(entries: dict[int, _Entry], wanted: Mapping[int, Path]) -> None:
         known = entries.get(number)
         if known is None or (known.state is State.END and known.error is None):
             entries[number] = _Entry(number, path)
+
+
+def _refuse_other_platforms(current: Mapping[str, Any], configs: Iterable[Any]) -> None:
+    for config in configs:
+        after = platform(config)
+        before = platform(current[config.name]) if config.name in current else after
+        if before != after:
+            raise invalid(
+                f"Illegal to change a model's platform. For model {config.name} platform was "
+                f"{before} and new platform requested is {after}"
+            )
+        if after not in {"", "tensorflow"}:
+            text = f"PlatformConfigMap has no entry for platform {after}"
+            raise ServingError(Code.FAILED_PRECONDITION, text)
 
 
 def _is_served(entries: Mapping[int, _Entry]) -> bool:

@@ -7,6 +7,7 @@ labels, buckets), tensorflow_serving/util/prometheus_exporter.cc (layout). Times
 import bisect
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,23 @@ class Metrics:
             histogram = values[key]
             histogram.counts[bisect.bisect_right(metric.buckets, value)] += 1
             histogram.total += value
+
+    def count_request(
+        self, model: str, api: str, entrypoint: str, status: str, started_ns: int
+    ) -> None:
+        """Count a request, and its latency if it succeeded.
+
+        Args:
+            model: name of the model.
+            api: the method or verb.
+            entrypoint: `GRPC` or `REST`.
+            status: name of its canonical code.
+            started_ns: `time.perf_counter_ns()` when it arrived.
+        """
+        self.add(REQUEST_COUNT, (model, status))
+        if status == "OK":
+            elapsed_us = (time.perf_counter_ns() - started_ns) / 1000
+            self.observe(REQUEST_LATENCY, elapsed_us, (model, api, entrypoint))
 
     def page(self) -> str:
         """Return the Prometheus text format, metrics and labels in order."""

@@ -6,21 +6,25 @@ http_rest_api_util.cc (status codes).
 
 import logging
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_answer, json_request
+from tfserve_kit.embedded import examples, json_answer, json_request
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
 from tfserve_kit.embedded.manager import VersionStatus
+from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.embedded.versions import State
+from tfserve_kit.repository.versions import MAX_VERSION
 
 _log = logging.getLogger(__name__)
 
 JSON = {"Content-Type": "application/json"}
+HTML = {"Content-Type": "text/html; charset=ISO-8859-1"}
 
 _HTTP_STATUS = {
     Code.OK: 200,
@@ -44,6 +48,12 @@ _MODEL = r"/(?i:v1/models)/([^/:]+)(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:
 _CALL = re.compile(_MODEL + r":(classify|regress|predict)")
 _STATUS = re.compile(_MODEL + r"(/(?i:metadata))?")
 
+_COUNTED = re.compile(_MODEL + r"(?::(classify|regress|predict)|/.*)?$")
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 _PAGES = {400: "Bad Request", 404: "Not Found"}
 
 
@@ -67,11 +77,34 @@ def page(status: int) -> Reply:
     return Reply(status, html.encode(), {"Content-Type": "text/html"}, close=True)
 
 
-class RestSurface:
-    """Answers REST requests through the handlers. Thread-safe."""
+def timed_out() -> Reply:
+    """Return the answer to a request that took too long."""
+    error = ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+    return _failure(error)
 
-    def __init__(self, handlers: Handlers) -> None:
+
+class RestSurface:
+    """Answers REST requests through the handlers. Thread-safe.
+
+    Args:
+        handlers: what computes the answers.
+        metrics: told of every request for a model.
+        cors: let pages of any origin read the answers.
+        metrics_path: URL path of the Prometheus page, None for none.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        metrics: Metrics,
+        *,
+        cors: bool = False,
+        metrics_path: str | None = None,
+    ) -> None:
         self._handlers = handlers
+        self._metrics = metrics
+        self._cors = cors
+        self._metrics_path = metrics_path
 
     def reply(self, method: str, target: str, body: bytes) -> Reply:
         """Answer one request; never raises.
@@ -84,17 +117,31 @@ class RestSurface:
         target = re.sub(r"^https?://[^/]*", "", target)
         if re.search(r"%(?![0-9A-Fa-f]{2})", target):
             return page(400)
+        if target == self._metrics_path:
+            return Reply(200, self._metrics.page().encode(), {"Content-Type": "text/plain"})
         if not _PREFIX.match(target):
             return page(404)
         if method == "OPTIONS":
-            return Reply(400, b"", {"Content-Type": "text/html; charset=ISO-8859-1"})
+            reply = Reply(200 if self._cors else 400, b"", HTML)
+        else:
+            reply = self._checked(method, target, body)
+        return replace(reply, headers={**_CORS, **reply.headers}) if self._cors else reply
+
+    def _checked(self, method: str, target: str, body: bytes) -> Reply:
+        started_ns, code = time.perf_counter_ns(), Code.OK
         try:
             return self._route(method, target, body)
         except ServingError as error:
+            code = error.code
             return _failure(error)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             _log.exception("%s %s failed", method, target)
-            return _failure(ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+            code = Code.INTERNAL
+            return _failure(ServingError(code, f"{type(error).__name__}: {error}"))
+        finally:
+            if found := _COUNTED.match(target):
+                name, verb = _decoded(found[1]), found[4] or ""
+                self._metrics.count_request(name, verb, "REST", code.name, started_ns)
 
     def _route(self, method: str, target: str, body: bytes) -> Reply:
         if method == "GET" and target.lower() == "/v1/models":
@@ -109,9 +156,18 @@ class RestSurface:
         raise invalid(f"Malformed request: {method} {target}")
 
     def _call(self, verb: str, model: ModelRef, body: bytes) -> Reply:
-        if verb != "predict":
-            text = f"the embedded engine does not answer :{verb}"
-            raise ServingError(Code.UNIMPLEMENTED, text)
+        if verb == "predict":
+            return self._predict(model, body)
+        document = json_request.parse_object(body)
+        signature = json_request.signature_name(document)
+        rows = examples.from_json(document)
+        if verb == "classify":
+            classes = self._handlers.classify(model, signature, rows).classes
+            return Reply(200, json_answer.classifications(classes))
+        values = self._handlers.regress(model, signature, rows).values
+        return Reply(200, json_answer.regressions(values))
+
+    def _predict(self, model: ModelRef, body: bytes) -> Reply:
         signatures = self._handlers.metadata(model).signatures
         request = json_request.PredictBody(body, lambda name: _inputs(signatures, name))
         result = self._handlers.predict(model, request.signature, request.inputs)
@@ -150,9 +206,16 @@ def status_message(status: VersionStatus) -> Any:
 
 
 def _model(name: str, version: str | None, label: str | None) -> ModelRef:
-    if version is not None and int(version) >= 1 << 63:
-        raise invalid("")
-    return ModelRef(_decoded(name), int(version) if version else None, label and _decoded(label))
+    return ModelRef(
+        _decoded(name), _number(version) if version else None, label and _decoded(label)
+    )
+
+
+def _number(digits: str) -> int:
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > len(str(MAX_VERSION)) or int(digits) > MAX_VERSION:
+        raise invalid("")  # the official server's answer has no text
+    return int(digits)
 
 
 def _decoded(text: str) -> str:

@@ -1,19 +1,25 @@
 """The embedded engine put together; the only module that knows all of its parts."""
 
-import contextlib
 import logging
+import threading
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from tfserve_kit.embedded.batching import BatchScheduler
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.grpc_transport import GrpcTransport
 from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport
 from tfserve_kit.embedded.loader import SavedModelLoader
 from tfserve_kit.embedded.manager import Manager
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.model_config import read_models
+from tfserve_kit.embedded.prepare import PreparingLoader
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
-from tfserve_kit.embedded.settings import Settings
+from tfserve_kit.embedded.settings import Settings, prometheus_path
+from tfserve_kit.embedded.status import ServingError
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +40,21 @@ class EmbeddedServer:
     ) -> None:
         self._settings = settings
         self._grace_s = grace_s
-        self._manager = Manager(settings, loader or SavedModelLoader(settings.session))
+        self._metrics = Metrics()
+        batching = settings.batching
+        self._scheduler = (
+            BatchScheduler(batching.threads, batching.thread_pool_name) if batching else None
+        )
+        prepared = PreparingLoader(
+            loader or SavedModelLoader(settings.session),
+            self._metrics,
+            batching=batching,
+            scheduler=self._scheduler,
+            warmup_passes=settings.warmup_passes,
+        )
+        self._manager = Manager(settings, prepared)
+        self._handlers = Handlers(self._manager, check_method_name=settings.check_method_name)
+        self._stopping = threading.Event()
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
 
@@ -68,40 +88,81 @@ class EmbeddedServer:
         """Load the models, then open the ports.
 
         Raises:
-            ServingError: a model cannot be loaded, or a port cannot be opened.
+            ServingError: a model cannot be loaded, or gRPC cannot listen. Without a usable port or
+                monitoring file REST stays off, as with the official server.
         """
         self._manager.start()
         self._manager.wait_until_serving()
-        handlers = Handlers(self._manager)
-        grpc = GrpcSurface(handlers, as_content=self._settings.answer_with_content)
-        address = f"{self._settings.bind_address}:{self._settings.grpc_port}"
-        self._grpc = GrpcTransport(grpc.answer, address, self._settings.grpc_threads)
-        self._grpc.start()
-        _log.info(
-            "Running gRPC ModelServer at %s:%d ...", self._settings.bind_address, self.grpc_port
-        )
-        if self._settings.rest_port is not None:
-            self._http = HttpTransport(
-                RestSurface(handlers).reply,
-                self._settings.bind_address,
-                self._settings.rest_port,
-                self._settings.rest_threads,
-            )
-            self._http.start()
-            _log.info(
-                "Exporting HTTP/REST API at:%s:%d ...", self._settings.bind_address, self._http.port
-            )
+        self._open_grpc()
+        try:
+            self._open_rest()
+        except ServingError as error:
+            _log.error("REST stays off: %s", error)
+        if self._settings.config_poll_s > 0:
+            threading.Thread(target=self._poll_config, name="config", daemon=True).start()
 
     def stop(self) -> None:
         """Close the ports, let requests in flight finish, unload the models. Idempotent."""
-        with contextlib.ExitStack() as stack:
+        self._stopping.set()
+        with ExitStack() as stack:
+            if self._scheduler:
+                stack.callback(self._scheduler.stop)
             stack.callback(self._manager.stop)
             if self._grpc:
                 stack.callback(self._grpc.stop, self._grace_s)
             if self._http:
                 stack.callback(self._http.stop, self._grace_s)
-        self._grpc = self._http = None
+        self._grpc = self._http = self._scheduler = None
 
     def interrupt(self) -> None:
-        """End a `start` that still waits for models; safe in a signal handler's thread."""
+        """End a `start` that still waits for models; safe to call from any thread."""
         self._manager.interrupt()
+
+    def _open_grpc(self) -> None:
+        settings = self._settings
+        surface = GrpcSurface(
+            self._handlers,
+            self._metrics,
+            as_content=settings.answer_with_content,
+            health=settings.health,
+        )
+        self._grpc = GrpcTransport(
+            surface.answer,
+            f"{settings.bind_address}:{settings.grpc_port}" if settings.grpc_port else "",
+            settings.grpc_threads,
+            socket_path=settings.grpc_socket_path,
+            tls=settings.tls,
+            arguments=settings.grpc_channel_arguments,
+        )
+        self._grpc.start()
+        _log.info("Running gRPC ModelServer at %s:%d ...", settings.bind_address, self.grpc_port)
+
+    def _open_rest(self) -> None:
+        settings = self._settings
+        if settings.rest_port is None:
+            return
+        surface = RestSurface(
+            self._handlers,
+            self._metrics,
+            cors=settings.cors,
+            metrics_path=prometheus_path(settings.monitoring_config_file),
+        )
+        self._http = HttpTransport(
+            surface.reply,
+            settings.bind_address,
+            settings.rest_port,
+            settings.rest_threads,
+            timeout_s=settings.rest_timeout_s,
+        )
+        self._http.start()
+        address = settings.bind_address
+        _log.info("Exporting HTTP/REST API at:%s:%d ...", address, self._http.port)
+
+    def _poll_config(self) -> None:
+        """Read the configuration file again and again; what cannot be used changes nothing."""
+        while not self._stopping.wait(self._settings.config_poll_s):
+            try:
+                configs = read_models(self._settings.model_config_file)
+                self._manager.reload(configs, timeout_s=0)
+            except ServingError as error:
+                _log.error("%s", error)

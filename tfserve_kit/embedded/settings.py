@@ -3,59 +3,80 @@
 Source: tensorflow_serving/model_servers/main.cc and server.cc (checks and error texts).
 """
 
+import logging
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.batching import BatchOptions, batch_options
+from tfserve_kit.embedded.metrics import PROMETHEUS_PATH
+from tfserve_kit.embedded.model_config import check_models, read_models, read_text_proto
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.flags import FLAGS, FlagValue
 
-# Flags that this engine acts on.
-_SUPPORTED = frozenset(
+_log = logging.getLogger(__name__)
+
+# Flags that nothing here could honour; each is refused when it is given.
+REFUSED = frozenset(
     {
-        "port",
-        "rest_api_port",
-        "rest_api_num_threads",
-        "model_config_file",
-        "model_name",
-        "model_base_path",
-        "file_system_poll_wait_seconds",
-        "max_num_load_retries",
-        "load_retry_interval_micros",
-        "num_load_threads",
-        "saved_model_tags",
-        "grpc_max_threads",
-        "tensorflow_session_parallelism",
-        "tensorflow_intra_op_parallelism",
-        "tensorflow_inter_op_parallelism",
-        "enable_serialization_as_tensor_content",
-        "version",
+        "use_alts_credentials",
+        "thread_pool_factory_config_file",
+        "prefer_tflite_model",
     }
 )
-# Flags that change nothing here: either value is already how this engine works.
-_MOOT = frozenset(
+# Flags that change nothing here, because either value describes how this engine works anyway.
+MOOT = frozenset(
     {
-        "flush_filesystem_caches",
-        "remove_unused_fields_from_bundle_metagraph",
-        "num_unload_threads",
         "enable_profiler",
+        "flush_filesystem_caches",
+        "num_tflite_interpreters_per_pool",
+        "num_tflite_pools",
+        "num_unload_threads",
+        "remove_unused_fields_from_bundle_metagraph",
         "skip_initialize_tpu",
-        "per_process_gpu_memory_fraction",
+        "xla_cpu_compilation_enabled",
+        "xla_gpu_compilation_enabled",
     }
 )
-# Values of the deprecated ModelType.
-_NO_TYPE, _TENSORFLOW_TYPE = 0, 1
+# With more the official server runs out of threads and crashes.
+_MOST_THREADS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How models are loaded: graph tags and thread counts (0 lets tensorflow decide)."""
+    """How models are loaded.
+
+    Attributes:
+        tags: which graph of a SavedModel is loaded.
+        config: a ConfigProto message for its session.
+        mixed_precision: `bfloat16` or nothing.
+    """
 
     tags: tuple[str, ...] = ("serve",)
-    intra_op_parallelism: int = 0
-    inter_op_parallelism: int = 0
+    config: Any = field(default_factory=protos.message_class("ConfigProto"))
+    mixed_precision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How requests are batched; `per_model` reads options from each version's own folder."""
+
+    options: BatchOptions = BatchOptions()
+    threads: int = os.cpu_count() or 1
+    thread_pool_name: str = "model_server_batch_threads"
+    per_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM texts of a server that speaks TLS; `client_verify` asks clients for a certificate."""
+
+    server_key: bytes
+    server_cert: bytes
+    custom_ca: bytes
+    client_verify: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +85,45 @@ class Settings:
 
     Attributes:
         models: the ModelConfig messages to serve.
+        model_config_file: where they were read from; polled every `config_poll_s` seconds if > 0.
         grpc_port: TCP port of gRPC.
+        grpc_socket_path: UNIX socket on which gRPC listens as well.
         rest_port: TCP port of REST, None for none.
+        rest_timeout_s: longest time a REST request may take, in seconds.
         bind_address: where to listen; the official server always listens on all addresses.
         poll_wait_s: pause between looks for new versions, in seconds; 0 looks once, negative never.
         max_load_retries: how often a failed load is repeated.
         load_retry_interval_s: pause before a repetition, in seconds.
         load_threads: models that load at the same time.
+        warmup_passes: how often the requests stored with a version are replayed; 0 for never.
+        monitoring_config_file: read once gRPC runs; without a usable one REST stays off.
     """
 
     models: tuple[Any, ...]
+    model_config_file: str = ""
+    config_poll_s: float = 0.0
     grpc_port: int = 8500
-    rest_port: int | None = None
-    bind_address: str = "0.0.0.0"  # noqa: S104 (the official server's only choice)
+    grpc_socket_path: str = ""
     grpc_threads: int = 8
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
+    tls: Tls | None = None
+    rest_port: int | None = None
     rest_threads: int = 8
+    rest_timeout_s: float = 30.0
+    cors: bool = False
+    bind_address: str = "0.0.0.0"  # noqa: S104 (the official server's only choice)
     poll_wait_s: float = 1.0
     max_load_retries: int = 5
     load_retry_interval_s: float = 60.0
     load_threads: int = 1
+    allow_labels_for_unavailable: bool = False
+    batching: Batching | None = None
+    warmup_passes: int = 1
+    monitoring_config_file: str = ""
+    health: bool = False
+    check_method_name: bool = False
     answer_with_content: bool = False
-    session: SessionOptions = SessionOptions()
+    session: SessionOptions = field(default_factory=SessionOptions)
 
 
 def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Settings:
@@ -94,39 +133,162 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
         ServingError: a flag this engine does not have, values that contradict, or a configuration
             file that cannot be used.
     """
-    _refuse_unsupported(values)
     flags: Mapping[str, Any] = values
-    if not flags["port"]:
-        raise invalid(
-            "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set."
-        )
+    _refuse(flags)
+    platform = _platform(flags["platform_config_file"])
+    port, rest_port = flags["port"], flags["rest_api_port"]
+    if rest_port and rest_port == port:
+        _log.error("the ports of gRPC and REST are both %d; REST stays off", port)
+        rest_port = 0
     return Settings(
         models=_models(flags),
-        grpc_port=flags["port"],
-        rest_port=flags["rest_api_port"] or None,
-        bind_address=bind_address,
+        model_config_file=flags["model_config_file"],
+        config_poll_s=flags["model_config_file_poll_wait_seconds"],
+        grpc_port=port,
+        grpc_socket_path=flags["grpc_socket_path"],
         grpc_threads=max(1, flags["grpc_max_threads"]),
-        rest_threads=max(1, flags["rest_api_num_threads"]),
+        grpc_channel_arguments=_channel_arguments(flags["grpc_channel_arguments"]),
+        tls=_tls(flags["ssl_config_file"]),
+        rest_port=rest_port or None,
+        rest_threads=flags["rest_api_num_threads"],
+        rest_timeout_s=flags["rest_api_timeout_in_ms"] / 1e3,
+        cors=flags["rest_api_enable_cors_support"],
+        bind_address=bind_address,
         poll_wait_s=flags["file_system_poll_wait_seconds"],
         max_load_retries=flags["max_num_load_retries"],
         load_retry_interval_s=flags["load_retry_interval_micros"] / 1e6,
         load_threads=max(1, flags["num_load_threads"]),
+        allow_labels_for_unavailable=flags["allow_version_labels_for_unavailable_models"],
+        batching=_batching(flags) if platform is None else _from_message(platform),
+        warmup_passes=_warmup_passes(flags, platform),
+        monitoring_config_file=flags["monitoring_config_file"],
+        health=flags["enable_grpc_healthcheck_service"],
+        check_method_name=flags["enable_signature_method_name_check"],
         answer_with_content=flags["enable_serialization_as_tensor_content"],
-        session=_session(flags),
+        session=_session(flags, platform),
     )
 
 
-def _refuse_unsupported(values: Mapping[str, FlagValue]) -> None:
-    for name, flag in FLAGS.items():
-        if values[name] != flag.default and name not in _SUPPORTED | _MOOT | {
-            "enable_model_warmup"
-        }:
-            raise ServingError(
-                Code.UNIMPLEMENTED, f"the embedded engine does not have the flag --{name}"
+def _refuse(flags: Mapping[str, Any]) -> None:
+    for name in sorted(REFUSED):
+        if flags[name] != FLAGS[name].default:
+            text = f"the embedded engine does not have the flag --{name}"
+            raise ServingError(Code.UNIMPLEMENTED, text)
+    if not flags["port"] and not flags["grpc_socket_path"]:
+        raise invalid(
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path "
+            "must be set."
+        )
+    if not 1 <= flags["rest_api_num_threads"] <= _MOST_THREADS:
+        raise invalid(f"rest_api_num_threads must be from 1 to {_MOST_THREADS}")
+
+
+def _models(flags: Mapping[str, Any]) -> tuple[Any, ...]:
+    if flags["model_config_file"]:
+        return read_models(flags["model_config_file"])
+    if not flags["model_base_path"]:
+        raise invalid(
+            "Both server_options.model_base_path and server_options.model_config_file are empty!"
+        )
+    config = protos.ModelConfig(
+        name=flags["model_name"],
+        base_path=flags["model_base_path"],
+        model_platform="tensorflow",
+    )
+    check_models((config,))
+    return (config,)
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    arguments: list[tuple[str, int | str]] = []
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise invalid(f"grpc_channel_arguments: {part!r} is not key=value")
+        arguments.append((key, int(value) if value.lstrip("-").isdigit() else value))
+    return tuple(arguments)
+
+
+def _tls(file: str) -> Tls | None:
+    if not file:
+        return None
+    config = read_text_proto("SSLConfig", file)
+    return Tls(
+        config.server_key.encode(),
+        config.server_cert.encode(),
+        config.custom_ca.encode(),
+        config.client_verify,
+    )
+
+
+def _batching(flags: Mapping[str, Any]) -> Batching | None:
+    file = flags["batching_parameters_file"]
+    if not flags["enable_batching"]:
+        if file:
+            raise invalid(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
             )
+        return None
+    message = read_text_proto("BatchingParameters", file) if file else protos.BatchingParameters()
+    per_model = flags["enable_per_model_batching_parameters"]
+    return _batching_from(message, per_model=per_model)
 
 
-def _session(flags: Mapping[str, Any]) -> SessionOptions:
+def _from_message(bundle: Any) -> Batching | None:
+    if not bundle.HasField("batching_parameters"):
+        return None
+    return _batching_from(bundle.batching_parameters, per_model=False)
+
+
+def _batching_from(message: Any, *, per_model: bool) -> Batching:
+    default = Batching()
+    set_threads = message.HasField("num_batch_threads")
+    threads = message.num_batch_threads.value if set_threads else default.threads
+    if threads <= 0:
+        raise invalid(f"num_batch_threads must be positive; was {threads}")
+    return Batching(
+        batch_options(message),
+        threads,
+        message.thread_pool_name.value or default.thread_pool_name,
+        per_model,
+    )
+
+
+def _platform(file: str) -> Any:
+    """Return the SessionBundleConfig of a platform file, None without a file."""
+    if not file:
+        return None
+    configs = read_text_proto("PlatformConfigMap", file).platform_configs
+    if "tensorflow" not in configs:
+        raise invalid(f"{file} has no configuration for the platform tensorflow")
+    adapter = protos.SavedModelBundleSourceAdapterConfig()
+    configs["tensorflow"].source_adapter_config.Unpack(adapter)
+    return adapter.legacy_config
+
+
+def _warmup_passes(flags: Mapping[str, Any], bundle: Any) -> int:
+    if bundle is not None:
+        passes = bundle.model_warmup_options.num_request_iterations.value
+        return max(1, passes) if bundle.enable_model_warmup else 0
+    passes = flags["num_request_iterations_for_warmup"]
+    return max(1, passes) if flags["enable_model_warmup"] else 0
+
+
+def _session(flags: Mapping[str, Any], bundle: Any) -> SessionOptions:
+    tags = tuple(tag for tag in flags["saved_model_tags"].split(",") if tag)
+    if bundle is not None:
+        return SessionOptions(tuple(bundle.saved_model_tags) or ("serve",), bundle.session_config)
+    mixed = flags["mixed_precision"]
+    if mixed not in {"", "bfloat16"}:
+        _log.warning("%s auto mixed precision is not supported. Valid option: bfloat16", mixed)
+        mixed = ""
+    return SessionOptions(tags, _session_config(flags), mixed)
+
+
+def _session_config(flags: Mapping[str, Any]) -> Any:
+    if flags["tensorflow_session_config_file"]:
+        return read_text_proto("ConfigProto", flags["tensorflow_session_config_file"])
     both = flags["tensorflow_session_parallelism"]
     intra = flags["tensorflow_intra_op_parallelism"]
     inter = flags["tensorflow_inter_op_parallelism"]
@@ -136,89 +298,21 @@ def _session(flags: Mapping[str, Any]) -> SessionOptions:
             "(server_options.tensorflow_intra_op_parallelism, "
             "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
         )
-    tags = tuple(tag for tag in flags["saved_model_tags"].split(",") if tag)
-    return SessionOptions(tags, intra or both, inter or both)
+    config = protos.ConfigProto(
+        intra_op_parallelism_threads=intra or both, inter_op_parallelism_threads=inter or both
+    )
+    if fraction := flags["per_process_gpu_memory_fraction"]:
+        config.gpu_options.per_process_gpu_memory_fraction = fraction
+    return config
 
 
-def _models(flags: Mapping[str, Any]) -> tuple[Any, ...]:
-    if flags["model_config_file"]:
-        message = read_text_proto("ModelServerConfig", flags["model_config_file"])
-        if message.WhichOneof("config") == "custom_model_config":
-            raise invalid("ModelServer does not yet support custom model config.")
-        configs = tuple(message.model_config_list.config)
-    elif flags["model_base_path"]:
-        configs = (
-            protos.ModelConfig(
-                name=flags["model_name"],
-                base_path=flags["model_base_path"],
-                model_platform="tensorflow",
-            ),
-        )
-    else:
-        raise invalid(
-            "Both server_options.model_base_path and server_options.model_config_file are empty!"
-        )
-    check_models(configs)
-    return configs
-
-
-def check_models(configs: tuple[Any, ...]) -> None:
-    """Refuse a list of models that the official server would refuse.
+def prometheus_path(file: str) -> str | None:
+    """Return where the metrics page is to be, None if it is not enabled.
 
     Raises:
-        ServingError: a name twice, a relative base path, another platform, request logging, or
-            version labels (which this engine does not have).
+        ServingError: the MonitoringConfig file cannot be used.
     """
-    seen = set()
-    for config in configs:
-        if config.name in seen:
-            raise invalid(f"Illegal to list model {config.name} multiple times in config list")
-        seen.add(config.name)
-        if not (config.base_path.startswith("/") or "://" in config.base_path):
-            raise invalid(
-                f"Expected model {config.name} to have an absolute path or URI; "
-                f"got base_path()={config.base_path}"
-            )
-        if config.HasField("logging_config"):
-            raise invalid("No request-logger-creator provided.")
-        _check_platform(config)
-        if config.version_labels:
-            text = f"the embedded engine has no version labels, which model {config.name} asks for"
-            raise ServingError(Code.UNIMPLEMENTED, text)
-
-
-def _check_platform(config: Any) -> None:
-    if config.model_type and config.model_platform:
-        raise invalid(
-            "Illegal setting both ModelServerConfig::model_type (deprecated) "
-            "and ModelServerConfig::model_platform."
-        )
-    if config.model_type not in {_NO_TYPE, _TENSORFLOW_TYPE}:
-        text = f"ModelServerConfig::model_type choice {config.model_type} not supported."
-        raise invalid(text)
-    if not (config.model_type or config.model_platform):
-        raise invalid(
-            "Illegal setting neither ModelServerConfig::model_type (deprecated) "
-            "nor ModelServerConfig::model_platform."
-        )
-    if config.model_platform not in {"", "tensorflow"}:
-        text = f"PlatformConfigMap has no entry for platform {config.model_platform}"
-        raise ServingError(Code.FAILED_PRECONDITION, text)
-
-
-def read_text_proto(message: str, file: str) -> Any:
-    """Read a text-format file.
-
-    Raises:
-        ServingError: in the official server's words; the parser's own reason is added.
-    """
-    try:
-        text = Path(file).read_text("utf-8", "surrogateescape")
-    except OSError as error:
-        raise ServingError(Code.NOT_FOUND, f"{file}; {error.strerror}") from error
-    if not text:
-        raise invalid(f"{file}; Invalid argument")
-    try:
-        return protos.from_text(message, text)
-    except protos.TextFormatError as error:
-        raise invalid(f"Invalid protobuf file: '{file}'") from error
+    if not file:
+        return None
+    config = read_text_proto("MonitoringConfig", file).prometheus_config
+    return config.path or PROMETHEUS_PATH if config.enable else None

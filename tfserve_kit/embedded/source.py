@@ -36,3 +36,20 @@ def aspired(config: Any) -> dict[int, Path]:
         case _:
             wanted = sorted(found)[-max(1, policy.latest.num_versions) :]
     return {number: found[number] for number in wanted}
+
+
+def check_directory(version_dir: Path, servable: str) -> None:
+    """Refuse what is no directory as the official server does when it reserves memory for it.
+
+    Args:
+        version_dir: what bears the version's name.
+        servable: how messages call it.
+
+    Raises:
+        ServingError: it is a file, or a link to nothing.
+    """
+    text = f"Error while attempting to reserve resources to load servable {servable}: "
+    if not version_dir.exists():
+        raise ServingError(Code.NOT_FOUND, f"{text}{version_dir} not found")
+    if not version_dir.is_dir():
+        raise ServingError(Code.FAILED_PRECONDITION, f"{text}{version_dir}; Not a directory")

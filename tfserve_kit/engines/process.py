@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 
 from tfserve_kit import flags
+from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
 from tfserve_kit.errors import ServerExists, ServerFailed
 from tfserve_kit.spec.schema import Spec
@@ -33,6 +35,9 @@ NATIVE_BINARY = "tensorflow_model_server"
 
 _RECORD, _LOG, _CONFIG = "server.json", "server.log", "config"
 _FOLLOW_INTERVAL_S = 0.1
+_LOOK_S = 0.02  # between two looks whether a process has ended
+# How long the end of a killed process is waited for; only a hanging disk makes it take longer.
+_KILLED_WITHIN_S = 10.0
 
 
 def state_folder() -> Path:
@@ -267,10 +272,12 @@ class ProcessHandle:
         code = self._process.poll() if self._process is not None else None
         if code is None and _alive(self._record) is not None:
             return State(Phase.RUNNING)
-        return State(Phase.EXITED if self._home.is_dir() else Phase.GONE, code)
+        return State(Phase.EXITED if self._is_kept() else Phase.GONE, code)
 
     def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of its log; see `ServerHandle.logs`."""
+        if not self._is_kept():
+            return
         try:
             stream = (self._home / _LOG).open(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -289,18 +296,31 @@ class ProcessHandle:
 
     def stop(self, *, grace_s: float = 10.0) -> None:
         """Send SIGTERM, after `grace_s` SIGKILL, and remove the server's folder."""
+        self._signal(signal.SIGTERM, grace_s)
+        self._signal(signal.SIGKILL, _KILLED_WITHIN_S)
+        if self._process is not None:
+            self._process.wait()
+        if self._is_kept():
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals, wait_s: float) -> None:
+        """Signal the process if it still runs, and wait for its end, but not for its parent."""
         process = _alive(self._record)
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-                try:
-                    process.wait(grace_s)
-                except psutil.TimeoutExpired:
-                    process.kill()
-                    process.wait(grace_s)
-        if self._process is not None:
-            self._process.wait()
-        shutil.rmtree(self._home, ignore_errors=True)
+                process.send_signal(number)
+            wait_until(
+                lambda: _alive(self._record) is None or None,
+                timeout_s=wait_s,
+                interval_s=_LOOK_S,
+                clock=SystemClock(),
+            )
+
+    def _is_kept(self) -> bool:
+        """Say whether the folder still is this server's: its name may have been given anew."""
+        kept = Record.read(self._home)
+        mine = (self._record.pid, self._record.started_s)
+        return kept is not None and (kept.pid, kept.started_s) == mine
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

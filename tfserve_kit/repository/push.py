@@ -145,7 +145,7 @@ def _copy(source: Path, target: Path, progress: Progress) -> int:
     folders, files = _contents(source)
     total, done = sum(path.stat().st_size for path in files), 0
     for folder in folders:
-        (target / folder.relative_to(source)).mkdir(exist_ok=True)
+        (target / folder.relative_to(source)).mkdir()
     for path in files:
         copy = target / path.relative_to(source)
         shutil.copyfile(path, copy)
@@ -155,15 +155,15 @@ def _copy(source: Path, target: Path, progress: Progress) -> int:
 
 
 def _contents(source: Path) -> tuple[list[Path], list[Path]]:
-    """Return all folders of a tree, each before those in it, and all files."""
+    """Return all folders within a tree, each before those in it, and all files."""
 
     def fail(error: OSError) -> None:
         raise error
 
     folders, files = [], []
-    for folder, _, names in os.walk(source, onerror=fail, followlinks=True):
-        folders.append(Path(folder))
-        files += [Path(folder) / name for name in sorted(names)]
+    for place, inner, names in os.walk(source, onerror=fail, followlinks=True):
+        folders += [Path(place) / name for name in inner]
+        files += [Path(place) / name for name in sorted(names)]
     return folders, files
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
+from tfserve_kit.embedded import labels
 from tfserve_kit.embedded.handlers import Handlers, Metadata, ModelRef, Predicted
 from tfserve_kit.embedded.manager import Lease, VersionStatus
 from tfserve_kit.embedded.status import Code, ServingError
@@ -44,7 +45,9 @@ class OneModelManager:
         self.servable, self.out = servable, 0
 
     @contextlib.contextmanager
-    def lease(self, model, version=None):
+    def lease(self, model, version=None, label=None):
+        if label is not None:
+            version = labels.resolve({"m": {"good": 4}}, model, label)
         if model != "m" or version not in {None, 4}:
             raise ServingError(Code.NOT_FOUND, f"no {model} {version}")
         self.out += 1

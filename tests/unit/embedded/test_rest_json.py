@@ -71,9 +71,10 @@ def document(record, key):
 
 def in_recorded_order(outputs, answer):
     """Sort outputs as the recorded answer has them: the official server's order is by chance."""
-    value = json.loads(answer.decode("latin-1"))
-    value = value.get("outputs") or value["predictions"][0]
-    return {alias: outputs[alias] for alias in value} if len(outputs) > 1 else outputs
+    if len(outputs) == 1:
+        return outputs
+    value = json.loads(answer)
+    return {alias: outputs[alias] for alias in value.get("outputs") or value["predictions"][0]}
 
 
 @pytest.mark.parametrize(
@@ -325,6 +326,22 @@ def test_output_names_are_escaped():
         {'a"b': np.zeros(1), "é": np.zeros(1)}, row_format=True
     )
     assert json.loads(answer) == {"predictions": [{'a"b': 0.0, "é": 0.0}]}
+
+
+def test_bytes_within_a_row_are_indented_by_their_depth():
+    rows = np.empty((1, 2), object)
+    rows[:] = b"a"
+    answer = json_answer.predictions({"x_bytes": rows}, row_format=True)
+    assert answer.decode().splitlines() == [
+        "{",
+        '    "predictions": [[{',
+        '                "b64": "YQ=="',
+        "            }, {",
+        '                "b64": "YQ=="',
+        "            }]",
+        "    ]",
+        "}",
+    ]
 
 
 def test_error_message_that_holds_raw_bytes_passes_them():

@@ -2,38 +2,27 @@
 
 import pytest
 
-from tfserve_kit import flags
-from tfserve_kit.embedded.settings import SessionOptions, from_flags
+from tfserve_kit import flags, protos
+from tfserve_kit.embedded.batching import BatchOptions
+from tfserve_kit.embedded.settings import (
+    REFUSED,
+    Batching,
+    SessionOptions,
+    Tls,
+    from_flags,
+    prometheus_path,
+)
 from tfserve_kit.embedded.status import Code, ServingError
 
-# Every flag that the engine acts on or that changes nothing here; all others must be refused.
-ACCEPTED = {
-    "port",
-    "rest_api_port",
-    "rest_api_num_threads",
+# Flags that name a file which is read at once.
+FILES = {
     "model_config_file",
-    "model_name",
-    "model_base_path",
-    "file_system_poll_wait_seconds",
-    "max_num_load_retries",
-    "load_retry_interval_micros",
-    "num_load_threads",
-    "num_unload_threads",
-    "saved_model_tags",
-    "grpc_max_threads",
-    "tensorflow_session_parallelism",
-    "tensorflow_intra_op_parallelism",
-    "tensorflow_inter_op_parallelism",
-    "enable_serialization_as_tensor_content",
-    "flush_filesystem_caches",
-    "remove_unused_fields_from_bundle_metagraph",
-    "enable_model_warmup",
-    "enable_profiler",
-    "skip_initialize_tpu",
-    "per_process_gpu_memory_fraction",
-    "version",
+    "batching_parameters_file",
+    "platform_config_file",
+    "ssl_config_file",
+    "tensorflow_session_config_file",
 }
-REFUSED = sorted(flags.FLAGS.keys() - ACCEPTED)
+ACCEPTED = sorted(flags.FLAGS.keys() - REFUSED - FILES - {"model_base_path", "port"})
 BASE = "--model_base_path=/models/m"
 
 
@@ -41,6 +30,13 @@ def settings(*arguments):
     line = flags.parse(arguments)
     assert not (line.unknown or line.error), "the test's own arguments"
     return from_flags(line.values, bind_address="127.0.0.1")
+
+
+def threads(intra, inter):
+    config = protos.ConfigProto(
+        intra_op_parallelism_threads=intra, inter_op_parallelism_threads=inter
+    )
+    return SessionOptions(config=config)
 
 
 def refusal(*arguments):
@@ -53,7 +49,7 @@ def other_value(name):
     default = flags.FLAGS[name].default
     if isinstance(default, bool):
         return not default
-    return default + 1 if isinstance(default, int | float) else "/somewhere"
+    return default + 1 if isinstance(default, int | float) else "some=where"
 
 
 @pytest.fixture
@@ -75,19 +71,19 @@ def one_model(fields):
 # Flags
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_flag_that_the_engine_does_not_have_is_refused_by_name(name):
     error = refusal(BASE, f"--{name}={str(other_value(name)).lower()}")
     assert error.code is Code.UNIMPLEMENTED
     assert error.message == f"the embedded engine does not have the flag --{name}"
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_flag_that_the_engine_does_not_have_may_be_given_its_default(name):
     settings(BASE, f"--{name}={str(flags.FLAGS[name].default).lower()}")
 
 
-@pytest.mark.parametrize("name", sorted(ACCEPTED - {"model_config_file", "model_base_path"}))
+@pytest.mark.parametrize("name", ACCEPTED)
 def test_flag_that_the_engine_has_is_accepted(name):
     settings(BASE, f"--{name}={str(other_value(name)).lower()}")
 
@@ -97,7 +93,9 @@ def test_defaults_are_those_of_the_official_server():
     assert (found.grpc_port, found.rest_port, found.bind_address) == (8500, None, "127.0.0.1")
     assert (found.poll_wait_s, found.max_load_retries, found.load_retry_interval_s) == (1, 5, 60)
     assert found.load_threads == 1
-    assert found.session == SessionOptions(("serve",), 0, 0)
+    assert found.session == SessionOptions()
+    assert (found.batching, found.tls, found.cors, found.health) == (None, None, False, False)
+    assert (found.rest_timeout_s, found.warmup_passes) == (30, 1)
     assert found.answer_with_content is False
 
 
@@ -110,7 +108,16 @@ def test_defaults_are_those_of_the_official_server():
         ("grpc_max_threads=3", "grpc_threads", 3),
         ("grpc_max_threads=0", "grpc_threads", 1),
         ("rest_api_num_threads=5", "rest_threads", 5),
-        ("rest_api_num_threads=0", "rest_threads", 1),
+        ("rest_api_timeout_in_ms=50", "rest_timeout_s", 0.05),
+        ("rest_api_enable_cors_support", "cors", True),
+        ("grpc_socket_path=/s", "grpc_socket_path", "/s"),
+        ("grpc_channel_arguments=a=1,b=x", "grpc_channel_arguments", (("a", 1), ("b", "x"))),
+        ("enable_grpc_healthcheck_service", "health", True),
+        ("enable_signature_method_name_check", "check_method_name", True),
+        ("allow_version_labels_for_unavailable_models", "allow_labels_for_unavailable", True),
+        ("enable_model_warmup=false", "warmup_passes", 0),
+        ("num_request_iterations_for_warmup=3", "warmup_passes", 3),
+        ("enable_batching", "batching", Batching()),
         ("file_system_poll_wait_seconds=-1", "poll_wait_s", -1),
         ("file_system_poll_wait_seconds=0", "poll_wait_s", 0),
         ("max_num_load_retries=0", "max_load_retries", 0),
@@ -120,9 +127,9 @@ def test_defaults_are_those_of_the_official_server():
         ("enable_serialization_as_tensor_content", "answer_with_content", True),
         ("saved_model_tags=serve,gpu", "session", SessionOptions(("serve", "gpu"))),
         ("saved_model_tags=,", "session", SessionOptions(())),
-        ("tensorflow_session_parallelism=3", "session", SessionOptions(("serve",), 3, 3)),
-        ("tensorflow_intra_op_parallelism=3", "session", SessionOptions(("serve",), 3, 0)),
-        ("tensorflow_inter_op_parallelism=3", "session", SessionOptions(("serve",), 0, 3)),
+        ("tensorflow_session_parallelism=3", "session", threads(3, 3)),
+        ("tensorflow_intra_op_parallelism=3", "session", threads(3, 0)),
+        ("tensorflow_inter_op_parallelism=3", "session", threads(0, 3)),
     ],
 )
 def test_flag_becomes_the_setting(flag, attribute, expected):
@@ -233,12 +240,12 @@ def test_config_file_wins_over_the_single_model_flags(config_file):
         (
             one_model('name: "m" base_path: "/m"'),
             "Illegal setting neither ModelServerConfig::model_type (deprecated) "
-            "nor ModelServerConfig::model_platform.",
+            "nor ModelServerConfig::model_platform, model name is m",
         ),
         (
             one_model('name: "m" base_path: "/m" model_platform: "x" model_type: TENSORFLOW'),
             "Illegal setting both ModelServerConfig::model_type (deprecated) "
-            "and ModelServerConfig::model_platform.",
+            "and ModelServerConfig::model_platform, model name is m",
         ),
         (
             one_model('name: "m" base_path: "/m" model_type: OTHER'),
@@ -261,21 +268,87 @@ def test_config_file_that_does_not_exist_is_not_found(tmp_path):
     assert error.message == f"{tmp_path}/none; No such file or directory"
 
 
-def test_platform_other_than_tensorflow_is_refused(config_file):
-    error = refusal(config_file(one_model('name: "m" base_path: "/m" model_platform: "torch"')))
-    assert error.code is Code.FAILED_PRECONDITION
-    assert error.message == "PlatformConfigMap has no entry for platform torch"
+# Further files
 
 
-def test_version_labels_are_refused_instead_of_ignored(config_file):
-    error = refusal(
-        config_file(
-            one_model(
-                'name: "m" base_path: "/m" model_platform: "tensorflow" '
-                'version_labels { key: "stable" value: 1 }'
-            )
-        )
+@pytest.fixture
+def written(tmp_path):
+    """Write a file; return its path."""
+
+    def write(text):
+        file = tmp_path / "file.config"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_batching_file_fills_in_the_official_defaults(written):
+    file = written("max_batch_size { value: 8 } num_batch_threads { value: 3 }")
+    found = settings(BASE, "--enable_batching", f"--batching_parameters_file={file}").batching
+    assert (found.threads, found.thread_pool_name) == (3, "model_server_batch_threads")
+    assert found.options == BatchOptions(max_batch_size=8, max_execution_batch_size=8)
+
+
+def test_batching_file_without_batching_is_refused(written):
+    file = written("max_batch_size { value: 8 }")
+    error = refusal(BASE, f"--batching_parameters_file={file}")
+    assert "batching_parameters_file is set without" in error.message
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("num_batch_threads { value: 0 }", "num_batch_threads must be positive; was 0"),
+    ("max_batch_size { value: 4 } allowed_batch_sizes: 2",
+     "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 2; expected 4"),
+])  # fmt: skip
+def test_batching_values_that_cannot_work_are_refused(written, text, message):
+    flag = f"--batching_parameters_file={written(text)}"
+    assert refusal(BASE, "--enable_batching", flag).message == message
+
+
+def test_tls_file_becomes_certificates(written):
+    file = written('server_key: "KEY" server_cert: "CERT" custom_ca: "CA" client_verify: true')
+    assert settings(BASE, f"--ssl_config_file={file}").tls == Tls(b"KEY", b"CERT", b"CA", True)
+
+
+def test_session_config_file_wins_over_the_thread_flags(written):
+    file = written("intra_op_parallelism_threads: 5")
+    found = settings(
+        BASE, f"--tensorflow_session_config_file={file}", "--tensorflow_session_parallelism=2"
     )
-    assert error.code is Code.UNIMPLEMENTED
-    assert "version labels" in error.message
-    assert "model m" in error.message
+    assert found.session.config.intra_op_parallelism_threads == 5
+
+
+def test_platform_file_replaces_batching_and_parallelism(written):
+    adapter = "type.googleapis.com/tensorflow.serving.SavedModelBundleSourceAdapterConfig"
+    file = written(
+        'platform_configs { key: "tensorflow" value { source_adapter_config { ['
+        + adapter
+        + "] { legacy_config { saved_model_tags: 'gpu' enable_model_warmup: true "
+        "batching_parameters { max_batch_size { value: 16 } } } } } } }"
+    )
+    found = settings(
+        BASE, f"--platform_config_file={file}", "--tensorflow_session_parallelism=2"
+    )
+    assert found.session.tags == ("gpu",)
+    assert found.batching.options.max_batch_size == 16
+    assert found.session.config.intra_op_parallelism_threads == 0
+
+
+def test_ports_that_are_equal_leave_rest_off():
+    found = settings(BASE, "--port=99", "--rest_api_port=99")
+    assert (found.grpc_port, found.rest_port) == (99, None)
+
+
+@pytest.mark.parametrize("threads", [0, 10_001])
+def test_thread_counts_the_official_server_crashes_on_are_refused(threads):
+    assert "rest_api_num_threads" in refusal(BASE, f"--rest_api_num_threads={threads}").message
+
+
+@pytest.mark.parametrize(("text", "path"), [
+    ("prometheus_config { enable: true path: '/metrics' }", "/metrics"),
+    ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
+    ("prometheus_config { path: '/metrics' }", None),
+])  # fmt: skip
+def test_monitoring_file_says_where_the_metrics_are(written, text, path):
+    assert prometheus_path(str(written(text))) == path

@@ -58,7 +58,9 @@ def found_in(write):
         with pytest.raises(SpecError) as caught:
             load(file, **options)
         assert caught.value.source == str(file)
-        assert len({problem.path for problem in caught.value.problems}) == len(caught.value.problems)
+        assert len({problem.path for problem in caught.value.problems}) == len(
+            caught.value.problems
+        )
         return {problem.path: str(problem) for problem in caught.value.problems}
 
     return find

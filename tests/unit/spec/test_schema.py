@@ -30,6 +30,10 @@ def test_smallest_deployment_has_the_documented_defaults():
     assert MODEL.versions == VersionPolicy(latest=1)
     assert (MODEL.platform, MODEL.labels) == ("tensorflow", {})
     assert (spec.batching, spec.monitoring) == (None, None)
+    assert Batching().model_dump(exclude_none=True) == {
+        "allowed_batch_sizes": (),
+        "pad_variable_length_inputs": False,
+    }
     assert Monitoring() == Monitoring(prometheus=True, path="/monitoring/prometheus/metrics")
 
 
@@ -132,6 +136,7 @@ class TestBatching:
             {"allowed_batch_sizes": [1000]},
             {"max_batch_size": 8, "max_execution_batch_size": 8},
             {"max_execution_batch_size": 1000},
+            {"max_batch_size": 2**31 - 1},
             {"batch_timeout_micros": 0},
             {"batch_timeout_micros": 2**63 - 1},
         ],
@@ -209,8 +214,9 @@ class TestServer:
     def test_value_outside_its_range_is_refused(self, key, value):
         assert refusal(Server, **{key: value})[0] == key
 
-    def test_whole_seconds_are_seconds(self):
-        assert Server(ready_timeout_s=12).ready_timeout_s == 12.0
+    @pytest.mark.parametrize("seconds", [0.5, 12])
+    def test_whole_and_broken_seconds_are_seconds(self, seconds):
+        assert Server(ready_timeout_s=seconds).ready_timeout_s == seconds
 
 
 @pytest.mark.parametrize("path", ["metrics", "", "http://x/metrics"])

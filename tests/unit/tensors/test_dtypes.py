@@ -33,8 +33,16 @@ def test_row_is_found_by_numpy_dtype_of_any_byte_order(row, order):
 
 @pytest.mark.parametrize(
     ("dtype", "name"),
-    [("U3", "string"), ("S", "string"), (object, "string"), (np.dtypes.StringDType(), "string"),
-     (float, "double"), (int, "int64"), (bool, "bool"), (np.longlong, "int64")],
+    [
+        ("U3", "string"),
+        ("S", "string"),
+        (object, "string"),
+        (np.dtypes.StringDType(), "string"),
+        (float, "double"),
+        (int, "int64"),
+        (bool, "bool"),
+        (np.longlong, "int64"),
+    ],
 )
 def test_spelling_of_python_or_numpy_is_found(dtype, name):
     assert dtypes.by_numpy(dtype).name == name

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,7 +18,7 @@ TEXT = st.text(max_size=5)
 LAYOUTS = {
     "plain": lambda array: array,
     "big endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
-    "transposed": lambda array: np.asfortranarray(array),
+    "transposed": np.asfortranarray,
     "every second": lambda array: np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array,
     "reversed": lambda array: array[::-1] if array.ndim else array,
     "read-only": lambda array: np.broadcast_to(array, (2, *array.shape)),
@@ -73,6 +73,7 @@ def assert_same(found, wanted):
 
 
 class TestRoundTrip:
+    @settings(deadline=None)
     @given(arrays())
     def test_content_keeps_every_bit(self, array):
         message = to_proto(array)
@@ -81,12 +82,14 @@ class TestRoundTrip:
         assert_same(found, array)
         assert found.tobytes() == array.astype(array.dtype.newbyteorder("=")).tobytes()
 
+    @settings(deadline=None)
     @given(arrays())
     def test_typed_field_keeps_every_value(self, array):
         message = to_proto(array, as_content=False)
         assert not message.tensor_content
         assert_same(from_proto(message), array)
 
+    @settings(deadline=None)
     @given(string_arrays())
     def test_strings_come_back_as_bytes(self, array):
         found = from_proto(to_proto(array))
@@ -187,11 +190,17 @@ class TestStringContent:
     @given(st.lists(st.binary(max_size=4) | st.just(b"x" * 300), min_size=1, max_size=5))
     def test_lengths_come_first_then_the_bytes(self, items):
         lengths = b"".join(
-            bytes([len(item)]) if len(item) < 128 else bytes([len(item) & 127 | 128, len(item) >> 7])
+            bytes([len(item)])
+            if len(item) < 128
+            else bytes([len(item) & 127 | 128, len(item) >> 7])
             for item in items
         )
         message = tensor("string", [len(items)], tensor_content=lengths + b"".join(items))
         assert from_proto(message).tolist() == items
+
+    def test_length_may_take_five_bytes(self):
+        message = tensor("string", [2], tensor_content=b"\x80\x80\x80\x80\0" + b"\1A")
+        assert from_proto(message).tolist() == [b"", b"A"]
 
     @pytest.mark.parametrize(
         ("shape", "content"),
@@ -199,7 +208,7 @@ class TestStringContent:
             ([1], b"\2A"),
             ([1], b"\1AB"),
             ([1], b"\x80"),
-            ([1], b"\x80" * 6 + b"\0"),
+            ([1], b"\x80" * 5 + b"\0"),
             ([2], b"\1A"),
             ([3], b"\1A"),
             ([0], b"\1A"),
@@ -220,7 +229,8 @@ class TestRefusals:
         assert "8 of int32 [2]" in str(caught.value)
 
     @pytest.mark.parametrize(
-        "shape", [[-1], [2, -1], [-1, -1], [0, -1], [1 << 32, 1 << 31], [1 << 62, 2], [(1 << 63) - 1] * 9]
+        "shape",
+        [[-1], [2, -1], [-1, -1], [0, -1], [1 << 32, 1 << 31], [1 << 62, 2], [(1 << 63) - 1] * 9],
     )
     def test_negative_or_overflowing_shape_is_refused(self, shape):
         with pytest.raises(TensorError, match=str(shape[0])):
@@ -228,7 +238,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("rank", [255, 100_000])
     def test_more_dimensions_than_tensorflow_has_are_refused(self, rank):
-        with pytest.raises(TensorError, match=str(rank)):
+        with pytest.raises(TensorError, match=f"{rank} dimensions"):
             from_proto(tensor("float", [1] * rank))
 
     @pytest.mark.parametrize("shape", [[1] * 254, [1] * 65, [1 << 62, 1 << 62, 0]])
@@ -288,6 +298,7 @@ class TestPredictRequest:
             message.inputs[alias].CopyFrom(to_proto(array))
         return message
 
+    @settings(deadline=None)
     @given(
         st.dictionaries(TEXT, arrays() | string_arrays(), max_size=3),
         st.lists(TEXT, max_size=2),
@@ -295,8 +306,10 @@ class TestPredictRequest:
     def test_bytes_parse_to_the_message_that_the_classes_build(self, inputs, output_filter):
         spec = protos.ModelSpec(name="mödel", signature_name="s")
         spec.version.value = 7
-        found = protos.PredictRequest.FromString(predict_request(inputs, spec, output_filter))
-        assert found == self.through_messages(inputs, spec, output_filter)
+        content = predict_request(inputs, spec, output_filter)
+        wanted = self.through_messages(inputs, spec, output_filter)
+        assert protos.PredictRequest.FromString(content) == wanted
+        assert len(content) == wanted.ByteSize()
 
     @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 129, 16_383, 16_384, 2_097_152])
     def test_lengths_of_every_varint_width_are_right(self, size):

@@ -1,0 +1,84 @@
+"""What the contracts are held against: the engines, servers and clients there are."""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tfserve_kit import connect, launch, spec
+from tfserve_kit.engines import Availability, process
+
+FAKE_SERVER = Path(__file__).with_name("fake_model_server.py")
+MODELS = Path(__file__).parents[1] / "data" / "models"
+
+
+@pytest.fixture(scope="session")
+def native_binary(require):
+    """The official binary, where $TFKIT_TEST_MODEL_SERVER names one."""
+    binary = os.environ.get("TFKIT_TEST_MODEL_SERVER")
+    return binary or require("native", "TFKIT_TEST_MODEL_SERVER names no tensorflow_model_server")
+
+
+# Engines
+
+FAKE = (("fake", [sys.executable, str(FAKE_SERVER)], Availability(True, "a script")),
+        {"binds_host": False})  # fmt: skip
+
+
+@pytest.fixture
+def fake_engine(state_dir):
+    """The engine of the fake binary."""
+    arguments, options = FAKE
+    return process.ProcessEngine(*arguments, **options)
+
+
+@pytest.fixture(
+    params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native"]
+)
+def engine(request, state_dir):
+    """Every engine that runs processes."""
+    if request.param == "fake":
+        return request.getfixturevalue("fake_engine")
+    if request.param == "native":
+        return process.native(request.getfixturevalue("native_binary"))
+    return process.embedded()
+
+
+@pytest.fixture
+def deployment():
+    """Make a deployment of one model on free ports."""
+
+    def make(name="a", **server):
+        server = {"name": name, "grpc_port": 0, "rest_port": 0, **server}
+        models = {"half_plus_two": {"base_path": str(MODELS / "half_plus_two")}}
+        document = {"server": server, "models": models}
+        return launch.settle_ports(spec.build(document, source="test", folder=MODELS))
+
+    return make
+
+
+# Servers and clients
+
+
+@pytest.fixture(
+    scope="session", params=[pytest.param("embedded", marks=pytest.mark.tensorflow), "native"]
+)
+def server(request):
+    """Every server that speaks TensorFlow Serving, with most of the models: its handle."""
+    if request.param == "embedded":
+        if find_spec("tensorflow") is None:
+            request.getfixturevalue("require")("tensorflow", "the tensorflow wheel is missing")
+        yield request.getfixturevalue("embedded_server")
+        return
+    binary = request.getfixturevalue("native_binary")
+    with request.getfixturevalue("serve")(lambda: process.native(binary)) as handle:
+        yield handle
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def client(request, server):
+    """A client of every protocol, connected to every server."""
+    with connect(getattr(server.endpoints, request.param)) as client:
+        yield client

@@ -1,0 +1,268 @@
+"""Starting a server and waiting until it is ready, and everything that can go wrong meanwhile."""
+
+import shutil
+import socket
+import threading
+
+import numpy as np
+import psutil
+import pytest
+
+from tfserve_kit import connect, launch
+from tfserve_kit.clients import Target
+from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.engines import Phase, process
+from tfserve_kit.errors import RequestError, ServerExists, ServerFailed, SpecError
+from tfserve_kit.repository import push
+
+
+class Steps:
+    """Progress that is written down; `interrupt_at` is the step at whose advance Ctrl-C comes."""
+
+    def __init__(self, interrupt_at=None):
+        self.steps, self.counts, self._interrupt_at = [], [], interrupt_at
+
+    def step(self, text):
+        self.steps.append(text)
+
+    def advance(self, done, total):
+        self.counts.append((done, total))
+        if self._interrupt_at is not None:
+            raise self._interrupt_at
+
+
+class CountingClock:
+    """A real clock that notes what it was asked to sleep, and may end the test's patience."""
+
+    def __init__(self, *, interrupt_after=None):
+        self.sleeps, self._interrupt_after, self._real = 0, interrupt_after, SystemClock()
+
+    def now_s(self):
+        return self._real.now_s()
+
+    def sleep(self, duration_s):
+        self.sleeps += 1
+        if self.sleeps == self._interrupt_after:
+            raise KeyboardInterrupt
+        self._real.sleep(duration_s)
+
+
+@pytest.fixture
+def up():
+    """Run `launch.up`; the server is stopped at the end of the test."""
+    handles = []
+
+    def run(*arguments, **options):
+        handles.append(launch.up(*arguments, **options))
+        return handles[-1]
+
+    yield run
+    for handle in handles:
+        handle.stop(grace_s=5)
+
+
+def refused_by(engine, deployment, **options):
+    with pytest.raises(ServerFailed) as caught:
+        launch.up(deployment, engine, **options)
+    assert engine.list() == []
+    return caught.value
+
+
+# What goes well
+
+
+def test_server_is_up_once_its_models_are_available(fake_engine, deployment, up):
+    progress = Steps()
+    handle = up(deployment(), fake_engine(), progress=progress)
+    assert handle.state().phase is Phase.RUNNING
+    with connect(handle.endpoints.grpc) as client:
+        assert client.status(Target("half_plus_two"))[0].state == "AVAILABLE"
+    assert progress.steps == ["starting 'web' (fake)", "waiting for half_plus_two"]
+    assert progress.counts == [(1, 1)]
+
+
+def test_ports_of_zero_become_two_free_ones(fake_engine, deployment, up):
+    handle = up(deployment(), fake_engine())
+    ports = [int(url.rpartition(":")[2]) for url in (handle.endpoints.grpc, handle.endpoints.rest)]
+    assert 0 not in ports
+    assert ports[0] != ports[1]
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+
+
+def test_stopped_server_frees_its_name_and_ports(fake_engine, deployment, up):
+    engine = fake_engine()
+    handle = up(deployment(), engine)
+    port = int(handle.endpoints.grpc.rpartition(":")[2])
+    handle.stop()
+    again = up(deployment(grpc_port=port), engine)
+    assert again.endpoints.grpc == handle.endpoints.grpc
+
+
+def test_plan_changes_nothing(fake_engine, deployment, state_dir):
+    plan = launch.plan(deployment(grpc_port=1, rest_port=2), fake_engine())
+    assert plan.endpoints.grpc == "grpc://127.0.0.1:1"
+    assert not state_dir.exists()
+
+
+# What goes wrong
+
+
+def test_server_that_ends_at_once_is_reported_with_status_and_log(fake_engine, deployment):
+    error = refused_by(fake_engine("exit:3"), deployment())
+    assert error.message == "server 'web' ended with exit status 3"
+    assert error.exit_code == 3
+    assert error.log_tail[1:] == ["something is wrong", "it cannot go on"]
+    assert "it cannot go on" in str(error)
+
+
+@pytest.mark.parametrize("life", ["never", "loading"])
+def test_server_that_is_never_ready_is_given_up_after_the_timeout(fake_engine, deployment, life):
+    started_s = SystemClock().now_s()
+    error = refused_by(fake_engine(life), deployment(ready_timeout_s=1.0))
+    assert 1.0 <= SystemClock().now_s() - started_s < 10
+    assert error.message == "server 'web' was not ready after 1 s"
+    assert error.exit_code is None
+    assert error.log_tail[0].startswith("fake model server")
+
+
+def test_model_that_fails_to_load_is_reported_with_its_error(fake_engine, deployment):
+    error = refused_by(fake_engine("failed"), deployment())
+    assert error.message == "server 'web' could not load 'half_plus_two': cut off"
+
+
+@pytest.mark.parametrize("key", ["grpc_port", "rest_port"])
+def test_port_in_use_is_reported_before_anything_starts(fake_engine, deployment, state_dir, key):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = refused_by(fake_engine(), deployment(**{key: port}))
+    option = key.replace("_", " ")
+    assert error.message.startswith(f"cannot listen on 127.0.0.1:{port} for {option}: ")
+    assert f"--{key.replace('_', '-')} 0" in error.remedy
+    assert not state_dir.exists()
+
+
+def test_base_path_that_does_not_exist_is_reported_before_anything_starts(
+    fake_engine, deployment, state_dir, tmp_path
+):
+    with pytest.raises(SpecError) as caught:
+        launch.up(deployment(base_path=tmp_path / "none"), fake_engine())
+    (problem,) = caught.value.problems
+    assert problem.path == "models.half_plus_two.base_path"
+    assert problem.message == f"{tmp_path / 'none'} cannot be read (No such file or directory)"
+    assert problem.remedy == f"tfkit push-model SAVED_MODEL --to {tmp_path / 'none'}"
+    assert not state_dir.exists()
+
+
+def test_base_path_without_a_version_is_reported(fake_engine, deployment, tmp_path):
+    (tmp_path / "v1").mkdir()
+    with pytest.raises(SpecError) as caught:
+        launch.up(deployment(base_path=tmp_path), fake_engine())
+    (problem,) = caught.value.problems
+    assert problem.message == f"{tmp_path} holds no version"
+
+
+def test_version_that_is_not_there_is_reported(fake_engine, deployment):
+    with pytest.raises(SpecError) as caught:
+        launch.up(deployment(versions={"specific": [1, 7]}), fake_engine())
+    (problem,) = caught.value.problems
+    assert problem.path == "models.half_plus_two.versions"
+    assert problem.message.startswith("version 7 is not in ")
+    assert problem.remedy == "it holds [1, 2]"
+
+
+def test_base_path_that_only_the_server_can_read_is_left_to_it(fake_engine, deployment):
+    error = refused_by(fake_engine("exit:1"), deployment(base_path="gs://bucket/m"))
+    assert error.exit_code == 1
+
+
+def test_second_server_of_a_name_is_refused_and_the_first_goes_on(fake_engine, deployment, up):
+    engine = fake_engine()
+    first = up(deployment(), engine)
+    with pytest.raises(ServerExists):
+        launch.up(deployment(), engine)
+    assert first.state().phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
+def test_interruption_while_waiting_leaves_no_process(fake_engine, deployment, error):
+    engine = fake_engine("loading")
+    with pytest.raises(type(error)):
+        launch.up(deployment(), engine, progress=Steps(interrupt_at=error))
+    assert engine.list() == []
+
+
+def test_interruption_before_the_ports_are_open_leaves_no_process(fake_engine, deployment):
+    engine = fake_engine("never")
+    with pytest.raises(KeyboardInterrupt):
+        launch.up(deployment(), engine, clock=CountingClock(interrupt_after=3))
+    assert engine.list() == []
+
+
+# The real thing
+
+
+class Caller:
+    """Sends one request after the other until told to stop; keeps what came back."""
+
+    def __init__(self, url):
+        self._url, self._stop = url, threading.Event()
+        self.answers, self.errors = [], []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        with connect(self._url) as client:
+            while not self._stop.is_set():
+                try:
+                    answer = client.predict(Target("half_plus_two"), {"x": np.float32([1])})
+                    self.answers.append(float(answer.outputs["y"][0]))
+                except RequestError as error:
+                    self.errors.append(error)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_push_while_serving_swaps_the_version_without_a_failed_request(
+    deployment, up, models, tmp_path, state_dir
+):
+    base_path = tmp_path / "half_plus_two"
+    shutil.copytree(models / "half_plus_two" / "1", base_path / "1")
+    server = deployment(base_path=base_path)
+    handle = up(server, process.embedded())
+    with Caller(handle.endpoints.grpc) as grpc, Caller(handle.endpoints.rest) as rest:
+        callers = (grpc, rest)
+        assert settled(lambda: all(len(each.answers) > 20 for each in callers))
+        pushed = push(models / "half_plus_two" / "2", base_path)
+        assert pushed.version == 2
+        assert settled(lambda: all(3.5 in each.answers for each in callers))
+        swapped = [len(each.answers) for each in callers]
+        assert settled(
+            lambda: all(len(each.answers) > at + 20 for each, at in zip(callers, swapped))
+        )
+    for each in callers:
+        assert each.errors == []
+        assert set(each.answers) == {2.5, 3.5}
+        assert each.answers == sorted(each.answers)  # version 1, then version 2, never back
+    with connect(handle.endpoints.grpc) as client:
+        assert settled(
+            lambda: [(s.version, s.state) for s in client.status(Target("half_plus_two"))]
+            == [(2, "AVAILABLE"), (1, "END")]
+        )
+    pid = process.Record.read(state_dir / "servers" / "web").pid
+    handle.stop()
+    assert not psutil.pid_exists(pid)
+
+
+def settled(condition):
+    """Wait until something is so; return whether it came to that."""
+    return wait_until(
+        lambda: condition() or None, timeout_s=60, interval_s=0.05, clock=SystemClock()
+    )

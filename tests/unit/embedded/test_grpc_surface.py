@@ -1,0 +1,217 @@
+"""Messages and codes of the gRPC API, over handlers that are made up."""
+
+import numpy as np
+import pytest
+
+from tfserve_kit import protos
+from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
+from tfserve_kit.embedded.handlers import Metadata, ModelRef, Predicted
+from tfserve_kit.embedded.manager import VersionStatus
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.versions import State
+from tfserve_kit.tensors import from_proto, to_proto
+
+SIGNATURES = protos.from_text(
+    "SignatureDefMap",
+    'signature_def { key: "serving_default" value { method_name: "p" } }',
+).signature_def
+
+
+class EchoHandlers:
+    """Answers every model with its inputs as outputs; remembers what it was asked.
+
+    Attributes:
+        asked: the arguments of each call.
+        fault: raised by every call if set.
+    """
+
+    def __init__(self):
+        self.asked, self.fault = [], None
+
+    def _note(self, *arguments):
+        self.asked.append(arguments)
+        if self.fault:
+            raise self.fault
+
+    def predict(self, model, signature, inputs, output_filter=()):
+        self._note(model, signature, list(output_filter))
+        return Predicted(7, signature or "serving_default", inputs)
+
+    def metadata(self, model):
+        self._note(model)
+        return Metadata(7, SIGNATURES)
+
+    def status(self, model):
+        self._note(model)
+        broken = ServingError(Code.OUT_OF_RANGE, "cut off")
+        return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
+
+
+@pytest.fixture
+def handlers():
+    return EchoHandlers()
+
+
+@pytest.fixture
+def surface(handlers):
+    return GrpcSurface(handlers, Metrics())
+
+
+def ask(surface, name, message):
+    return surface.answer(protos.METHODS[name].path, message.SerializeToString())
+
+
+def ok(surface, name, message):
+    answer = ask(surface, name, message)
+    assert (answer.code, answer.details) == (Code.OK, "")
+    return protos.message_class(protos.METHODS[name].response).FromString(answer.body)
+
+
+def predict_request(spec="name: 'm'", **inputs):
+    request = protos.PredictRequest(model_spec=protos.from_text("ModelSpec", spec))
+    for alias, array in inputs.items():
+        request.inputs[alias].CopyFrom(to_proto(array))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("spec", "model", "signature"),
+    [
+        ("name: 'm'", ModelRef("m"), ""),
+        ("name: 'm' signature_name: 's'", ModelRef("m"), "s"),
+        ("name: 'm' version { value: 3 }", ModelRef("m", 3), ""),
+        ("name: 'm' version {}", ModelRef("m", 0), ""),
+        ("name: 'm' version_label: 'stable'", ModelRef("m", None, "stable"), ""),
+        ("name: 'm' version_label: ''", ModelRef("m", None, ""), ""),
+    ],
+)
+def test_predict_asks_for_the_model_of_the_spec(surface, handlers, spec, model, signature):
+    answer = ok(surface, "Predict", predict_request(spec, x=[1.0]))
+    assert handlers.asked == [(model, signature, [])]
+    assert answer.model_spec.name == "m"
+    assert answer.model_spec.version.value == 7
+    assert answer.model_spec.signature_name == (signature or "serving_default")
+
+
+def test_predict_hands_over_tensors_and_filter(surface, handlers):
+    request = predict_request(x=np.float32([[1, 2]]), s=np.array([b"a\0"], object))
+    request.output_filter.extend(["x", "s"])
+    answer = ok(surface, "Predict", request)
+    assert handlers.asked[0][2] == ["x", "s"]
+    np.testing.assert_array_equal(from_proto(answer.outputs["x"]), np.float32([[1, 2]]))
+    assert from_proto(answer.outputs["s"]).tolist() == [b"a\0"]
+
+
+@pytest.mark.parametrize("as_content", [False, True])
+def test_numbers_travel_in_the_field_that_was_asked_for(handlers, as_content):
+    surface = GrpcSurface(handlers, Metrics(), as_content=as_content)
+    tensor = ok(surface, "Predict", predict_request(x=np.float32([1, 2]))).outputs["x"]
+    assert bool(tensor.tensor_content) == as_content
+    assert bool(tensor.float_val) != as_content
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: 'abc'",
+        "dtype: DT_FLOAT tensor_shape { dim { size: -1 } }",
+        "dtype: DT_RESOURCE",
+        "dtype: DT_FLOAT tensor_shape { " + "dim { size: 1 } " * 100 + "}",
+    ],
+    ids=["wrong-length", "negative", "unreadable-type", "too-many-dimensions"],
+)
+def test_tensor_that_cannot_be_read_is_refused_by_name(surface, handlers, tensor):
+    request = predict_request()
+    request.inputs["x"].CopyFrom(protos.from_text("TensorProto", tensor))
+    answer = ask(surface, "Predict", request)
+    assert answer == Answer(Code.INVALID_ARGUMENT, "tensor parsing error: x")
+    assert handlers.asked == []
+
+
+def test_metadata_holds_the_packed_signatures(surface):
+    request = protos.GetModelMetadataRequest(
+        model_spec={"name": "m"}, metadata_field=["signature_def"]
+    )
+    answer = ok(surface, "GetModelMetadata", request)
+    found = protos.SignatureDefMap()
+    assert answer.metadata["signature_def"].Unpack(found)
+    assert answer.metadata["signature_def"].type_url == (
+        "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+    )
+    assert dict(found.signature_def) == dict(SIGNATURES)
+    assert (answer.model_spec.name, answer.model_spec.version.value) == ("m", 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "details"),
+    [
+        ([], "GetModelMetadataRequest must specify at least one metadata_field"),
+        (["nope"], "Metadata field nope is not supported"),
+        (["signature_def", "nope"], "Metadata field nope is not supported"),
+    ],
+)
+def test_metadata_without_a_known_field_is_refused(surface, fields, details):
+    request = protos.GetModelMetadataRequest(model_spec={"name": "m"}, metadata_field=fields)
+    assert ask(surface, "GetModelMetadata", request) == Answer(Code.INVALID_ARGUMENT, details)
+
+
+def test_status_lists_versions_with_the_error_of_the_ended_one(surface):
+    answer = ok(surface, "GetModelStatus", protos.GetModelStatusRequest(model_spec={"name": "m"}))
+    ended, available = answer.model_version_status
+    assert (ended.version, ended.state) == (9, 50)
+    assert (ended.status.error_code, ended.status.error_message) == (11, "cut off")
+    assert (available.version, available.state) == (7, 30)
+    assert available.HasField("status")
+    assert (available.status.error_code, available.status.error_message) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Predict", protos.PredictRequest()),
+        ("GetModelMetadata", protos.GetModelMetadataRequest(metadata_field=["signature_def"])),
+        ("GetModelStatus", protos.GetModelStatusRequest()),
+    ],
+)
+def test_request_without_a_model_name_is_refused(surface, name, message):
+    assert ask(surface, name, message) == Answer(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Predict", predict_request()),
+        (
+            "GetModelMetadata",
+            protos.GetModelMetadataRequest(
+                model_spec={"name": "m"}, metadata_field=["signature_def"]
+            ),
+        ),
+        ("GetModelStatus", protos.GetModelStatusRequest(model_spec={"name": "m"})),
+    ],
+)
+def test_errors_of_the_handlers_become_code_and_details(surface, handlers, name, message):
+    handlers.fault = ServingError(Code.NOT_FOUND, "nothing there")
+    assert ask(surface, name, message) == Answer(Code.NOT_FOUND, "nothing there")
+    handlers.fault = ZeroDivisionError("by zero")
+    assert ask(surface, name, message) == Answer(Code.INTERNAL, "ZeroDivisionError: by zero")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tensorflow.serving.PredictionService/Nope",
+        "/tensorflow.serving.ModelService/Predict",
+        "Predict",
+        "/other.Service/Predict",
+        "",
+    ],
+)
+def test_unknown_method_is_unimplemented(surface, path):
+    assert surface.answer(path, b"") == Answer(Code.UNIMPLEMENTED)
+
+
+@pytest.mark.parametrize("name", ["Predict", "GetModelMetadata", "GetModelStatus"])
+def test_bytes_that_are_no_message_are_an_internal_error(surface, name):
+    assert surface.answer(protos.METHODS[name].path, b"\xff\xff") == Answer(Code.INTERNAL)

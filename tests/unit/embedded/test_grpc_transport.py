@@ -1,0 +1,133 @@
+"""gRPC over real sockets, with a surface that is made up."""
+
+import socket
+import threading
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from tfserve_kit.embedded.grpc_surface import Answer
+from tfserve_kit.embedded.grpc_transport import GrpcTransport
+from tfserve_kit.embedded.status import Code, ServingError
+
+PATIENCE_S = 10.0
+
+
+class EchoSurface:
+    """Answers `path request`; request `wait` waits for `go`, and a code's name answers with it."""
+
+    def __init__(self):
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, path, request, timeout_s):
+        if request == b"wait":
+            self.entered.set()
+            assert self.go.wait(PATIENCE_S)
+        if request.decode("latin-1") in Code.__members__:
+            return Answer(Code[request.decode()], f"details of {request.decode()} é")
+        return Answer(body=path.encode() + b" " + request)
+
+
+@pytest.fixture
+def surface():
+    surface = EchoSurface()
+    yield surface
+    surface.go.set()
+
+
+@pytest.fixture
+def server(surface):
+    transport = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    transport.start()
+    yield transport
+    surface.go.set()
+    transport.stop(PATIENCE_S)
+
+
+@contextmanager
+def calling(server, method="/a.B/C"):
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
+        yield channel.unary_unary(method)
+
+
+def test_port_of_zero_asks_the_system_for_one(server):
+    assert 0 < server.port < 65536
+
+
+@pytest.mark.parametrize("method", ["/a.B/C", "/tensorflow.serving.PredictionService/Predict"])
+def test_every_method_reaches_the_surface_as_bytes(server, method):
+    with calling(server, method) as call:
+        assert call(b"\x00\xff", timeout=PATIENCE_S) == method.encode() + b" \x00\xff"
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK])
+def test_code_and_details_arrive(server, code):
+    with calling(server) as call, pytest.raises(grpc.RpcError) as caught:
+        call(code.name.encode(), timeout=PATIENCE_S)
+    assert caught.value.code().value[0] == code
+    assert caught.value.details() == f"details of {code.name} é"
+
+
+def test_messages_may_be_larger_than_the_library_would_allow(server):
+    body = b"x" * 5_000_000
+    with calling(server) as call:
+        assert call(body, timeout=PATIENCE_S) == b"/a.B/C " + body
+
+
+def test_slow_answer_does_not_hold_up_another(server, surface):
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        assert call(b"quick", timeout=PATIENCE_S) == b"/a.B/C quick"
+        surface.go.set()
+        assert slow.result(PATIENCE_S) == b"/a.B/C wait"
+
+
+def test_stop_lets_the_answer_in_flight_out(surface):
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    server.start()
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        thread = threading.Thread(target=server.stop, args=(PATIENCE_S,))
+        thread.start()
+        surface.go.set()
+        assert slow.result(PATIENCE_S) == b"/a.B/C wait"
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def test_stop_does_not_wait_longer_than_its_grace(surface):
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    server.start()
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        server.stop(0.05)
+        with pytest.raises(grpc.RpcError):
+            slow.result(PATIENCE_S)
+    surface.go.set()
+
+
+def test_port_in_use_is_refused_by_address(surface):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ServingError) as caught:
+            GrpcTransport(surface, address, threads=1)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == (
+        f"Failed to BuildAndStart gRPC server: cannot listen on {address}"
+    )
+
+
+def test_port_of_another_server_is_not_shared(server, surface):
+    with pytest.raises(ServingError):
+        GrpcTransport(surface, f"127.0.0.1:{server.port}", threads=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:-1", "127.0.0.1:70000"])
+def test_port_that_cannot_exist_is_refused(surface, address):
+    with pytest.raises(ServingError, match="cannot listen on"):
+        GrpcTransport(surface, address, threads=1)

@@ -1,0 +1,288 @@
+"""Routes, status codes and documents of the REST API, over handlers that are made up."""
+
+import json
+
+import pytest
+
+from tfserve_kit import protos
+from tfserve_kit.embedded.handlers import Metadata, ModelRef, Predicted
+from tfserve_kit.embedded.manager import VersionStatus
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.rest_surface import RestSurface
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.versions import State
+
+SIGNATURES = protos.from_text(
+    "SignatureDefMap",
+    """
+    signature_def { key: "serving_default" value {
+      inputs { key: "x" value { name: "x:0" dtype: DT_FLOAT
+                                tensor_shape { dim { size: -1 } } } }
+      outputs { key: "y" value { name: "y:0" dtype: DT_FLOAT } }
+      method_name: "tensorflow/serving/predict"
+    } }
+    """,
+).signature_def
+
+
+class HalfPlusTwoHandlers:
+    """Answers y = x / 2 + 2 for any model, and remembers which were asked for.
+
+    Attributes:
+        asked: (method, model) of each call.
+        fault: raised by `predict`, `metadata` and `status` if set.
+    """
+
+    def __init__(self):
+        self.asked, self.fault = [], None
+
+    def _note(self, method, model):
+        self.asked.append((method, model))
+        if self.fault:
+            raise self.fault
+
+    def predict(self, model, signature, inputs, output_filter=()):
+        self._note("predict", model)
+        return Predicted(model.version or 7, signature, {"y": inputs["x"] / 2 + 2})
+
+    def metadata(self, model):
+        self._note("metadata", model)
+        return Metadata(model.version or 7, SIGNATURES)
+
+    def status(self, model):
+        self._note("status", model)
+        broken = ServingError(Code.OUT_OF_RANGE, "Read less bytes than requested")
+        return [
+            VersionStatus(9, State.END, broken),
+            VersionStatus(8, State.LOADING, broken),
+            VersionStatus(7, State.AVAILABLE, None),
+        ]
+
+
+@pytest.fixture
+def handlers():
+    return HalfPlusTwoHandlers()
+
+
+@pytest.fixture
+def reply(handlers):
+    surface = RestSurface(handlers, Metrics())
+    return lambda method, target, body=b"": surface.reply(method, target, body)
+
+
+BODY = b'{"instances": [1, 2]}'
+
+NAMES = [
+    ("m", ModelRef("m")),
+    ("m/versions/3", ModelRef("m", 3)),
+    ("m/versions/0", ModelRef("m", 0)),
+    ("m/versions/0001", ModelRef("m", 1)),
+    ("m/versions/9223372036854775807", ModelRef("m", 2**63 - 1)),
+    ("m/VERSIONS/3", ModelRef("m", 3)),
+    ("m/labels/stable", ModelRef("m", None, "stable")),
+    ("m/Labels/%73table", ModelRef("m", None, "stable")),
+    ("m/labels/3", ModelRef("m", None, "3")),
+    ("name%20with%20space", ModelRef("name with space")),
+    ("name+with+plus", ModelRef("name+with+plus")),
+    ("m%C3%B6dell", ModelRef("mödell")),
+    ("m%c3%b6dell", ModelRef("mödell")),
+    ("a%2Fb", ModelRef("a/b")),
+    ("Upper.Case-1", ModelRef("Upper.Case-1")),
+    ("m?x=1", ModelRef("m?x=1")),
+    ("versions", ModelRef("versions")),
+]
+
+
+@pytest.mark.parametrize(("path", "model"), NAMES)
+@pytest.mark.parametrize("prefix", ["/v1/models/", "/V1/Models/", "http://h:8501/v1/models/"])
+def test_predict_reaches_the_model_that_the_path_names(reply, handlers, prefix, path, model):
+    found = reply("POST", f"{prefix}{path}:predict", BODY)
+    assert found.status == 200
+    assert ("predict", model) in handlers.asked
+    assert found.body == b'{\n    "predictions": [2.5, 3.0\n    ]\n}'
+    assert (dict(found.headers), found.close) == ({"Content-Type": "application/json"}, False)
+
+
+@pytest.mark.parametrize(("path", "model"), NAMES)
+@pytest.mark.parametrize(
+    ("suffix", "asked"), [("", "status"), ("/metadata", "metadata"), ("/METADATA", "status")]
+)
+def test_get_reaches_the_model_that_the_path_names(reply, handlers, path, model, suffix, asked):
+    assert reply("GET", f"/v1/models/{path}{suffix}").status == 200
+    assert handlers.asked == [(asked, model)]
+
+
+MALFORMED = [
+    ("GET", "/v1/models/"),
+    ("GET", "/v1/modelsx"),
+    ("GET", "/v1/models/a/b"),
+    ("GET", "/v1/models/m/versions/x"),
+    ("GET", "/v1/models/m/versions/-1"),
+    ("GET", "/v1/models/m/versions/1/"),
+    ("GET", "/v1/models/m/versions/"),
+    ("GET", "/v1/models/m/labels/"),
+    ("GET", "/v1/models/m/metadata/"),
+    ("GET", "/v1/models/m:predict"),
+    ("POST", "/v1/models:predict"),
+    ("POST", "/v1/models/m"),
+    ("POST", "/v1/models/m/metadata"),
+    ("POST", "/v1/models/m:PREDICT"),
+    ("POST", "/v1/models/m:Predict"),
+    ("POST", "/v1/models/m:predict?alt=json"),
+    ("POST", "/v1/models/m:predict#frag"),
+    ("POST", "/v1/models/m:predictx"),
+    ("POST", "/v1/models/m%3Apredict"),
+    ("POST", "/v1/models/m/versions/abc:predict"),
+    ("POST", "/v1/models/m/versions/:predict"),
+    ("POST", "/v1/models/m/versions/%201:predict"),
+    ("POST", "/v1/models/m/versions/1/:predict"),
+    ("POST", "/v1/models/m/versions/1/labels/a:predict"),
+    ("POST", "/v1/models/m/labels/:predict"),
+    ("POST", "/v1/models"),
+    ("PUT", "/v1/models/m:predict"),
+    ("PUT", "/v1/models/m"),
+    ("DELETE", "/v1/models/m"),
+    ("HEAD", "/v1/models/m"),
+]
+
+
+@pytest.mark.parametrize(("method", "target"), MALFORMED)
+def test_path_or_method_that_fits_no_route_is_malformed(reply, handlers, method, target):
+    found = reply(method, target, BODY)
+    assert found.status == 400
+    assert json.loads(found.body) == {"error": f"Malformed request: {method} {target}"}
+    assert handlers.asked == []
+    assert not found.close
+
+
+@pytest.mark.parametrize("target", ["/v1/models", "/V1/MODELS"])
+def test_list_of_models_is_refused_as_a_missing_name(reply, target):
+    found = reply("GET", target)
+    assert (found.status, json.loads(found.body)) == (
+        400,
+        {"error": "Missing model name in request."},
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["9223372036854775808", "99999999999999999999", "9" * 5000], ids=len
+)
+@pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("POST", ":predict")])
+def test_version_above_int64_is_refused_without_a_text(reply, handlers, method, suffix, number):
+    found = reply(method, f"/v1/models/m/versions/{number}{suffix}", BODY)
+    assert (found.status, found.body, handlers.asked) == (400, b"", [])
+    assert dict(found.headers) == {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "title"),
+    [
+        ("/", 404, "Not Found"),
+        ("/healthz", 404, "Not Found"),
+        ("/v2/models/m:predict", 404, "Not Found"),
+        ("/v1/model", 404, "Not Found"),
+        ("x/v1/models/m", 404, "Not Found"),
+        ("/v1/models/half%zz:predict", 400, "Bad Request"),
+        ("/elsewhere%", 400, "Bad Request"),
+        ("/v1/models/m%2", 400, "Bad Request"),
+    ],
+)
+def test_target_outside_the_api_gets_a_page_and_the_connection_is_closed(
+    reply, target, status, title
+):
+    found = reply("POST", target, BODY)
+    assert (found.status, found.close) == (status, True)
+    assert dict(found.headers) == {"Content-Type": "text/html"}
+    assert found.body.decode() == (
+        f"<HTML><HEAD>\n<TITLE>{status} {title}</TITLE>\n</HEAD><BODY>\n"
+        f"<H1>{title}</H1>\n</BODY></HTML>\n"
+    )
+
+
+@pytest.mark.parametrize("target", ["/v1/models/m:predict", "/v1/models/m"])
+def test_options_is_refused_without_a_body(reply, target):
+    found = reply("OPTIONS", target)
+    assert (found.status, found.body) == (400, b"")
+    assert dict(found.headers) == {"Content-Type": "text/html; charset=ISO-8859-1"}
+
+
+def test_options_outside_the_api_is_not_found(reply):
+    assert reply("OPTIONS", "/x").status == 404
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (Code.CANCELLED, 499),
+        (Code.UNKNOWN, 500),
+        (Code.INVALID_ARGUMENT, 400),
+        (Code.DEADLINE_EXCEEDED, 504),
+        (Code.NOT_FOUND, 404),
+        (Code.ALREADY_EXISTS, 409),
+        (Code.PERMISSION_DENIED, 403),
+        (Code.RESOURCE_EXHAUSTED, 429),
+        (Code.FAILED_PRECONDITION, 400),
+        (Code.ABORTED, 409),
+        (Code.OUT_OF_RANGE, 400),
+        (Code.UNIMPLEMENTED, 501),
+        (Code.INTERNAL, 500),
+        (Code.UNAVAILABLE, 503),
+        (Code.DATA_LOSS, 500),
+        (Code.UNAUTHENTICATED, 401),
+    ],
+)
+@pytest.mark.parametrize("target", ["/v1/models/m:predict", "/v1/models/m", "/v1/models/m/metadata"])
+def test_error_code_becomes_the_http_status(reply, handlers, code, status, target):
+    handlers.fault = ServingError(code, 'a "text"\n')
+    found = reply("POST" if "predict" in target else "GET", target, BODY)
+    assert (found.status, found.body) == (status, b'{\n    "error": "a \\"text\\"\\n"\n}')
+    assert not found.close
+
+
+def test_unforeseen_error_is_answered_and_logged(reply, handlers, caplog):
+    handlers.fault = ZeroDivisionError("by zero")
+    found = reply("GET", "/v1/models/m")
+    assert found.status == 500
+    assert json.loads(found.body) == {"error": "ZeroDivisionError: by zero"}
+    assert "GET /v1/models/m failed" in caplog.text
+
+
+def test_unknown_signature_is_refused_in_the_official_words(reply):
+    found = reply("POST", "/v1/models/m:predict", b'{"signature_name": "z", "inputs": 1}')
+    assert found.status == 400
+    assert json.loads(found.body) == {
+        "error": 'Serving signature name: "z" not found in signature def'
+    }
+
+
+def test_column_form_is_answered_in_the_column_form(reply):
+    found = reply("POST", "/v1/models/m:predict", b'{"inputs": [1, 2]}')
+    assert found.body == b'{\n    "outputs": [\n        2.5,\n        3.0\n    ]\n}'
+
+
+def test_status_shows_the_error_of_ended_versions_only(reply):
+    found = reply("GET", "/v1/models/m")
+    assert found.body.decode().startswith(
+        '{\n "model_version_status": [\n  {\n   "version": "9",\n   "state": "END",\n'
+        '   "status": {\n    "error_code": "OUT_OF_RANGE",\n'
+        '    "error_message": "Read less bytes than requested"\n   }\n  },\n'
+    )
+    assert found.body.endswith(b"  }\n ]\n}\n")
+    ended, loading, available = json.loads(found.body)["model_version_status"]
+    assert (ended["version"], loading["state"], available["state"]) == ("9", "LOADING", "AVAILABLE")
+    assert loading["status"] == available["status"] == {"error_code": "OK", "error_message": ""}
+
+
+def test_metadata_has_the_official_layout(reply):
+    found = reply("GET", "/v1/models/m/versions/4/metadata")
+    assert found.body.decode().startswith(
+        '{\n"model_spec":{\n "name": "m",\n "version": "4",\n "signature_name": ""\n}\n,\n'
+        '"metadata": {"signature_def": {\n "signature_def": {\n  "serving_default": {\n'
+    )
+    signature = json.loads(found.body)["metadata"]["signature_def"]["signature_def"]
+    assert signature["serving_default"]["inputs"]["x"] == {
+        "dtype": "DT_FLOAT",
+        "tensor_shape": {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False},
+        "name": "x:0",
+    }
+    assert signature["serving_default"]["method_name"] == "tensorflow/serving/predict"
