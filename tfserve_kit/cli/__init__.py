@@ -17,7 +17,7 @@ COMMANDS = {
     "versions": "List the versions in a base path.",
     "serve": "Start a server and wait until its models answer.",
     "ps": "List the servers that tfkit runs.",
-    "status": "Show the models and versions of a server.",
+    "status": "Show the versions of a model and their states.",
     "logs": "Show the log of a server.",
     "stop": "Stop servers.",
     "metadata": "Show the signatures of a model.",

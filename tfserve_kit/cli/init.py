@@ -1,5 +1,6 @@
 """`tfkit init`."""
 
+import tomllib
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import click
 from tfserve_kit import render
 from tfserve_kit.cli import output
 from tfserve_kit.errors import UsageError
-from tfserve_kit.spec import DEFAULT_FILE
+from tfserve_kit.spec import DEFAULT_FILE, build
 
 
 @click.command("init")
@@ -15,8 +16,25 @@ from tfserve_kit.spec import DEFAULT_FILE
 @click.option("--model", default="my_model", show_default=True, help="Name of the first model.")
 @click.option("--name", default="default", show_default=True, help="Name of the server.")
 def command(file: Path, model: str, name: str) -> None:
-    """Write a commented deployment file, tfkit.toml if no FILE is given."""
+    """Write a commented deployment file.
+
+    FILE is tfkit.toml if left out; a file that exists is left alone.
+    """
     if file.exists():
         raise UsageError(f"{file} exists already", remedy="give another file name")
-    file.write_text(render.text("tfkit.toml", {"model": model, "name": name}), "utf-8")
+    text = render.text("tfkit.toml", {"model": model, "name": name})
+    _require_valid(text, model)
+    try:
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
     output.note(f"Wrote {file}. Next: tfkit push-model SAVED_MODEL --model {model}; tfkit serve")
+
+
+def _require_valid(text: str, model: str) -> None:
+    """Refuse names that the file could not hold."""
+    try:
+        build(tomllib.loads(text), source="--model and --name", folder=Path())
+    except tomllib.TOMLDecodeError as error:
+        text = f"a model cannot be called {model!r} in a deployment file: {error}"
+        raise UsageError(text, remedy="use letters, digits, - and _") from error

@@ -11,6 +11,9 @@ from tfserve_kit.cli.stop import named_or_only
 @click.option("--follow", "-f", is_flag=True, help="Go on until the server ends or Ctrl-C.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
 def command(name: str | None, follow: bool, tail: int | None) -> None:
-    """Show the log of the server NAME; of the only one, if there is just one."""
+    """Show the log of a server.
+
+    NAME may be left out if there is just one.
+    """
     for line in named_or_only(name).logs(tail=tail, follow=follow):
         click.echo(line)

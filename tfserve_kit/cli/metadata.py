@@ -23,7 +23,10 @@ def command(
     label: str | None,
     as_json: bool,
 ) -> None:
-    """Show the signatures of a model: inputs and outputs with their types and shapes."""
+    """Show the signatures of a model.
+
+    That is each input and output with its type and shape.
+    """
     where = destination(url, protocol, model)
     with connect(where.url) as client:
         found = client.metadata(Target(where.model, version, label), timeout_s=timeout_s)

@@ -13,7 +13,8 @@ name_argument = click.argument("name", required=False)
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which server and model a request goes to."""
     for option in (
-        click.option("--timeout", "timeout_s", default=30.0, show_default=True, metavar="SECONDS",
+        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
+                     default=30.0, show_default=True, metavar="SECONDS",
                      help="Longest wait for an answer."),
         click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc",
                      show_default=True, help="How to talk to a server that tfkit runs."),

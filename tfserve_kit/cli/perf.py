@@ -53,7 +53,10 @@ def command(
     samples_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure latency and throughput, counted from the moment each request was due."""
+    """Measure latency and throughput.
+
+    Latency counts from the moment each request was due.
+    """
     where = destination(url, protocol, model)
     target = Target(where.model, signature=signature)
     with connect(where.url) as client:

@@ -74,10 +74,11 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Classify pictures: sorted scores with class index and label, and the time taken.
+    """Classify pictures.
 
-    How a picture becomes the model's input is taken from the model's signature and from the note
-    stored with the version; options override both.
+    Shows sorted scores with class index and label, and the time taken. How a picture becomes the
+    model's input is taken from the model's signature and from the note stored with the version;
+    options override both.
     """
     if version is not None and label is not None:
         raise UsageError("give --version or --label, not both")

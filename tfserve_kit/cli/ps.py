@@ -26,7 +26,10 @@ def described(handle: ServerHandle) -> dict[str, Any]:
 @click.command("ps")
 @json_option
 def command(as_json: bool) -> None:
-    """List the servers that tfkit runs, and those that ended by themselves."""
+    """List the servers that tfkit runs.
+
+    One that ended by itself stays listed, with its log, until it is stopped.
+    """
     rows = [described(handle) for handle in registry.servers()]
     columns = ("name", "engine", "state", "grpc", "rest")
     text = output.table(

@@ -1,5 +1,6 @@
 """`tfkit render`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -24,16 +25,26 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show or write the server's configuration files: all, or those NAMEd."""
+    """Show or write the server's configuration files.
+
+    All of them, or those NAMEd.
+    """
     files = render.render(deployment.load(config, models), templates=templates)
     for name in names:
         if name not in files:
             raise UsageError(f"{name} is not rendered here", remedy=did_you_mean(name, files))
     chosen = {name: text for name, text in files.items() if name in names or not names}
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in chosen.items():
-            (out / name).write_text(text, "utf-8")
-            output.note(f"Wrote {out / name}")
+        _write(chosen, out)
     shown = "" if out else "\n".join(f"# {name}\n{text}" for name, text in chosen.items())
     output.result("render", chosen, as_json=as_json, text=shown.rstrip())
+
+
+def _write(files: Mapping[str, str], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, "utf-8")
+            output.note(f"Wrote {folder / name}")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error

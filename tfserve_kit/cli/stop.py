@@ -31,7 +31,10 @@ def named_or_only(name: str | None) -> ServerHandle:
               help="Time to finish requests before the server is killed.")  # fmt: skip
 @json_option
 def command(name: str | None, everything: bool, grace_s: float, as_json: bool) -> None:
-    """Stop the server NAME; the only one, if there is just one."""
+    """Stop servers.
+
+    The server NAME, or the only one if there is just one.
+    """
     handles = registry.servers() if everything else [named_or_only(name)]
     for handle in handles:
         handle.stop(grace_s=grace_s)

@@ -15,9 +15,10 @@ from tfserve_kit.repository import Version, scan
 @click.argument("base_path", type=click.Path(path_type=Path))
 @json_option
 def command(base_path: Path, as_json: bool) -> None:
-    """List the versions in a base path, and whether each is complete.
+    """List the versions in a base path.
 
-    BASE_PATH is the folder that holds the version folders; a bare model name means models/NAME.
+    Says of each whether it is complete. BASE_PATH is the folder that holds the version folders; a
+    bare model name means models/NAME.
     """
     if not base_path.exists() and (Path("models") / base_path).is_dir():
         base_path = Path("models") / base_path

@@ -179,9 +179,9 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
 def _decode(data: bytes, name: str, *, mode: str = "") -> Image.Image:
     """Decode fully, so that a truncated file is noticed here; upright as its EXIF tag says."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+            raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # noqa: TRY301
         image.load()
         image = ImageOps.exif_transpose(image)
         return _eight_bits(image).convert(mode) if mode else image

@@ -29,7 +29,7 @@ _READABLE = _WRAPPING | {"float", "double", "int32", "int64", "uint32", "uint64"
 _MAX_ECHO_BYTES = 256
 
 
-class _Decoder(rapidjson.Decoder):  # type: ignore[misc]
+class _Decoder(rapidjson.Decoder):
     """Keeps the first of two members with one key, as a search in RapidJSON's document does."""
 
     def start_object(self) -> list[tuple[str, Any]]:
@@ -234,7 +234,7 @@ def _quick(value: Any, shape: tuple[int, ...], dtype: DType) -> NDArray[Any] | N
             return None
         flat = list(chain.from_iterable(flat))
     kinds = set(map(type, flat))
-    allowed = {"f": {int, float}, "b": {bool}}.get(dtype.numpy.kind, {int})
+    allowed: set[type] = {"f": {int, float}, "b": {bool}}.get(dtype.numpy.kind, {int})
     if not kinds <= allowed:
         return None
     if dtype.numpy.kind in "iu" and flat and not _in_range(flat, np.iinfo(dtype.numpy)):

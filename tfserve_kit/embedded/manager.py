@@ -321,7 +321,7 @@ class Manager:
         except ServingError as error:
             _log.error("Loading servable: %s failed: %s", name, error)
             self._failed(entry, error)
-        except Exception as error:  # a load that breaks must not end the thread unseen
+        except Exception as error:  # noqa: BLE001 (a load that breaks must be seen)
             _log.exception("Loading servable: %s failed", name)
             self._failed(entry, ServingError(Code.INTERNAL, str(error)))
         else:

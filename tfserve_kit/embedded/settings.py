@@ -63,7 +63,7 @@ class SessionOptions:
 class Batching:
     """How requests are batched; `per_model` reads options from each version's own folder."""
 
-    options: BatchOptions = BatchOptions()
+    options: BatchOptions = field(default_factory=BatchOptions)
     threads: int = os.cpu_count() or 1
     thread_pool_name: str = "model_server_batch_threads"
     per_model: bool = False

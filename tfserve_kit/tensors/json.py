@@ -61,14 +61,21 @@ def from_value(value: Any, dtype: DType | None = None) -> NDArray[Any]:
         return _objects(value)
     if array.dtype.kind in "SO" or (dtype is dtypes.STRING and array.size):
         raise TensorError(f"{value!r:.80} is not of type {dtype.name if dtype else 'number'}")
-    return array if dtype is None or dtype.numpy is None else _cast(array, dtype, dtype.numpy)
+    if dtype is None or dtype.numpy is None:
+        return array
+    if array.dtype.kind == "f" and dtype.numpy.kind in "iu":
+        array = np.array(value, object)  # numpy makes floats of integers if one is beyond int64
+    return _cast(array, dtype, dtype.numpy)
 
 
 def _cast(array: NDArray[Any], dtype: DType, target: np.dtype[Any]) -> NDArray[Any]:
     """Return the array in another type; floats may be rounded, all else must stay the same."""
-    with np.errstate(all="ignore"):
-        cast = array.astype(target)
-    if target.kind in "iub" and not np.array_equal(cast, array):
+    try:
+        with np.errstate(all="ignore"):
+            cast = array.astype(target)
+    except (OverflowError, ValueError):  # such as NaN, or a negative number for an unsigned type
+        cast = None
+    if cast is None or (target.kind in "iub" and not np.array_equal(cast, array)):
         raise TensorError(f"{array.tolist()!r:.80} is not of type {dtype.name}")
     return cast
 

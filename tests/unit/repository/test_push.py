@@ -5,7 +5,9 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -338,19 +340,22 @@ class TestFailures:
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk():
     """Return a folder on a file system of 64 KiB, and a function that makes it read-only."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    # Not below tmp_path: a mount that an aborted run leaves behind must not be in pytest's way.
+    disk = Path(tempfile.mkdtemp(prefix="tfkit-small-disk-"))
 
     def mount(options):
         command = ["mount", "-t", "tmpfs", "-o", options, "tfkit-test", str(disk)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    if shutil.which("mount") is None or (done := mount("size=64k")).returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr if shutil.which('mount') else ''}")
+    refused = mount("size=64k").stderr if shutil.which("mount") else "there is no mount command"
+    if refused:
+        disk.rmdir()
+        pytest.skip(f"no small file system can be made here: {refused.strip()}")
     yield disk, lambda: mount("remount,ro")
     subprocess.run(["umount", str(disk)], check=True)
+    disk.rmdir()
 
 
 class TestDisk:
