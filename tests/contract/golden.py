@@ -73,18 +73,13 @@ SOURCES = {
 DEVIATIONS = {
     "rest.batching.empty": "no rows: an error, where the official server never answers",
     "rest.deep.depth-254": "numpy arrays have at most 64 dimensions",
-    "rest.deep.depth-1000": "the parser refuses deep nesting itself, with another text",
-    "rest.deep.depth-20000": "the parser refuses deep nesting itself, with another text",
-    "rest.deep.depth-open": "the parser refuses deep nesting itself, with another text",
     "rest.dtypes.uint64-bad-1": "a number beyond 64 bits is echoed in exponent notation",
-    "rest.predict.no-batch-row": "of two outputs that disagree, the other one is named",
     "startup.batching-zero": "an error, where the official server crashes",
     "startup.batching-timeout-negative": "an error, where the official server crashes",
     "startup.batching-split-bigger": "an error, where the official server crashes",
-    "startup.config-custom": "an error, where the official server crashes",
+    "startup.config-custom": "an error, where the official server aborts",
+    "startup.threads-zero": "an error, where the official server aborts",
     "startup.int-huge": "an error, where the official server crashes",
-    "startup.threads-zero": "an error, where the official server crashes",
-    "lifecycle.no-variables": "the text is tensorflow's own, from another release",
 }
 
 SETUPS = json.loads((_GOLDEN / "setups.json").read_text("utf-8"))

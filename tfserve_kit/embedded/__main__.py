@@ -18,6 +18,8 @@ from tfserve_kit.embedded.status import Code, ServingError
 
 EXIT_FAILED = 255
 _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
+_DEEPEST = 100_000
+_STACK_BYTES = 64 << 20  # reserved, not used, until a request nests that deeply
 _BIND = "--bind_address="
 
 
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(flags.usage())
     sys.stdout.flush()
     try:
+        _allow_deep_json()
         skip_package_import()
         settings = from_flags(line.values, bind_address=binds[-1] if binds else _ALL_ADDRESSES)
         return _serve(EmbeddedServer(settings))
@@ -69,6 +72,14 @@ def _serve(server: EmbeddedServer) -> int:
     with server:
         stop.wait()
     return 0
+
+
+def _allow_deep_json() -> None:
+    """Let requests nest as deeply as the official server's parser does: tens of
+    thousands of lists.
+    """
+    sys.setrecursionlimit(_DEEPEST)
+    threading.stack_size(_STACK_BYTES)
 
 
 def _version() -> str:

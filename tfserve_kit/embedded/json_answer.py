@@ -71,7 +71,7 @@ def _member(alias: str, level: int) -> bytes:
 
 def _batch_size(outputs: Mapping[str, NDArray[Any]]) -> int:
     batch: int | None = None
-    for alias, array in outputs.items():
+    for alias, array in reversed(list(outputs.items())):
         if array.ndim == 0:
             raise invalid(f"Tensor name: {alias} has no shape information ")
         if batch is not None and len(array) != batch:

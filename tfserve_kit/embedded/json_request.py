@@ -19,6 +19,7 @@ from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
+from tfserve_kit.tensors.proto import MAX_RANK
 
 # A signature's inputs, by alias, as TensorInfo messages; raises ServingError for an unknown one.
 InputInfo = Callable[[str], Mapping[str, Any]]
@@ -133,14 +134,14 @@ def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         for alias in inputs:
             if alias not in value:
                 raise invalid(f"Missing named input: {alias} in 'inputs' object.")
-        return {alias: _array(value[alias], _dtype(inputs[alias])) for alias in inputs}
+        return {alias: _array(value[alias], _dtype(inputs[alias]), alias) for alias in inputs}
     if len(inputs) > 1:
         raise invalid(
             "inputs is a plain value/list, but expecting an object as multiple input tensors "
             "required as per tensorinfo_map"
         )
     ((alias, info),) = inputs.items()
-    return {alias: _array(value, _dtype(info))}
+    return {alias: _array(value, _dtype(info), alias)}
 
 
 def _rows(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -215,9 +216,11 @@ def _stack(rows: list[Any], dtype: DType, key: str) -> NDArray[Any]:
     return _built(values, dtype, (len(rows), *first))
 
 
-def _array(value: Any, dtype: DType) -> NDArray[Any]:
+def _array(value: Any, dtype: DType, alias: str) -> NDArray[Any]:
     """Return the array that nested lists stand for."""
     shape = _shape(value)
+    if len(shape) > MAX_RANK:
+        raise invalid(f"tensor parsing error: {alias}")
     array = _quick(value, shape, dtype)
     if array is not None:
         return array
@@ -358,6 +361,7 @@ def echo(value: Any) -> str:
             indent=4,
             write_mode=rapidjson.WM_SINGLE_LINE_ARRAY,
             ensure_ascii=False,
+            number_mode=rapidjson.NM_NATIVE,
             allow_nan=False,
         )
     except (ValueError, OverflowError):

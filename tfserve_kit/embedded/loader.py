@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded.settings import SessionOptions
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.savedmodel import GRAPH_FILE
+from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Runtime:
     errors: Any
     graph: Any
     session: Any
-    load: Any
+    reader: Any
     placeholder: Any
     multiply: Any
 
@@ -81,7 +81,7 @@ def _runtime() -> _Runtime:
         errors,
         ops.Graph,
         session.Session,
-        lambda running, tags, path: loader_impl.SavedModelLoader(path).load(running, tags),
+        loader_impl.SavedModelLoader,
         array_ops.placeholder,
         math_ops.multiply,
     )
@@ -108,7 +108,7 @@ class SavedModelLoader:
         session = tf.session(graph=tf.graph(), config=_session_config(tf, self._options))
         try:
             with session.graph.as_default():
-                graph = tf.load(session, list(self._options.tags), str(version_dir))
+                graph = _restore(tf, session, version_dir, self._options.tags)
         except BaseException as error:
             session.close()
             raise _translated(tf, error) from error
@@ -117,6 +117,21 @@ class SavedModelLoader:
             for name, signature in graph.signature_def.items()
         }
         return SessionServable(tf, session, signatures, compiled=self._compiled)
+
+
+def _restore(tf: _Runtime, session: Any, version_dir: Path, tags: Sequence[str]) -> Any:
+    """Load graph and variables and run the initializers; return the MetaGraphDef.
+
+    A version without variables loads all the same, as in tensorflow/cc/saved_model/loader.cc.
+    """
+    reader = tf.reader(str(version_dir))
+    saver, _ = reader.load_graph(session.graph, list(tags))
+    if (version_dir / VARIABLES_INDEX).is_file():
+        reader.restore_variables(session, saver)
+    else:
+        _log.warning("%s has no variables; none were restored", version_dir)
+    reader.run_init_ops(session, list(tags))
+    return reader.get_meta_graph_def_from_tags(list(tags))
 
 
 def _session_config(tf: _Runtime, options: SessionOptions) -> Any:

@@ -269,9 +269,12 @@ class ProcessHandle:
 
     def state(self) -> State:
         """Look whether the process lives; its exit status is known to its parent only."""
-        alive = _alive(self._record) is not None  # first, or it might end between the two looks
-        code = self._process.poll() if self._process is not None else None
-        if alive and code is None:
+        if self._process is not None:
+            code = self._process.poll()
+            running = code is None
+        else:
+            code, running = None, _alive(self._record) is not None
+        if running:
             return State(Phase.RUNNING)
         return State(Phase.EXITED if self._is_kept() else Phase.GONE, code)
 
