@@ -34,9 +34,7 @@ def fake_engine(state_dir):
     return process.ProcessEngine(*arguments, **options)
 
 
-@pytest.fixture(
-    params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native"]
-)
+@pytest.fixture(params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native"])
 def engine(request, state_dir):
     """Every engine that runs processes."""
     if request.param == "fake":

@@ -220,9 +220,7 @@ def test_name_of_a_server_that_ended_may_be_given_anew(engine, plan, start):
     assert list(old.logs()) == []
 
 
-def test_stop_through_an_old_handle_leaves_the_new_server_of_that_name_alone(
-    engine, plan, start
-):
+def test_stop_through_an_old_handle_leaves_the_new_server_of_that_name_alone(engine, plan, start):
     old = start(engine, plan("web"))
     old.stop()
     new = start(engine, plan("web"))
@@ -236,7 +234,10 @@ class Starter:
 
     def __init__(self, file):
         self.process = subprocess.Popen(
-            [sys.executable, STARTER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, STARTER, file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def says(self):
@@ -428,7 +429,10 @@ def test_log_that_is_no_utf8_is_shown_all_the_same(fake_engine, fake_plan, start
     [
         ({"TFKIT_STATE_DIR": "/a/b"}, Path("/a/b")),
         ({"XDG_STATE_HOME": "/x", "TFKIT_STATE_DIR": ""}, Path("/x/tfkit")),
-        ({"HOME": "/h", "XDG_STATE_HOME": "", "TFKIT_STATE_DIR": ""}, Path("/h/.local/state/tfkit")),
+        (
+            {"HOME": "/h", "XDG_STATE_HOME": "", "TFKIT_STATE_DIR": ""},
+            Path("/h/.local/state/tfkit"),
+        ),
     ],
 )
 def test_servers_are_kept_where_the_environment_says(monkeypatch, environment, expected):

@@ -4,11 +4,11 @@ Runs on the embedded engine, and unchanged on the official binary that $TFKIT_TE
 names.
 """
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
-
 
 import pytest
 
@@ -140,10 +140,8 @@ def observe(server, watch):
     for request in watch:
         answer = server.send(request)
         answer.pop("headers", None)
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             answer["body"] = json.loads(answer["body"])
-        except (KeyError, ValueError):
-            pass
         found.append(answer)
     return found
 

@@ -1,4 +1,4 @@
-"""The official package's stubs and classes against our server, and against what our client sends."""
+"""The official package's stubs and classes against our server, and our client's requests."""
 
 import grpc
 import numpy as np

@@ -245,7 +245,9 @@ def test_push_while_serving_swaps_the_version_without_a_failed_request(
         assert settled(lambda: all(3.5 in each.answers for each in callers))
         swapped = [len(each.answers) for each in callers]
         assert settled(
-            lambda: all(len(each.answers) > at + 20 for each, at in zip(callers, swapped))
+            lambda: all(
+                len(each.answers) > at + 20 for each, at in zip(callers, swapped, strict=True)
+            )
         )
     for each in callers:
         assert each.errors == []
@@ -253,8 +255,10 @@ def test_push_while_serving_swaps_the_version_without_a_failed_request(
         assert each.answers == sorted(each.answers)  # version 1, then version 2, never back
     with connect(handle.endpoints.grpc) as client:
         assert settled(
-            lambda: [(s.version, s.state) for s in client.status(Target("half_plus_two"))]
-            == [(2, "AVAILABLE"), (1, "END")]
+            lambda: (
+                [(s.version, s.state) for s in client.status(Target("half_plus_two"))]
+                == [(2, "AVAILABLE"), (1, "END")]
+            )
         )
     pid = process.Record.read(state_dir / "servers" / "web").pid
     handle.stop()

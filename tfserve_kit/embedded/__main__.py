@@ -75,9 +75,7 @@ def _serve(server: EmbeddedServer) -> int:
 
 
 def _allow_deep_json() -> None:
-    """Let requests nest as deeply as the official server's parser does: tens of
-    thousands of lists.
-    """
+    """Let requests nest tens of thousands of lists, as the official server's parser does."""
     sys.setrecursionlimit(_DEEPEST)
     threading.stack_size(_STACK_BYTES)
 

@@ -227,6 +227,10 @@ def _array(value: Any, dtype: DType, alias: str) -> NDArray[Any]:
     return _built(list(_walk(value, shape, 0, dtype)), dtype, shape)
 
 
+# The Python types that a list of numbers may hold, by kind of dtype; whole numbers where not named.
+_PLAIN: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
+
+
 def _quick(value: Any, shape: tuple[int, ...], dtype: DType) -> NDArray[Any] | None:
     """Convert regular lists of numbers at C speed; None where that might hide a fault."""
     if dtype.numpy is None or dtype.name not in _READABLE - {"string"}:
@@ -237,8 +241,7 @@ def _quick(value: Any, shape: tuple[int, ...], dtype: DType) -> NDArray[Any] | N
             return None
         flat = list(chain.from_iterable(flat))
     kinds = set(map(type, flat))
-    allowed: set[type] = {"f": {int, float}, "b": {bool}}.get(dtype.numpy.kind, {int})
-    if not kinds <= allowed:
+    if not kinds <= _PLAIN.get(dtype.numpy.kind, {int}):
         return None
     if dtype.numpy.kind in "iu" and flat and not _in_range(flat, np.iinfo(dtype.numpy)):
         return None

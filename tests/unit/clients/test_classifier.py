@@ -157,7 +157,7 @@ def test_answer_of_another_shape_is_the_servers_fault(outputs, shape):
 
 def test_data_that_is_no_picture_is_refused_before_anything_is_sent():
     client = FixedClient(scores=np.float32([[1, 2, 3]]))
-    with pytest.raises(InvalidRequest, match="notes.txt is not a picture"):
+    with pytest.raises(InvalidRequest, match=r"notes\.txt is not a picture"):
         classifier(client).classify(b"text", name="notes.txt")
     assert client.sent == []
 

@@ -50,7 +50,8 @@ class FakeLoader:
             assert self.gates[name].wait(PATIENCE_S)
         if name in self.faults:
             self.history.append(("failed", name))
-            raise self.faults[name]()
+            error = self.faults[name]()
+            raise error
         self.history.append(("loaded", name))
         return FakeServable(name, self.history)
 

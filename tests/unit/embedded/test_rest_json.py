@@ -1,7 +1,9 @@
 """JSON documents of the REST API against recorded ones, byte for byte."""
 
 import base64
+import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import dtypes
 
 DATA = Path(__file__).parents[2] / "data"
-RECORDED = json.loads((DATA / "golden_rest.json").read_text("utf-8"))
+GROUPS = {"rest-predict", "rest-numbers", "rest-dtypes", "rest-strings"}
+# An integer beyond 64 bits is echoed in another notation; see docs/embedded.md.
+DEVIATIONS = {"rest.dtypes.uint64-bad-1"}
 
 
 def signatures(model):
@@ -58,41 +62,56 @@ COMPUTE = {
 }  # fmt: skip
 
 
+def recorded():
+    """Return the recorded predict requests to models whose results are computed below."""
+    with gzip.open(DATA / "golden" / "rest.jsonl.gz", "rt", encoding="utf-8") as lines:
+        cases = [json.loads(line) for line in lines]
+    found = []
+    for case in cases:
+        request = case["request"]
+        path = re.fullmatch(r"/v1/models/(\w+):predict", request["path"])
+        computable = path and path[1] in {model for model, _ in COMPUTE}
+        if case["group"] in GROUPS and case["id"] not in DEVIATIONS and computable:
+            found.append(pytest.param(path[1], request, case["response"], id=case["id"]))
+    assert len(found) > 100
+    return found
+
+
 def computed(model, body):
     compute = COMPUTE.get((model, body.signature), lambda x: {"y": x})
     return compute(**body.inputs)
 
 
-def document(record, key):
-    if key in record:
-        return record[key].encode()
-    return base64.b64decode(record[f"{key}_b64"])
+def body_of(message):
+    return (
+        message["body"].encode()
+        if "body" in message
+        else base64.b64decode(message.get("body_b64", ""))
+    )
 
 
 def in_recorded_order(outputs, answer):
     """Sort outputs as the recorded answer has them: the official server's order is by chance."""
-    if len(outputs) == 1:
+    if len(outputs) == 1 or b'"error": ' in answer:
         return outputs
     value = json.loads(answer)
     return {alias: outputs[alias] for alias in value.get("outputs") or value["predictions"][0]}
 
 
-@pytest.mark.parametrize(
-    "record", [pytest.param(record, id=record["id"]) for record in RECORDED]
-)
-def test_recorded_request_gets_the_recorded_answer(record):
-    known = signatures(record["model"])
-    expected = document(record, "answer")
+@pytest.mark.parametrize(("model", "request_", "response"), recorded())
+def test_recorded_request_gets_the_recorded_answer(model, request_, response):
+    known = signatures(model)
+    expected = body_of(response)
     try:
-        body = PredictBody(document(record, "request"), lambda name: known[name].inputs)
-        outputs = in_recorded_order(computed(record["model"], body), expected)
+        body = PredictBody(body_of(request_), lambda name: known[name].inputs)
+        outputs = in_recorded_order(computed(model, body), expected)
         answer = json_answer.predictions(outputs, row_format=body.row_format)
         failed = False
     except ServingError as error:
         answer = json_answer.error(error.message)
         failed = True
     assert answer == expected
-    assert failed == (record["status"] != 200)
+    assert failed == (response["status"] != 200)
 
 
 # Requests
@@ -212,7 +231,7 @@ def test_string_that_is_no_utf8_passes_as_it_is():
         (b'["\xff",' + b"[" * 200000, "JSON Parse error: lists or objects are nested too deeply"),
         (
             b'{"inputs": ' + b"[" * 300 + b"1" + b"]" * 300 + b"}",
-            "a tensor of 300 dimensions is not supported here",
+            "tensor parsing error: x",
         ),
     ],
     ids=["empty", "no-utf8", "deep-open", "no-utf8-and-deep", "no-utf8-deep", "many-dimensions"],
@@ -303,7 +322,7 @@ def test_scalar_is_printed_as(value, text):
         ({"y": np.float32(1)}, "Tensor name: y has no shape information "),
         (
             {"y": np.zeros(2), "z": np.zeros(3)},
-            "Tensor name: z has inconsistent batch size: 3 expecting: 2",
+            "Tensor name: y has inconsistent batch size: 2 expecting: 3",
         ),
     ],
 )
@@ -322,9 +341,7 @@ def test_type_that_json_cannot_carry_is_unimplemented():
 
 
 def test_output_names_are_escaped():
-    answer = json_answer.predictions(
-        {'a"b': np.zeros(1), "é": np.zeros(1)}, row_format=True
-    )
+    answer = json_answer.predictions({'a"b': np.zeros(1), "é": np.zeros(1)}, row_format=True)
     assert json.loads(answer) == {"predictions": [{'a"b': 0.0, "é": 0.0}]}
 
 

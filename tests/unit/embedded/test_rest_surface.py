@@ -231,7 +231,9 @@ def test_options_outside_the_api_is_not_found(reply):
         (Code.UNAUTHENTICATED, 401),
     ],
 )
-@pytest.mark.parametrize("target", ["/v1/models/m:predict", "/v1/models/m", "/v1/models/m/metadata"])
+@pytest.mark.parametrize(
+    "target", ["/v1/models/m:predict", "/v1/models/m", "/v1/models/m/metadata"]
+)
 def test_error_code_becomes_the_http_status(reply, handlers, code, status, target):
     handlers.fault = ServingError(code, 'a "text"\n')
     found = reply("POST" if "predict" in target else "GET", target, BODY)

@@ -327,9 +327,7 @@ def test_platform_file_replaces_batching_and_parallelism(written):
         + "] { legacy_config { saved_model_tags: 'gpu' enable_model_warmup: true "
         "batching_parameters { max_batch_size { value: 16 } } } } } } }"
     )
-    found = settings(
-        BASE, f"--platform_config_file={file}", "--tensorflow_session_parallelism=2"
-    )
+    found = settings(BASE, f"--platform_config_file={file}", "--tensorflow_session_parallelism=2")
     assert found.session.tags == ("gpu",)
     assert found.batching.options.max_batch_size == 16
     assert found.session.config.intra_op_parallelism_threads == 0

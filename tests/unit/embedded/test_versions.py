@@ -24,15 +24,11 @@ def views(*rows):
         pytest.param([(1, AVAILABLE)], None, id="settled"),
         pytest.param([(1, END)], None, id="ended-is-left-alone"),
         pytest.param([(2, UNLOADING)], None, id="unloading-is-waited-for"),
-        pytest.param(
-            [(1, AVAILABLE, False), (2, START)], Load(2), id="new-loads-while-old-serves"
-        ),
+        pytest.param([(1, AVAILABLE, False), (2, START)], Load(2), id="new-loads-while-old-serves"),
         pytest.param(
             [(1, AVAILABLE, False), (2, LOADING)], None, id="old-stays-until-new-is-there"
         ),
-        pytest.param(
-            [(1, AVAILABLE, False), (2, END)], None, id="old-stays-when-new-failed"
-        ),
+        pytest.param([(1, AVAILABLE, False), (2, END)], None, id="old-stays-when-new-failed"),
         pytest.param(
             [(1, AVAILABLE, False), (2, UNLOADING)], None, id="old-stays-when-new-is-going"
         ),
@@ -54,9 +50,7 @@ def views(*rows):
             [(1, LOADING, False), (2, AVAILABLE)], None, id="surplus-that-still-loads-is-waited-for"
         ),
         pytest.param([(1, START, False)], None, id="unwanted-before-it-began-never-loads"),
-        pytest.param(
-            [(1, UNLOADING, False), (2, AVAILABLE)], None, id="surplus-unloads-only-once"
-        ),
+        pytest.param([(1, UNLOADING, False), (2, AVAILABLE)], None, id="surplus-unloads-only-once"),
         pytest.param(
             [(2, AVAILABLE, False), (1, START)], Load(1), id="rollback-loads-the-older-first"
         ),
