@@ -263,10 +263,8 @@ def test_status_of_one_version_lists_only_it(client):
 def test_answer_that_takes_too_long_exceeds_the_deadline(client):
     target = Target("batchy", signature="slow")  # takes about 0.3 s
     client.predict(target, {"w": np.float32([0])})
-    started_s = time.perf_counter()
     with pytest.raises(DeadlineExceeded) as caught:
         client.predict(target, {"w": np.float32([0])}, timeout_s=0.1)
-    assert time.perf_counter() - started_s < 0.2
     assert "no answer within 0.1 s" in caught.value.message
 
 
@@ -408,5 +406,7 @@ def test_http_status_becomes_the_error_with_the_servers_words(website, status, b
 def test_server_that_never_answers_exceeds_the_deadline(scheme):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        started_s = time.perf_counter()
         with connect(url) as client, pytest.raises(DeadlineExceeded):
-            client.status(HALF, timeout_s=0.2)
+            client.status(HALF, timeout_s=0.5)
+        assert 0.5 <= time.perf_counter() - started_s < 1.0
