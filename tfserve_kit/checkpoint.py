@@ -10,14 +10,13 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfserve_kit import protos
+from tfserve_kit import protos, varint
 
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _BLOCK_TRAILER_BYTES = 5  # one byte of compression type, four of checksum
 _RAW = 0
 _MAX_SHARDS = 99_999  # file names have five digits for it; a damaged count may be of any size
-_MAX_VARINT_BITS = 64
 
 
 class CheckpointError(ValueError):
@@ -41,7 +40,9 @@ def shard_sizes(index_file: Path) -> dict[str, int]:
     try:
         entries = list(_entries(table))
         return _sizes(index_file.stem, entries)
-    except (IndexError, struct.error, protos.DecodeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, struct.error, protos.DecodeError) as error:
         raise CheckpointError(f"{index_file.name} is damaged: {error}") from error
 
 
@@ -76,8 +77,8 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
     """Read a block handle; return the block's offset and size, and where the handle ends."""
-    offset, at = _varint(data, at)
-    size, at = _varint(data, at)
+    offset, at = varint.decode(data, at)
+    size, at = varint.decode(data, at)
     return offset, size, at
 
 
@@ -88,20 +89,9 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     (restarts,) = struct.unpack("<I", block[-4:])
     end, at, key = size - 4 * (restarts + 1), 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        own, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = varint.decode(block, at)
+        own, at = varint.decode(block, at)
+        length, at = varint.decode(block, at)
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, _MAX_VARINT_BITS, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
-            return value, at
-    raise CheckpointError("the index holds a number that does not end")

@@ -225,7 +225,9 @@ class _Connection(asyncio.Protocol):
             self._next()
 
         def on_done(done: Future[Reply]) -> None:
-            with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
+            if done.cancelled():  # the server has stopped before its turn came
+                return
+            with contextlib.suppress(RuntimeError):  # or meanwhile
                 self._loop.call_soon_threadsafe(answer, done.result())
 
         self.busy = True

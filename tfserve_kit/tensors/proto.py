@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tfserve_kit import protos
+from tfserve_kit import protos, varint
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
 
@@ -165,7 +165,7 @@ def _content_strings(content: bytes, count: int) -> list[bytes]:
         return []
     lengths, at = [], 0
     for _ in range(count):
-        length, at = _varint(content, at)
+        length, at = _length(content, at)
         lengths.append(length)
     if at + sum(lengths) != len(content):
         raise TensorError("the lengths in string content do not add up to its size")
@@ -176,17 +176,11 @@ def _content_strings(content: bytes, count: int) -> list[bytes]:
     return items
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 35, 7):
-        if at >= len(content):
-            break
-        byte = content[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
-            return value, at
-    raise TensorError("string content ends within a length")
+def _length(content: bytes, at: int) -> tuple[int, int]:
+    try:
+        return varint.decode(content, at, bits=32)
+    except ValueError as error:
+        raise TensorError("string content ends within a length") from error
 
 
 def _widen(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -212,11 +206,11 @@ def predict_request(
         TypeError: as `to_proto`.
     """
     spec = model_spec.SerializeToString()
-    pieces: list[bytes | memoryview] = [b"\x0a", _encode_varint(len(spec)), spec]
+    pieces: list[bytes | memoryview] = [b"\x0a", varint.encode(len(spec)), spec]
     for alias, value in inputs.items():
         pieces += _map_entry(alias.encode(), np.asarray(value))
     for name in output_filter:
-        pieces += [b"\x1a", _encode_varint(len(name.encode())), name.encode()]
+        pieces += [b"\x1a", varint.encode(len(name.encode())), name.encode()]
     return b"".join(pieces)
 
 
@@ -228,10 +222,10 @@ def _map_entry(key: bytes, array: NDArray[Any]) -> list[bytes | memoryview]:
         head = _header(array).SerializeToString()
         content = _native(array).reshape(-1).view(np.uint8).data
     if len(content):
-        head += b"\x22" + _encode_varint(len(content))
-    name = b"\x0a" + _encode_varint(len(key)) + key
-    value = b"\x12" + _encode_varint(len(head) + len(content))
-    size = _encode_varint(len(name) + len(value) + len(head) + len(content))
+        head += b"\x22" + varint.encode(len(content))
+    name = b"\x0a" + varint.encode(len(key)) + key
+    value = b"\x12" + varint.encode(len(head) + len(content))
+    size = varint.encode(len(name) + len(value) + len(head) + len(content))
     return [b"\x12", size, name, value, head, content]
 
 
@@ -242,12 +236,3 @@ def _header(array: NDArray[Any]) -> Any:
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     return proto
-
-
-def _encode_varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 (seven bits a byte)
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

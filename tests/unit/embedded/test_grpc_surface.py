@@ -5,7 +5,13 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
-from tfserve_kit.embedded.handlers import Metadata, ModelRef, Predicted
+from tfserve_kit.embedded.handlers import (
+    Classified,
+    Metadata,
+    ModelRef,
+    Predicted,
+    Regressed,
+)
 from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
@@ -46,6 +52,26 @@ class EchoHandlers:
         self._note(model)
         broken = ServingError(Code.OUT_OF_RANGE, "cut off")
         return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
+
+    def classify(self, model, signature, examples):
+        self._note("classify", model, signature, len(examples))
+        classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples]
+        return Classified(7, signature or "serving_default", classes)
+
+    def regress(self, model, signature, examples):
+        self._note("regress", model, signature, len(examples))
+        return Regressed(7, signature or "serving_default", [2.5 for _ in examples])
+
+    def multi_inference(self, tasks, examples):
+        self._note("multi", tasks)
+        run = {"tensorflow/serving/classify": self.classify}
+        return [
+            run.get(task.method_name, self.regress)(task.model, task.signature, examples())
+            for task in tasks
+        ]
+
+    def reload(self, configs, *, timeout_s=None):
+        self._note("reload", [config.name for config in configs], timeout_s)
 
 
 @pytest.fixture
@@ -215,3 +241,132 @@ def test_unknown_method_is_unimplemented(surface, path):
 @pytest.mark.parametrize("name", ["Predict", "GetModelMetadata", "GetModelStatus"])
 def test_bytes_that_are_no_message_are_an_internal_error(surface, name):
     assert surface.answer(protos.METHODS[name].path, b"\xff\xff") == Answer(Code.INTERNAL)
+
+
+# Classify, regress and both at once
+
+
+EXAMPLES = 'input { example_list { examples { features { feature { key: "x" value {} } } } } }'
+
+
+def test_classify_answers_labels_and_scores_for_each_example(surface, handlers):
+    request = protos.from_text(
+        "ClassificationRequest", f"model_spec {{ name: 'm' signature_name: 's' }} {EXAMPLES}"
+    )
+    answer = ok(surface, "Classify", request)
+    assert handlers.asked == [("classify", ModelRef("m"), "s", 1)]
+    assert answer.model_spec.version.value == 7
+    assert answer.model_spec.signature_name == "s"
+    (classified,) = answer.result.classifications
+    assert [(each.label, each.score) for each in classified.classes] == [("a", 0.5), ("b\ufffd", 1)]
+
+
+def test_regress_answers_a_value_for_each_example(surface, handlers):
+    request = protos.from_text("RegressionRequest", f"model_spec {{ name: 'm' }} {EXAMPLES}")
+    answer = ok(surface, "Regress", request)
+    assert handlers.asked == [("regress", ModelRef("m"), "", 1)]
+    assert [each.value for each in answer.result.regressions] == [2.5]
+    assert answer.model_spec.signature_name == "serving_default"
+
+
+def test_multi_inference_answers_each_task_in_its_own_kind(surface, handlers):
+    request = protos.from_text(
+        "MultiInferenceRequest",
+        f"""
+        tasks {{ model_spec {{ name: 'm' }} method_name: 'tensorflow/serving/regress' }}
+        tasks {{ model_spec {{ name: 'm' signature_name: 's' }}
+                 method_name: 'tensorflow/serving/classify' }}
+        {EXAMPLES}
+        """,
+    )
+    regressed, classified = ok(surface, "MultiInference", request).results
+    assert [each.value for each in regressed.regression_result.regressions] == [2.5]
+    assert len(classified.classification_result.classifications[0].classes) == 2
+    assert classified.model_spec.signature_name == "s"
+    assert [task.method_name for task in handlers.asked[0][1]] == [
+        "tensorflow/serving/regress",
+        "tensorflow/serving/classify",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Classify", EXAMPLES),
+        ("Regress", EXAMPLES),
+        ("MultiInference", EXAMPLES),
+        ("MultiInference", f"tasks {{ method_name: 'x' }} {EXAMPLES}"),
+    ],
+)
+def test_inference_without_a_model_name_is_refused(surface, name, text):
+    message = protos.from_text(protos.METHODS[name].request, text)
+    answer = ask(surface, name, message)
+    assert answer == Answer(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+
+
+@pytest.mark.parametrize("name", ["Classify", "Regress"])
+def test_inference_without_examples_is_refused(surface, name):
+    message = protos.from_text(protos.METHODS[name].request, "model_spec { name: 'm' }")
+    assert ask(surface, name, message) == Answer(Code.INVALID_ARGUMENT, "Input is empty.")
+
+
+# Reload, health and metrics
+
+
+def test_reload_hands_over_the_models_and_the_deadline(surface, handlers):
+    request = protos.from_text(
+        "ReloadConfigRequest", "config { model_config_list { config { name: 'a' } } }"
+    )
+    path = protos.METHODS["HandleReloadConfigRequest"].path
+    answer = surface.answer(path, request.SerializeToString(), 1.5)
+    assert answer.code is Code.OK
+    assert protos.ReloadConfigResponse.FromString(answer.body).status.error_code == 0
+    assert handlers.asked == [("reload", ["a"], 1.5)]
+
+
+@pytest.mark.parametrize("config", ["", "config {}", "config { custom_model_config {} }"])
+def test_reload_of_another_kind_of_configuration_is_refused(surface, handlers, config):
+    request = protos.from_text("ReloadConfigRequest", config)
+    answer = ask(surface, "HandleReloadConfigRequest", request)
+    assert answer.code is Code.INVALID_ARGUMENT
+    assert answer.details == "ServerCore does not support this kind of ModelServerConfig."
+    assert handlers.asked == []
+
+
+HEALTH = "/grpc.health.v1.Health/Check"
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (b"", Answer(body=b"\x08\x01")),
+        (b"\x0a\x00", Answer(body=b"\x08\x01")),
+        (b"\x0a\x0cModelService", Answer(body=b"\x08\x01")),
+        (b"\x0a\x11PredictionService", Answer(body=b"\x08\x01")),
+        (b"\x0a\x04nope", Answer(Code.NOT_FOUND)),
+    ],
+)
+def test_health_says_serving_for_the_services_there_are(handlers, request_, expected):
+    surface = GrpcSurface(handlers, Metrics(), health=True)
+    assert surface.answer(HEALTH, request_) == expected
+
+
+def test_health_is_not_offered_unless_asked_for(surface):
+    assert surface.answer(HEALTH, b"") == Answer(Code.UNIMPLEMENTED)
+
+
+def test_inference_requests_are_counted_by_model_and_code(handlers):
+    metrics = Metrics()
+    surface = GrpcSurface(handlers, metrics)
+    ok(surface, "Predict", predict_request(x=[1.0]))
+    ok(surface, "GetModelStatus", protos.GetModelStatusRequest(model_spec={"name": "m"}))
+    handlers.fault = ServingError(Code.NOT_FOUND, "gone")
+    ask(surface, "Predict", predict_request())
+    lines = metrics.page().splitlines()
+    count = ":tensorflow:serving:request_count"
+    assert [line for line in lines if line.startswith(f"{count}{{")] == [
+        f'{count}{{model_name="m",status="NOT_FOUND"}} 1',
+        f'{count}{{model_name="m",status="OK"}} 1',
+    ]
+    latency = ':tensorflow:serving:request_latency_count{model_name="m",API="Predict",'
+    assert f'{latency}entrypoint="GRPC"}} 1' in lines

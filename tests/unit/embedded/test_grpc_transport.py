@@ -1,6 +1,8 @@
 """gRPC over real sockets, with a surface that is made up."""
 
+import shutil
 import socket
+import subprocess
 import threading
 from contextlib import contextmanager
 
@@ -9,6 +11,7 @@ import pytest
 
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.grpc_transport import GrpcTransport
+from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -131,3 +134,87 @@ def test_port_of_another_server_is_not_shared(server, surface):
 def test_port_that_cannot_exist_is_refused(surface, address):
     with pytest.raises(ServingError, match="cannot listen on"):
         GrpcTransport(surface, address, threads=1)
+
+
+def test_surface_is_told_how_long_the_client_will_wait():
+    waits = []
+
+    def surface(path, request, timeout_s):
+        waits.append(timeout_s)
+        return Answer(body=b"ok")
+
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=1)
+    server.start()
+    with calling(server) as call:
+        call(b"", timeout=PATIENCE_S)
+        call(b"")
+    server.stop(PATIENCE_S)
+    assert 0 < waits[0] <= PATIENCE_S
+    assert waits[1] is None
+
+
+def test_unix_socket_answers_beside_or_without_a_port(surface, tmp_path):
+    path = tmp_path / "grpc.sock"
+    for address in ("127.0.0.1:0", ""):
+        server = GrpcTransport(surface, address, threads=1, socket_path=str(path))
+        server.start()
+        assert bool(server.port) == bool(address)
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            assert channel.unary_unary("/a.B/C")(b"x", timeout=PATIENCE_S) == b"/a.B/C x"
+        server.stop(PATIENCE_S)
+
+
+def test_unix_socket_that_cannot_be_made_is_refused(surface, tmp_path):
+    path = tmp_path / "no" / "such" / "folder" / "grpc.sock"
+    with pytest.raises(ServingError, match="cannot listen on unix:"):
+        GrpcTransport(surface, "127.0.0.1:0", threads=1, socket_path=str(path))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A key and a certificate for `localhost`, made for this run."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not on PATH")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out",
+         "cert.pem"], cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return (folder / "key.pem").read_bytes(), (folder / "cert.pem").read_bytes()
+
+
+def test_server_with_a_certificate_speaks_tls_and_nothing_else(surface, certificate):
+    key, cert = certificate
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, b"", False))
+    server.start()
+    credentials = grpc.ssl_channel_credentials(root_certificates=cert)
+    with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
+        assert channel.unary_unary("/a.B/C")(b"x", timeout=PATIENCE_S) == b"/a.B/C x"
+    with calling(server) as call, pytest.raises(grpc.RpcError):
+        call(b"x", timeout=PATIENCE_S)
+    server.stop(PATIENCE_S)
+
+
+def test_server_that_verifies_clients_refuses_one_without_a_certificate(surface, certificate):
+    key, cert = certificate
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, cert, True))
+    server.start()
+    for credentials, served in (
+        (grpc.ssl_channel_credentials(cert), False),
+        (grpc.ssl_channel_credentials(cert, key, cert), True),
+    ):
+        with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
+            call = channel.unary_unary("/a.B/C")
+            if served:
+                assert call(b"x", timeout=PATIENCE_S) == b"/a.B/C x"
+            else:
+                with pytest.raises(grpc.RpcError):
+                    call(b"x", timeout=PATIENCE_S)
+    server.stop(PATIENCE_S)
+
+
+def test_certificate_that_is_none_is_refused(surface):
+    with pytest.raises(ServingError, match="Failed to BuildAndStart gRPC server"):
+        GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(b"no", b"pem", b"", False))

@@ -1,5 +1,6 @@
 """HTTP/1.1 over real sockets, with a surface that is made up."""
 
+import gzip
 import socket
 import threading
 from contextlib import contextmanager
@@ -290,6 +291,52 @@ def test_client_that_leaves_before_its_answer_harms_nobody(server, surface):
         assert other.body() == b"GET /here "
 
 
+# Time and encodings
+
+
+@pytest.fixture
+def impatient(surface):
+    """A server that gives answers a twentieth of a second."""
+    transport = HttpTransport(surface, "127.0.0.1", 0, threads=2, timeout_s=0.05)
+    transport.start()
+    yield transport
+    surface.go.set()
+    transport.stop(PATIENCE_S)
+
+
+def test_answer_that_takes_too_long_is_an_error_and_the_connection_goes_on(impatient, surface):
+    with connected(impatient) as wire:
+        wire.send(request("/wait") + request("/next"))
+        status, headers, body = wire.answer()
+        assert status == "HTTP/1.1 504 Gateway Timeout"
+        assert body == b'{\n    "error": "Timed out waiting for notification"\n}'
+        assert "connection" not in headers
+        assert wire.body() == b"GET /next "
+        surface.go.set()  # the late answer must not get between the others
+        wire.send(request("/last"))
+        assert wire.body() == b"GET /last "
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sent", "received"),
+    [
+        ("gzip", gzip.compress(b"plain"), b"plain"),
+        ("gzip", gzip.compress(b""), b""),
+        ("gzip", b"plain", b""),
+        ("gzip", gzip.compress(b"plain")[:-1], b""),
+        ("gzip", gzip.compress(b"x" * 65), b""),
+        ("gzip", gzip.compress(b"x" * 64), b"x" * 64),
+        ("GZIP", b"plain", b"plain"),
+        ("identity", b"plain", b"plain"),
+    ],
+    ids=["whole", "empty", "no-gzip", "cut", "too-large", "largest", "upper-case", "identity"],
+)
+def test_body_in_gzip_is_inflated(wire, monkeypatch, encoding, sent, received):
+    monkeypatch.setattr("tfserve_kit.embedded.http_transport._MOST_INFLATED_BYTES", 64)
+    wire.send(request("/z", sent, method="POST", headers=[f"Content-Encoding: {encoding}"]))
+    assert wire.body() == b"POST /z " + received
+
+
 # The end
 
 
@@ -367,6 +414,20 @@ def test_stop_does_not_wait_longer_than_its_grace(surface):
         assert not thread.is_alive()
     surface.go.set()
     assert surface.asked == ["/wait"]
+
+
+def test_request_whose_turn_never_came_ends_with_the_server_and_without_a_word(surface, caplog):
+    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server.start()
+    with connected(server) as first, connected(server) as second:
+        first.send(request("/wait"))
+        assert surface.entered.wait(PATIENCE_S)
+        second.send(request("/queued"))
+        server.stop(0.05)
+        assert second.is_closed()
+    surface.go.set()
+    assert surface.asked == ["/wait"]
+    assert caplog.records == []
 
 
 def test_stop_before_start_frees_the_port(surface):
