@@ -12,7 +12,11 @@ from bench.harness import Benchmark, Unavailable, describe, measure
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BENCHMARKS: dict[str, Benchmark] = {
-    each.id: each for module in (imports, tensors, push, launch) for each in module.BENCHMARKS
+    each.id: each
+    for each in sorted(
+        (*imports.BENCHMARKS, *tensors.BENCHMARKS, *push.BENCHMARKS, *launch.BENCHMARKS),
+        key=lambda each: each.id,
+    )
 }
 
 

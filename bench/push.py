@@ -60,8 +60,8 @@ def _turn(copy: Callable[[Path], None], base_paths: Iterator[Path], *, keep: boo
     Args:
         copy: what is measured; given an empty folder.
         base_paths: where the folders are made.
-        keep: leave the copies until the end. Ext4 takes milliseconds for a new file where many
-            were deleted in the last five minutes, so small files must not be deleted between turns.
+        keep: leave the copies until the end. Ext4 makes new files ten times more slowly where
+            many were deleted in the last minutes, so small files must not go between turns.
     """
 
     def side() -> float:
@@ -79,16 +79,14 @@ def _turn(copy: Callable[[Path], None], base_paths: Iterator[Path], *, keep: boo
 
 
 def file_system(path: Path) -> str:
-    """Return type and device of the file system that holds a path, as the kernel names them."""
+    """Return the type of the file system that holds a path, as the kernel names it."""
     try:
         lines = Path("/proc/self/mounts").read_text("utf-8").splitlines()
     except OSError:
         return "unknown"
-    mounts = [line.split()[:3] for line in lines]
-    resolved = path.resolve()
-    holding = [each for each in mounts if resolved.is_relative_to(each[1])]
-    device, _, kind = max(holding, key=lambda each: len(each[1]), default=["?", "", "unknown"])
-    return f"{kind} on {device}"
+    mounts = [line.split()[1:3] for line in lines]
+    holding = [each for each in mounts if path.resolve().is_relative_to(each[0])]
+    return max(holding, key=lambda each: len(each[0]), default=["", "unknown"])[1]
 
 
 BENCHMARKS = (

@@ -13,9 +13,15 @@ import pytest
 
 from tfserve_kit import render
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.engines import Availability, Phase, State, process
+from tfserve_kit.engines import Availability, Endpoints, Phase, State, process, registry
 from tfserve_kit.engines.process import ProcessEngine, Record
-from tfserve_kit.errors import ServerExists, ServerFailed
+from tfserve_kit.errors import (
+    EngineUnavailable,
+    ServerExists,
+    ServerFailed,
+    ServerNotFound,
+    UsageError,
+)
 
 STARTER = Path(__file__).with_name("start_server.py")
 PATIENCE_S = 30.0
@@ -450,16 +456,66 @@ def test_relative_state_folder_is_taken_from_here(monkeypatch, tmp_path):
 # Availability
 
 
+@pytest.fixture
+def usable_binary(tmp_path):
+    """Something executable."""
+    binary = tmp_path / "my_server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    return str(binary)
+
+
 def test_native_engine_names_what_is_missing():
     absent = process.native("no-such-binary").available()
     assert (absent.usable, absent.reason) == (False, "no-such-binary is not on PATH")
     assert absent.remedy
 
 
-def test_native_engine_takes_the_binary_it_is_given(tmp_path, deployment, state_dir):
-    binary = tmp_path / "my_server"
-    binary.write_text("#!/bin/sh\n")
-    binary.chmod(0o755)
-    engine = process.native(str(binary))
-    assert engine.available() == Availability(True, f"{binary} is there")
-    assert engine.plan(deployment(), {}).argv[0] == str(binary)
+def test_native_engine_takes_the_binary_it_is_given(usable_binary, deployment, state_dir):
+    engine = process.native(usable_binary)
+    assert engine.available() == Availability(True, f"{usable_binary} is there")
+    assert engine.plan(deployment(), {}).argv[0] == usable_binary
+
+
+# Which engine
+
+
+@pytest.mark.parametrize("name", ["auto", "native"])
+def test_native_engine_is_chosen_where_its_binary_is(usable_binary, state_dir, name):
+    engine, why = registry.choose(name, binary=usable_binary)
+    assert engine.name == "native"
+    assert why == {"auto": f"{usable_binary} is there", "native": "asked for"}[name]
+
+
+@pytest.mark.tensorflow
+def test_embedded_engine_is_chosen_where_there_is_no_binary(state_dir):
+    engine, why = registry.choose("auto", binary="no-such-binary")
+    assert engine.name == "embedded"
+    assert why == "no-such-binary is not on PATH; the tensorflow wheel is installed"
+
+
+def test_engine_that_cannot_run_is_refused_with_a_remedy(state_dir):
+    with pytest.raises(EngineUnavailable) as caught:
+        registry.choose("native", binary="no-such-binary")
+    assert caught.value.message == ("engine native cannot run here: no-such-binary is not on PATH")
+    assert caught.value.remedy == "install it, or use --engine embedded"
+
+
+def test_engine_that_nobody_knows_is_refused_with_the_known_ones(state_dir):
+    with pytest.raises(UsageError) as caught:
+        registry.choose("docker")
+    assert caught.value.remedy == "choose auto, native, embedded"
+
+
+def test_server_is_found_by_name_whichever_engine_runs_it(state_dir):
+    for name, engine in (("b", "native"), ("a", "embedded"), ("c", "other")):
+        home = state_dir / "servers" / name
+        home.mkdir(parents=True)
+        Record(name, engine, os.getpid(), 0.0, (), Endpoints("grpc://h:1", "http://h:2"), {}).write(
+            home
+        )
+    assert [each.server_name for each in registry.servers()] == ["a", "b"]
+    assert registry.find("b").engine == "native"
+    with pytest.raises(ServerNotFound) as caught:
+        registry.find("c")
+    assert caught.value.remedy == "`tfkit ps` lists them: a, b"

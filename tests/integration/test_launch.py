@@ -202,6 +202,24 @@ def test_interruption_before_the_ports_are_open_leaves_no_process(fake_engine, d
 # The real thing
 
 
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_model_that_is_damaged_ends_the_real_server_and_its_log_says_why(
+    deployment, models, tmp_path, state_dir
+):
+    graph = tmp_path / "m" / "1" / "saved_model.pb"
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes((models / "half_plus_two" / "1" / "saved_model.pb").read_bytes()[:500])
+    flags = {"max_num_load_retries": 0}
+    error = refused_by(process.embedded(), deployment(base_path=graph.parents[1], flags=flags))
+    assert error.exit_code == 255
+    assert error.message == "server 'web' ended with exit status 255"
+    assert error.log_tail[-1].startswith(
+        "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
+        "{{{name: half_plus_two version: 1} due to error: "
+    )
+
+
 class Caller:
     """Sends one request after the other until told to stop; keeps what came back."""
 

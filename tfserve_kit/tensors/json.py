@@ -58,7 +58,7 @@ def from_value(value: Any, dtype: DType | None = None) -> NDArray[Any]:
     except ValueError as error:
         raise TensorError("a tensor needs lists of equal length on each level") from error
     if array.dtype.kind in "SO" and (dtype is None or dtype is dtypes.STRING):
-        return _objects(value)
+        return _objects(value, array.shape)
     if array.dtype.kind in "SO" or (dtype is dtypes.STRING and array.size):
         raise TensorError(f"{value!r:.80} is not of type {dtype.name if dtype else 'number'}")
     if dtype is None or dtype.numpy is None:
@@ -102,16 +102,10 @@ def _text(value: str) -> bytes:
         raise TensorError(f"{value!a:.80} is no text: {error.reason}") from error
 
 
-def _objects(value: Any) -> NDArray[Any]:
+def _objects(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return nested lists of bytes as an object array; numpy alone would cut trailing zeros."""
-    shape, level = [], value
-    while isinstance(level, list):
-        shape.append(len(level))
-        level = level[0] if level else None
     flat = [value]
-    for size in shape:
-        if not all(isinstance(item, list) and len(item) == size for item in flat):
-            raise TensorError("a tensor needs lists of equal length on each level")
+    for _ in shape:
         flat = [inner for item in flat for inner in item]
     if not all(isinstance(item, bytes) for item in flat):
         raise TensorError("a string tensor cannot hold anything but text and bytes")

@@ -7,10 +7,17 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import labels
-from tfserve_kit.embedded.handlers import Handlers, Metadata, ModelRef, Predicted
+from tfserve_kit.embedded.handlers import (
+    Handlers,
+    InferenceTask,
+    Metadata,
+    ModelRef,
+    Predicted,
+)
 from tfserve_kit.embedded.manager import Lease, VersionStatus
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.versions import State
+from tfserve_kit.tensors import to_proto
 
 SIGNATURE = """
 inputs { key: "a" value { name: "a_in:0" dtype: DT_FLOAT } }
@@ -18,6 +25,12 @@ inputs { key: "b" value { name: "b_in:0" dtype: DT_FLOAT } }
 outputs { key: "sum" value { name: "add:0" dtype: DT_FLOAT } }
 outputs { key: "diff" value { name: "sub:0" dtype: DT_FLOAT } }
 """
+
+
+def strings(*items):
+    array = np.empty(len(items), object)
+    array[:] = [item.encode() for item in items]
+    return array
 
 
 class AddingServable:
@@ -43,6 +56,7 @@ class OneModelManager:
 
     def __init__(self, servable):
         self.servable, self.out = servable, 0
+        self.reloaded = None
 
     @contextlib.contextmanager
     def lease(self, model, version=None, label=None):
@@ -59,6 +73,9 @@ class OneModelManager:
     def status(self, model):
         states = [VersionStatus(4, State.AVAILABLE, None), VersionStatus(3, State.END, None)]
         return states if model == "m" else []
+
+    def reload(self, configs, *, timeout_s=None):
+        self.reloaded = (configs, timeout_s)
 
 
 @pytest.fixture
@@ -231,3 +248,243 @@ def test_status_of_what_is_not_known_is_not_found(handlers, model, text):
     with pytest.raises(ServingError) as caught:
         handlers.status(model)
     assert (caught.value.code, caught.value.message) == (Code.NOT_FOUND, text)
+
+
+def test_label_stands_for_its_version(handlers):
+    found = handlers.predict(ModelRef("m", label="good"), "", {"a": A, "b": B})
+    assert found.version == 4
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({"a": A, "b": B.astype(np.int32)}, "Expects arg[1] to be float but int32 is provided"),
+        ({"a": strings("x"), "b": B}, "Expects arg[0] to be float but string is provided"),
+    ],
+)
+def test_input_of_another_type_is_refused_in_the_official_words(handlers, servable, inputs, text):
+    with pytest.raises(ServingError) as caught:
+        handlers.predict(M, "", inputs)
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
+    assert servable.asked == []
+
+
+def test_input_left_out_takes_its_default(handlers, servable):
+    servable.signatures["other"].defaults["b"].CopyFrom(to_proto(np.float32([10, 20])))
+    found = handlers.predict(M, "other", {"a": A})
+    assert found.outputs["sum"].tolist() == [15, 27]
+
+
+def test_default_does_not_excuse_another_missing_input(handlers, servable):
+    servable.signatures["other"].defaults["b"].CopyFrom(to_proto(np.float32([10, 20])))
+    with pytest.raises(ServingError) as caught:
+        handlers.predict(M, "other", {"b": B})
+    assert caught.value.message.endswith("or default input alias set: b")
+
+
+# Classify, regress and both at once
+
+EXAMPLES = strings("one", "two")
+CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+
+
+class ExampleServable:
+    """Has a classification and a regression signature over two examples."""
+
+    def __init__(self):
+        both = 'inputs { key: "inputs" value { name: "in:0" dtype: DT_STRING } }'
+        classify = both + (
+            f'method_name: "{CLASSIFY}" '
+            'outputs { key: "classes" value { name: "c:0" dtype: DT_STRING } } '
+            'outputs { key: "scores" value { name: "s:0" dtype: DT_FLOAT } }'
+        )
+        regress = both + (
+            f'method_name: "{REGRESS}" '
+            'outputs { key: "outputs" value { name: "o:0" dtype: DT_FLOAT } }'
+        )
+        self.signatures = {
+            "serving_default": protos.from_text("SignatureDef", classify),
+            "value": protos.from_text("SignatureDef", regress),
+        }
+        self.values = {
+            "c:0": np.array([[b"cat", b"dog"], [b"cat", b"dog"]], object),
+            "s:0": np.float32([[0.25, 0.75], [1, 0]]),
+            "o:0": np.float32([[1.5], [2.5]]),
+        }
+
+    def run(self, feeds, fetches):
+        (fed,) = feeds.items()
+        assert fed[0] == "in:0"
+        assert fed[1] is EXAMPLES
+        return [self.values[name] for name in fetches]
+
+
+@pytest.fixture
+def teller():
+    return ExampleServable()
+
+
+@pytest.fixture
+def telling(teller):
+    return Handlers(OneModelManager(teller))
+
+
+def test_classify_pairs_labels_with_scores(telling):
+    found = telling.classify(M, "", EXAMPLES)
+    assert (found.version, found.signature) == (4, "serving_default")
+    assert found.classes == [[(b"cat", 0.25), (b"dog", 0.75)], [(b"cat", 1), (b"dog", 0)]]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "expected"),
+    [
+        ("classes", [[(b"", 0.25), (b"", 0.75)], [(b"", 1), (b"", 0)]]),
+        ("scores", [[(b"cat", 0), (b"dog", 0)], [(b"cat", 0), (b"dog", 0)]]),
+    ],
+)
+def test_classify_does_with_labels_or_scores_alone(telling, teller, dropped, expected):
+    del teller.signatures["serving_default"].outputs[dropped]
+    assert telling.classify(M, "", EXAMPLES).classes == expected
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_regress_gives_a_value_for_each_example(telling, teller, shape):
+    teller.values["o:0"] = teller.values["o:0"].reshape(shape)
+    found = telling.regress(M, "value", EXAMPLES)
+    assert (found.version, found.signature, found.values) == (4, "value", [1.5, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("c:0", np.zeros((2, 2), np.float32),
+         "Expected classes Tensor of DT_STRING. Got: DT_FLOAT"),
+        ("s:0", np.zeros((2, 2), np.int32), "Expected scores Tensor of DT_FLOAT. Got: DT_INT32"),
+        ("s:0", np.zeros(2, np.float32),
+         "Expected Tensor shape: [batch_size num_classes] but got [2]"),
+        ("s:0", np.zeros((3, 2), np.float32), "Expected scores output batch size of 2. Got: 3"),
+        ("s:0", np.zeros((2, 3), np.float32),
+         "Tensors class and score should match in dim_size(1). Got 2 vs. 3"),
+    ],
+)  # fmt: skip
+def test_classes_of_another_type_or_shape_are_refused(telling, teller, name, value, text):
+    teller.values[name] = value
+    with pytest.raises(ServingError) as caught:
+        telling.classify(M, "", EXAMPLES)
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.zeros((2, 2), np.float32), "Expected output Tensor shape to be either [batch_size] "
+         "or [batch_size, 1] but got [2,2]"),
+        (np.float32(1), "Expected output Tensor shape to be either [batch_size] "
+         "or [batch_size, 1] but got []"),
+        (np.zeros(3, np.float32), "Input batch size did not match output batch size: 2 vs. 3"),
+        (np.zeros(2, np.float64), "Expected output Tensor of DT_FLOAT.  Got: DT_DOUBLE"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_or_shape_are_refused(telling, teller, value, text):
+    teller.values["o:0"] = np.asarray(value)
+    with pytest.raises(ServingError) as caught:
+        telling.regress(M, "value", EXAMPLES)
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize(
+    ("call", "change", "text"),
+    [
+        ("classify", 'inputs { key: "more" value {} }', "Expected one input Tensor."),
+        ("classify", 'outputs { key: "more" value {} }',
+         "Expected one or two output Tensors, found 3"),
+        ("regress", 'inputs { key: "more" value {} }', "Expected one input Tensor."),
+        ("regress", 'outputs { key: "more" value {} }', "Expected one output Tensor."),
+    ],
+)  # fmt: skip
+def test_signature_of_another_form_is_refused(telling, teller, call, change, text):
+    name = {"classify": "serving_default", "regress": "value"}[call]
+    teller.signatures[name].MergeFrom(protos.from_text("SignatureDef", change))
+    with pytest.raises(ServingError) as caught:
+        getattr(telling, call)(M, name, EXAMPLES)
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "side", "text"),
+    [
+        ("classify", "serving_default", "inputs", "No classification inputs found in SignatureDef"),
+        ("classify", "serving_default", "outputs", 'at least one of "classes" or "scores"'),
+        ("regress", "value", "inputs", "No regression inputs found in SignatureDef"),
+        ("regress", "value", "outputs", "No regression outputs found in SignatureDef"),
+    ],
+)
+def test_signature_with_other_names_is_refused(telling, teller, call, name, side, text):
+    aliases = getattr(teller.signatures[name], side)
+    aliases.clear()
+    aliases["other"].name = "x:0"
+    with pytest.raises(ServingError) as caught:
+        getattr(telling, call)(M, name, EXAMPLES)
+    assert text in caught.value.message
+
+
+@pytest.mark.parametrize("call", ["classify", "regress"])
+def test_inference_with_an_unknown_signature_is_refused(telling, call):
+    with pytest.raises(ServingError) as caught:
+        getattr(telling, call)(M, "nope", EXAMPLES)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == "No signature was found with the name: nope"
+
+
+def test_method_name_counts_only_where_it_is_checked(teller):
+    for name in teller.signatures:
+        teller.signatures[name].method_name = "other"
+    manager = OneModelManager(teller)
+    lenient, strict = Handlers(manager), Handlers(manager, check_method_name=True)
+    for call, name, kind, wanted in (
+        ("classify", "serving_default", "classification", CLASSIFY),
+        ("regress", "value", "regression", REGRESS),
+    ):
+        getattr(lenient, call)(M, name, EXAMPLES)
+        with pytest.raises(ServingError) as caught:
+            getattr(strict, call)(M, name, EXAMPLES)
+        assert caught.value.message == (
+            f"Expected {kind} signature method_name to be {wanted}. Was: other"
+        )
+
+
+def test_multi_inference_runs_each_task_in_order(telling):
+    tasks = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "", CLASSIFY)]
+    regressed, classified = telling.multi_inference(tasks, lambda: EXAMPLES)
+    assert regressed.values == [1.5, 2.5]
+    assert len(classified.classes) == 2
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "text"),
+    [
+        (
+            [InferenceTask(M, "", CLASSIFY), InferenceTask(ModelRef("n"), "", CLASSIFY)],
+            Code.INVALID_ARGUMENT,
+            "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+        ),
+        (
+            [InferenceTask(M, "", "predict")],
+            Code.UNIMPLEMENTED,
+            "Unsupported signature method_name: predict",
+        ),
+    ],
+)
+def test_multi_inference_that_cannot_be_done_is_refused(telling, tasks, code, text):
+    with pytest.raises(ServingError) as caught:
+        telling.multi_inference(tasks, lambda: EXAMPLES)
+    assert (caught.value.code, caught.value.message) == (code, text)
+
+
+def test_reload_checks_the_models_before_it_hands_them_over(handlers, manager):
+    good = protos.ModelConfig(name="m", base_path="/m", model_platform="tensorflow")
+    handlers.reload([good], timeout_s=3)
+    assert manager.reloaded == ([good], 3)
+    with pytest.raises(ServingError, match="multiple times"):
+        handlers.reload([good, good])
+    assert manager.reloaded == ([good], 3)

@@ -111,18 +111,17 @@ class World:
     def remove(self, name):
         (self.root / name).rmdir()
 
-    def start(self, *models, policy="", **settings):
-        configs = tuple(
-            protos.from_text(
-                "ModelConfig",
-                f'name: "{model}" base_path: "{self.root / model}" '
-                f"model_version_policy {{ {policy} }}",
-            )
-            for model in models or ("m",)
-        )
+    def config(self, model, more=""):
+        text = f'name: "{model}" base_path: "{self.root / model}" model_platform: "tensorflow"'
+        return protos.from_text("ModelConfig", f"{text} {more}")
+
+    def start(self, *models, policy="", more="", **settings):
+        more = f"model_version_policy {{ {policy} }} {more}"
+        configs = tuple(self.config(model, more) for model in models or ("m",))
         defaults = {"poll_wait_s": POLL_S, "load_retry_interval_s": RETRY_S}
-        settings = Settings(configs, **defaults | settings)
-        self.manager = Manager(settings, self.loader, clock=self.clock)
+        self.manager = Manager(
+            Settings(configs, **defaults | settings), self.loader, clock=self.clock
+        )
         self._stack.callback(self.manager.stop)
         self.manager.start()
         return self.manager
@@ -561,6 +560,180 @@ def test_interrupt_ends_the_wait_as_cancelled(world):
         in_background(stack, wait)
         manager.interrupt()
     assert caught == [Code.CANCELLED]
+
+
+def test_wait_is_content_with_one_version_where_another_failed(world, damaged):
+    world.put("m/1", "m/2")
+    world.loader.faults["m/2"] = damaged
+    manager = world.start(policy="all {}", max_load_retries=0)
+    manager.wait_until_serving()
+    world.settles({2: "END", 1: "AVAILABLE"})
+
+
+# Labels
+
+STABLE = 'version_labels { key: "stable" value: 1 }'
+
+
+def test_label_lends_the_version_it_names(world):
+    world.put("m/1", "m/2")
+    manager = world.start(policy="all {}", more=STABLE, allow_labels_for_unavailable=True)
+    world.settles({2: "AVAILABLE", 1: "AVAILABLE"})
+    with manager.lease("m", label="stable") as lease:
+        assert lease.version == 1
+
+
+@pytest.mark.parametrize(("model", "label"), [("m", "canary"), ("m", ""), ("nope", "stable")])
+def test_label_that_nobody_gave_out_is_refused(world, model, label):
+    world.put("m/1")
+    manager = world.start(more=STABLE, allow_labels_for_unavailable=True)
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught, manager.lease(model, label=label):
+        pass
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == f"Unrecognized servable version label: {label}"
+
+
+def test_label_of_a_version_that_is_not_there_is_not_found(world):
+    world.put("m/2")
+    manager = world.start(more=STABLE, allow_labels_for_unavailable=True)
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught, manager.lease("m", label="stable"):
+        pass
+    assert (caught.value.code, caught.value.message) == (
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(m, 1)",
+    )
+
+
+def test_label_at_the_start_is_refused_unless_it_may_name_what_is_not_loaded(world):
+    world.put("m/1")
+    with pytest.raises(ServingError) as caught:
+        world.start(more=STABLE)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert caught.value.message == (
+        "Request to assign label to version 1 of model m, which is not currently available for "
+        "inference"
+    )
+
+
+# Reload
+
+
+def test_reload_serves_the_new_models_and_unloads_the_old(world):
+    world.put("old/1", "new/1")
+    manager = world.start("old")
+    manager.wait_until_serving()
+    manager.reload([world.config("new")])
+    assert world.states("new") == {1: "AVAILABLE"}
+    world.settles({1: "END"}, model="old")
+    with pytest.raises(ServingError, match=r"Latest\(old\)"), manager.lease("old"):
+        pass
+
+
+def test_reload_to_nothing_unloads_everything(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    manager.reload([])
+    world.settles({1: "END"})
+
+
+def test_reload_changes_the_policy_of_a_model_that_stays(world):
+    world.put("m/1", "m/2")
+    manager = world.start()
+    manager.wait_until_serving()
+    manager.reload([world.config("m", "model_version_policy { all {} }")])
+    world.settles({2: "AVAILABLE", 1: "AVAILABLE"})
+
+
+def test_reload_moves_a_label_to_a_version_that_is_there(world):
+    world.put("m/1", "m/2")
+    manager = world.start(policy="all {}")
+    world.settles({2: "AVAILABLE", 1: "AVAILABLE"})
+    for version in (1, 2):
+        label = f'version_labels {{ key: "stable" value: {version} }}'
+        manager.reload([world.config("m", f"model_version_policy {{ all {{}} }} {label}")])
+        with manager.lease("m", label="stable") as lease:
+            assert lease.version == version
+
+
+def test_reload_that_is_refused_changes_nothing(world):
+    world.put("m/1", "n/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    label = 'version_labels { key: "stable" value: 9 }'
+    with pytest.raises(ServingError) as caught:
+        manager.reload([world.config("m", label), world.config("n")])
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    world.poll()
+    assert world.states("n") == {}
+    with pytest.raises(ServingError), manager.lease("m", label="stable"):
+        pass
+
+
+def test_reload_of_a_model_that_fails_to_load_says_so(world, damaged):
+    world.put("m/1", "bad/1")
+    world.loader.faults["bad/1"] = damaged
+    manager = world.start(max_load_retries=0)
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught:
+        manager.reload([world.config("m"), world.config("bad")])
+    assert caught.value.code is Code.UNKNOWN
+    assert caught.value.message == (
+        "1 model(s) did not become available: {{{name: bad version: 1} due to error: "
+        "OUT_OF_RANGE: Read less bytes than requested}, }"
+    )
+    assert world.states() == {1: "AVAILABLE"}
+
+
+def test_reload_of_a_model_that_is_not_there_waits_as_long_as_it_may(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught:
+        manager.reload([world.config("m"), world.config("late")], timeout_s=0)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    world.put("late/1")
+    world.poll()
+    world.settles({1: "AVAILABLE"}, model="late")
+
+
+def test_reload_that_changes_a_platform_is_refused(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    changed = world.config("m")
+    changed.model_platform = "torch"
+    with pytest.raises(ServingError) as caught:
+        manager.reload([changed])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == (
+        "Illegal to change a model's platform. For model m platform was tensorflow and new "
+        "platform requested is torch"
+    )
+
+
+def test_platform_other_than_tensorflow_is_refused_at_the_start(world):
+    world.put("m/1")
+    config = world.config("m")
+    config.model_platform = "torch"
+    manager = Manager(Settings((config,)), world.loader)
+    with pytest.raises(ServingError) as caught:
+        manager.start()
+    manager.stop()
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert caught.value.message == "PlatformConfigMap has no entry for platform torch"
+
+
+def test_version_that_is_no_directory_fails_without_being_loaded(world):
+    world.put("m/1")
+    world.start(max_load_retries=0).wait_until_serving()
+    (world.root / "m" / "2").write_text("")
+    world.poll()
+    world.settles({2: "END", 1: "AVAILABLE"})
+    assert world.loader.tries("m/2") == 0
+    assert "Not a directory" in world.manager.status("m")[0].error.message
 
 
 # The end

@@ -5,7 +5,13 @@ import json
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.handlers import Metadata, ModelRef, Predicted
+from tfserve_kit.embedded.handlers import (
+    Classified,
+    Metadata,
+    ModelRef,
+    Predicted,
+    Regressed,
+)
 from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
@@ -48,6 +54,14 @@ class HalfPlusTwoHandlers:
     def metadata(self, model):
         self._note("metadata", model)
         return Metadata(model.version or 7, SIGNATURES)
+
+    def classify(self, model, signature, examples):
+        self._note("classify", model)
+        return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples])
+
+    def regress(self, model, signature, examples):
+        self._note("regress", model)
+        return Regressed(7, signature, [2.5, 0.1])
 
     def status(self, model):
         self._note("status", model)
@@ -288,3 +302,77 @@ def test_metadata_has_the_official_layout(reply):
         "name": "x:0",
     }
     assert signature["serving_default"]["method_name"] == "tensorflow/serving/predict"
+
+
+# Classify and regress
+
+
+@pytest.mark.parametrize(
+    ("verb", "results"),
+    [("classify", b'[[["a", 0.5], ["\\"", 1.0]]\n    ]'), ("regress", b"[2.5, 0.1]")],
+)
+def test_examples_are_answered_in_the_official_layout(reply, handlers, verb, results):
+    found = reply("POST", f"/v1/models/m/versions/3:{verb}", b'{"examples": [{"x": 1}]}')
+    assert handlers.asked == [(verb, ModelRef("m", 3))]
+    assert (found.status, found.body) == (200, b'{\n    "results": ' + results + b"\n}")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"[]", "Is not object"),
+        (b"{}", "key 'examples' is expected and was not found"),
+        (b'{"examples": 1}', "Expecting 'examples' value to be an list/array"),
+        (b'{"examples": []}', "'examples' value is an empty array"),
+        (b'{"examples": [1]}', "Example must be JSON object but got JSON Number"),
+        (b'{"examples": [{"x": [1, "a"]}]}', "Unexpected element type in feature: x"),
+        (b'{"examples": [{"x": null}]}', "Feature: x has element with unexpected JSON type: Null"),
+        (b'{"examples": [{"x": 9223372036854775808}]}', "Only int64_t is supported"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["classify", "regress"])
+def test_examples_that_are_none_are_refused(reply, handlers, verb, body, text):
+    found = reply("POST", f"/v1/models/m:{verb}", body)
+    assert found.status == 400
+    assert text in json.loads(found.body)["error"]
+    assert handlers.asked == []
+
+
+# Pages of other origins, metrics
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("OPTIONS", "/v1/models/m:predict", 200),
+        ("POST", "/v1/models/m:predict", 200),
+        ("GET", "/v1/models/m/x/y", 400),
+    ],
+)
+def test_answers_may_be_read_by_other_origins_where_that_is_wanted(
+    handlers, method, target, status
+):
+    surface = RestSurface(handlers, Metrics(), cors=True)
+    found = surface.reply(method, target, BODY)
+    assert found.status == status
+    assert found.headers["Access-Control-Allow-Origin"] == "*"
+    assert found.headers["Access-Control-Allow-Methods"] == "POST, GET"
+    assert "Content-Type" in found.headers
+    plain = RestSurface(handlers, Metrics()).reply(method, target, BODY)
+    assert "Access-Control-Allow-Origin" not in plain.headers
+
+
+def test_metrics_page_is_where_it_was_asked_for_and_counts_requests(handlers):
+    surface = RestSurface(handlers, Metrics(), metrics_path="/metrics")
+    surface.reply("POST", "/v1/models/m%20x/versions/1:predict", BODY)
+    surface.reply("GET", "/v1/models/m%20x/a/b", b"")
+    page = surface.reply("GET", "/metrics", b"")
+    assert (page.status, dict(page.headers)) == (200, {"Content-Type": "text/plain"})
+    lines = page.body.decode().splitlines()
+    count = ":tensorflow:serving:request_count"
+    assert f'{count}{{model_name="m x",status="OK"}} 1' in lines
+    assert f'{count}{{model_name="m x",status="INVALID_ARGUMENT"}} 1' in lines
+    latency = ':tensorflow:serving:request_latency_count{model_name="m x",API="predict",'
+    assert f'{latency}entrypoint="REST"}} 1' in lines
+    assert surface.reply("GET", "/metrics/", b"").status == 404
+    assert RestSurface(handlers, Metrics()).reply("GET", "/metrics", b"").status == 404

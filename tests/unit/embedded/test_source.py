@@ -65,3 +65,32 @@ def test_base_path_that_cannot_be_listed_is_not_found(tmp_path, kind):
     assert caught.value.message == (
         f"Could not find base path {path} for servable m with error NOT_FOUND: {path} not found"
     )
+
+
+def test_version_that_is_a_directory_may_be_loaded(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    source.check_directory(tmp_path, "{s}")
+    source.check_directory(tmp_path / "link", "{s}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "end"),
+    [
+        ("file", Code.FAILED_PRECONDITION, "; Not a directory"),
+        ("dangling link", Code.NOT_FOUND, " not found"),
+        ("nothing", Code.NOT_FOUND, " not found"),
+    ],
+)
+def test_version_that_is_no_directory_is_refused_in_the_official_words(tmp_path, kind, code, end):
+    path = tmp_path / "7"
+    if kind == "file":
+        path.write_text("")
+    if kind == "dangling link":
+        path.symlink_to(tmp_path / "gone")
+    with pytest.raises(ServingError) as caught:
+        source.check_directory(path, "{name: m version: 7}")
+    assert caught.value.code is code
+    assert caught.value.message == (
+        "Error while attempting to reserve resources to load servable {name: m version: 7}: "
+        f"{path}{end}"
+    )
