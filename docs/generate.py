@@ -20,7 +20,7 @@ MADE = "<!-- Made by `make docs`; do not edit. -->\n\n"
 
 def cli_page() -> str:
     """Return the help of every command."""
-    context = click.Context(cli, info_name="tfkit")
+    context = click.Context(cli, info_name="tfkit", **cli.context_settings)
     parts = ["# Command line\n", MADE, _block(cli.get_help(context))]
     for name in COMMANDS:
         command = cli.get_command(context, name)

@@ -4,6 +4,18 @@ Public API: `connect` (clients), `spec` (deployments), `render`, `repository` (p
 `engines` and `launch` (servers), `errors`.
 """
 
-from tfserve_kit.clients import Client, Metadata, Prediction, Target, VersionStatus, connect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfserve_kit.clients import Client, Metadata, Prediction, Target, VersionStatus, connect
 
 __all__ = ["Client", "Metadata", "Prediction", "Target", "VersionStatus", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the clients when asked for: `tfkit --help` needs neither numpy nor protobuf."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tfserve_kit import clients
+
+    return getattr(clients, name)

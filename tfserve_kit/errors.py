@@ -25,7 +25,6 @@ tables in `clients/` translate at their edge.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 
 class TfkitError(Exception):
@@ -64,6 +63,8 @@ class Problem:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest known name, or all of them where none is near."""
+    from difflib import get_close_matches
+
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"

@@ -1,6 +1,5 @@
 """How results, progress and errors are shown: results on stdout, all else on stderr."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -23,6 +22,8 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
         text: what a person reads instead.
     """
     if as_json:
+        import json
+
         text = json.dumps({"schema": SCHEMA, "kind": kind, "data": data}, ensure_ascii=False)
     if text:
         click.echo(text)

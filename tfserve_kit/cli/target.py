@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit.engines.process import Record, records
+from tfserve_kit.engines.records import Record, records
 from tfserve_kit.errors import UsageError
 
 

@@ -23,9 +23,10 @@ Obligations of every engine, held by one contract suite:
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tfserve_kit.spec.schema import Spec
+if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
+    from tfserve_kit.spec.schema import Spec
 
 
 class Phase(Enum):
@@ -122,7 +123,7 @@ class Engine(Protocol):
     def available(self) -> Availability:
         """Say whether it can be used on this machine."""
 
-    def plan(self, spec: Spec, files: Mapping[str, str]) -> Plan:
+    def plan(self, spec: "Spec", files: Mapping[str, str]) -> Plan:
         """Return what `start` needs; `files` are the rendered files, name to text.
 
         Ports must be settled: none of them 0.

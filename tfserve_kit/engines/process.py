@@ -8,8 +8,6 @@ files and its log::
 
 import contextlib
 import fcntl
-import json
-import os
 import shlex
 import shutil
 import signal
@@ -18,70 +16,25 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tfserve_kit import flags
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
+from tfserve_kit.engines.records import Record, records, state_folder
 from tfserve_kit.errors import ServerExists, ServerFailed
 from tfserve_kit.spec.schema import Spec
 
 NATIVE_BINARY = "tensorflow_model_server"
 
-_RECORD, _LOG, _CONFIG = "server.json", "server.log", "config"
+_LOG, _CONFIG = "server.log", "config"
 _FOLLOW_INTERVAL_S = 0.1
 _LOOK_S = 0.02  # between two looks whether a process has ended
 # How long the end of a killed process is waited for; only a hanging disk makes it take longer.
 _KILLED_WITHIN_S = 10.0
-
-
-def state_folder() -> Path:
-    """Return where servers are kept: $TFKIT_STATE_DIR, or the user's state folder."""
-    if folder := os.environ.get("TFKIT_STATE_DIR"):
-        return Path(folder).absolute()
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "tfkit"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is remembered of a server; `started_s` is the process's start time in Unix seconds."""
-
-    server_name: str
-    engine: str
-    pid: int
-    started_s: float
-    argv: tuple[str, ...]
-    endpoints: Endpoints
-    models: Mapping[str, str]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Record | None":
-        """Read a server's folder, None where it holds no whole record."""
-        try:
-            values: dict[str, Any] = json.loads((folder / _RECORD).read_text("utf-8"))
-            endpoints = Endpoints(**values.pop("endpoints"))
-            return cls(**values | {"endpoints": endpoints, "argv": tuple(values["argv"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Write the record in one step: it is there in full or not at all."""
-        draft = folder / f".{_RECORD}"
-        draft.write_text(json.dumps(asdict(self), indent=1), "utf-8")
-        draft.rename(folder / _RECORD)
-
-
-def records(folder: Path | None = None) -> list[Record]:
-    """Return the records of all servers, dead or alive, by name; cheap, looks at no process."""
-    servers = (folder or state_folder()) / "servers"
-    found = [Record.read(each) for each in sorted(servers.glob("*/"))]
-    return [record for record in found if record is not None]
 
 
 class ProcessEngine:

@@ -8,12 +8,11 @@ Attributes:
     METHODS: every RPC of the model server by short name; see `Method`.
 """
 
-from dataclasses import dataclass
+import pkgutil
 from functools import cache
-from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf import json_format, text_format
+from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
@@ -52,7 +51,8 @@ class TextFormatError(ValueError):
 @cache
 def _pool() -> DescriptorPool:
     pool = DescriptorPool()
-    schema = resources.files(__package__).joinpath("schema.binpb").read_bytes()
+    # importlib.resources, dataclasses and json_format take longer to import than this takes.
+    schema = pkgutil.get_data(__name__, "schema.binpb") or b""
     for file in FileDescriptorSet.FromString(schema).file:
         pool.AddSerializedFile(file.SerializeToString())
     return pool
@@ -97,8 +97,7 @@ def enum(name: str) -> Any:
     return _pool().FindEnumTypeByName(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(NamedTuple):
     """One RPC: `path` as sent on the wire, and the short names of its two messages."""
 
     path: str
@@ -150,6 +149,8 @@ def to_text(message: Any) -> str:
 
 def to_json(message: Any) -> str:
     """Return a message as protobuf JSON with the schema's own field names, `Any` opened."""
+    from google.protobuf import json_format
+
     return json_format.MessageToJson(
         message,
         preserving_proto_field_name=True,
@@ -164,6 +165,8 @@ def from_json(name: str, value: dict[str, Any]) -> Any:
     Raises:
         ValueError: the value does not fit the message.
     """
+    from google.protobuf import json_format
+
     try:
         return json_format.ParseDict(
             value, message_class(name)(), ignore_unknown_fields=True, descriptor_pool=_pool()

@@ -7,6 +7,7 @@ values.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     """
     array = np.asarray(array)
     dtype = dtypes.by_numpy(array.dtype)
-    proto = _header(array)
+    proto = _header(dtype.number, array.shape)
     if dtype is dtypes.STRING:
         proto.string_val.extend(_byte_strings(array))
     elif as_content:
@@ -208,31 +209,41 @@ def predict_request(
     spec = model_spec.SerializeToString()
     pieces: list[bytes | memoryview] = [b"\x0a", varint.encode(len(spec)), spec]
     for alias, value in inputs.items():
-        pieces += _map_entry(alias.encode(), np.asarray(value))
+        pieces += _map_entry(alias, np.asarray(value))
     for name in output_filter:
         pieces += [b"\x1a", varint.encode(len(name.encode())), name.encode()]
     return b"".join(pieces)
 
 
-def _map_entry(key: bytes, array: NDArray[Any]) -> list[bytes | memoryview]:
-    content: bytes | memoryview = b""
-    if dtypes.by_numpy(array.dtype) is dtypes.STRING:
-        head = to_proto(array).SerializeToString()
-    else:
-        head = _header(array).SerializeToString()
-        content = _native(array).reshape(-1).view(np.uint8).data
-    if len(content):
-        head += b"\x22" + varint.encode(len(content))
-    name = b"\x0a" + varint.encode(len(key)) + key
-    value = b"\x12" + varint.encode(len(head) + len(content))
-    size = varint.encode(len(name) + len(value) + len(head) + len(content))
-    return [b"\x12", size, name, value, head, content]
+def _map_entry(alias: str, array: NDArray[Any]) -> list[bytes | memoryview]:
+    dtype = dtypes.by_numpy(array.dtype)
+    if dtype is dtypes.STRING:
+        tensor = to_proto(array).SerializeToString()
+        return [_entry_start(alias, len(tensor)), tensor]
+    content = _native(array).reshape(-1).view(np.uint8).data
+    return [_numbers_start(alias, dtype.number, array.shape, len(content)), content]
 
 
-def _header(array: NDArray[Any]) -> Any:
+@lru_cache(maxsize=64)
+def _numbers_start(alias: str, dtype_number: int, shape: tuple[int, ...], size: int) -> bytes:
+    """Return all of a map entry up to the `size` bytes of content; calls mostly repeat it."""
+    head: bytes = _header(dtype_number, shape).SerializeToString()
+    if size:
+        head += b"\x22" + varint.encode(size)
+    return _entry_start(alias, len(head) + size) + head
+
+
+def _entry_start(alias: str, tensor_bytes: int) -> bytes:
+    """Return the bytes of a map entry before its TensorProto."""
+    key = alias.encode()
+    inner = b"\x0a" + varint.encode(len(key)) + key + b"\x12" + varint.encode(tensor_bytes)
+    return b"\x12" + varint.encode(len(inner) + tensor_bytes) + inner
+
+
+def _header(dtype_number: int, shape: tuple[int, ...]) -> Any:
     """Return a TensorProto with dtype and shape only."""
-    proto = protos.TensorProto(dtype=dtypes.by_numpy(array.dtype).number)
+    proto = protos.TensorProto(dtype=dtype_number)
     proto.tensor_shape.SetInParent()
-    for size in array.shape:
+    for size in shape:
         proto.tensor_shape.dim.add(size=size)
     return proto

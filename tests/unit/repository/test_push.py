@@ -339,6 +339,36 @@ class TestFailures:
         assert tree(base / "4") == tree(source)
 
 
+class TestManyFiles:
+    """Beyond some number, files are synced together instead of one by one."""
+
+    @pytest.fixture
+    def crowded(self, source):
+        assets = source / "assets"
+        assets.mkdir(exist_ok=True)
+        for number in range(80):
+            (assets / f"{number}.txt").write_bytes(b"x" * number)
+        return source
+
+    def test_every_file_arrives(self, crowded, base):
+        assert tree(push(crowded, base).path) == tree(crowded)
+
+    def test_they_are_synced_at_once(self, crowded, base, monkeypatch):
+        synced = []
+        fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or fsync(fd))
+        push(crowded, base)
+        assert len(synced) < 10
+
+    def test_file_that_cannot_be_written_leaves_nothing_behind(self, crowded, base, monkeypatch):
+        before, fuse = tree(base), Fuse(os.write)
+        monkeypatch.setattr(os, "write", fuse)
+        fuse.arm(70)
+        with pytest.raises(PushRefused):
+            push(crowded, base)
+        assert tree(base) == before
+
+
 @pytest.fixture
 def small_disk():
     """Return a folder on a file system of 64 KiB, and a function that makes it read-only."""
