@@ -5,6 +5,7 @@ and compared with what the deployment says before anything uses it, so no name c
 quotes and no template can go wrong unnoticed.
 """
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -80,6 +81,7 @@ def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None)
         autoescape=False,  # noqa: S701 (these are no HTML pages; pbtext quotes every value)
     )
     environment.filters["pbtext"] = pbtext
+    environment.filters["toml"] = toml
     try:
         return environment.get_template(f"{name}.j2").render(values)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -92,6 +94,11 @@ def template_folder() -> Path:
     """Return the folder of our templates: in the installed package, or at the top of a checkout."""
     installed = Path(str(resources.files("tfserve_kit"))) / "templates"
     return installed if installed.is_dir() else installed.parent.parent / "templates"
+
+
+def toml(value: str) -> str:
+    """Return text as a quoted TOML string, good as a key and as a value."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def pbtext(value: float | str) -> str:

@@ -254,11 +254,15 @@ def test_init_writes_a_file_that_serve_accepts(tfkit, tmp_path):
     ("arguments", "code", "text"),
     [
         (["no/such/folder/tfkit.toml"], 2, "cannot write no/such/folder/tfkit.toml"),
-        (["--model", "a b"], 2, "a model cannot be called 'a b'"),
-        (["--model", "a.b"], 3, "models.a.b"),
+        (["--model", ""], 3, "models."),
         (["--name", "a b"], 3, "server.name"),
     ],
 )
+def test_init_writes_any_model_name_into_the_file(tfkit):
+    assert tfkit("init", "--model", "a b.c").code == 0
+    assert 'name: "a b.c"' in tfkit("render", "--json").data["model_config.txt"]
+
+
 def test_init_refuses_what_would_be_no_deployment_file(tfkit, tmp_path, arguments, code, text):
     done = tfkit("init", *arguments)
     assert done.code == code

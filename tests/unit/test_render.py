@@ -1,6 +1,7 @@
 """Deployments become files that say exactly what the deployment says, or nothing at all."""
 
 import shutil
+import tomllib
 
 import pytest
 from hypothesis import given, settings
@@ -273,3 +274,9 @@ class TestUserTemplates:
         error = refusal(FULL, tmp_path)
         assert MODEL_CONFIG in error.source
         assert "first" in str(error)
+
+
+@pytest.mark.parametrize("name", ["m", "a.b", 'quo"te', "new\nline", "größe", "\x7f", "{}#"])
+def test_starter_file_holds_any_model_name(name, tmp_path):
+    document = tomllib.loads(render.text("tfkit.toml", {"model": name, "name": "s"}))
+    assert document["models"] == {name: {"base_path": f"models/{name}", "versions": "latest"}}

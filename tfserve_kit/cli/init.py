@@ -23,18 +23,9 @@ def command(file: Path, model: str, name: str) -> None:
     if file.exists():
         raise UsageError(f"{file} exists already", remedy="give another file name")
     text = render.text("tfkit.toml", {"model": model, "name": name})
-    _require_valid(text, model)
+    build(tomllib.loads(text), source="--model and --name", folder=Path())
     try:
         file.write_text(text, "utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
     output.note(f"Wrote {file}. Next: tfkit push-model SAVED_MODEL --model {model}; tfkit serve")
-
-
-def _require_valid(text: str, model: str) -> None:
-    """Refuse names that the file could not hold."""
-    try:
-        build(tomllib.loads(text), source="--model and --name", folder=Path())
-    except tomllib.TOMLDecodeError as error:
-        text = f"a model cannot be called {model!r} in a deployment file: {error}"
-        raise UsageError(text, remedy="use letters, digits, - and _") from error

@@ -226,6 +226,13 @@ def test_sixteen_bit_picture_keeps_its_upper_byte():
     assert row.ravel().tolist() == [0, 0x12, 0x80, 0xFF]
 
 
+def test_picture_beyond_sixteen_bits_is_cut_to_them():
+    buffer = io.BytesIO()
+    Image.fromarray(np.int32([[-5, 256, 70_000]])).save(buffer, "TIFF")
+    row = prepared(buffer.getvalue(), "uint8", (None, 1, 3, 1))
+    assert row.ravel().tolist() == [0, 1, 255]
+
+
 @pytest.mark.parametrize(
     ("orientation", "expected"),
     [
@@ -301,8 +308,9 @@ def test_decompression_bomb_is_refused_before_it_unpacks(size):
 
 
 def test_number_of_pixels_up_to_the_limit_is_not_what_is_refused():
+    assert images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS == 17_895_697 * 5
     with pytest.raises(InvalidRequest, match="not a picture that can be read"):
-        prepared(bmp(9459, 9459))
+        prepared(bmp(17_895_697, 5))
 
 
 def test_damaged_data_is_refused_or_read_but_breaks_nothing():

@@ -343,6 +343,45 @@ def test_thread_counts_the_official_server_crashes_on_are_refused(threads):
     assert "rest_api_num_threads" in refusal(BASE, f"--rest_api_num_threads={threads}").message
 
 
+@pytest.mark.parametrize("threads", [1, 10_000])
+def test_thread_counts_up_to_the_limit_are_accepted(threads):
+    assert settings(BASE, f"--rest_api_num_threads={threads}").rest_threads == threads
+
+
+def test_one_batch_thread_is_enough(written):
+    flag = f"--batching_parameters_file={written('num_batch_threads { value: 1 }')}"
+    assert settings(BASE, "--enable_batching", flag).batching.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "taken", "warned"), [("bfloat16", "bfloat16", False), ("fp4", "", True)]
+)
+def test_mixed_precision_other_than_bfloat16_is_left_out_with_a_warning(
+    caplog, given, taken, warned
+):
+    assert settings(BASE, f"--mixed_precision={given}").session.mixed_precision == taken
+    assert ("fp4 auto mixed precision is not supported" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("warmup", "passes"),
+    [
+        ("", 0),
+        ("enable_model_warmup: true", 1),
+        ("enable_model_warmup: true model_warmup_options { num_request_iterations { value: 3 } }",
+         3),
+    ],
+)  # fmt: skip
+def test_platform_file_says_how_often_stored_requests_are_replayed(written, warmup, passes):
+    adapter = "type.googleapis.com/tensorflow.serving.SavedModelBundleSourceAdapterConfig"
+    file = written(
+        'platform_configs { key: "tensorflow" value { source_adapter_config { ['
+        f"{adapter}] {{ legacy_config {{ {warmup} }} }} }} }} }}"
+    )
+    found = settings(BASE, f"--platform_config_file={file}")
+    assert (found.warmup_passes, found.batching) == (passes, None)
+
+
 @pytest.mark.parametrize(("text", "path"), [
     ("prometheus_config { enable: true path: '/metrics' }", "/metrics"),
     ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
