@@ -250,6 +250,11 @@ def test_init_writes_a_file_that_serve_accepts(tfkit, tmp_path):
     assert (again.code, again.err.splitlines()[0]) == (2, "Error: tfkit.toml exists already")
 
 
+def test_init_writes_any_model_name_into_the_file(tfkit):
+    assert tfkit("init", "--model", "a b.c").code == 0
+    assert 'name: "a b.c"' in tfkit("render", "--json").data["model_config.txt"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -258,11 +263,6 @@ def test_init_writes_a_file_that_serve_accepts(tfkit, tmp_path):
         (["--name", "a b"], 3, "server.name"),
     ],
 )
-def test_init_writes_any_model_name_into_the_file(tfkit):
-    assert tfkit("init", "--model", "a b.c").code == 0
-    assert 'name: "a b.c"' in tfkit("render", "--json").data["model_config.txt"]
-
-
 def test_init_refuses_what_would_be_no_deployment_file(tfkit, tmp_path, arguments, code, text):
     done = tfkit("init", *arguments)
     assert done.code == code
