@@ -1,5 +1,6 @@
 """Deployment files: TOML to `Spec` and its problems, all at once."""
 
+import contextlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,11 @@ def _flag_problems(document: dict[str, Any]) -> list[Problem]:
 def _absolute(base_path: str, folder: Path) -> str:
     if "://" in base_path:
         return base_path
-    return str((folder / Path(base_path).expanduser()).absolute().resolve())
+    path = (folder / Path(base_path).expanduser()).absolute().resolve()
+    # From Python 3.13 on, a loop of links is only noticed by who follows it.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        path.stat()
+    return str(path)
 
 
 def _problem(detail: ErrorDetails) -> Problem:
