@@ -191,6 +191,37 @@ def test_small_integers_wrap_around(dtype, value, expected):
     assert parse({"inputs": [value]}, x=dtype).inputs["x"].tolist() == [expected]
 
 
+@pytest.mark.parametrize("value", [-(2**31), 2**31 - 1])
+def test_small_integers_wrap_around_within_32_bits(value):
+    found = parse({"inputs": [value]}, x="uint8").inputs["x"]
+    assert found.tolist() == [value % 256]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            {"inputs": [[1], 2]},
+            "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+        ),
+        ({"inputs": [1, [2]]}, "Encountered list at unexpected level: 1 expected < 1"),
+        (
+            {"inputs": [[1, 2], [3]]},
+            "Encountered list at unexpected size: 1 at level: 1 expected size: 2",
+        ),
+    ],
+)
+def test_lists_of_uneven_depth_or_length_are_refused_where_they_are(document, message):
+    assert refusal(document).message == message
+
+
+def test_unnamed_rows_cannot_fill_two_inputs():
+    assert refusal({"instances": [1, 2]}, x="float", y="float").message == (
+        "instances is a plain list, but expecting list of objects as multiple input tensors "
+        "required as per tensorinfo_map"
+    )
+
+
 def test_first_of_two_members_with_one_key_counts():
     text = b'{"inputs": {"x": [1], "y": [5], "x": [2]}, "inputs": 3}'
     found = parse(text, x="float", y="float").inputs
@@ -359,6 +390,41 @@ def test_bytes_within_a_row_are_indented_by_their_depth():
         "    ]",
         "}",
     ]
+
+
+def test_bytes_within_a_named_column_are_indented_by_their_depth():
+    column = np.empty(1, object)
+    column[:] = [b"a"]
+    answer = json_answer.predictions({"x_bytes": column, "y": np.zeros(1)}, row_format=False)
+    assert answer.decode().splitlines() == [
+        "{",
+        '    "outputs": {',
+        '        "x_bytes": [',
+        "            {",
+        '                "b64": "YQ=="',
+        "            }",
+        "        ],",
+        '        "y": [',
+        "            0.0",
+        "        ]",
+        "    }",
+        "}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        (np.arange(12).reshape(2, 2, 3), "[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]"),
+        (np.zeros((1, 1, 1, 1), np.int8), "[[[0]]]"),
+        (np.zeros((2, 2, 0)), "[[], []], [[], []]"),
+        (np.zeros((2, 0, 2)), "[], []"),
+        (np.zeros((0, 2)), ""),
+    ],
+)
+def test_rows_of_any_rank_are_printed_on_one_line(value, rows):
+    answer = json_answer.predictions({"y": value}, row_format=True)
+    assert answer.decode() == '{\n    "predictions": [' + rows + "\n    ]\n}"
 
 
 def test_error_message_that_holds_raw_bytes_passes_them():
