@@ -6,15 +6,16 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import imports, launch, push, report, tensors
+from bench import embedded, imports, launch, push, report, tensors
 from bench.harness import Benchmark, Unavailable, describe, measure
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
+ROOMS = (embedded, imports, launch, push, tensors)
 BENCHMARKS: dict[str, Benchmark] = {
     each.id: each
     for each in sorted(
-        (*imports.BENCHMARKS, *tensors.BENCHMARKS, *push.BENCHMARKS, *launch.BENCHMARKS),
+        (each for room in ROOMS for each in room.BENCHMARKS),
         key=lambda each: each.id,
     )
 }

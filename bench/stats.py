@@ -15,6 +15,7 @@ class Compare(Enum):
 
     RATIO = ""
     DIFFERENCE = " s"
+    SPEED = "x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,10 @@ class Goal:
     """What to reach.
 
     Attributes:
-        limit: the median may be at most this: a factor, or seconds with `DIFFERENCE`.
-        compare: subject / baseline, or subject - baseline.
+        limit: the median may be at most this: a factor, or seconds with `DIFFERENCE`; with `SPEED`
+            it must be at least this factor.
+        compare: subject / baseline or subject - baseline in time, or how many times as fast the
+            subject is.
         equality: the goal is to be as fast as the baseline, not faster or a known factor slower.
     """
 
@@ -32,7 +35,12 @@ class Goal:
     equality: bool = False
 
     def __str__(self) -> str:
-        return f"<= {self.limit:g}{self.compare.value}"
+        sign = ">=" if self.compare is Compare.SPEED else "<="
+        return f"{sign} {self.limit:g}{self.compare.value}"
+
+    def allows(self, value: float) -> bool:
+        """Say whether a figure reaches the goal."""
+        return value >= self.limit if self.compare is Compare.SPEED else value <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,9 @@ def compared(turns: Turns, compare: Compare) -> float:
     """Return the figure of one round, from all of its turns: mean against mean."""
     baseline = math.fsum(turns.baseline_s) / len(turns.baseline_s)
     subject = math.fsum(turns.subject_s) / len(turns.subject_s)
-    return subject / baseline if compare is Compare.RATIO else subject - baseline
+    if compare is Compare.DIFFERENCE:
+        return subject - baseline
+    return baseline / subject if compare is Compare.SPEED else subject / baseline
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -71,6 +81,6 @@ def verdict(value: float, goal: Goal) -> str:
         `reached` or `missed`; with ` (equal)` where equality is the goal and the two sides
         differ by less than `NOISE`.
     """
-    word = "reached" if value <= goal.limit else "missed"
+    word = "reached" if goal.allows(value) else "missed"
     equal = goal.equality and 1 / NOISE < value < NOISE
     return f"{word} (equal)" if equal else word

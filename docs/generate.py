@@ -1,6 +1,7 @@
 """Generates the reference pages from the code: `make docs`; a test compares them.
 
-docs/cli.md from the commands, docs/spec.md from the schema, docs/exit-codes.md from the table.
+docs/cli.md from the commands, docs/spec.md from the schema, docs/flags.md from the table of flags,
+docs/exit-codes.md from the table of exit codes.
 """
 
 import sys
@@ -12,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
+from tfserve_kit.embedded.settings import MOOT, OTHERWISE, REFUSED
+from tfserve_kit.flags import FLAGS
 from tfserve_kit.spec.schema import Spec
 
 HERE = Path(__file__).parent
@@ -93,7 +96,38 @@ def exit_codes_page() -> str:
     return f"# Exit codes\n\n{MADE}| code | meaning |\n|---|---|\n{rows}"
 
 
-PAGES = {"cli.md": cli_page, "spec.md": spec_page, "exit-codes.md": exit_codes_page}
+# Defaults that depend on the machine.
+_PER_CPU = {"rest_api_num_threads": "4 per CPU", "grpc_max_threads": "4 per CPU",
+            "num_tflite_pools": "1 per CPU"}  # fmt: skip
+
+
+def flags_page() -> str:
+    """Return every flag of tensorflow_model_server and what the embedded engine makes of it."""
+    parts = [
+        "# Flag by flag\n\n", MADE,
+        "The flags of `tensorflow_model_server`, which are also those of `tfkit-model-server`: how\n"
+        "the embedded engine takes each of them.\n\n"
+        "| flag | default | meaning | embedded engine |\n|---|---|---|---|\n",
+    ]  # fmt: skip
+    for flag in FLAGS.values():
+        default = _PER_CPU.get(flag.name) or f"`{_plain(flag.default)}`"
+        parts.append(f"| `{flag.name}` | {default} | {flag.help} | {_here(flag.name)} |\n")
+    return "".join(parts)
+
+
+def _here(name: str) -> str:
+    for table, word in ((REFUSED, "refused: "), (MOOT, "changes nothing: "), (OTHERWISE, "")):
+        if name in table:
+            return word + table[name]
+    return "the same"
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "spec.md": spec_page,
+    "flags.md": flags_page,
+    "exit-codes.md": exit_codes_page,
+}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from tfserve_kit.engines import process
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def models() -> Path:
     """Folder of tiny SavedModels: one base path per model, see data/README.md."""
     return DATA / "models"
@@ -55,7 +55,7 @@ def serve(tmp_path_factory):
 
     @contextmanager
     def run(make_engine):
-        names = "half_plus_two mlp image strings scalars dtypes multi_io batchy"
+        names = "half_plus_two mlp image strings scalars dtypes multi_io batchy legacy"
         models = {name: {"base_path": name} for name in names.split()}
         models["half_plus_two"]["versions"] = "all"
         server = {"name": "session", "grpc_port": 0, "rest_port": 0}

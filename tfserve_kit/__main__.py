@@ -1,8 +1,9 @@
-"""The process behind `tfkit` and `python -m tfserve_kit`."""
+"""The processes behind `tfkit` (also `python -m tfserve_kit`) and `tfkit-model-server`."""
 
 import atexit
 import gc
 import os
+import sys
 
 
 def main() -> None:
@@ -13,6 +14,16 @@ def main() -> None:
     from tfserve_kit import cli
 
     cli.main()
+
+
+def model_server() -> None:
+    """Run the embedded engine: the process behind `tfkit-model-server`."""
+    try:
+        from tfserve_kit.embedded.__main__ import main as serve
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"{error}; install it with: pip install 'tfserve-kit[embedded]'\n")
+        raise SystemExit(255) from None  # as whenever tensorflow_model_server fails to start
+    raise SystemExit(serve(sys.argv[1:]))
 
 
 if __name__ == "__main__":

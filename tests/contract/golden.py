@@ -73,12 +73,9 @@ SOURCES = {
 DEVIATIONS = {
     "rest.batching.empty": "no rows: an error, where the official server never answers",
     "rest.deep.depth-254": "numpy arrays have at most 64 dimensions",
-    "rest.dtypes.uint64-bad-1": "a number beyond 64 bits is echoed in exponent notation",
     "startup.batching-zero": "an error, where the official server crashes",
     "startup.batching-timeout-negative": "an error, where the official server crashes",
     "startup.batching-split-bigger": "an error, where the official server crashes",
-    "startup.config-custom": "an error, where the official server aborts",
-    "startup.threads-zero": "an error, where the official server aborts",
     "startup.int-huge": "an error, where the official server crashes",
 }
 

@@ -16,11 +16,15 @@ def apis():
     pytest.importorskip("tensorflow_serving.apis")
     from tensorflow.python.framework.tensor_util import MakeNdarray, make_tensor_proto
     from tensorflow_serving.apis import (
+        classification_pb2,
         get_model_metadata_pb2,
         get_model_status_pb2,
+        inference_pb2,
+        model_management_pb2,
         model_service_pb2_grpc,
         predict_pb2,
         prediction_service_pb2_grpc,
+        regression_pb2,
     )
 
     class Apis:
@@ -30,6 +34,8 @@ def apis():
             get_model_status_pb2,
             model_service_pb2_grpc,
         )
+        classification, regression, inference = classification_pb2, regression_pb2, inference_pb2
+        management = model_management_pb2
         to_tensor, to_array = staticmethod(make_tensor_proto), staticmethod(MakeNdarray)
 
     return Apis
@@ -114,6 +120,70 @@ def test_official_stub_gets_code_and_details(apis, channel):
         stub.Predict(predict_request(apis, "nope", x=[1.0]), timeout=10)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert caught.value.details() == "Servable not found for request: Latest(nope)"
+
+
+def about_examples(request, signature, *xs):
+    """Fill a request of the classify family with one tf.Example per number."""
+    spec = getattr(request, "model_spec", None)
+    if spec is not None:
+        spec.name, spec.signature_name = "legacy", signature
+    for x in xs:
+        request.input.example_list.examples.add().features.feature["x"].float_list.value.append(x)
+    return request
+
+
+def test_official_stub_classifies(apis, channel):
+    request = about_examples(apis.classification.ClassificationRequest(), "classify_both", 1, 2)
+    answer = apis.prediction.PredictionServiceStub(channel).Classify(request, timeout=10)
+    first, second = answer.result.classifications
+    assert [(each.label, each.score) for each in first.classes] == [
+        ("low", 2.5), ("high", 5.0), ('né"g', -2.5)
+    ]  # fmt: skip
+    assert second.classes[0].score == 3.0
+    assert answer.model_spec.signature_name == "classify_both"
+
+
+def test_official_stub_regresses(apis, channel):
+    request = about_examples(apis.regression.RegressionRequest(), "regress", 1, 2)
+    answer = apis.prediction.PredictionServiceStub(channel).Regress(request, timeout=10)
+    assert [each.value for each in answer.result.regressions] == [2.5, 3.0]
+
+
+def test_official_stub_gets_several_inferences_in_one_call(apis, channel):
+    request = about_examples(apis.inference.MultiInferenceRequest(), "", 1)
+    for method, signature in (("classify", "classify_both"), ("regress", "regress")):
+        task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+        task.model_spec.name, task.model_spec.signature_name = "legacy", signature
+    answer = apis.prediction.PredictionServiceStub(channel).MultiInference(request, timeout=10)
+    classified, regressed = answer.results
+    assert classified.classification_result.classifications[0].classes[1].label == "high"
+    assert regressed.regression_result.regressions[0].value == 2.5
+
+
+def test_official_stub_is_told_why_a_configuration_is_refused(apis, channel):
+    request = apis.management.ReloadConfigRequest()
+    request.config.model_config_list.config.add(
+        name="m", base_path="m", model_platform="tensorflow"
+    )
+    stub = apis.model.ModelServiceStub(channel)
+    with pytest.raises(grpc.RpcError, match="Expected model m to have an absolute path or URI"):
+        stub.HandleReloadConfigRequest(request, timeout=10)
+
+
+def test_official_stub_replaces_the_models(apis, tfkit_server, models):
+    server = tfkit_server({"half_plus_two": models / "half_plus_two"})
+    request = apis.management.ReloadConfigRequest()
+    request.config.model_config_list.config.add(
+        name="mlp", base_path=str(models / "mlp"), model_platform="tensorflow"
+    )
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = apis.model.ModelServiceStub(channel)
+        answer = stub.HandleReloadConfigRequest(request, timeout=60)
+        assert answer.status.error_code == 0
+        status = apis.status.GetModelStatusRequest()
+        status.model_spec.name = "mlp"
+        (version,) = stub.GetModelStatus(status, timeout=10).model_version_status
+        assert version.state == apis.status.ModelVersionStatus.AVAILABLE
 
 
 # Our client, the official classes

@@ -39,6 +39,9 @@ class TestRound:
     def test_sides_may_have_different_numbers_of_turns(self):
         assert compared(Turns([2.0], [1.0, 1.0, 4.0]), Compare.RATIO) == 1.0
 
+    def test_speed_is_how_many_times_as_fast_the_subject_is(self):
+        assert compared(Turns([2.0, 4.0], [1.0, 2.0]), Compare.SPEED) == 2.0
+
     def test_difference_is_in_seconds_and_may_be_negative(self):
         assert compared(Turns([2.0, 4.0], [1.0, 4.0]), Compare.DIFFERENCE) == -0.5
 
@@ -52,6 +55,13 @@ def test_spread_is_median_minimum_and_maximum(values, median, low, high):
 
 
 class TestVerdict:
+    def test_speed_may_not_fall_below_its_limit(self):
+        goal = Goal(0.8, Compare.SPEED)
+        assert [verdict(value, goal) for value in (0.79, 0.8, 1.2)] == [
+            "missed", "reached", "reached"
+        ]  # fmt: skip
+        assert str(goal) == ">= 0.8x"
+
     @pytest.mark.parametrize(
         ("value", "said"), [(0.1, "reached"), (1.5, "reached"), (1.5001, "missed"), (9, "missed")]
     )

@@ -3,5 +3,5 @@
 Bottom to top: `status`, `settings` (flags) -> `servable` -> `loader` (alone imports tensorflow)
 -> `versions` (what to do next) -> `source` (what is on disk) -> `manager` (does it) -> `handlers`
 (requests as plain values) -> `grpc_surface`, `rest_surface` (bytes to bytes) -> `grpc_transport`,
-`http_transport` (sockets) -> `server` (puts them together) -> `__main__`.
+`http_connection`, `http_transport` (sockets) -> `server` (puts them together) -> `__main__`.
 """

@@ -3,7 +3,9 @@
 Source: tensorflow_serving/model_servers/main.cc (output and exit status).
 """
 
+import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -11,10 +13,11 @@ from importlib.metadata import version
 from types import FrameType
 
 from tfserve_kit import flags
+from tfserve_kit.embedded.http_transport import allow_many_connections
 from tfserve_kit.embedded.loader import skip_package_import
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.settings import from_flags
-from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.status import CheckFailed, Code, ServingError
 
 EXIT_FAILED = 255
 _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
@@ -25,6 +28,7 @@ _BIND = "--bind_address="
 
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
+    logging.addLevelName(logging.CRITICAL, "FATAL")
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -48,9 +52,13 @@ def main(argv: list[str]) -> int:
     sys.stdout.flush()
     try:
         _allow_deep_json()
+        allow_many_connections()
         skip_package_import()
         settings = from_flags(line.values, bind_address=binds[-1] if binds else _ALL_ADDRESSES)
         return _serve(EmbeddedServer(settings))
+    except CheckFailed as error:
+        logging.getLogger(__name__).critical("Check failed: %s", error.message)
+        os.abort()
     except ServingError as error:
         if error.code is Code.CANCELLED:
             return 0
@@ -70,6 +78,7 @@ def _serve(server: EmbeddedServer) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     with server:
+        gc.freeze()  # what is there now stays: no need to look through it at each unload
         stop.wait()
     return 0
 

@@ -4,79 +4,92 @@ Source: tensorflow_serving/servables/tensorflow/predict_util.cc, classifier.cc a
 whose checks and texts these are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from tfserve_kit.embedded import inference
-from tfserve_kit.embedded.servable import Servable
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes, from_proto
 
 Arrays = Mapping[str, NDArray[Any]]
+Signatures = Mapping[str, Any]
+# `Servable.run`, or something around it: (value per tensor name, tensors to compute) -> values
+Run = Callable[[Arrays, Sequence[str]], Sequence[NDArray[Any]]]
 
 
 def predict(
-    servable: Servable, signature: str, inputs: Arrays, output_filter: Sequence[str] = ()
+    signatures: Signatures,
+    run: Run,
+    signature: str,
+    inputs: Arrays,
+    output_filter: Sequence[str] = (),
 ) -> tuple[str, Arrays]:
     """Run a signature; see `Handlers.predict`.
+
+    Args:
+        signatures: SignatureDef messages of the version by name.
+        run: computes its tensors.
+        signature: as all that follows, see there.
+        inputs: as above.
+        output_filter: as above.
 
     Returns:
         The signature's name and array per output alias.
     """
     name = signature or DEFAULT_SIGNATURE
-    definition = _signature(servable, name)
+    definition = _signature(signatures, name)
     feeds = _feeds(definition, inputs)
     outputs = _outputs(definition, output_filter)
-    values = servable.run(feeds, list(outputs.values()))
+    values = run(feeds, list(outputs.values()))
     return name, dict(zip(outputs, values, strict=True))
 
 
 def classify(
-    servable: Servable, signature: str, examples: NDArray[Any], *, check_method: bool
+    signatures: Signatures, run: Run, signature: str, examples: NDArray[Any], *, check_method: bool
 ) -> tuple[str, list[list[tuple[bytes, float]]]]:
     """Run a classification signature; see `Handlers.classify`.
 
     Returns:
         The signature's name and (label, score) per example and class.
     """
-    name, definition = _example_signature(servable, signature)
+    name, definition = _example_signature(signatures, signature)
     fetches = inference.classification(definition, check_method=check_method)
-    outputs = _run_examples(servable, fetches, examples)
+    outputs = _run_examples(run, fetches, examples)
     return name, inference.classes(outputs, len(examples))
 
 
 def regress(
-    servable: Servable, signature: str, examples: NDArray[Any], *, check_method: bool
+    signatures: Signatures, run: Run, signature: str, examples: NDArray[Any], *, check_method: bool
 ) -> tuple[str, list[float]]:
     """Run a regression signature; see `Handlers.regress`.
 
     Returns:
         The signature's name and a value per example.
     """
-    name, definition = _example_signature(servable, signature)
+    name, definition = _example_signature(signatures, signature)
     fetches = inference.regression(definition, check_method=check_method)
-    outputs = _run_examples(servable, fetches, examples)
+    outputs = _run_examples(run, fetches, examples)
     return name, inference.values(outputs, len(examples))
 
 
-def _example_signature(servable: Servable, name: str) -> tuple[str, Any]:
+def _example_signature(signatures: Signatures, name: str) -> tuple[str, Any]:
     name = name or DEFAULT_SIGNATURE
-    if name not in servable.signatures:
+    if name not in signatures:
         raise invalid(f"No signature was found with the name: {name}")
-    return name, servable.signatures[name]
+    return name, signatures[name]
 
 
-def _run_examples(servable: Servable, fetches: inference.Fetches, examples: NDArray[Any]) -> Arrays:
-    values = servable.run({fetches.feed: examples}, list(fetches.outputs.values()))
+def _run_examples(run: Run, fetches: inference.Fetches, examples: NDArray[Any]) -> Arrays:
+    values = run({fetches.feed: examples}, list(fetches.outputs.values()))
     return dict(zip(fetches.outputs, values, strict=True))
 
 
-def _signature(servable: Servable, name: str) -> Any:
+def _signature(signatures: Signatures, name: str) -> Any:
     try:
-        return servable.signatures[name]
+        return signatures[name]
     except KeyError:
         text = f'Serving signature key "{name}" not found.'
         raise ServingError(Code.FAILED_PRECONDITION, text) from None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_request
 from tfserve_kit.embedded.status import ServingError, invalid
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
@@ -64,6 +65,8 @@ def from_json(document: Mapping[str, Any]) -> NDArray[Any]:
 def _merged(examples: Sequence[Any], context: Any) -> NDArray[Any]:
     if not len(examples):
         raise invalid("Input is empty.")
+    if context is not None and len(examples) * context.ByteSize() > MAX_FILLED_BYTES:
+        raise invalid(f"The context is too large to be merged into {len(examples)} examples")
     array = np.empty(len(examples), object)
     for index, example in enumerate(examples):
         whole = example
@@ -82,9 +85,12 @@ def _example(value: Any) -> Any:
         raise invalid(f"Example must be JSON object but got JSON {kind}")
     example = protos.Example()
     for name, content in value.items():
-        feature = example.features.feature[name]
-        for element in content if isinstance(content, list) else [content]:
-            _add(feature, name, element)
+        try:
+            feature = example.features.feature[name]
+            for element in content if isinstance(content, list) else [content]:
+                _add(feature, name, element)
+        except ValueError as error:  # text that is no Unicode, or a number beyond 64 bits
+            raise invalid(f"Feature: {json_request.echo(name)} cannot be stored") from error
     return example
 
 

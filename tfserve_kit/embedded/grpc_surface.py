@@ -6,6 +6,7 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,14 @@ from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import status_message
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import from_proto, to_proto
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _log = logging.getLogger(__name__)
 
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # The methods whose requests are counted.
-_COUNTED = frozenset({"Predict", "Classify", "Regress", "MultiInference"})
+_COUNTED = frozenset({"Predict", "Classify", "Regress"})
 _HEALTHY_SERVICES = frozenset({"", "ModelService", "PredictionService"})
 
 
@@ -48,7 +50,7 @@ class GrpcSurface:
 
     Args:
         handlers: what computes the answers.
-        metrics: told of every inference request.
+        metrics: told of every Predict, Classify and Regress, as in the official server.
         as_content: send numeric outputs as `tensor_content` instead of typed fields.
         health: offer grpc.health.v1.Health/Check; like the official server's it says SERVING from
             the start, whatever the models do.
@@ -103,18 +105,18 @@ class GrpcSurface:
             _log.exception("%s failed", path)
             answer = Answer(Code.INTERNAL, f"{type(error).__name__}: {error}")
         if name in _COUNTED:
-            model = _spec_of(message).name
+            model = message.model_spec.name
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
     def _predict(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
         model = _model(request.model_spec)
         result = self._handlers.predict(
             model,
             request.model_spec.signature_name,
             predict_inputs(request),
             request.output_filter,
+            timeout_s=timeout_s,
         )
         response = protos.PredictResponse()
         response.model_spec.name = model.name
@@ -148,44 +150,45 @@ class GrpcSurface:
         return response
 
     def _classify(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
-        model = _model(request.model_spec, unnamed=_UNNAMED)
-        found = self._handlers.classify(
-            model, request.model_spec.signature_name, examples.from_input(request.input)
+        return self._infer(
+            request, timeout_s, self._handlers.classify, protos.ClassificationResponse()
         )
-        response = protos.ClassificationResponse()
-        _fill_spec(response.model_spec, model, found)
-        _fill_classes(response.result, found)
-        return response
 
     def _regress(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
+        return self._infer(request, timeout_s, self._handlers.regress, protos.RegressionResponse())
+
+    def _infer(
+        self,
+        request: Any,
+        timeout_s: float | None,
+        handler: Callable[..., Classified | Regressed],
+        response: Any,
+    ) -> Any:
         model = _model(request.model_spec, unnamed=_UNNAMED)
-        found = self._handlers.regress(
-            model, request.model_spec.signature_name, examples.from_input(request.input)
-        )
-        response = protos.RegressionResponse()
+        rows = examples.from_input(request.input)
+        found = handler(model, request.model_spec.signature_name, rows, timeout_s=timeout_s)
         _fill_spec(response.model_spec, model, found)
-        _fill_values(response.result, found)
+        _fill_result(response.result, found)
         return response
 
     def _multi_inference(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
         specs = [task.model_spec for task in request.tasks] or [protos.ModelSpec()]
         models = [_model(spec, unnamed=_UNNAMED) for spec in specs]
         tasks = [
             InferenceTask(model, task.model_spec.signature_name, task.method_name)
             for model, task in zip(models, request.tasks, strict=True)
         ]
-        results = self._handlers.multi_inference(tasks, lambda: examples.from_input(request.input))
+        results = self._handlers.multi_inference(
+            tasks, lambda: examples.from_input(request.input), timeout_s=timeout_s
+        )
         response = protos.MultiInferenceResponse()
         for model, found in zip(models, results, strict=True):
             result = response.results.add()
             _fill_spec(result.model_spec, model, found)
-            if isinstance(found, Classified):
-                _fill_classes(result.classification_result, found)
-            else:
-                _fill_values(result.regression_result, found)
+            classified = isinstance(found, Classified)
+            _fill_result(
+                result.classification_result if classified else result.regression_result, found
+            )
         return response
 
     def _reload(self, request: Any, timeout_s: float | None) -> Any:
@@ -201,22 +204,20 @@ def predict_inputs(request: Any) -> dict[str, NDArray[Any]]:
     """Return the inputs of a PredictRequest.
 
     Raises:
-        ServingError: a tensor contradicts itself.
+        ServingError: a tensor contradicts itself, or all together claim far more than was sent.
     """
-    inputs = {}
+    inputs: dict[str, NDArray[Any]] = {}
+    spare_bytes = MAX_FILLED_BYTES
     for alias, tensor in request.inputs.items():
         try:
             inputs[alias] = from_proto(tensor)
         except ValueError as error:  # a TensorError, or more dimensions than numpy knows
             raise invalid(f"tensor parsing error: {alias}") from error
+        spare_bytes -= inputs[alias].nbytes
+        # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
+        if spare_bytes < 0 and spare_bytes + 8 * request.ByteSize() < 0:
+            raise invalid(f"tensor parsing error: {alias}")
     return inputs
-
-
-def _spec_of(request: Any) -> Any:
-    """Return the ModelSpec of a request; of its first task if it has several."""
-    if hasattr(request, "tasks"):
-        return request.tasks[0].model_spec if request.tasks else protos.ModelSpec()
-    return request.model_spec
 
 
 def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> None:
@@ -225,16 +226,15 @@ def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> Non
     spec.signature_name = found.signature
 
 
-def _fill_classes(result: Any, found: Classified) -> None:
+def _fill_result(result: Any, found: Classified | Regressed) -> None:
+    if isinstance(found, Regressed):
+        for value in found.values:
+            result.regressions.add(value=value)
+        return
     for classes in found.classes:
         classifications = result.classifications.add()
         for label, score in classes:
             classifications.classes.add(label=label.decode("utf-8", "replace"), score=score)
-
-
-def _fill_values(result: Any, found: Regressed) -> None:
-    for value in found.values:
-        result.regressions.add(value=value)
 
 
 def _health(request: bytes) -> Answer:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from threading import TIMEOUT_MAX
 from typing import Any
+from urllib.parse import quote, unquote
 
 import grpc
 
@@ -12,12 +13,16 @@ from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import ServingError, invalid
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
+    # As the official server: what protobuf can hold (tensorflow_serving/model_servers/server.cc).
+    ("grpc.max_receive_message_length", (1 << 31) - 1),
     ("grpc.max_send_message_length", -1),
     # Two servers on one port would share its connections without a word.
     ("grpc.so_reuseport", 0),
 ]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# Details travel percent-encoded in a header; with a longer one clients refuse the whole answer.
+_MOST_DETAILS_BYTES = 7000
+_UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 # (method path, request bytes, seconds the client will wait or None) -> Answer
 Surface = Callable[[str, bytes, float | None], Answer]
@@ -103,13 +108,21 @@ class _Routes(grpc.GenericRpcHandler):  # type: ignore[misc]
         path = handler_call_details.method
 
         def call(request: bytes, context: Any) -> bytes:
+            if not context.is_active():  # the client did not wait for its turn
+                return b""
             answer = self._answer(path, request, _timeout_s(context))
             if answer.code:
                 context.set_code(_CODES[answer.code])
-                context.set_details(answer.details)
+                context.set_details(_fitting(answer.details))
             return answer.body
 
         return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _fitting(details: str) -> str:
+    """Cut a text to what a header can carry."""
+    sent = quote(details, safe=_UNQUOTED, errors="replace")[:_MOST_DETAILS_BYTES]
+    return unquote(sent, errors="ignore")
 
 
 def _timeout_s(context: Any) -> float | None:

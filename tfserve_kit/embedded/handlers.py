@@ -4,6 +4,7 @@ Source: tensorflow_serving/servables/tensorflow/predict_util.cc, get_model_metad
 tensorflow_serving/model_servers/get_model_status_impl.cc, whose checks and texts these are.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit.embedded import calls, inference
 from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
+from tfserve_kit.embedded.metrics import RUNTIME_LATENCY, Metrics, micros_since
 from tfserve_kit.embedded.model_config import check_models
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
@@ -75,11 +77,15 @@ class Handlers:
 
     Args:
         manager: lends the models.
+        metrics: told of every run of a model that succeeded.
         check_method_name: whether classify and regress insist on a signature's method name.
     """
 
-    def __init__(self, manager: Manager, *, check_method_name: bool = False) -> None:
+    def __init__(
+        self, manager: Manager, metrics: Metrics, *, check_method_name: bool = False
+    ) -> None:
         self._manager = manager
+        self._metrics = metrics
         self._check_method_name = check_method_name
 
     def predict(
@@ -88,6 +94,8 @@ class Handlers:
         signature: str,
         inputs: calls.Arrays,
         output_filter: Sequence[str] = (),
+        *,
+        timeout_s: float | None = None,
     ) -> Predicted:
         """Run a signature.
 
@@ -96,13 +104,15 @@ class Handlers:
             signature: its name; empty for `serving_default`.
             inputs: value per input alias.
             output_filter: aliases of the outputs to compute; all if empty.
+            timeout_s: how long the client waits, in seconds; None if it does not say.
 
         Raises:
             ServingError: no such servable or signature, inputs that do not fit, or an error of
                 the graph.
         """
         with self._lease(model) as lease:
-            name, outputs = calls.predict(lease.servable, signature, inputs, output_filter)
+            signatures, run = lease.servable.signatures, self._run(lease, "Predict", timeout_s)
+            name, outputs = calls.predict(signatures, run, signature, inputs, output_filter)
             return Predicted(lease.version, name, outputs)
 
     def metadata(self, model: ModelRef) -> Metadata:
@@ -130,33 +140,60 @@ class Handlers:
             raise ServingError(Code.NOT_FOUND, f"Could not find {what} of model {model.name}")
         return found
 
-    def classify(self, model: ModelRef, signature: str, examples: NDArray[Any]) -> Classified:
+    def classify(
+        self,
+        model: ModelRef,
+        signature: str,
+        examples: NDArray[Any],
+        *,
+        timeout_s: float | None = None,
+    ) -> Classified:
         """Run a classification signature.
 
         Args:
             model: which model.
             signature: its name; empty for `serving_default`.
             examples: object [examples] of serialized tf.Example.
+            timeout_s: how long the client waits, in seconds; None if it does not say.
 
         Raises:
             ServingError: no such servable or signature, or it is of another kind.
         """
         with self._lease(model) as lease:
             name, classes = calls.classify(
-                lease.servable, signature, examples, check_method=self._check_method_name
+                lease.servable.signatures,
+                self._run(lease, "Classify", timeout_s),
+                signature,
+                examples,
+                check_method=self._check_method_name,
             )
             return Classified(lease.version, name, classes)
 
-    def regress(self, model: ModelRef, signature: str, examples: NDArray[Any]) -> Regressed:
+    def regress(
+        self,
+        model: ModelRef,
+        signature: str,
+        examples: NDArray[Any],
+        *,
+        timeout_s: float | None = None,
+    ) -> Regressed:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
             name, values = calls.regress(
-                lease.servable, signature, examples, check_method=self._check_method_name
+                lease.servable.signatures,
+                self._run(lease, "Regress", timeout_s),
+                signature,
+                examples,
+                check_method=self._check_method_name,
             )
             return Regressed(lease.version, name, values)
 
     def multi_inference(
-        self, tasks: Sequence[InferenceTask], examples: Callable[[], NDArray[Any]]
+        self,
+        tasks: Sequence[InferenceTask],
+        examples: Callable[[], NDArray[Any]],
+        *,
+        timeout_s: float | None = None,
     ) -> list[Classified | Regressed]:
         """Run several classify and regress tasks of one model on the same examples.
 
@@ -164,6 +201,7 @@ class Handlers:
             tasks: what to run.
             examples: returns object [examples] of serialized tf.Example, or raises; asked after
                 the tasks were looked at.
+            timeout_s: how long the client waits, in seconds; None if it does not say.
 
         Raises:
             ServingError: the tasks name different models or an unknown method, or one fails.
@@ -181,7 +219,8 @@ class Handlers:
             if task.method_name not in run:
                 text = f"Unsupported signature method_name: {task.method_name}"
                 raise ServingError(Code.UNIMPLEMENTED, text)
-            results.append(run[task.method_name](task.model, task.signature, examples()))
+            answer = run[task.method_name]
+            results.append(answer(task.model, task.signature, examples(), timeout_s=timeout_s))
         return results
 
     def reload(self, configs: Sequence[Any], *, timeout_s: float | None = None) -> None:
@@ -192,6 +231,18 @@ class Handlers:
         """
         check_models(configs)
         self._manager.reload(configs, timeout_s=timeout_s)
+
+    def _run(self, lease: Lease, api: str, timeout_s: float | None) -> calls.Run:
+        """Return what runs a version's tensors and tells the metrics."""
+
+        def run(feeds: calls.Arrays, fetches: Sequence[str]) -> Sequence[NDArray[Any]]:
+            started_ns = time.perf_counter_ns()
+            values = lease.servable.run(feeds, fetches, timeout_s=timeout_s)
+            labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
+            self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
+            return values
+
+        return run
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)

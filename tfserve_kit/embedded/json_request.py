@@ -7,7 +7,8 @@ so that parse errors and echoed values are the same.
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import rapidjson
 from numpy.typing import NDArray
 
+from tfserve_kit.embedded import json_bulk
+from tfserve_kit.embedded.json_number import double_text
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
@@ -62,22 +65,28 @@ class PredictBody:
     """
 
     def __init__(self, body: bytes, info: InputInfo) -> None:
+        bulk = json_bulk.read(body, info) if len(body) >= json_bulk.LEAST_BYTES else None
+        if bulk is not None:
+            self.signature, self.row_format, self.inputs = bulk
+            return
         document = parse_object(body)
         self.signature = signature_name(document)
-        inputs = info(self.signature)
-        if not inputs:
-            raise invalid(f"Failed to get input map for signature: {self.signature}")
         self.row_format = "instances" in document
-        if self.row_format and "inputs" in document:
-            raise invalid(
-                "Not formatted correctly, expecting only one of 'inputs'/'instances' keys"
-            )
-        if self.row_format:
-            self.inputs = _rows(document, inputs)
-        elif "inputs" in document:
-            self.inputs = _columns(document["inputs"], inputs)
-        else:
-            raise invalid("Missing 'inputs' or 'instances' key")
+        self.inputs = _inputs(document, info(self.signature), self.signature)
+
+
+def _inputs(
+    document: Mapping[str, Any], inputs: Mapping[str, Any], signature: str
+) -> Mapping[str, NDArray[Any]]:
+    if not inputs:
+        raise invalid(f"Failed to get input map for signature: {signature}")
+    if "instances" in document and "inputs" in document:
+        raise invalid("Not formatted correctly, expecting only one of 'inputs'/'instances' keys")
+    if "instances" in document:
+        return _rows(document, inputs)
+    if "inputs" in document:
+        return _columns(document["inputs"], inputs)
+    raise invalid("Missing 'inputs' or 'instances' key")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -114,8 +123,9 @@ def _parse_bytes(body: bytes) -> Any:
     text = body.decode("utf-8", "surrogateescape")
     try:
         return json.loads(text, object_pairs_hook=_first_wins)
-    except json.JSONDecodeError as error:
-        raise invalid(f"JSON Parse error: Invalid value. at offset: {error.pos}") from error
+    except ValueError as error:  # a JSONDecodeError, or digits by the thousand
+        where = getattr(error, "pos", 0)
+        raise invalid(f"JSON Parse error: Invalid value. at offset: {where}") from error
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
@@ -199,7 +209,7 @@ def _stack(rows: list[Any], dtype: DType, key: str) -> NDArray[Any]:
     values: list[Any] = []
     for index, row in enumerate(rows):
         try:
-            shape = _shape(row)
+            shape = _shape(row)[: MAX_RANK + 1]  # each leaf costs a step per level
             flat = list(_walk(row, shape, 0, dtype))
             if index == 0:
                 first, size = shape, len(flat)
@@ -360,15 +370,31 @@ def echo(value: Any) -> str:
     """Print a JSON value as error texts quote it: a string whole, else at most 256 bytes."""
     try:
         text: str = rapidjson.dumps(
-            value,
+            _printable(value, iter(range(_MAX_ECHO_BYTES))),
             indent=4,
             write_mode=rapidjson.WM_SINGLE_LINE_ARRAY,
             ensure_ascii=False,
             number_mode=rapidjson.NM_NATIVE,
-            allow_nan=False,
         )
     except (ValueError, OverflowError):
         return ""  # NaN and infinity cannot be printed
     if isinstance(value, str):
         return text
     return text.encode()[:_MAX_ECHO_BYTES].decode("utf-8", "surrogateescape")
+
+
+def _printable(value: Any, room: Iterator[int]) -> Any:
+    """Return a JSON value with its doubles as they are to be printed; refuses NaN and infinity.
+
+    What comes after `room` items is left out: each prints at least a byte, and the text is cut.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(value)
+        return rapidjson.RawJSON(double_text(value))
+    if isinstance(value, list):
+        return [_printable(item, room) for item, _ in zip(value, room, strict=False)]
+    if isinstance(value, dict):
+        members = zip(value.items(), room, strict=False)
+        return {key: _printable(item, room) for (key, item), _ in members}
+    return value

@@ -4,14 +4,14 @@ Source: tensorflow_serving/core/aspired_versions_manager.cc and basic_manager.cc
 purpose: a failed load waits for its next try without holding up the loads of other models.
 """
 
-import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded import labels, source
@@ -51,13 +51,22 @@ class VersionStatus:
     error: ServingError | None
 
 
-@dataclass(frozen=True, slots=True)
 class Lease:
-    """A version on loan to a request; it is not unloaded before the request is done."""
+    """A version on loan to a request during a `with` block; it is not unloaded before that ends."""
 
-    model: str
-    version: int
-    servable: Servable
+    __slots__ = ("_give_back", "model", "servable", "version")
+
+    def __init__(
+        self, model: str, version: int, servable: Servable, give_back: Callable[[], object]
+    ) -> None:
+        self.model, self.version, self.servable = model, version, servable
+        self._give_back = give_back
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._give_back()
 
 
 class Manager:
@@ -115,10 +124,7 @@ class Manager:
 
     # Requests
 
-    @contextlib.contextmanager
-    def lease(
-        self, model: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Lease]:
+    def lease(self, model: str, version: int | None = None, label: str | None = None) -> Lease:
         """Lend a version for the duration of a `with` block.
 
         Args:
@@ -132,13 +138,13 @@ class Manager:
         if label is not None:
             version = labels.resolve(self._labels, model, label)
         entry = self._take(model, version)
-        try:
-            assert entry.servable is not None  # noqa: S101 (available versions have one)
-            yield Lease(model, entry.number, entry.servable)
-        finally:
-            with self._changed:
-                entry.leases -= 1
-                self._unload_if_idle(entry)
+        assert entry.servable is not None  # noqa: S101 (available versions have one)
+        return Lease(model, entry.number, entry.servable, partial(self._give_back, entry))
+
+    def _give_back(self, entry: _Entry) -> None:
+        with self._changed:
+            entry.leases -= 1
+            self._unload_if_idle(entry)
 
     def _take(self, model: str, version: int | None) -> _Entry:
         with self._changed:

@@ -14,6 +14,11 @@ from dataclasses import dataclass
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 
 
+# Whoever asks for models that do not exist makes up labels.
+_MOST_LABEL_SETS = 10_000
+_LONGEST_NAME = 1024
+
+
 def exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
     """Return the upper bounds of `count` buckets, each `growth` times the one before."""
     return tuple(itertools.accumulate([scale] + [growth] * (count - 1), lambda a, b: a * b))
@@ -44,19 +49,37 @@ WARMUP_LATENCY = Metric(
 )
 WARMUP_RECORDS = Metric(":tensorflow:serving:model_warmup_records_read", ("model_path",))
 QUEUING_LATENCY = Metric(
-    ":tensorflow:serving:batching_session:queuing_latency", (), exponential(100, 1.2, 52)
+    ":tensorflow:serving:batching_session:queuing_latency",
+    ("thread_pool_name",),
+    exponential(100, 1.2, 52),
 )
-INPUT_BATCH_SIZE = Metric(
-    ":tensorflow:serving:batching_session:input_batch_size", (), exponential(1, 2, 20)
-)
+_ROWS = exponential(1, 2, 14)
+INPUT_BATCH_SIZE = Metric(":tensorflow:serving:batching_session:input_batch_size", (), _ROWS)
 PROCESSED_BATCH_SIZE = Metric(
-    ":tensorflow:serving:batching_session:processed_batch_size", (), exponential(1, 2, 20)
+    ":tensorflow:serving:batching_session:processed_batch_size", (), _ROWS
 )
 PADDING_SIZE = Metric(
-    ":tensorflow:serving:batching_session:padding_size", ("execution_batch_size",),
-    exponential(1, 2, 20),
-)  # fmt: skip
+    ":tensorflow:serving:batching_session:padding_size", ("execution_batch_size",), _ROWS
+)
 WRAPPED_RUN_COUNT = Metric(":tensorflow:serving:batching_session:wrapped_run_count", ())
+
+# The official server makes the sizes of batches known with the first batch only.
+_KNOWN_FROM_THE_START = (
+    LOAD_ATTEMPTS,
+    LOAD_LATENCY,
+    QUEUING_LATENCY,
+    WRAPPED_RUN_COUNT,
+    WARMUP_LATENCY,
+    WARMUP_RECORDS,
+    REQUEST_COUNT,
+    REQUEST_LATENCY,
+    RUNTIME_LATENCY,
+)
+
+
+def micros_since(started_ns: int) -> float:
+    """Return how many microseconds ago `time.perf_counter_ns()` was `started_ns`."""
+    return (time.perf_counter_ns() - started_ns) / 1000
 
 
 @dataclass(slots=True)
@@ -72,13 +95,19 @@ class Metrics:
         self._lock = threading.Lock()
         self._counters: dict[Metric, dict[tuple[str, ...], float]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], _Histogram]] = {}
+        for metric in _KNOWN_FROM_THE_START:
+            if metric.buckets:
+                self._histograms[metric] = {}
+            else:
+                self._counters[metric] = {}
 
     def add(self, metric: Metric, labels: Sequence[str] = (), amount: float = 1) -> None:
         """Raise a counter."""
         key = tuple(labels)
         with self._lock:
             values = self._counters.setdefault(metric, {})
-            values[key] = values.get(key, 0) + amount
+            if key in values or len(values) < _MOST_LABEL_SETS:
+                values[key] = values.get(key, 0) + amount
 
     def observe(self, metric: Metric, value: float, labels: Sequence[str] = ()) -> None:
         """Put a value into a histogram; a value on a bound counts above it."""
@@ -103,10 +132,9 @@ class Metrics:
             status: name of its canonical code.
             started_ns: `time.perf_counter_ns()` when it arrived.
         """
-        self.add(REQUEST_COUNT, (model, status))
+        self.add(REQUEST_COUNT, (model[:_LONGEST_NAME], status))
         if status == "OK":
-            elapsed_us = (time.perf_counter_ns() - started_ns) / 1000
-            self.observe(REQUEST_LATENCY, elapsed_us, (model, api, entrypoint))
+            self.observe(REQUEST_LATENCY, micros_since(started_ns), (model, api, entrypoint))
 
     def page(self) -> str:
         """Return the Prometheus text format, metrics and labels in order."""

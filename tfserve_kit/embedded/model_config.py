@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.status import CheckFailed, Code, ServingError, invalid
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def read_models(file: str) -> tuple[Any, ...]:
     """
     message = read_text_proto("ModelServerConfig", file)
     if message.WhichOneof("config") == "custom_model_config":
-        raise invalid("ModelServer does not yet support custom model config.")
+        raise CheckFailed("ModelServer does not yet support custom model config.")
     configs = tuple(message.model_config_list.config)
     check_models(configs)
     return configs

@@ -1,11 +1,14 @@
 """What happens to a version between being loaded and being served: batching and warm-up."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tfserve_kit.embedded import calls, examples, inference, warmup
-from tfserve_kit.embedded.batching import BatchingServable, BatchScheduler, batch_options
+from tfserve_kit.embedded.batching import BatchScheduler, batch_options
+from tfserve_kit.embedded.batching_servable import BatchingServable
 from tfserve_kit.embedded.grpc_surface import predict_inputs
 from tfserve_kit.embedded.metrics import (
     LOAD_ATTEMPTS,
@@ -13,11 +16,12 @@ from tfserve_kit.embedded.metrics import (
     WARMUP_LATENCY,
     WARMUP_RECORDS,
     Metrics,
+    micros_since,
 )
 from tfserve_kit.embedded.model_config import read_text_proto
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.settings import Batching
-from tfserve_kit.embedded.status import ServingError
+from tfserve_kit.embedded.status import Code, ServingError
 
 _PER_MODEL_FILE = "batching_params.pbtxt"
 
@@ -65,58 +69,67 @@ class PreparingLoader:
         return servable
 
     def _load(self, version_dir: Path) -> Servable:
-        path, start_ns = str(version_dir), time.perf_counter_ns()
+        path, started_ns = str(version_dir), time.perf_counter_ns()
         try:
             servable = self._loader(version_dir)
         except ServingError:
             self._metrics.add(LOAD_ATTEMPTS, (path, "fail"))
             raise
         self._metrics.add(LOAD_ATTEMPTS, (path, "success"))
-        self._metrics.add(LOAD_LATENCY, (path,), (time.perf_counter_ns() - start_ns) // 1000)
+        self._metrics.add(LOAD_LATENCY, (path,), int(micros_since(started_ns)))
         return servable
 
     def _batched(self, version_dir: Path, servable: Servable) -> Servable:
+        """Put batching around a servable; with options per model, only where it brings some.
+
+        Source: tensorflow_serving/servables/tensorflow/bundle_factory_util.cc.
+        """
         if self._batching is None or self._scheduler is None:
             return servable
-        options, own = self._batching.options, version_dir / _PER_MODEL_FILE
-        if self._batching.per_model and own.is_file():
+        options = self._batching.options
+        if self._batching.per_model:
+            own = version_dir / _PER_MODEL_FILE
+            if not own.is_file():
+                return servable
             options = batch_options(read_text_proto("BatchingParameters", str(own)))
-        return BatchingServable(servable, self._scheduler, options)
+        return BatchingServable(servable, self._scheduler, options, self._metrics)
 
     def _warm_up(self, version_dir: Path, servable: Servable) -> None:
-        path, start_ns, status = str(version_dir), time.perf_counter_ns(), "OK"
+        path, file = str(version_dir), version_dir / warmup.WARMUP_FILE
+        if not self._warmup_passes or not file.is_file():
+            return
+        started_ns, status = time.perf_counter_ns(), "OK"
         try:
-            sent = warmup.replay(
-                version_dir,
-                lambda method, message: _send(servable, method, message),
-                passes=self._warmup_passes,
-            )
+            count = warmup.replay(file, partial(_send, servable), passes=self._warmup_passes)
+            self._metrics.add(WARMUP_RECORDS, (path,), count)
         except ServingError as error:
-            status, sent = error.code.name, 1
+            status = error.code.name
             raise
         finally:
-            if sent:
-                elapsed_us = (time.perf_counter_ns() - start_ns) / 1000
-                self._metrics.observe(WARMUP_LATENCY, elapsed_us, (path, status))
-                self._metrics.add(WARMUP_RECORDS, (path,), sent)
+            self._metrics.observe(WARMUP_LATENCY, micros_since(started_ns), (path, status))
 
 
 def _send(servable: Servable, method: str, request: Any) -> None:
     """Run a stored request; the model it names does not matter."""
+    signatures, run = servable.signatures, servable.run
     if method == "Predict":
-        calls.predict(
-            servable,
-            request.model_spec.signature_name,
-            predict_inputs(request),
-            request.output_filter,
-        )
+        name, inputs = request.model_spec.signature_name, predict_inputs(request)
+        calls.predict(signatures, run, name, inputs, request.output_filter)
         return
+    if method == "MultiInference":
+        tasks = [(task.method_name, task.model_spec) for task in request.tasks]
+    else:
+        tasks = [(_KINDS[method], request.model_spec)]
     rows = examples.from_input(request.input)
-    tasks = request.tasks if method == "MultiInference" else [request]
-    for task in tasks:
-        kind = task.method_name if method == "MultiInference" else _KINDS[method]
-        run = calls.classify if kind == inference.CLASSIFY else calls.regress
-        run(servable, task.model_spec.signature_name, rows, check_method=False)
+    for kind, spec in tasks:
+        if kind not in _CALLS:
+            text = f"Unsupported signature method_name: {kind}"
+            raise ServingError(Code.UNIMPLEMENTED, text)
+        _CALLS[kind](signatures, run, spec.signature_name, rows, check_method=False)
 
 
 _KINDS = {"Classify": inference.CLASSIFY, "Regress": inference.REGRESS}
+_CALLS: dict[str, Callable[..., Any]] = {
+    inference.CLASSIFY: calls.classify,
+    inference.REGRESS: calls.regress,
+}

@@ -47,14 +47,21 @@ _PREFIX = re.compile(r"/v1/models", re.IGNORECASE)
 _MODEL = r"/(?i:v1/models)/([^/:]+)(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
 _CALL = re.compile(_MODEL + r":(classify|regress|predict)")
 _STATUS = re.compile(_MODEL + r"(/(?i:metadata))?")
+_ROUTES = {"POST": _CALL, "GET": _STATUS}
 
-_COUNTED = re.compile(_MODEL + r"(?::(classify|regress|predict)|/.*)?$")
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, GET",
     "Access-Control-Allow-Headers": "Content-Type",
 }
-_PAGES = {400: "Bad Request", 404: "Not Found"}
+_PAGES = {
+    400: "Bad Request",
+    404: "Not Found",
+    408: "Request Timeout",
+    413: "Request Entity Too Large",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class RestSurface:
     Args:
         handlers: what computes the answers.
         metrics: told of every request for a model.
+        timeout_s: how long a client waits, in seconds; None for ever.
         cors: let pages of any origin read the answers.
         metrics_path: URL path of the Prometheus page, None for none.
     """
@@ -98,11 +106,13 @@ class RestSurface:
         handlers: Handlers,
         metrics: Metrics,
         *,
+        timeout_s: float | None = None,
         cors: bool = False,
         metrics_path: str | None = None,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
+        self._timeout_s = timeout_s
         self._cors = cors
         self._metrics_path = metrics_path
 
@@ -118,7 +128,9 @@ class RestSurface:
         if re.search(r"%(?![0-9A-Fa-f]{2})", target):
             return page(400)
         if target == self._metrics_path:
-            return Reply(200, self._metrics.page().encode(), {"Content-Type": "text/plain"})
+            return Reply(
+                200, self._metrics.page().encode("utf-8", "replace"), {"Content-Type": "text/plain"}
+            )
         if not _PREFIX.match(target):
             return page(404)
         if method == "OPTIONS":
@@ -129,8 +141,9 @@ class RestSurface:
 
     def _checked(self, method: str, target: str, body: bytes) -> Reply:
         started_ns, code = time.perf_counter_ns(), Code.OK
+        found = _ROUTES[method].fullmatch(target) if method in _ROUTES else None
         try:
-            return self._route(method, target, body)
+            return self._route(method, target, found, body)
         except ServingError as error:
             code = error.code
             return _failure(error)
@@ -139,21 +152,19 @@ class RestSurface:
             code = Code.INTERNAL
             return _failure(ServingError(code, f"{type(error).__name__}: {error}"))
         finally:
-            if found := _COUNTED.match(target):
-                name, verb = _decoded(found[1]), found[4] or ""
-                self._metrics.count_request(name, verb, "REST", code.name, started_ns)
+            name = _decoded(found[1]) if found else ""
+            verb = found[4] if found and method == "POST" else ""
+            self._metrics.count_request(name, verb, "REST", code.name, started_ns)
 
-    def _route(self, method: str, target: str, body: bytes) -> Reply:
+    def _route(self, method: str, target: str, found: re.Match[str] | None, body: bytes) -> Reply:
         if method == "GET" and target.lower() == "/v1/models":
             raise invalid("Missing model name in request.")
-        call = _CALL.fullmatch(target) if method == "POST" else None
-        if call:
-            return self._call(call[4], _model(*call.groups()[:3]), body)
-        status = _STATUS.fullmatch(target) if method == "GET" else None
-        if status:
-            model = _model(*status.groups()[:3])
-            return self._metadata(model) if status[4] == "/metadata" else self._status(model)
-        raise invalid(f"Malformed request: {method} {target}")
+        if not found:
+            raise invalid(f"Malformed request: {method} {target}")
+        model = _model(*found.groups()[:3])
+        if method == "POST":
+            return self._call(found[4], model, body)
+        return self._metadata(model) if found[4] == "/metadata" else self._status(model)
 
     def _call(self, verb: str, model: ModelRef, body: bytes) -> Reply:
         if verb == "predict":
@@ -162,15 +173,17 @@ class RestSurface:
         signature = json_request.signature_name(document)
         rows = examples.from_json(document)
         if verb == "classify":
-            classes = self._handlers.classify(model, signature, rows).classes
-            return Reply(200, json_answer.classifications(classes))
-        values = self._handlers.regress(model, signature, rows).values
-        return Reply(200, json_answer.regressions(values))
+            classified = self._handlers.classify(model, signature, rows, timeout_s=self._timeout_s)
+            return Reply(200, json_answer.classifications(classified.classes))
+        regressed = self._handlers.regress(model, signature, rows, timeout_s=self._timeout_s)
+        return Reply(200, json_answer.regressions(regressed.values))
 
     def _predict(self, model: ModelRef, body: bytes) -> Reply:
         signatures = self._handlers.metadata(model).signatures
         request = json_request.PredictBody(body, lambda name: _inputs(signatures, name))
-        result = self._handlers.predict(model, request.signature, request.inputs)
+        result = self._handlers.predict(
+            model, request.signature, request.inputs, timeout_s=self._timeout_s
+        )
         return Reply(200, json_answer.predictions(result.outputs, row_format=request.row_format))
 
     def _status(self, model: ModelRef) -> Reply:

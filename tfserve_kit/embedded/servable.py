@@ -15,19 +15,25 @@ class Servable(Protocol):
         """SignatureDef messages by name."""
 
     def run(
-        self, feeds: Mapping[str, NDArray[Any]], fetches: Sequence[str]
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        fetches: Sequence[str],
+        *,
+        timeout_s: float | None = None,
     ) -> Sequence[NDArray[Any]]:
         """Compute tensors of the graph.
 
         Args:
             feeds: value per tensor name, such as `x:0`.
             fetches: names of the tensors to compute.
+            timeout_s: how long somebody waits for them, in seconds; None for ever. What has not
+                begun by then need not begin.
 
         Returns:
             Their values, in the order of `fetches`.
 
         Raises:
-            ServingError: the graph refused, with tensorflow's code and text.
+            ServingError: the graph refused, with tensorflow's code and text; or it never ran.
         """
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
 """The embedded engine put together; the only module that knows all of its parts."""
 
 import logging
+import os
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -18,16 +20,19 @@ from tfserve_kit.embedded.model_config import read_models
 from tfserve_kit.embedded.prepare import PreparingLoader
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
-from tfserve_kit.embedded.settings import Settings, prometheus_path
+from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path
 from tfserve_kit.embedded.status import ServingError
+from tfserve_kit.embedded.tflite import TfLiteLoader
+from tfserve_kit.flags import FlagValue
 
 _log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
-    """A model server in this process, as a context manager.
+    """A model server in this process, as a context manager: see `of` for tests and notebooks.
 
-    As with the official server the ports open once every model has an available version.
+    As with the official server the ports open once every model has an available version. Several
+    may run in one process; each is started once.
 
     Args:
         settings: what to serve and where.
@@ -45,18 +50,37 @@ class EmbeddedServer:
         self._scheduler = (
             BatchScheduler(batching.threads, batching.thread_pool_name) if batching else None
         )
+        loader = loader or SavedModelLoader(settings.session)
+        if settings.tflite_interpreters:
+            loader = TfLiteLoader(loader, settings.tflite_interpreters)
         prepared = PreparingLoader(
-            loader or SavedModelLoader(settings.session),
+            loader,
             self._metrics,
             batching=batching,
             scheduler=self._scheduler,
             warmup_passes=settings.warmup_passes,
         )
         self._manager = Manager(settings, prepared)
-        self._handlers = Handlers(self._manager, check_method_name=settings.check_method_name)
+        self._handlers = Handlers(
+            self._manager, self._metrics, check_method_name=settings.check_method_name
+        )
         self._stopping = threading.Event()
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
+
+    @classmethod
+    def of(cls, models: Mapping[str, str | os.PathLike[str]], **flags: FlagValue) -> Self:
+        """Return a server for this machine alone, on free ports unless they are given.
+
+        Args:
+            models: base path (a folder of version folders) by model name.
+            flags: flags of tensorflow_model_server, such as `enable_batching=True`.
+
+        Raises:
+            TypeError: there is no such flag.
+            ServingError: values that contradict, or a file that cannot be used.
+        """
+        return cls(in_process(models, **flags))
 
     def __enter__(self) -> Self:
         try:
@@ -76,13 +100,23 @@ class EmbeddedServer:
 
     @property
     def grpc_port(self) -> int:
-        """The TCP port that answers gRPC; 0 before it is open."""
+        """The TCP port that answers gRPC; 0 where none is open."""
         return self._grpc.port if self._grpc else 0
 
     @property
-    def rest_port(self) -> int | None:
-        """The TCP port that answers REST, None where there is none."""
-        return self._http.port if self._http else None
+    def rest_port(self) -> int:
+        """The TCP port that answers REST; 0 where none is open."""
+        return self._http.port if self._http else 0
+
+    @property
+    def grpc_url(self) -> str:
+        """What a client on this machine connects to, such as `grpc://127.0.0.1:8500`."""
+        return f"grpc://127.0.0.1:{self.grpc_port}"
+
+    @property
+    def rest_url(self) -> str:
+        """The same for REST, such as `http://127.0.0.1:8501`."""
+        return f"http://127.0.0.1:{self.rest_port}"
 
     def start(self) -> None:
         """Load the models, then open the ports.
@@ -128,7 +162,7 @@ class EmbeddedServer:
         )
         self._grpc = GrpcTransport(
             surface.answer,
-            f"{settings.bind_address}:{settings.grpc_port}" if settings.grpc_port else "",
+            "" if settings.grpc_port is None else f"{settings.bind_address}:{settings.grpc_port}",
             settings.grpc_threads,
             socket_path=settings.grpc_socket_path,
             tls=settings.tls,
@@ -144,6 +178,7 @@ class EmbeddedServer:
         surface = RestSurface(
             self._handlers,
             self._metrics,
+            timeout_s=settings.rest_timeout_s,
             cors=settings.cors,
             metrics_path=prometheus_path(settings.monitoring_config_file),
         )

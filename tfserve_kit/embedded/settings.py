@@ -6,40 +6,42 @@ Source: tensorflow_serving/model_servers/main.cc and server.cc (checks and error
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.batching import BatchOptions, batch_options
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH
 from tfserve_kit.embedded.model_config import check_models, read_models, read_text_proto
-from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.status import CheckFailed, Code, ServingError, invalid
+from tfserve_kit.errors import did_you_mean
 from tfserve_kit.flags import FLAGS, FlagValue
 
 _log = logging.getLogger(__name__)
 
-# Flags that nothing here could honour; each is refused when it is given.
-REFUSED = frozenset(
-    {
-        "use_alts_credentials",
-        "thread_pool_factory_config_file",
-        "prefer_tflite_model",
-    }
-)
-# Flags that change nothing here, because either value describes how this engine works anyway.
-MOOT = frozenset(
-    {
-        "enable_profiler",
-        "flush_filesystem_caches",
-        "num_tflite_interpreters_per_pool",
-        "num_tflite_pools",
-        "num_unload_threads",
-        "remove_unused_fields_from_bundle_metagraph",
-        "skip_initialize_tpu",
-        "xla_cpu_compilation_enabled",
-        "xla_gpu_compilation_enabled",
-    }
-)
+# Flags that nothing here could honour; each is refused when it is given. Value: why.
+REFUSED = {
+    "use_alts_credentials": "ALTS needs Google's own network",
+    "thread_pool_factory_config_file": "its factories are C++ classes linked into the server",
+}
+# Flags that change nothing here, because either value describes how this engine works. Value: why.
+MOOT = {
+    "enable_profiler": "there is no profiler service",
+    "flush_filesystem_caches": "files are read once and stay in the system's cache",
+    "num_unload_threads": "unloads always run in the background, one after the other",
+    "remove_unused_fields_from_bundle_metagraph": "only the signatures are kept anyway",
+    "skip_initialize_tpu": "the wheel has no TPU support",
+    "xla_cpu_compilation_enabled": "only the official server's TFRT runtime asks for it",
+    "xla_gpu_compilation_enabled": "only the official server's TFRT runtime asks for it",
+}
+# Flags that do here what they do there, but for this.
+OTHERWISE = {
+    "num_load_threads": "0 loads one model at a time, in the background",
+    "grpc_max_threads": "requests that are answered at the same time",
+    "rest_api_num_threads": "at most 10,000; with more the official server crashes",
+    "prefer_tflite_model": "signatures come from the file; without any, one over all tensors",
+}
 # With more the official server runs out of threads and crashes.
 _MOST_THREADS = 10_000
 
@@ -86,9 +88,9 @@ class Settings:
     Attributes:
         models: the ModelConfig messages to serve.
         model_config_file: where they were read from; polled every `config_poll_s` seconds if > 0.
-        grpc_port: TCP port of gRPC.
+        grpc_port: TCP port of gRPC, None for none; 0 asks the system for a free one.
         grpc_socket_path: UNIX socket on which gRPC listens as well.
-        rest_port: TCP port of REST, None for none.
+        rest_port: the same for REST.
         rest_timeout_s: longest time a REST request may take, in seconds.
         bind_address: where to listen; the official server always listens on all addresses.
         poll_wait_s: pause between looks for new versions, in seconds; 0 looks once, negative never.
@@ -96,13 +98,14 @@ class Settings:
         load_retry_interval_s: pause before a repetition, in seconds.
         load_threads: models that load at the same time.
         warmup_passes: how often the requests stored with a version are replayed; 0 for never.
+        tflite_interpreters: how many each TensorFlow Lite model gets; 0 loads SavedModels only.
         monitoring_config_file: read once gRPC runs; without a usable one REST stays off.
     """
 
     models: tuple[Any, ...]
     model_config_file: str = ""
     config_poll_s: float = 0.0
-    grpc_port: int = 8500
+    grpc_port: int | None = 8500
     grpc_socket_path: str = ""
     grpc_threads: int = 8
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
@@ -123,6 +126,7 @@ class Settings:
     health: bool = False
     check_method_name: bool = False
     answer_with_content: bool = False
+    tflite_interpreters: int = 0
     session: SessionOptions = field(default_factory=SessionOptions)
 
 
@@ -135,25 +139,64 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
     """
     flags: Mapping[str, Any] = values
     _refuse(flags)
-    platform = _platform(flags["platform_config_file"])
     port, rest_port = flags["port"], flags["rest_api_port"]
+    if not port and not flags["grpc_socket_path"]:
+        raise invalid(
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path "
+            "must be set."
+        )
     if rest_port and rest_port == port:
         _log.error("the ports of gRPC and REST are both %d; REST stays off", port)
         rest_port = 0
+    return replace(
+        _settings(flags, _models(flags)),
+        grpc_port=port or None,
+        rest_port=rest_port or None,
+        bind_address=bind_address,
+    )
+
+
+def in_process(models: Mapping[str, str | os.PathLike[str]], **given: FlagValue) -> Settings:
+    """Return the settings of a server for this machine alone, on free ports unless they are given.
+
+    Args:
+        models: base path (a folder of version folders) by model name; where it is empty, the flags
+            say what to serve.
+        given: flags of tensorflow_model_server, such as `enable_batching=True`.
+
+    Raises:
+        TypeError: there is no such flag.
+        ServingError: as `from_flags`.
+    """
+    for name in given:
+        if name not in FLAGS:
+            hint = did_you_mean(name, FLAGS)
+            raise TypeError(f"tensorflow_model_server has no flag {name!r}; {hint}")
+    flags: dict[str, Any] = {flag.name: flag.default for flag in FLAGS.values()}
+    flags |= {"port": 0, **given}
+    _refuse(flags)
+    configs = tuple(_config(name, str(Path(path).resolve())) for name, path in models.items())
+    return replace(
+        _settings(flags, configs or _models(flags)),
+        grpc_port=flags["port"],
+        rest_port=flags["rest_api_port"],
+        bind_address="127.0.0.1",
+    )
+
+
+def _settings(flags: Mapping[str, Any], models: tuple[Any, ...]) -> Settings:
+    platform = _platform(flags["platform_config_file"])
     return Settings(
-        models=_models(flags),
+        models=models,
         model_config_file=flags["model_config_file"],
         config_poll_s=flags["model_config_file_poll_wait_seconds"],
-        grpc_port=port,
         grpc_socket_path=flags["grpc_socket_path"],
         grpc_threads=max(1, flags["grpc_max_threads"]),
         grpc_channel_arguments=_channel_arguments(flags["grpc_channel_arguments"]),
         tls=_tls(flags["ssl_config_file"]),
-        rest_port=rest_port or None,
         rest_threads=flags["rest_api_num_threads"],
         rest_timeout_s=flags["rest_api_timeout_in_ms"] / 1e3,
         cors=flags["rest_api_enable_cors_support"],
-        bind_address=bind_address,
         poll_wait_s=flags["file_system_poll_wait_seconds"],
         max_load_retries=flags["max_num_load_retries"],
         load_retry_interval_s=flags["load_retry_interval_micros"] / 1e6,
@@ -165,6 +208,7 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
         health=flags["enable_grpc_healthcheck_service"],
         check_method_name=flags["enable_signature_method_name_check"],
         answer_with_content=flags["enable_serialization_as_tensor_content"],
+        tflite_interpreters=_interpreters(flags),
         session=_session(flags, platform),
     )
 
@@ -172,14 +216,13 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
 def _refuse(flags: Mapping[str, Any]) -> None:
     for name in sorted(REFUSED):
         if flags[name] != FLAGS[name].default:
-            text = f"the embedded engine does not have the flag --{name}"
+            text = f"the embedded engine does not have the flag --{name}: {REFUSED[name]}"
             raise ServingError(Code.UNIMPLEMENTED, text)
-    if not flags["port"] and not flags["grpc_socket_path"]:
-        raise invalid(
-            "At least one of server_options.grpc_port or server_options.grpc_socket_path "
-            "must be set."
+    if flags["rest_api_num_threads"] < 1:
+        raise CheckFailed(
+            f"num_threads >= 1 (1 vs. {flags['rest_api_num_threads']}) in rest_api_num_threads"
         )
-    if not 1 <= flags["rest_api_num_threads"] <= _MOST_THREADS:
+    if flags["rest_api_num_threads"] > _MOST_THREADS:
         raise invalid(f"rest_api_num_threads must be from 1 to {_MOST_THREADS}")
 
 
@@ -190,13 +233,13 @@ def _models(flags: Mapping[str, Any]) -> tuple[Any, ...]:
         raise invalid(
             "Both server_options.model_base_path and server_options.model_config_file are empty!"
         )
-    config = protos.ModelConfig(
-        name=flags["model_name"],
-        base_path=flags["model_base_path"],
-        model_platform="tensorflow",
-    )
+    return (_config(flags["model_name"], flags["model_base_path"]),)
+
+
+def _config(name: str, base_path: str) -> Any:
+    config = protos.ModelConfig(name=name, base_path=base_path, model_platform="tensorflow")
     check_models((config,))
-    return (config,)
+    return config
 
 
 def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
@@ -212,13 +255,22 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
 def _tls(file: str) -> Tls | None:
     if not file:
         return None
-    config = read_text_proto("SSLConfig", file)
+    try:
+        config = read_text_proto("SSLConfig", file)
+    except ServingError as error:
+        raise CheckFailed(str(error)) from error
     return Tls(
         config.server_key.encode(),
         config.server_cert.encode(),
         config.custom_ca.encode(),
         config.client_verify,
     )
+
+
+def _interpreters(flags: Mapping[str, Any]) -> int:
+    if not flags["prefer_tflite_model"]:
+        return 0
+    return max(1, int(flags["num_tflite_pools"] * flags["num_tflite_interpreters_per_pool"]))
 
 
 def _batching(flags: Mapping[str, Any]) -> Batching | None:

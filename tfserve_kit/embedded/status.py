@@ -45,6 +45,13 @@ class ServingError(Exception):
         return f"{self.code.name}: {self.message}"
 
 
+class CheckFailed(ServingError):
+    """A start-up that the official server ends by aborting: its process dies of SIGABRT."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.INVALID_ARGUMENT, message)
+
+
 def invalid(message: str) -> ServingError:
     """Return an INVALID_ARGUMENT error, the most frequent kind."""
     return ServingError(Code.INVALID_ARGUMENT, message)

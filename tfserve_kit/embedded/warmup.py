@@ -1,7 +1,7 @@
 """Replays the requests stored with a version before it is served.
 
 Source: tensorflow_serving/servables/tensorflow/saved_model_warmup_util.cc: a file of at most 1,000
-PredictionLog records, and any that fails fails the load.
+PredictionLog records, and any that fails fails the load. Checksums are not looked at.
 """
 
 import os
@@ -29,7 +29,7 @@ def records(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while head := stream.read(_HEAD_BYTES):
             if len(head) < _HEAD_BYTES:
-                raise _truncated(stream.tell())
+                raise _truncated(stream.tell() - len(head))
             (length,) = struct.unpack("<Q", head[:8])
             if stream.tell() + length + _FOOT_BYTES > size:
                 raise _truncated(stream.tell())
@@ -37,31 +37,29 @@ def records(file: Path) -> Iterator[bytes]:
             stream.seek(_FOOT_BYTES, os.SEEK_CUR)
 
 
-def replay(version_dir: Path, send: Callable[[str, Any], None], *, passes: int) -> int:
+def replay(file: Path, send: Callable[[str, Any], None], *, passes: int) -> int:
     """Send every stored request `passes` times.
 
     Args:
-        version_dir: the version's directory; without a warm-up file nothing happens.
+        file: the stored requests.
         send: takes the name of the method (`Predict`, `Classify`, `Regress`, `MultiInference`) and
             the request message; raises ServingError.
-        passes: how often the whole file is replayed.
+        passes: how often each request is sent.
 
     Returns:
-        How many requests were sent.
+        How many records there were.
 
     Raises:
         ServingError: the file cannot be read, or a request failed.
     """
-    file = version_dir / WARMUP_FILE
-    if not passes or not file.is_file():
-        return 0
-    requests = [_request(data) for data in records(file)]
-    if len(requests) > MAX_RECORDS:
-        raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}")
-    for _ in range(passes):
-        for method, message in requests:
+    count = 0
+    for count, data in enumerate(records(file), 1):
+        method, message = _request(data, file)
+        for _ in range(passes):
             send(method, message)
-    return passes * len(requests)
+        if count > MAX_RECORDS:
+            raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}")
+    return count
 
 
 _METHODS = {
@@ -72,11 +70,12 @@ _METHODS = {
 }
 
 
-def _request(data: bytes) -> tuple[str, Any]:
+def _request(data: bytes, file: Path) -> tuple[str, Any]:
     try:
         log = protos.PredictionLog.FromString(data)
     except protos.DecodeError as error:
-        raise invalid("Failed to parse warmup record") from error
+        text = data.decode("utf-8", "replace")
+        raise invalid(f"Failed to parse warmup record: {text} from {file}") from error
     kind = log.WhichOneof("log_type")
     if kind not in _METHODS:
         raise ServingError(
@@ -86,4 +85,7 @@ def _request(data: bytes) -> tuple[str, Any]:
 
 
 def _truncated(offset: int) -> ServingError:
-    return ServingError(Code.DATA_LOSS, f"truncated record at {offset}")
+    return ServingError(
+        Code.DATA_LOSS,
+        f"truncated record at {offset}. Please verify your warmup data is in TFRecord format.",
+    )

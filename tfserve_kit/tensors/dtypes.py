@@ -66,7 +66,7 @@ BFLOAT16 = TABLE[10]
 
 _BY_NUMBER = {row.number: row for row in TABLE}
 _BY_NAME = {row.name: row for row in TABLE} | {row.enum_name: row for row in TABLE}
-_BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy is not None and row is not STRING}
+_BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy is not None}
 
 
 def by_number(number: int) -> DType:
@@ -93,10 +93,14 @@ def by_numpy(dtype: DTypeLike) -> DType:
     Raises:
         TypeError: TensorFlow has no such type (dates, records, long doubles).
     """
-    found = np.dtype(dtype)
-    if found.kind in "OSU" or found.kind == "T":
+    known = _BY_NUMPY.get(dtype) if isinstance(dtype, np.dtype) else None
+    return known or _by_any_numpy(np.dtype(dtype))
+
+
+def _by_any_numpy(dtype: np.dtype) -> DType:
+    if dtype.kind in "OSU" or dtype.kind == "T":
         return STRING
     try:
-        return _BY_NUMPY[found.newbyteorder("=")]
+        return _BY_NUMPY[dtype.newbyteorder("=")]
     except KeyError:
-        raise TypeError(f"TensorFlow has no type for numpy's {found}") from None
+        raise TypeError(f"TensorFlow has no type for numpy's {dtype}") from None

@@ -1,4 +1,4 @@
-"""numpy arrays to and from TensorProto messages, and PredictRequests as bytes.
+"""numpy arrays to and from TensorProto messages.
 
 What the typed `*_val` fields mean follows tensorflow/core/framework/tensor.cc: too few values
 repeat the last one, none at all means zeros, surplus values are cut, and `tensor_content` wins over
@@ -6,8 +6,7 @@ values.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,11 +39,11 @@ def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     """
     array = np.asarray(array)
     dtype = dtypes.by_numpy(array.dtype)
-    proto = _header(dtype.number, array.shape)
+    proto = header(dtype.number, array.shape)
     if dtype is dtypes.STRING:
         proto.string_val.extend(_byte_strings(array))
     elif as_content:
-        proto.tensor_content = _native(array).tobytes()
+        proto.tensor_content = native(array).tobytes()
     else:
         getattr(proto, dtype.field).extend(_values(array))
     return proto
@@ -102,7 +101,8 @@ def _shaped(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         raise TensorError(f"numpy has no array of the shape {list(shape)[:8]}: {error}") from error
 
 
-def _native(array: NDArray[Any]) -> NDArray[Any]:
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array in C order and in the byte order of the wire."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
@@ -118,7 +118,7 @@ def _byte_strings(array: NDArray[Any]) -> Iterator[bytes]:
 
 def _values(array: NDArray[Any]) -> Iterable[Any]:
     """Return the elements as the typed field wants them."""
-    flat = _native(array).ravel()
+    flat = native(array).ravel()
     if flat.dtype.kind == "c":
         return flat.view(np.dtype(f"f{flat.dtype.itemsize // 2}")).tolist()
     if dtypes.by_numpy(flat.dtype).field == "half_val":
@@ -144,19 +144,25 @@ def _filled(values: NDArray[Any], count: int, storage: np.dtype[Any]) -> NDArray
         return values[:count]
     if count * storage.itemsize > MAX_FILLED_BYTES:
         raise TensorError(f"{count} elements, of which only {len(values)} were sent")
-    array = np.empty(count, storage)
-    array[: len(values)] = values
-    array[len(values) :] = values[-1] if len(values) else 0
-    return array
+    return _tailed(values, count, 0)
 
 
 def _strings_from(proto: Any, count: int) -> NDArray[Any]:
     items = list(_content_strings(proto.tensor_content, count) or proto.string_val)[:count]
     if (count - len(items)) * 8 > MAX_FILLED_BYTES:
         raise TensorError(f"{count} strings, of which only {len(items)} were sent")
-    array = np.empty(count, object)
-    array[: len(items)] = items
-    array[len(items) :] = items[-1] if items else b""
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array if len(items) == count else _tailed(array, count, b"")
+
+
+def _tailed(values: NDArray[Any], count: int, empty: Any) -> NDArray[Any]:
+    """Repeat the last value; `empty` if there is none. One value for all is kept only once."""
+    if len(values) <= 1:
+        return np.broadcast_to(values if len(values) else np.array(empty, values.dtype), count)
+    array = np.empty(count, values.dtype)
+    array[: len(values)] = values
+    array[len(values) :] = values[-1]
     return array
 
 
@@ -189,58 +195,7 @@ def _widen(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def predict_request(
-    inputs: Mapping[str, ArrayLike], model_spec: Any, output_filter: Iterable[str] = ()
-) -> bytes:
-    """Return a serialized PredictRequest, copying each tensor's bytes once.
-
-    Going through the message classes copies a large tensor several times; this writes the few
-    surrounding bytes itself (tensorflow_serving/apis/predict.proto: model_spec = 1, inputs = 2,
-    output_filter = 3; map entry: key = 1, value = 2; TensorProto.tensor_content = 4).
-
-    Args:
-        inputs: array per input alias; shapes and dtypes as for `to_proto`.
-        model_spec: a ModelSpec message.
-        output_filter: names of the outputs to return; all if empty.
-
-    Raises:
-        TypeError: as `to_proto`.
-    """
-    spec = model_spec.SerializeToString()
-    pieces: list[bytes | memoryview] = [b"\x0a", varint.encode(len(spec)), spec]
-    for alias, value in inputs.items():
-        pieces += _map_entry(alias, np.asarray(value))
-    for name in output_filter:
-        pieces += [b"\x1a", varint.encode(len(name.encode())), name.encode()]
-    return b"".join(pieces)
-
-
-def _map_entry(alias: str, array: NDArray[Any]) -> list[bytes | memoryview]:
-    dtype = dtypes.by_numpy(array.dtype)
-    if dtype is dtypes.STRING:
-        tensor = to_proto(array).SerializeToString()
-        return [_entry_start(alias, len(tensor)), tensor]
-    content = _native(array).reshape(-1).view(np.uint8).data
-    return [_numbers_start(alias, dtype.number, array.shape, len(content)), content]
-
-
-@lru_cache(maxsize=64)
-def _numbers_start(alias: str, dtype_number: int, shape: tuple[int, ...], size: int) -> bytes:
-    """Return all of a map entry up to the `size` bytes of content; calls mostly repeat it."""
-    head: bytes = _header(dtype_number, shape).SerializeToString()
-    if size:
-        head += b"\x22" + varint.encode(size)
-    return _entry_start(alias, len(head) + size) + head
-
-
-def _entry_start(alias: str, tensor_bytes: int) -> bytes:
-    """Return the bytes of a map entry before its TensorProto."""
-    key = alias.encode()
-    inner = b"\x0a" + varint.encode(len(key)) + key + b"\x12" + varint.encode(tensor_bytes)
-    return b"\x12" + varint.encode(len(inner) + tensor_bytes) + inner
-
-
-def _header(dtype_number: int, shape: tuple[int, ...]) -> Any:
+def header(dtype_number: int, shape: tuple[int, ...]) -> Any:
     """Return a TensorProto with dtype and shape only."""
     proto = protos.TensorProto(dtype=dtype_number)
     proto.tensor_shape.SetInParent()

@@ -29,18 +29,20 @@ class EchoHandlers:
 
     Attributes:
         asked: the arguments of each call.
+        timeout_s: that of the last inference.
         fault: raised by every call if set.
     """
 
     def __init__(self):
-        self.asked, self.fault = [], None
+        self.asked, self.timeout_s, self.fault = [], None, None
 
     def _note(self, *arguments):
         self.asked.append(arguments)
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=()):
+    def predict(self, model, signature, inputs, output_filter=(), *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note(model, signature, list(output_filter))
         return Predicted(7, signature or "serving_default", inputs)
 
@@ -53,20 +55,24 @@ class EchoHandlers:
         broken = ServingError(Code.OUT_OF_RANGE, "cut off")
         return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
 
-    def classify(self, model, signature, examples):
+    def classify(self, model, signature, examples, *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note("classify", model, signature, len(examples))
         classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples]
         return Classified(7, signature or "serving_default", classes)
 
-    def regress(self, model, signature, examples):
+    def regress(self, model, signature, examples, *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note("regress", model, signature, len(examples))
         return Regressed(7, signature or "serving_default", [2.5 for _ in examples])
 
-    def multi_inference(self, tasks, examples):
+    def multi_inference(self, tasks, examples, *, timeout_s=None):
         self._note("multi", tasks)
         run = {"tensorflow/serving/classify": self.classify}
         return [
-            run.get(task.method_name, self.regress)(task.model, task.signature, examples())
+            run.get(task.method_name, self.regress)(
+                task.model, task.signature, examples(), timeout_s=timeout_s
+            )
             for task in tasks
         ]
 
@@ -358,18 +364,50 @@ def test_health_is_not_offered_unless_asked_for(surface):
     assert surface.answer(HEALTH, b"") == Answer(Code.UNIMPLEMENTED)
 
 
-def test_inference_requests_are_counted_by_model_and_code(handlers):
+INFERENCE = {
+    "Predict": "model_spec { name: 'm' }",
+    "Classify": f"model_spec {{ name: 'm' }} {EXAMPLES}",
+    "Regress": f"model_spec {{ name: 'm' }} {EXAMPLES}",
+    "MultiInference": f"tasks {{ model_spec {{ name: 'm' }} method_name: 'x' }} {EXAMPLES}",
+}
+
+
+@pytest.mark.parametrize("name", INFERENCE)
+@pytest.mark.parametrize("timeout_s", [None, 1.5])
+def test_inference_hands_over_the_deadline(surface, handlers, name, timeout_s):
+    message = protos.from_text(protos.METHODS[name].request, INFERENCE[name])
+    path = protos.METHODS[name].path
+    assert surface.answer(path, message.SerializeToString(), timeout_s).code is Code.OK
+    assert handlers.asked and handlers.timeout_s == timeout_s
+
+
+COUNT = ":tensorflow:serving:request_count"
+LATENCY = ":tensorflow:serving:request_latency_count"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "counted"),
+    [
+        *((name, text, name != "MultiInference") for name, text in INFERENCE.items()),
+        ("GetModelStatus", "model_spec { name: 'm' }", False),
+        ("GetModelMetadata", "model_spec { name: 'm' } metadata_field: 'signature_def'", False),
+        ("HandleReloadConfigRequest", "config { model_config_list {} }", False),
+    ],
+)
+def test_requests_are_counted_that_the_official_server_counts(handlers, name, text, counted):
     metrics = Metrics()
-    surface = GrpcSurface(handlers, metrics)
-    ok(surface, "Predict", predict_request(x=[1.0]))
-    ok(surface, "GetModelStatus", protos.GetModelStatusRequest(model_spec={"name": "m"}))
-    handlers.fault = ServingError(Code.NOT_FOUND, "gone")
-    ask(surface, "Predict", predict_request())
+    ok(GrpcSurface(handlers, metrics), name, protos.from_text(protos.METHODS[name].request, text))
     lines = metrics.page().splitlines()
-    count = ":tensorflow:serving:request_count"
-    assert [line for line in lines if line.startswith(f"{count}{{")] == [
-        f'{count}{{model_name="m",status="NOT_FOUND"}} 1',
-        f'{count}{{model_name="m",status="OK"}} 1',
-    ]
-    latency = ':tensorflow:serving:request_latency_count{model_name="m",API="Predict",'
-    assert f'{latency}entrypoint="GRPC"}} 1' in lines
+    assert (f'{COUNT}{{model_name="m",status="OK"}} 1' in lines) == counted
+    labels = f'{{model_name="m",API="{name}",entrypoint="GRPC"}} 1'
+    assert (LATENCY + labels in lines) == counted
+    assert counted or not [line for line in lines if line.startswith((f"{COUNT}{{", LATENCY))]
+
+
+def test_failed_request_is_counted_by_its_code_and_not_timed(handlers):
+    metrics = Metrics()
+    handlers.fault = ServingError(Code.NOT_FOUND, "gone")
+    ask(GrpcSurface(handlers, metrics), "Predict", predict_request())
+    lines = metrics.page().splitlines()
+    assert f'{COUNT}{{model_name="m",status="NOT_FOUND"}} 1' in lines
+    assert not [line for line in lines if line.startswith(LATENCY)]

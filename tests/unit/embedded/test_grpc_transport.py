@@ -18,12 +18,20 @@ PATIENCE_S = 10.0
 
 
 class EchoSurface:
-    """Answers `path request`; request `wait` waits for `go`, and a code's name answers with it."""
+    """Answers `path request`; request `wait` waits for `go`, and a code's name answers with it.
+
+    Attributes:
+        entered: set when a `wait` request has arrived.
+        go: lets the waiting requests answer.
+        asked: all requests.
+    """
 
     def __init__(self):
         self.entered, self.go = threading.Event(), threading.Event()
+        self.asked = []
 
     def __call__(self, path, request, timeout_s):
+        self.asked.append(request)
         if request == b"wait":
             self.entered.set()
             assert self.go.wait(PATIENCE_S)
@@ -71,6 +79,55 @@ def test_code_and_details_arrive(server, code):
         call(code.name.encode(), timeout=PATIENCE_S)
     assert caught.value.code().value[0] == code
     assert caught.value.details() == f"details of {code.name} é"
+
+
+@pytest.mark.parametrize(
+    ("details", "arrives"),
+    [
+        ("x" * 7000, "x" * 7000),
+        ("x" * 100_000, "x" * 7000),
+        ("é" * 100_000, "é" * 1166),
+        ("%" * 100_000, "%" * 2333),
+        ("a\n\0% é", "a\n\0% é"),
+        ("a\udcffb", "a?b"),
+    ],
+    ids=["longest", "longer", "not-ascii", "percent", "controls", "surrogate"],
+)
+def test_details_are_cut_to_what_a_client_takes(details, arrives):
+    server = GrpcTransport(
+        lambda path, request, timeout_s: Answer(Code.NOT_FOUND, details), "127.0.0.1:0", threads=1
+    )
+    server.start()
+    with calling(server) as call, pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=PATIENCE_S)
+    server.stop(PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    # The character that was cut in two may leave a trace.
+    assert caught.value.details()[: len(arrives)] == arrives
+    assert len(caught.value.details()) <= len(arrives) + 5
+
+
+def test_call_whose_client_has_gone_before_its_turn_is_not_answered(surface):
+    server = GrpcTransport(surface, "127.0.0.1:0", threads=1)
+    server.start()
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        gone = call.future(b"gone", timeout=0.2)
+        assert gone.exception(PATIENCE_S).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        surface.go.set()
+        assert slow.result(PATIENCE_S) == b"/a.B/C wait"
+        assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"
+    server.stop(PATIENCE_S)
+    assert surface.asked == [b"wait", b"next"]
+
+
+def test_calls_by_the_thousand_on_one_connection_are_all_answered(server):
+    # A limit of streams would not make further calls wait: this library refuses some of them.
+    with calling(server) as call:
+        futures = [call.future(b"%d" % number, timeout=PATIENCE_S) for number in range(1000)]
+        for number, future in enumerate(futures):
+            assert future.result(PATIENCE_S) == b"/a.B/C %d" % number
 
 
 def test_messages_may_be_larger_than_the_library_would_allow(server):

@@ -15,6 +15,7 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
 )
 from tfserve_kit.embedded.manager import Lease, VersionStatus
+from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.versions import State
 from tfserve_kit.tensors import to_proto
@@ -42,7 +43,7 @@ class AddingServable:
         self.asked = []
         self.fault = None
 
-    def run(self, feeds, fetches):
+    def run(self, feeds, fetches, *, timeout_s=None):
         self.asked.append((list(feeds), list(fetches)))
         if self.fault:
             raise self.fault
@@ -66,7 +67,7 @@ class OneModelManager:
             raise ServingError(Code.NOT_FOUND, f"no {model} {version}")
         self.out += 1
         try:
-            yield Lease(model, 4, self.servable)
+            yield Lease(model, 4, self.servable, bool)
         finally:
             self.out -= 1
 
@@ -90,7 +91,7 @@ def manager(servable):
 
 @pytest.fixture
 def handlers(manager):
-    return Handlers(manager)
+    return Handlers(manager, Metrics())
 
 
 M = ModelRef("m")
@@ -312,7 +313,7 @@ class ExampleServable:
             "o:0": np.float32([[1.5], [2.5]]),
         }
 
-    def run(self, feeds, fetches):
+    def run(self, feeds, fetches, *, timeout_s=None):
         (fed,) = feeds.items()
         assert fed[0] == "in:0"
         assert fed[1] is EXAMPLES
@@ -326,7 +327,7 @@ def teller():
 
 @pytest.fixture
 def telling(teller):
-    return Handlers(OneModelManager(teller))
+    return Handlers(OneModelManager(teller), Metrics())
 
 
 def test_classify_pairs_labels_with_scores(telling):
@@ -440,7 +441,8 @@ def test_method_name_counts_only_where_it_is_checked(teller):
     for name in teller.signatures:
         teller.signatures[name].method_name = "other"
     manager = OneModelManager(teller)
-    lenient, strict = Handlers(manager), Handlers(manager, check_method_name=True)
+    lenient = Handlers(manager, Metrics())
+    strict = Handlers(manager, Metrics(), check_method_name=True)
     for call, name, kind, wanted in (
         ("classify", "serving_default", "classification", CLASSIFY),
         ("regress", "value", "regression", REGRESS),
@@ -488,3 +490,74 @@ def test_reload_checks_the_models_before_it_hands_them_over(handlers, manager):
     with pytest.raises(ServingError, match="multiple times"):
         handlers.reload([good, good])
     assert manager.reloaded == ([good], 3)
+
+
+# Timeouts and metrics
+
+
+class NotingServable:
+    """Has one signature of each kind; writes down the timeouts it is given.
+
+    Attributes:
+        timeouts: those of the runs.
+        fault: raised by every run if set.
+    """
+
+    def __init__(self):
+        servable = ExampleServable()
+        self.signatures = {**servable.signatures, **AddingServable().signatures}
+        self.signatures["classes"] = servable.signatures["serving_default"]
+        self._values = {**servable.values, "add:0": A, "sub:0": B}
+        self.timeouts, self.fault = [], None
+
+    def run(self, feeds, fetches, *, timeout_s=None):
+        self.timeouts.append(timeout_s)
+        if self.fault:
+            raise self.fault
+        return [self._values[name] for name in fetches]
+
+
+BOTH = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "classes", CLASSIFY)]
+INFERENCES = [
+    (lambda handlers, **o: handlers.predict(M, "", {"a": A, "b": B}, **o), ["Predict"]),
+    (lambda handlers, **o: handlers.classify(M, "classes", EXAMPLES, **o), ["Classify"]),
+    (lambda handlers, **o: handlers.regress(M, "value", EXAMPLES, **o), ["Regress"]),
+    (
+        lambda handlers, **o: handlers.multi_inference(BOTH, lambda: EXAMPLES, **o),
+        ["Classify", "Regress"],
+    ),
+]
+
+
+def runtimes(metrics):
+    """Return how many runs the page counts, by (model, API)."""
+    start = ":tensorflow:serving:runtime_latency_count{"
+    return [line.removeprefix(start) for line in metrics.page().splitlines() if start in line]
+
+
+@pytest.mark.parametrize(("ask", "apis"), INFERENCES)
+def test_run_is_timed_by_model_and_api_and_told_the_timeout(ask, apis):
+    servable, metrics = NotingServable(), Metrics()
+    handlers = Handlers(OneModelManager(servable), metrics)
+    ask(handlers, timeout_s=2.5)
+    assert servable.timeouts == [2.5] * len(apis)
+    assert runtimes(metrics) == [f'model_name="m",API="{api}",runtime="TF1"}} 1' for api in apis]
+    ask(handlers)
+    assert servable.timeouts[-1] is None
+
+
+@pytest.mark.parametrize(("ask", "apis"), INFERENCES)
+def test_failed_run_is_not_timed(ask, apis):
+    servable, metrics = NotingServable(), Metrics()
+    servable.fault = ServingError(Code.OUT_OF_RANGE, "index 9")
+    with pytest.raises(ServingError):
+        ask(Handlers(OneModelManager(servable), metrics))
+    assert runtimes(metrics) == []
+
+
+def test_run_counts_also_where_its_outputs_are_refused():
+    servable, metrics = NotingServable(), Metrics()
+    servable._values["o:0"] = np.int64([1, 2])
+    with pytest.raises(ServingError, match="Expected output Tensor of DT_FLOAT"):
+        Handlers(OneModelManager(servable), metrics).regress(M, "value", EXAMPLES)
+    assert runtimes(metrics) == ['model_name="m",API="Regress",runtime="TF1"} 1']

@@ -1,14 +1,17 @@
 """HTTP/1.1 over real sockets, with a surface that is made up."""
 
+import errno
 import gzip
+import resource
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.http_transport import HttpTransport, allow_many_connections
 from tfserve_kit.embedded.rest_surface import Reply, page
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -103,6 +106,12 @@ def connected(server):
 def wire(server):
     with connected(server) as wire:
         yield wire
+
+
+def eventually(condition):
+    return wait_until(
+        lambda: condition() or None, timeout_s=PATIENCE_S, interval_s=0.005, clock=SystemClock()
+    )
 
 
 def request(target, body=b"", *, method="GET", version="1.1", headers=()):
@@ -214,8 +223,29 @@ def test_unknown_method_reaches_the_surface(wire):
         b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
-    ids=["tls", "text", "version", "length", "header", "chunk"],
+    ids=[
+        "tls",
+        "text",
+        "version",
+        "length",
+        "header",
+        "chunk",
+        "chunk-overflow",
+        "length-negative",
+        "length-overflow",
+        "length-twice",
+        "length-and-chunks",
+        "nul",
+        "http2",
+    ],
 )
 def test_garbage_is_refused_and_closes_only_its_own_connection(server, garbage):
     with connected(server) as good, connected(server) as bad:
@@ -332,9 +362,347 @@ def test_answer_that_takes_too_long_is_an_error_and_the_connection_goes_on(impat
     ids=["whole", "empty", "no-gzip", "cut", "too-large", "largest", "upper-case", "identity"],
 )
 def test_body_in_gzip_is_inflated(wire, monkeypatch, encoding, sent, received):
-    monkeypatch.setattr("tfserve_kit.embedded.http_transport._MOST_INFLATED_BYTES", 64)
+    monkeypatch.setattr("tfserve_kit.embedded.http_connection._MOST_INFLATED_BYTES", 64)
     wire.send(request("/z", sent, method="POST", headers=[f"Content-Encoding: {encoding}"]))
     assert wire.body() == b"POST /z " + received
+
+
+# Clients that go too far
+
+
+LENGTH = "POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def limited(monkeypatch, **limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(f"tfserve_kit.embedded.http_connection.{name}", value)
+
+
+def is_refused(wire, status):
+    line, headers, body = wire.answer()
+    closes = headers["connection"] == "close" and wire.is_closed()
+    return line.split()[1] == str(status) and body == page(status).body and closes
+
+
+@pytest.mark.parametrize("length", [2**31, 10**18])
+def test_claim_of_too_large_a_body_is_refused_without_waiting_for_it(wire, length):
+    wire.send(LENGTH.format(length).encode())
+    assert is_refused(wire, 413)
+
+
+def test_client_that_expects_it_is_not_told_to_continue_too_large_a_body(wire):
+    wire.send(LENGTH.format(2**31).encode()[:-2] + b"Expect: 100-continue\r\n\r\n")
+    assert is_refused(wire, 413)
+
+
+def test_refusal_reaches_a_client_that_goes_on_sending(wire):
+    wire.send(LENGTH.format(2**31).encode())
+    for _ in range(100):
+        wire.send(b"x" * 100_000)
+    assert is_refused(wire, 413)
+
+
+def test_body_in_chunks_that_grows_too_large_is_refused(wire, monkeypatch):
+    limited(monkeypatch, _MOST_BODY_BYTES=10)
+    wire.send(CHUNKED + b"a\r\n0123456789\r\n")
+    wire.send(b"1\r\n0\r\n")
+    assert is_refused(wire, 413)
+
+
+@pytest.mark.parametrize(
+    ("start", "rest"),
+    [
+        (b"GET /", b"x"),
+        (b"GET / HTTP/1.1\r\nA: ", b"x"),
+        (b"GET / HTTP/1.1\r\n", b"x"),
+        (b"GET / HTTP/1.1\r\n", b"a: b\r\n"),
+        (CHUNKED + b"1;", b"x"),
+        (CHUNKED + b"1\r\nx\r\n0\r\nA: ", b"x"),
+        (CHUNKED + b"1\r\nx\r\n0\r\n", b"a: b\r\n"),
+        (CHUNKED, b"0"),
+        (b"", b"\r\n"),
+    ],
+    ids=["target", "value", "name", "headers", "chunk-extension", "trailer", "trailers",
+         "chunk-size", "blank-lines"],
+)  # fmt: skip
+def test_endless_head_is_refused(wire, start, rest):
+    wire.send(start)
+    with suppress(OSError):  # it may hang up while this still sends
+        for _ in range(100):
+            wire.send(rest * (5000 // len(rest)))
+    status = wire.answer()[0].split()[1]
+    assert status == "431" or (status, rest) == ("400", b"0")
+    assert wire.is_closed()
+
+
+def test_head_of_many_headers_counts_for_more_than_its_bytes(wire):
+    wire.send(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 3000 + b"\r\n")
+    assert is_refused(wire, 431)
+
+
+def test_head_that_is_too_long_and_offers_to_upgrade_is_refused(wire):
+    offer = ["Connection: Upgrade", "Upgrade: h2c"]
+    wire.send(request("/u", headers=[*(["a:"] * 3000), *offer]) + request("/next"))
+    assert is_refused(wire, 431)
+
+
+def test_long_head_within_the_limit_is_read(wire):
+    wire.send(request("/" + "x" * 30_000, headers=["A: " + "y" * 30_000]))
+    assert wire.body() == b"GET /%s " % (b"x" * 30_000)
+    wire.send(request("/next", headers=["A: " + "y" * 60_000]))
+    assert wire.body() == b"GET /next "
+
+
+def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(
+    server, surface, monkeypatch
+):
+    limited(monkeypatch, _MOST_HELD_BYTES=20_000)
+    with connected(server) as first, connected(server) as second, connected(server) as third:
+        first.send(request("/wait", b"x" * 10_000, method="POST"))
+        assert surface.entered.wait(PATIENCE_S)
+        second.send(request("/", b"x" * 10_000, method="POST"))
+        assert is_refused(second, 503)
+        surface.go.set()
+        assert len(first.body()) > 10_000
+        for _ in range(10):  # what was refused or answered is not counted for ever
+            third.send(request("/", b"x" * 15_000, method="POST"))
+            assert len(third.body()) > 15_000
+
+
+def test_answers_that_are_not_taken_count_as_well(monkeypatch):
+    limited(monkeypatch, _MOST_HELD_BYTES=100_000)
+    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1)
+    server.start()
+    with connected(server) as lazy, connected(server) as other, connected(server) as later:
+        lazy.send(request("/"))
+        assert eventually(lambda: server._shared.held_bytes > 100_000)
+        other.send(request("/"))
+        assert is_refused(other, 503)
+        assert len(lazy.body()) == 20_000_000
+        assert eventually(lambda: server._shared.held_bytes == 0)
+        later.send(request("/"))
+        assert len(later.body()) == 20_000_000
+    server.stop(PATIENCE_S)
+
+
+def test_nothing_is_held_for_clients_that_have_gone(server, surface):
+    shared = server._shared
+    with connected(server) as busy, connected(server) as gone, connected(server) as half:
+        busy.send(request("/wait", b"x", method="POST"))
+        assert surface.entered.wait(PATIENCE_S)
+        gone.send(request("/wait", b"x" * 100, method="POST") + request("/never") * 5)
+        half.send(LENGTH.format(1000).encode() + b"x" * 999)
+        assert eventually(lambda: shared.held_bytes > 1000)
+    assert eventually(lambda: not shared.connections)
+    surface.go.set()
+    assert eventually(lambda: shared.held_bytes == 0)
+    assert "/never" not in surface.asked
+
+
+def test_request_whose_client_has_gone_before_its_turn_is_not_answered(surface):
+    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server.start()
+    with connected(server) as busy:
+        busy.send(request("/wait"))
+        assert surface.entered.wait(PATIENCE_S)
+        with connected(server) as gone:
+            gone.send(request("/gone"))
+            assert eventually(lambda: server._shared.held_bytes > 1000)
+        assert eventually(lambda: len(server._shared.connections) == 1)
+        surface.go.set()
+        assert busy.body() == b"GET /wait "
+        busy.send(request("/after"))
+        assert busy.body() == b"GET /after "
+    server.stop(PATIENCE_S)
+    assert surface.asked == ["/wait", "/after"]
+
+
+def test_thousands_of_pipelined_requests_are_left_unread_until_their_turn(server, surface):
+    sent = request("/wait") + request("/") * 50_000
+    with connected(server) as wire:
+        sender = threading.Thread(target=wire.send, args=(sent,))
+        sender.start()
+        assert surface.entered.wait(PATIENCE_S)
+        (connection,) = server._shared.connections
+        assert eventually(lambda: not connection._transport.is_reading())
+        # A piece may hold many short ones; what is not parsed yet is at most one read.
+        assert len(connection._waiting) < 2000
+        surface.go.set()
+        assert wire.body() == b"GET /wait "
+        for _ in range(500):
+            assert wire.body() == b"GET / "
+    sender.join(PATIENCE_S)
+    assert not sender.is_alive()
+
+
+def send_until_stuck(wire, sent):
+    wire._socket.settimeout(0.2)
+    with suppress(TimeoutError):
+        while True:  # the system's buffers are finite, and so is the server's
+            wire.send(sent)
+    wire._socket.settimeout(PATIENCE_S)
+
+
+def test_client_that_reads_no_answers_is_not_asked_for_more(server):
+    with connected(server) as wire:
+        send_until_stuck(wire, request("/" + "x" * 50_000))
+        (connection,) = server._shared.connections
+        assert connection._transport.get_write_buffer_size() < 200_000
+        assert server._shared.held_bytes < 300_000
+        for _ in range(20):
+            assert len(wire.body()) > 50_000
+
+
+def test_offers_to_upgrade_by_the_thousand_are_declined_one_by_one(wire):
+    upgrade = request("/u", headers=["Connection: Upgrade", "Upgrade: h2c"])
+    sender = threading.Thread(target=wire.send, args=(upgrade * 5000,))
+    sender.start()
+    for _ in range(5000):
+        assert wire.body() == b"GET /u "
+    sender.join(PATIENCE_S)
+
+
+@pytest.fixture
+def brisk(surface):
+    """A server that gives clients and answers a third of a second."""
+    transport = HttpTransport(surface, "127.0.0.1", 0, threads=2, timeout_s=0.3, patience_s=0.3)
+    transport.start()
+    yield transport
+    surface.go.set()
+    transport.stop(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"G",
+        b"GET / HTTP/1.1\r\nA: b\r\n",
+        LENGTH.format(2**31 - 1).encode(),
+        LENGTH.format(10).encode() + b"x",
+        CHUNKED + b"1\r\nx\r\n",
+        request("/before") + b"GET",
+    ],
+    ids=["first-byte", "headers", "claim", "body", "chunks", "second"],
+)
+def test_request_that_is_never_completed_is_refused_in_time(brisk, sent):
+    with connected(brisk) as wire:
+        wire.send(sent)
+        if b"before" in sent:
+            assert wire.body() == b"GET /before "
+        assert is_refused(wire, 408)
+
+
+def test_request_that_drips_is_refused_in_time(brisk):
+    with connected(brisk) as wire:
+        wire.send(LENGTH.format(10**6).encode())
+        with suppress(OSError):
+            for _ in range(100):
+                wire.send(b"x")
+                time.sleep(0.01)
+        assert is_refused(wire, 408)
+
+
+def test_body_that_gets_on_may_take_longer(brisk, monkeypatch):
+    limited(monkeypatch, _STEADY_BYTES=1)
+    with connected(brisk) as wire:
+        wire.send(LENGTH.format(200).encode())
+        for _ in range(200):
+            wire.send(b"x")
+            time.sleep(0.005)
+        assert wire.body() == b"POST / " + b"x" * 200
+
+
+def test_connection_may_idle_longer_than_a_request_may_take(brisk):
+    with connected(brisk) as wire:
+        for _ in range(2):
+            time.sleep(0.5)
+            wire.send(request("/idle"))
+            assert wire.body() == b"GET /idle "
+
+
+def test_request_behind_a_slow_one_does_not_run_out_of_time(surface):
+    server = HttpTransport(surface, "127.0.0.1", 0, threads=1, patience_s=0.1, timeout_s=0.1)
+    server._shared.timeout_s = PATIENCE_S
+    server.start()
+    with connected(server) as wire:
+        wire.send(request("/wait") + request("/") * 16 + b"GET /last HTTP/1.1\r\n")
+        assert surface.entered.wait(PATIENCE_S)
+        time.sleep(0.4)
+        wire.send(b"\r\n")
+        surface.go.set()
+        bodies = [wire.body() for _ in range(18)]
+        assert bodies[-1] == b"GET /last "
+    server.stop(PATIENCE_S)
+
+
+def test_client_that_takes_nothing_of_its_answer_is_hung_up_on():
+    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1, timeout_s=0.1, patience_s=0.1)
+    server.start()
+    with connected(server) as wire:
+        wire.send(request("/"))
+        assert eventually(lambda: server._shared.connections)
+        assert eventually(lambda: not server._shared.connections)
+    server.stop(PATIENCE_S)
+
+
+def test_client_that_takes_its_answer_slowly_gets_all_of_it():
+    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1, timeout_s=1, patience_s=1)
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
+        client.sendall(request("/", version="1.0"))
+        got = 0
+        while data := client.recv(1_000_000):
+            got += len(data)
+            time.sleep(0.05)
+    assert got > 20_000_000
+    server.stop(PATIENCE_S)
+
+
+def test_connections_beyond_the_limit_wait_for_room(surface, monkeypatch):
+    monkeypatch.setattr("tfserve_kit.embedded.http_transport._most_connections", lambda: 2)
+    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server.start()
+    with connected(server) as first, connected(server):
+        first.send(request("/1"))
+        assert first.body() == b"GET /1 "
+        with connected(server) as third:
+            third.send(request("/3"))
+            third._socket.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                third.body()
+        with connected(server) as fourth:
+            first._socket.shutdown(socket.SHUT_RDWR)
+            fourth.send(request("/4"))
+            assert fourth.body() == b"GET /4 "
+    server.stop(PATIENCE_S)
+
+
+def test_lack_of_descriptors_is_got_over(surface):
+    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    accept, failures = server._loop.sock_accept, [OSError(errno.EMFILE, "none left")] * 2
+
+    async def lacking(listener):
+        if failures:
+            raise failures.pop()
+        return await accept(listener)
+
+    server._loop.sock_accept = lacking
+    server.start()
+    with connected(server) as wire:
+        wire.send(request("/"))
+        assert wire.body() == b"GET / "
+    server.stop(PATIENCE_S)
+
+
+def test_limit_of_descriptors_is_raised_as_far_as_it_goes():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))
+    try:
+        allow_many_connections()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # The end

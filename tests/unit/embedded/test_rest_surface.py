@@ -36,18 +36,20 @@ class HalfPlusTwoHandlers:
 
     Attributes:
         asked: (method, model) of each call.
+        timeout_s: that of the last call that computes.
         fault: raised by `predict`, `metadata` and `status` if set.
     """
 
     def __init__(self):
-        self.asked, self.fault = [], None
+        self.asked, self.timeout_s, self.fault = [], None, None
 
     def _note(self, method, model):
         self.asked.append((method, model))
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=()):
+    def predict(self, model, signature, inputs, output_filter=(), *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note("predict", model)
         return Predicted(model.version or 7, signature, {"y": inputs["x"] / 2 + 2})
 
@@ -55,11 +57,13 @@ class HalfPlusTwoHandlers:
         self._note("metadata", model)
         return Metadata(model.version or 7, SIGNATURES)
 
-    def classify(self, model, signature, examples):
+    def classify(self, model, signature, examples, *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note("classify", model)
         return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples])
 
-    def regress(self, model, signature, examples):
+    def regress(self, model, signature, examples, *, timeout_s=None):
+        self.timeout_s = timeout_s
         self._note("regress", model)
         return Regressed(7, signature, [2.5, 0.1])
 
@@ -362,17 +366,76 @@ def test_answers_may_be_read_by_other_origins_where_that_is_wanted(
     assert "Access-Control-Allow-Origin" not in plain.headers
 
 
-def test_metrics_page_is_where_it_was_asked_for_and_counts_requests(handlers):
+def test_metrics_page_is_where_it_was_asked_for(handlers):
     surface = RestSurface(handlers, Metrics(), metrics_path="/metrics")
-    surface.reply("POST", "/v1/models/m%20x/versions/1:predict", BODY)
-    surface.reply("GET", "/v1/models/m%20x/a/b", b"")
     page = surface.reply("GET", "/metrics", b"")
     assert (page.status, dict(page.headers)) == (200, {"Content-Type": "text/plain"})
-    lines = page.body.decode().splitlines()
-    count = ":tensorflow:serving:request_count"
-    assert f'{count}{{model_name="m x",status="OK"}} 1' in lines
-    assert f'{count}{{model_name="m x",status="INVALID_ARGUMENT"}} 1' in lines
-    latency = ':tensorflow:serving:request_latency_count{model_name="m x",API="predict",'
-    assert f'{latency}entrypoint="REST"}} 1' in lines
+    assert page.body.startswith(b"# TYPE :tensorflow:")
     assert surface.reply("GET", "/metrics/", b"").status == 404
     assert RestSurface(handlers, Metrics()).reply("GET", "/metrics", b"").status == 404
+
+
+EXAMPLES = b'{"examples": [{}, {}]}'
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "name", "verb"),
+    [
+        ("POST", "/v1/models/m%20x/versions/1:predict", BODY, "m x", "predict"),
+        ("POST", "/v1/models/m:classify", EXAMPLES, "m", "classify"),
+        ("POST", "/v1/models/m:regress", EXAMPLES, "m", "regress"),
+        ("GET", "/v1/models/m", b"", "m", ""),
+        ("GET", "/v1/models/m/labels/l/metadata", b"", "m", ""),
+    ],
+)
+def test_request_is_counted_and_timed_by_model_and_verb(handlers, method, target, body, name, verb):
+    lines = counted(handlers, method, target, body)
+    assert f'request_count{{model_name="{name}",status="OK"}} 1' in lines
+    latency = f'request_latency_count{{model_name="{name}",API="{verb}",entrypoint="REST"}} 1'
+    assert latency in lines
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "name", "status"),
+    [
+        ("POST", "/v1/models/m:predict", "m", "NOT_FOUND"),
+        ("GET", "/v1/models/m", "m", "NOT_FOUND"),
+        ("GET", "/v1/models/m/a/b", "", "INVALID_ARGUMENT"),
+        ("GET", "/v1/models/m:predict", "", "INVALID_ARGUMENT"),
+        ("POST", "/v1/models/m", "", "INVALID_ARGUMENT"),
+        ("PUT", "/v1/models/m:predict", "", "INVALID_ARGUMENT"),
+        ("GET", "/v1/models", "", "INVALID_ARGUMENT"),
+    ],
+)
+def test_failed_request_is_counted_without_a_name_where_its_path_is_malformed(
+    handlers, method, target, name, status
+):
+    handlers.fault = ServingError(Code.NOT_FOUND, "gone")
+    lines = counted(handlers, method, target, BODY)
+    assert f'request_count{{model_name="{name}",status="{status}"}} 1' in lines
+    assert not [line for line in lines if line.startswith("request_latency")]
+
+
+@pytest.mark.parametrize("target", ["/metrics", "/v2/models/m", "/"])
+def test_request_for_no_model_is_not_counted(handlers, target):
+    assert not [line for line in counted(handlers, "GET", target, b"") if "request_count" in line]
+
+
+def counted(handlers, method, target, body):
+    """Return the values on the metrics page after one request."""
+    metrics = Metrics()
+    RestSurface(handlers, metrics, metrics_path="/metrics").reply(method, target, body)
+    lines = metrics.page().splitlines()
+    prefix = ":tensorflow:serving:"
+    return [line.removeprefix(prefix) for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1.5])
+@pytest.mark.parametrize(
+    ("verb", "body"), [("predict", BODY), ("classify", EXAMPLES), ("regress", EXAMPLES)]
+)
+def test_what_computes_is_told_how_long_the_client_waits(handlers, verb, body, timeout_s):
+    surface = RestSurface(handlers, Metrics(), timeout_s=timeout_s)
+    handlers.timeout_s = "never asked"
+    assert surface.reply("POST", f"/v1/models/m:{verb}", body).status == 200
+    assert handlers.timeout_s == timeout_s

@@ -22,7 +22,7 @@ FILES = {
     "ssl_config_file",
     "tensorflow_session_config_file",
 }
-ACCEPTED = sorted(flags.FLAGS.keys() - REFUSED - FILES - {"model_base_path", "port"})
+ACCEPTED = sorted(flags.FLAGS.keys() - REFUSED.keys() - FILES - {"model_base_path", "port"})
 BASE = "--model_base_path=/models/m"
 
 
@@ -75,7 +75,7 @@ def one_model(fields):
 def test_flag_that_the_engine_does_not_have_is_refused_by_name(name):
     error = refusal(BASE, f"--{name}={str(other_value(name)).lower()}")
     assert error.code is Code.UNIMPLEMENTED
-    assert error.message == f"the embedded engine does not have the flag --{name}"
+    assert error.message.startswith(f"the embedded engine does not have the flag --{name}: ")
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

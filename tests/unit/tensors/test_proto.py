@@ -1,4 +1,4 @@
-"""Arrays to TensorProto and back, and requests as bytes."""
+"""Arrays to TensorProto and back."""
 
 import tracemalloc
 
@@ -6,52 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
+from tests.unit.tensors.drawn import arrays, string_array, string_arrays
 from tfserve_kit import protos
-from tfserve_kit.tensors import TensorError, dtypes, from_proto, predict_request, proto, to_proto
-
-NUMBERS = [row for row in dtypes.TABLE if row is not dtypes.STRING]
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-TEXT = st.text(max_size=5)
-# How the same values may lie in memory.
-LAYOUTS = {
-    "plain": lambda array: array,
-    "big endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
-    "transposed": np.asfortranarray,
-    "every second": lambda array: np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array,
-    "reversed": lambda array: array[::-1] if array.ndim else array,
-    "read-only": lambda array: np.broadcast_to(array, (2, *array.shape)),
-}
-
-
-@st.composite
-def arrays(draw):
-    """Draw an array of numbers of any dtype of the table, in any memory layout."""
-    row = draw(st.sampled_from(NUMBERS))
-    shape = draw(SHAPES)
-    if row is dtypes.BFLOAT16:
-        array = draw(hnp.arrays(np.uint16, shape)).view(row.numpy)
-    else:
-        array = draw(hnp.arrays(row.numpy, shape))
-    layout = draw(st.sampled_from(sorted(LAYOUTS)))
-    if row is dtypes.BFLOAT16 and layout == "big endian":
-        return array
-    return LAYOUTS[layout](array)
-
-
-def string_array(items, shape):
-    array = np.empty(len(items), object)
-    array[:] = items
-    return array.reshape(shape)
-
-
-@st.composite
-def string_arrays(draw):
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-    count = int(np.prod(shape))
-    items = draw(st.lists(st.binary(max_size=5) | TEXT, min_size=count, max_size=count))
-    return string_array(items, shape)
+from tfserve_kit.tensors import TensorError, dtypes, from_proto, proto, to_proto
 
 
 def tensor(dtype, shape, **fields):
@@ -288,39 +246,3 @@ class TestRefusals:
         for message in (tensor("double", [3]), tensor("string", [3])):
             with pytest.raises(TensorError):
                 from_proto(message)
-
-
-class TestPredictRequest:
-    @staticmethod
-    def through_messages(inputs, spec, output_filter):
-        message = protos.PredictRequest(model_spec=spec, output_filter=output_filter)
-        for alias, array in inputs.items():
-            message.inputs[alias].CopyFrom(to_proto(array))
-        return message
-
-    @settings(deadline=None)
-    @given(
-        st.dictionaries(TEXT, arrays() | string_arrays(), max_size=3),
-        st.lists(TEXT, max_size=2),
-    )
-    def test_bytes_parse_to_the_message_that_the_classes_build(self, inputs, output_filter):
-        spec = protos.ModelSpec(name="mödel", signature_name="s")
-        spec.version.value = 7
-        content = predict_request(inputs, spec, output_filter)
-        wanted = self.through_messages(inputs, spec, output_filter)
-        assert protos.PredictRequest.FromString(content) == wanted
-        assert len(content) == wanted.ByteSize()
-
-    @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 129, 16_383, 16_384, 2_097_152])
-    def test_lengths_of_every_varint_width_are_right(self, size):
-        array = np.arange(size, dtype=np.uint8)
-        found = protos.PredictRequest.FromString(
-            predict_request({"x" * 130: array}, protos.ModelSpec(name="m" * 200), ["y" * 150])
-        )
-        assert found.model_spec.name == "m" * 200
-        assert list(found.output_filter) == ["y" * 150]
-        np.testing.assert_array_equal(from_proto(found.inputs["x" * 130]), array)
-
-    def test_dtype_that_tensorflow_lacks_is_refused(self):
-        with pytest.raises(TypeError, match="datetime64"):
-            predict_request({"x": np.zeros(1, "M8[s]")}, protos.ModelSpec())

@@ -1,0 +1,85 @@
+"""Servers to hold ours against: `python -m bench.servers KIND [MODEL_DIR]` prints its port.
+
+`echo`: grpcio answers with the request. `tutorial`: generated classes, `make_ndarray`, a restored
+signature, `make_tensor_proto`, as guides show it. `constant`: our HTTP transport, one fixed answer.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+_THREADS = 4 * (os.cpu_count() or 1)  # as tensorflow_model_server's grpc_max_threads
+_ANY_PORT = "127.0.0.1:0"
+
+
+def echo() -> int:
+    """Answer every gRPC method with its request's bytes."""
+
+    class Routes(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, handler_call_details: Any) -> Any:
+            del handler_call_details
+            return grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+
+    server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=[Routes()])
+    return _started(server)
+
+
+def tutorial(model_dir: str) -> int:
+    """Serve one SavedModel as tutorials do."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    signature = tf.saved_model.load(model_dir).signatures["serving_default"]
+
+    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+        def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
+            del context
+            inputs = {
+                name: tf.constant(tf.make_ndarray(tensor))
+                for name, tensor in request.inputs.items()
+            }
+            response = predict_pb2.PredictResponse()
+            for name, tensor in signature(**inputs).items():
+                response.outputs[name].CopyFrom(tf.make_tensor_proto(tensor.numpy()))
+            return response
+
+    server = grpc.server(ThreadPoolExecutor(_THREADS))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
+    return _started(server)
+
+
+def constant() -> int:
+    """Answer every HTTP request with the same few bytes."""
+    from tfserve_kit.embedded.http_transport import HttpTransport
+    from tfserve_kit.embedded.rest_surface import Reply
+
+    reply = Reply(200, b'{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}')
+    transport = HttpTransport(lambda *_: reply, "127.0.0.1", 0, _THREADS)
+    transport.start()
+    _running.append(transport)
+    return transport.port
+
+
+_running: list[Any] = []
+
+
+def _started(server: Any) -> int:
+    port: int = server.add_insecure_port(_ANY_PORT)
+    server.start()
+    _running.append(server)
+    return port
+
+
+if __name__ == "__main__":
+    kind, *arguments = sys.argv[1:]
+    kinds: dict[str, Callable[..., int]] = {
+        "echo": echo, "tutorial": tutorial, "constant": constant
+    }  # fmt: skip
+    sys.stdout.write(f"{kinds[kind](*arguments)}\n")
+    sys.stdout.flush()
+    threading.Event().wait()

@@ -1,0 +1,159 @@
+"""Counters and histograms, and the page they make."""
+
+import math
+import re
+import time
+
+import pytest
+
+from tfserve_kit.embedded.metrics import (
+    LOAD_ATTEMPTS,
+    PADDING_SIZE,
+    QUEUING_LATENCY,
+    REQUEST_LATENCY,
+    WRAPPED_RUN_COUNT,
+    Metric,
+    Metrics,
+    exponential,
+    micros_since,
+)
+
+SIZES = Metric(":sizes", ("model",), (1.0, 2.0, 4.0))
+COUNT = Metric(":count", ("a", "b"))
+
+# What the page of a fresh official server says of serving.
+FROM_THE_START = """
+# TYPE :tensorflow:cc:saved_model:load_attempt_count counter
+# TYPE :tensorflow:cc:saved_model:load_latency counter
+# TYPE :tensorflow:serving:batching_session:queuing_latency histogram
+# TYPE :tensorflow:serving:batching_session:wrapped_run_count counter
+# TYPE :tensorflow:serving:model_warmup_latency histogram
+# TYPE :tensorflow:serving:model_warmup_records_read counter
+# TYPE :tensorflow:serving:request_count counter
+# TYPE :tensorflow:serving:request_latency histogram
+# TYPE :tensorflow:serving:runtime_latency histogram
+"""
+
+
+def lines(metrics, name):
+    return [line for line in metrics.page().splitlines() if line.startswith(name)]
+
+
+def test_page_without_values_names_the_metrics_the_official_one_names():
+    assert Metrics().page() == FROM_THE_START.lstrip()
+
+
+def test_size_of_batches_is_named_with_the_first_batch_only():
+    metrics = Metrics()
+    assert "padding_size" not in metrics.page()
+    metrics.observe(PADDING_SIZE, 3, ("8",))
+    assert f"# TYPE {PADDING_SIZE.name} histogram" in metrics.page().splitlines()
+    assert lines(metrics, f"{PADDING_SIZE.name}_sum") == [
+        f'{PADDING_SIZE.name}_sum{{execution_batch_size="8"}} 3'
+    ]
+
+
+def test_counter_adds_up_for_each_set_of_labels():
+    metrics = Metrics()
+    metrics.add(COUNT, ("x", "y"))
+    metrics.add(COUNT, ["x", "y"], 4)
+    metrics.add(COUNT, ("x", "a"), 2.4)
+    assert lines(metrics, ":count") == [
+        ':count{a="x",b="a"} 2',
+        ':count{a="x",b="y"} 5',
+    ]
+    assert "# TYPE :count counter" in metrics.page().splitlines()
+
+
+def test_counter_without_labels_has_empty_braces():
+    metrics = Metrics()
+    metrics.add(WRAPPED_RUN_COUNT)
+    assert lines(metrics, WRAPPED_RUN_COUNT.name) == [f"{WRAPPED_RUN_COUNT.name}{{}} 1"]
+
+
+def test_histogram_counts_up_and_puts_a_value_on_a_bound_above_it():
+    metrics = Metrics()
+    for value in (0.5, 1, 1.5, 4, 100):
+        metrics.observe(SIZES, value, ("m",))
+    assert lines(metrics, ":sizes") == [
+        ':sizes_bucket{model="m",le="1"} 1',
+        ':sizes_bucket{model="m",le="2"} 3',
+        ':sizes_bucket{model="m",le="4"} 3',
+        ':sizes_bucket{model="m",le="+Inf"} 5',
+        ':sizes_sum{model="m"} 107',
+        ':sizes_count{model="m"} 5',
+    ]
+
+
+def test_histograms_come_in_the_order_of_their_labels_each_with_its_own_values():
+    metrics = Metrics()
+    metrics.observe(SIZES, 3, ("b",))
+    metrics.observe(SIZES, 1, ("a",))
+    metrics.observe(SIZES, 1, ("a",))
+    assert lines(metrics, ":sizes_count") == [
+        ':sizes_count{model="a"} 2',
+        ':sizes_count{model="b"} 1',
+    ]
+
+
+def test_metrics_come_in_the_order_of_their_names():
+    metrics = Metrics()
+    metrics.add(COUNT, ("x", "y"))
+    metrics.observe(SIZES, 1, ("m",))
+    named = re.findall(r"# TYPE (\S+)", metrics.page())
+    assert named == sorted(named)
+    assert named[0] == ":count"
+
+
+def test_labels_are_escaped():
+    metrics = Metrics()
+    metrics.add(COUNT, ('say "hi"', "back\\slash\nnew line"))
+    assert lines(metrics, ":count") == [
+        ':count{a="say \\"hi\\"",b="back\\\\slash\\nnew line"} 1',
+    ]
+
+
+@pytest.mark.parametrize(("status", "latencies"), [("OK", 1), ("NOT_FOUND", 0)])
+def test_request_is_counted_and_timed_only_if_it_succeeded(status, latencies):
+    metrics = Metrics()
+    metrics.count_request(
+        "m", "predict", "REST", status, time.perf_counter_ns() - 3_600_000_000_000
+    )
+    assert lines(metrics, ":tensorflow:serving:request_count{") == [
+        f':tensorflow:serving:request_count{{model_name="m",status="{status}"}} 1'
+    ]
+    found = lines(metrics, f"{REQUEST_LATENCY.name}_count")
+    assert (
+        found
+        == [f'{REQUEST_LATENCY.name}_count{{model_name="m",API="predict",entrypoint="REST"}} 1']
+        * latencies
+    )
+
+
+def test_latency_is_in_microseconds():
+    assert 3.6e9 <= micros_since(time.perf_counter_ns() - 3_600_000_000_000) < 4e9
+
+
+def test_bounds_grow_by_the_factor():
+    assert exponential(10, 2, 4) == (10, 20, 40, 80)
+    assert exponential(3, 7, 1) == (3,)
+
+
+@pytest.mark.parametrize(
+    ("metric", "first", "second", "last", "count"),
+    [
+        (REQUEST_LATENCY, 10, 18, 10 * 1.8**32, 33),
+        (QUEUING_LATENCY, 100, 120, 100 * 1.2**51, 52),
+        (PADDING_SIZE, 1, 2, 2**13, 14),
+    ],
+)
+def test_buckets_are_the_official_ones(metric, first, second, last, count):
+    assert metric.buckets[:2] == (first, second)
+    assert math.isclose(metric.buckets[-1], last)
+    assert len(metric.buckets) == count
+
+
+def test_counter_that_counts_micros_is_a_whole_number():
+    metrics = Metrics()
+    metrics.add(LOAD_ATTEMPTS, ("/m/1", "success"), 12.7)
+    assert lines(metrics, LOAD_ATTEMPTS.name)[-1].endswith(" 13")

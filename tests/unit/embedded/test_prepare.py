@@ -1,0 +1,300 @@
+"""From loaded to served: batching, warm-up, and what the metrics are told of it."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from tfserve_kit import protos
+from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler
+from tfserve_kit.embedded.batching_servable import BatchingServable
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.prepare import PreparingLoader
+from tfserve_kit.embedded.settings import Batching
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tensors import to_proto
+
+_SIGNATURES = protos.from_text(
+    "SignatureDefMap",
+    """
+    signature_def { key: "serving_default" value {
+      inputs { key: "x" value { name: "x:0" dtype: DT_FLOAT } }
+      outputs { key: "y" value { name: "y:0" dtype: DT_FLOAT } }
+      outputs { key: "z" value { name: "z:0" dtype: DT_FLOAT } } } }
+    signature_def { key: "classify" value {
+      inputs { key: "inputs" value { name: "in:0" dtype: DT_STRING } }
+      outputs { key: "scores" value { name: "scores:0" dtype: DT_FLOAT } } } }
+    signature_def { key: "regress" value {
+      inputs { key: "inputs" value { name: "in:0" dtype: DT_STRING } }
+      outputs { key: "outputs" value { name: "value:0" dtype: DT_FLOAT } } } }
+    """,
+).signature_def
+
+
+class FakeServable:
+    """Has a predict, a classify and a regress signature.
+
+    Attributes:
+        fetched: what each run computed.
+        fault: raised by every run if set.
+        closed: how often it was closed.
+    """
+
+    signatures = dict(_SIGNATURES)
+
+    def __init__(self):
+        self.fetched, self.fault, self.closed = [], None, 0
+
+    def run(self, feeds, fetches, *, timeout_s=None):
+        self.fetched.append(list(fetches))
+        if self.fault:
+            raise self.fault
+        (fed,) = feeds.values()
+        shape = (len(fed), 2) if fetches == ["scores:0"] else len(fed)
+        return [np.zeros(shape, np.float32) for _ in fetches]
+
+    def close(self):
+        self.closed += 1
+
+
+PREDICT = protos.from_text("PredictionLog", "predict_log { request {} }")
+PREDICT.predict_log.request.inputs["x"].CopyFrom(to_proto(np.float32([1, 2])))
+INPUT = "input { example_list { examples {} examples {} } }"
+
+
+def log(text):
+    return protos.from_text("PredictionLog", text)
+
+
+def predict_log(text):
+    message = log(f"predict_log {{ request {{ {text} }} }}")
+    message.MergeFrom(PREDICT)
+    return message
+
+
+CLASSIFY = log(
+    f"classify_log {{ request {{ model_spec {{ signature_name: 'classify' }} {INPUT} }} }}"
+)
+REGRESS = log(f"regress_log {{ request {{ model_spec {{ signature_name: 'regress' }} {INPUT} }} }}")
+
+
+def multi_log(*tasks):
+    found = [
+        f"tasks {{ model_spec {{ signature_name: '{name}' }} method_name: '{method}' }}"
+        for name, method in tasks
+    ]
+    return log(f"multi_inference_log {{ request {{ {' '.join(found)} {INPUT} }} }}")
+
+
+@pytest.fixture
+def servable():
+    return FakeServable()
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def version(tmp_path):
+    folder = tmp_path / "7"
+    (folder / "assets.extra").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def warm(version, servable, metrics):
+    """Load with a warm-up file of these messages or bytes."""
+
+    def load(*messages, passes=1):
+        content = b""
+        for each in messages:
+            data = each if isinstance(each, bytes) else each.SerializeToString()
+            content += struct.pack("<QI", len(data), 0) + data + b"crc."
+        (version / "assets.extra" / "tf_serving_warmup_requests").write_bytes(content)
+        return PreparingLoader(lambda _: servable, metrics, warmup_passes=passes)(version)
+
+    return load
+
+
+def values(metrics, name):
+    """Return labels -> value of a metric; of a histogram the counts."""
+    found = {}
+    for line in metrics.page().splitlines():
+        key, _, value = line.rpartition(" ")
+        metric, _, labels = key.partition("{")
+        if metric in {name, f"{name}_count"} and not line.startswith("#"):
+            found["{" + labels] = int(value)
+    return found
+
+
+ATTEMPTS = ":tensorflow:cc:saved_model:load_attempt_count"
+LOAD = ":tensorflow:cc:saved_model:load_latency"
+LATENCY = ":tensorflow:serving:model_warmup_latency"
+RECORDS = ":tensorflow:serving:model_warmup_records_read"
+
+
+# Loading
+
+
+def test_loaded_version_is_served_as_it_is_and_counted(version, servable, metrics):
+    loaded = []
+    loader = PreparingLoader(lambda path: loaded.append(path) or servable, metrics, warmup_passes=1)
+    assert loader(version) is servable
+    assert loaded == [version]
+    assert values(metrics, ATTEMPTS) == {f'{{model_path="{version}",status="success"}}': 1}
+    assert list(values(metrics, LOAD)) == [f'{{model_path="{version}"}}']
+    assert not values(metrics, LATENCY) and not values(metrics, RECORDS)
+    assert servable.fetched == [] and not servable.closed
+
+
+def test_failed_load_is_counted_as_one(version, metrics):
+    def fail(_):
+        raise ServingError(Code.NOT_FOUND, "nothing there")
+
+    with pytest.raises(ServingError, match="nothing there"):
+        PreparingLoader(fail, metrics)(version)
+    assert values(metrics, ATTEMPTS) == {f'{{model_path="{version}",status="fail"}}': 1}
+    assert values(metrics, LOAD) == {}
+
+
+# Batching
+
+
+@pytest.fixture
+def scheduler():
+    made = BatchScheduler(1, "batch")
+    yield made
+    made.stop()
+
+
+def batched(version, servable, metrics, scheduler, batching):
+    loader = PreparingLoader(lambda _: servable, metrics, batching=batching, scheduler=scheduler)
+    return loader(version)
+
+
+def largest(loaded):
+    """Return how many rows may run at once, None if they do not run in batches."""
+    return loaded._options.max_batch_size if isinstance(loaded, BatchingServable) else None
+
+
+@pytest.mark.parametrize("own", [None, "max_batch_size { value: 3 }"])
+@pytest.mark.parametrize("per_model", [False, True])
+def test_options_are_the_versions_own_where_each_brings_its_own(
+    version, servable, metrics, scheduler, own, per_model
+):
+    if own:
+        (version / "batching_params.pbtxt").write_text(own)
+    batching = Batching(BatchOptions(max_batch_size=5), per_model=per_model)
+    loaded = batched(version, servable, metrics, scheduler, batching)
+    assert largest(loaded) == ((3 if own else None) if per_model else 5)
+
+
+def test_without_batching_nothing_is_put_around(version, servable, metrics, scheduler):
+    assert batched(version, servable, metrics, scheduler, None) is servable
+
+
+def test_batches_are_told_to_the_metrics(version, servable, metrics, scheduler):
+    loaded = batched(version, servable, metrics, scheduler, Batching())
+    loaded.run({"x:0": np.float32([1])}, ["y:0", "z:0"])
+    name = ":tensorflow:serving:batching_session:wrapped_run_count"
+    assert values(metrics, name) == {"{}": 1}
+
+
+def test_bad_options_of_a_version_fail_its_load_and_free_it(version, servable, metrics, scheduler):
+    (version / "batching_params.pbtxt").write_text("max_batch_size { value: 0 }")
+    with pytest.raises(ServingError, match="cannot work"):
+        batched(version, servable, metrics, scheduler, Batching(per_model=True))
+    assert servable.closed == 1
+
+
+# Warm-up
+
+
+@pytest.mark.parametrize(
+    ("message", "fetched"),
+    [
+        (PREDICT, [["y:0", "z:0"]]),
+        (predict_log("output_filter: 'z'"), [["z:0"]]),
+        (predict_log("model_spec { name: 'other' version { value: 99 } }"), [["y:0", "z:0"]]),
+        (CLASSIFY, [["scores:0"]]),
+        (REGRESS, [["value:0"]]),
+        (multi_log(("regress", "tensorflow/serving/regress"),
+                   ("classify", "tensorflow/serving/classify")), [["value:0"], ["scores:0"]]),
+    ],
+)  # fmt: skip
+def test_stored_request_runs_whatever_model_it_names(
+    warm, servable, metrics, version, message, fetched
+):
+    assert warm(message) is servable
+    assert servable.fetched == fetched
+    assert not servable.closed
+    assert values(metrics, RECORDS) == {f'{{model_path="{version}"}}': 1}
+    assert values(metrics, LATENCY) == {f'{{model_path="{version}",status="OK"}}': 1}
+
+
+def test_requests_run_as_often_as_asked_and_records_count_once(warm, servable, metrics, version):
+    warm(CLASSIFY, REGRESS, passes=2)
+    assert servable.fetched == [["scores:0"], ["scores:0"], ["value:0"], ["value:0"]]
+    assert values(metrics, RECORDS) == {f'{{model_path="{version}"}}': 2}
+
+
+def test_warmup_that_is_not_wanted_reads_nothing(warm, version, servable, metrics):
+    assert warm(b"\xff\xff", passes=0) is servable
+    assert PreparingLoader(lambda _: servable, metrics)(version) is servable
+    assert values(metrics, LATENCY) == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [
+        (b"\xff\xff", Code.INVALID_ARGUMENT, "Failed to parse warmup record"),
+        (predict_log("model_spec { signature_name: 'nope' }"), Code.FAILED_PRECONDITION,
+         'Serving signature key "nope" not found.'),
+        (log("predict_log { request { inputs { key: 'x' value { dtype: DT_RESOURCE } } } }"),
+         Code.INVALID_ARGUMENT, "tensor parsing error: x"),
+        (log(f"classify_log {{ request {{ {INPUT} }} }}"), Code.INVALID_ARGUMENT,
+         "Expected one or two|No classification inputs"),
+        (log("regress_log { request { model_spec { signature_name: 'regress' } } }"),
+         Code.INVALID_ARGUMENT, "Input is empty."),
+        (multi_log(("regress", "predict")), Code.UNIMPLEMENTED,
+         "Unsupported signature method_name: predict"),
+        (log("session_run_log {}"), Code.UNIMPLEMENTED, "Unsupported log_type for warmup"),
+    ],
+)  # fmt: skip
+def test_stored_request_that_fails_fails_the_load(
+    warm, servable, metrics, version, message, code, text
+):
+    with pytest.raises(ServingError, match=text) as caught:
+        warm(REGRESS, message)
+    assert caught.value.code is code
+    assert servable.closed == 1
+    assert values(metrics, LATENCY) == {f'{{model_path="{version}",status="{code.name}"}}': 1}
+    assert values(metrics, RECORDS) == {}
+
+
+def test_error_of_the_graph_fails_the_load(warm, servable):
+    servable.fault = ServingError(Code.OUT_OF_RANGE, "index 9")
+    with pytest.raises(ServingError) as caught:
+        warm(PREDICT)
+    assert caught.value is servable.fault
+    assert servable.closed == 1
+
+
+def test_unexpected_error_frees_the_version_too(warm, servable):
+    servable.fault = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        warm(PREDICT)
+    assert servable.closed == 1
+
+
+def test_warmup_goes_through_batching(version, servable, metrics, scheduler, warm):
+    warm(PREDICT, passes=0)  # writes the file
+    loader = PreparingLoader(
+        lambda _: servable, metrics,
+        batching=Batching(BatchOptions(max_batch_size=1)), scheduler=scheduler, warmup_passes=1,
+    )  # fmt: skip
+    with pytest.raises(ServingError, match="larger than maximum input batch size 1"):
+        loader(version)
+    assert servable.closed == 1

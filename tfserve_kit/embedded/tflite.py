@@ -1,0 +1,160 @@
+"""Serves TensorFlow Lite models where they are preferred, with the wheel's interpreter.
+
+Source: tensorflow_serving/servables/tensorflow/tflite_session.cc and
+saved_model_bundle_factory.cc: a version with a `model.tflite` file is served from that file.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.embedded.servable import Loader, Servable
+from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
+from tfserve_kit.tensors import dtypes
+
+TFLITE_FILE = "model.tflite"
+_METHOD_NAME = "tensorflow/serving/predict"
+
+
+class TfLiteLoader:
+    """Loads `model.tflite` where a version has one, else what `otherwise` loads.
+
+    Args:
+        otherwise: the loader of SavedModels.
+        interpreters: how many requests a model can compute at once.
+    """
+
+    def __init__(self, otherwise: Loader, interpreters: int) -> None:
+        self._otherwise = otherwise
+        self._interpreters = interpreters
+
+    def __call__(self, version_dir: Path) -> Servable:
+        """Load a version.
+
+        Raises:
+            ServingError: it cannot be loaded.
+        """
+        file = version_dir / TFLITE_FILE
+        if not file.is_file():
+            return self._otherwise(version_dir)
+        model = file.read_bytes()
+        try:
+            interpreters = [_interpreter(model) for _ in range(self._interpreters)]
+        except (ValueError, RuntimeError) as error:
+            raise invalid(f"cannot load {file}: {error}") from error
+        return TfLiteServable(interpreters)
+
+
+def _interpreter(model: bytes) -> Any:
+    from tensorflow.lite.python.interpreter import Interpreter
+
+    with warnings.catch_warnings():
+        # It announces its successor; the one in the wheel is what fits the wheel.
+        warnings.simplefilter("ignore")
+        return Interpreter(model_content=model, num_threads=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What can be called: alias per tensor name; no name for a model without signatures."""
+
+    name: str | None
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+class TfLiteServable:
+    """A TensorFlow Lite model; implements `Servable`. Each call borrows one of the interpreters."""
+
+    def __init__(self, interpreters: Sequence[Any]) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for interpreter in interpreters:
+            self._free.put(interpreter)
+        self.signatures: Mapping[str, Any] = {}
+        self._calls: dict[frozenset[str], _Signature] = {}
+        for name in interpreters[0].get_signature_list() or [None]:
+            self._add(name, *_tensors(interpreters[0], name))
+
+    def _add(self, name: str | None, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        definition = protos.SignatureDef(method_name=_METHOD_NAME)
+        for aliases, found in ((definition.inputs, inputs), (definition.outputs, outputs)):
+            for alias, tensor in found.items():
+                _describe(aliases[alias], tensor)
+        self.signatures = {**self.signatures, name or DEFAULT_SIGNATURE: definition}
+        names = [
+            {each["name"]: alias for alias, each in found.items()} for found in (inputs, outputs)
+        ]
+        self._calls[frozenset(names[0])] = _Signature(name, *names)
+
+    def run(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        fetches: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+    ) -> Sequence[NDArray[Any]]:
+        """Compute `fetches` from `feeds`; see `Servable.run`. All inputs must be given."""
+        del timeout_s
+        signature = self._calls.get(frozenset(feeds))
+        if signature is None:
+            raise invalid(f"no signature takes the inputs {', '.join(sorted(feeds))}")
+        interpreter = self._free.get()
+        try:
+            values = {signature.inputs[name]: _fed(array) for name, array in feeds.items()}
+            outputs = _called(interpreter, signature.name, values)
+        except (ValueError, RuntimeError) as error:
+            raise ServingError(Code.INTERNAL, f"Failed to invoke TfLite model: {error}") from error
+        finally:
+            self._free.put(interpreter)
+        return [np.asarray(outputs[signature.outputs[name]]) for name in fetches]
+
+    def close(self) -> None:
+        """Free the interpreters."""
+        while not self._free.empty():
+            self._free.get()
+
+
+def _tensors(interpreter: Any, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the details of a signature's inputs and outputs, by alias."""
+    if name is not None:
+        runner = interpreter.get_signature_runner(name)
+        return runner.get_input_details(), runner.get_output_details()
+    details = (interpreter.get_input_details(), interpreter.get_output_details())
+    inputs, outputs = ({each["name"]: each for each in found} for found in details)
+    return inputs, outputs
+
+
+def _called(
+    interpreter: Any, name: str | None, values: Mapping[str, NDArray[Any]]
+) -> Mapping[str, Any]:
+    if name is not None:
+        outputs: Mapping[str, Any] = interpreter.get_signature_runner(name)(**values)
+        return outputs
+    inputs, results = _tensors(interpreter, None)
+    for alias, array in values.items():
+        interpreter.resize_tensor_input(inputs[alias]["index"], array.shape)
+    interpreter.allocate_tensors()
+    for alias, array in values.items():
+        interpreter.set_tensor(inputs[alias]["index"], array)
+    interpreter.invoke()
+    return {alias: interpreter.get_tensor(each["index"]) for alias, each in results.items()}
+
+
+def _fed(array: NDArray[Any]) -> NDArray[Any]:
+    """Return strings as bytes of a fixed length, the only strings the interpreter takes."""
+    return array.astype(np.bytes_) if array.dtype == object else array
+
+
+def _describe(info: Any, tensor: Mapping[str, Any]) -> None:
+    info.name = tensor["name"]
+    info.dtype = dtypes.by_numpy(tensor["dtype"]).number
+    for size in tensor["shape_signature"]:
+        info.tensor_shape.dim.add(size=int(size))
