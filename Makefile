@@ -71,6 +71,10 @@ docs: $(VENV)/.dev  ## Generate the reference pages in docs/
 bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
 	$(BIN)/python -m bench
 
+.PHONY: bench-embedded
+bench-embedded: $(VENV)/.dev  ## Run the benchmarks of the embedded engine alone (E1 to E6)
+	$(BIN)/python -m bench --only E
+
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     option = parser.add_argument
     option("--only", type=_ids, default=list(BENCHMARKS), metavar="ID,...",
-           help=f"which benchmarks: {', '.join(BENCHMARKS)} (all)")  # fmt: skip
+           help=f"which benchmarks: {', '.join(BENCHMARKS)}, or how they begin (all)")  # fmt: skip
     option("--rounds", type=_positive, default=5, help="number of rounds (%(default)s)")
     option("--seconds", type=float, default=3.0, help="length of a round (%(default)s)")
     option("--out", type=Path, default=HERE / "results", metavar="DIR",
@@ -74,11 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _ids(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(BENCHMARKS)}")
-    return names
+    found: list[str] = []
+    for name in map(str.strip, text.split(",")):
+        begin_so = [each for each in BENCHMARKS if each.startswith(name)]
+        if not begin_so:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(BENCHMARKS)}")
+        found += begin_so
+    return found
 
 
 def _positive(text: str) -> int:

@@ -34,8 +34,10 @@ def network(out: str, name: str) -> None:
     def serve(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"scores": model(x, training=False)}
 
-    signature = tf.function(serve, [tf.TensorSpec([None, *_IMAGE], tf.float32, name="x")])
-    tf.saved_model.save(model, out, signatures={"serving_default": signature})
+    archive = tf.keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec([None, *_IMAGE], tf.float32, name="x")])
+    archive.write_out(out, verbose=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Generates the reference pages from the code: `make docs`; a test compares them.
 
 docs/cli.md from the commands, docs/spec.md from the schema, docs/flags.md from the table of flags,
-docs/exit-codes.md from the table of exit codes.
+docs/exit-codes.md from the table of exit codes, docs/lint.md from the tables of rules.
 """
 
 import sys
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.embedded.settings import MOOT, OTHERWISE, REFUSED
 from tfserve_kit.flags import FLAGS
+from tfserve_kit.lint import RULES, Severity
 from tfserve_kit.spec.schema import Spec
 
 HERE = Path(__file__).parent
@@ -44,6 +45,7 @@ def spec_page() -> str:
         ("[server]", _class("server")),
         ("[models.NAME]", _class("models")),
         ("[models.NAME.versions]", _class("versions", _class("models"))),
+        ("[docker]", _class("docker")),
         ("[batching]", _class("batching")),
         ("[monitoring]", _class("monitoring")),
     ]
@@ -104,11 +106,12 @@ _PER_CPU = {"rest_api_num_threads": "4 per CPU", "grpc_max_threads": "4 per CPU"
 def flags_page() -> str:
     """Return every flag of tensorflow_model_server and what the embedded engine makes of it."""
     parts = [
-        "# Flag by flag\n\n", MADE,
-        "The flags of `tensorflow_model_server`, which are also those of `tfkit-model-server`: how\n"
-        "the embedded engine takes each of them.\n\n"
+        "# Flag by flag\n\n",
+        MADE,
+        "The flags of `tensorflow_model_server`, which are also those of `tfkit-model-server`:\n",
+        "how the embedded engine takes each of them.\n\n",
         "| flag | default | meaning | embedded engine |\n|---|---|---|---|\n",
-    ]  # fmt: skip
+    ]
     for flag in FLAGS.values():
         default = _PER_CPU.get(flag.name) or f"`{_plain(flag.default)}`"
         parts.append(f"| `{flag.name}` | {default} | {flag.help} | {_here(flag.name)} |\n")
@@ -122,11 +125,25 @@ def _here(name: str) -> str:
     return "the same"
 
 
+def lint_page() -> str:
+    """Return every rule of `tfkit lint`."""
+    parts = [
+        "# What `tfkit lint` looks for\n\n",
+        MADE,
+        "`tfkit serve` looks as well: errors stop it before anything starts.\n\n",
+        "| rule | severity | meaning |\n|---|---|---|\n",
+    ]
+    rules = sorted(RULES, key=lambda rule: list(Severity).index(rule.severity))
+    parts += [f"| `{rule.name}` | {rule.severity.value} | {rule.meaning} |\n" for rule in rules]
+    return "".join(parts)
+
+
 PAGES = {
     "cli.md": cli_page,
     "spec.md": spec_page,
     "flags.md": flags_page,
     "exit-codes.md": exit_codes_page,
+    "lint.md": lint_page,
 }
 
 
