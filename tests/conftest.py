@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration import images
 from tfserve_kit import launch, spec
 from tfserve_kit.engines import process
 
@@ -47,6 +48,15 @@ def require():
         (pytest.fail if name in wanted else pytest.skip)(reason)
 
     return skip_or_fail
+
+
+@pytest.fixture(scope="session")
+def docker_image(require):
+    """The image that containers run; see tests/integration/images.py."""
+    try:
+        return images.image_under_test()
+    except images.NoImage as missing:
+        require("docker", str(missing))
 
 
 @pytest.fixture(scope="session")

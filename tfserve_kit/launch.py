@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,14 +11,16 @@ from tfserve_kit import render
 from tfserve_kit.clients import Client, connect
 from tfserve_kit.clients.readiness import Readiness, ask, readiness
 from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.engines import exits, registry
 from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
-from tfserve_kit.errors import Problem, ServerFailed, SpecError
+from tfserve_kit.errors import Problem, ServerExists, ServerFailed, SpecError
+from tfserve_kit.lint import Finding, Severity, lint
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import scan
 from tfserve_kit.spec.schema import Spec
 
 LOG_TAIL = 15
 _POLL_S = 0.05
+_HANGS_UP_WITHIN_S = 0.5
 
 
 def plan(spec: Spec, engine: Engine, *, templates: Path | None = None) -> Plan:
@@ -38,7 +40,37 @@ def up(
     progress: Progress = SILENT,
     clock: Clock | None = None,
 ) -> ServerHandle:
-    """Start a server and wait until every model answers.
+    """Start a server and wait until every model answers: `prepare`, then `start`.
+
+    Raises:
+        TfkitError: as these two.
+    """
+    prepare(spec, engine, progress=progress)
+    return start(spec, engine, templates=templates, progress=progress, clock=clock)
+
+
+def prepare(spec: Spec, engine: Engine, *, progress: Progress = SILENT) -> None:
+    """Check a deployment and fetch what its server will need; may be interrupted anywhere.
+
+    Raises:
+        SpecError: the server could never serve this.
+        EngineUnavailable: the engine lacks what it needs, such as its image.
+    """
+    for finding in check(spec):
+        if finding.severity is Severity.WARNING:
+            progress.note(f"Warning: {finding.path}: {finding.message}")
+    engine.prepare(spec, progress=progress)
+
+
+def start(
+    spec: Spec,
+    engine: Engine,
+    *,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
+) -> ServerHandle:
+    """Start a server that is prepared, and wait until every model answers.
 
     Args:
         spec: what to serve; ports of 0 are replaced by free ones.
@@ -48,12 +80,12 @@ def up(
         clock: what the waiting measures with.
 
     Raises:
-        SpecError: a base path holds nothing to serve, or a template is broken.
+        SpecError: a template is broken.
         ServerExists: a server of that name runs.
         ServerFailed: a port is taken, the server ended, or a model did not become available in
             time. What was started is stopped; the error holds the last log lines.
     """
-    _require_versions(spec)
+    _make_room(spec.server.name, engine)
     spec = settle_ports(spec)
     todo = plan(spec, engine, templates=templates)
     progress.step(f"starting {todo.server_name!r} ({engine.name})")
@@ -66,27 +98,30 @@ def up(
     return handle
 
 
-def _require_versions(spec: Spec) -> None:
-    """Refuse what the server would wait for without end: a base path without a version."""
-    found = []
-    for name, model in spec.models.items():
-        path = f"models.{name}.base_path"
-        push = f"tfkit push-model SAVED_MODEL --to {model.base_path}"
-        if "://" in model.base_path:
-            continue  # only the server knows how to look there
-        try:
-            versions = [version.number for version in scan(Path(model.base_path))]
-        except OSError as error:
-            text = f"{model.base_path} cannot be read ({error.strerror})"
-            found.append(Problem(path, text, push))
-            continue
-        if not versions:
-            found.append(Problem(path, f"{model.base_path} holds no version", push))
-        for version in set(model.versions.specific) - set(versions):
-            text = f"version {version} is not in {model.base_path}"
-            found.append(Problem(f"models.{name}.versions", text, f"it holds {versions}"))
-    if found:
-        raise SpecError("deployment", found)
+def _make_room(server_name: str, engine: Engine) -> None:
+    """Refuse a name that runs on another engine, and forget what ended there."""
+    other = registry.elsewhere(server_name, engine.name)
+    if other is None:
+        return
+    if other.state().phase in {Phase.STARTING, Phase.RUNNING}:
+        raise ServerExists(
+            f"a server named {server_name!r} runs already (engine {other.engine})",
+            remedy=f"`tfkit stop {server_name}`, or give another --name",
+        )
+    other.stop()
+
+
+def check(spec: Spec) -> list[Finding]:
+    """Return what the server may stumble over, none of it an error.
+
+    Raises:
+        SpecError: with every error that the linter found.
+    """
+    found = lint(spec)
+    errors = [each for each in found if each.severity is Severity.ERROR]
+    if errors:
+        raise SpecError("deployment", [Problem(e.path, e.message, e.remedy) for e in errors])
+    return found
 
 
 def settle_ports(spec: Spec) -> Spec:
@@ -148,7 +183,7 @@ def _probe_models(
     def probe() -> _Verdict | None:
         state = handle.state()
         if state.phase in {Phase.EXITED, Phase.GONE}:
-            return _Verdict(f"ended with exit status {state.exit_code}", state.exit_code)
+            return _Verdict(f"ended with {exits.described(state.exit_code)}", state.exit_code)
         if not _listens(handle.endpoints.grpc):
             return None
         ready = 0
@@ -167,10 +202,17 @@ def _probe_models(
 
 
 def _listens(url: str) -> bool:
-    """Say whether the port is open; a gRPC channel that failed once waits seconds to try again."""
+    """Say whether a server listens; a gRPC channel that failed once waits seconds to try again.
+
+    Docker's own proxy opens the port of a container at once, and hangs up while the server in it
+    does not listen yet; a server speaks first, or waits.
+    """
     parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1.0).close()
+        with socket.create_connection((parts.hostname or "", parts.port or 0), 1.0) as connection:
+            connection.settimeout(_HANGS_UP_WITHIN_S)
+            with suppress(TimeoutError):
+                return connection.recv(1) != b""
     except OSError:
         return False
     return True

@@ -9,6 +9,9 @@ class Progress(Protocol):
     def step(self, text: str) -> None:
         """Begin a new step; `text` describes it in the present tense."""
 
+    def note(self, text: str) -> None:
+        """Tell something that the user should know besides, such as a warning."""
+
     def advance(self, done: int, total: int) -> None:
         """Report that `done` of `total` units (bytes, models, requests) of this step are ready."""
 
@@ -18,6 +21,9 @@ class Silent:
 
     def step(self, text: str) -> None:
         """Ignore the step."""
+
+    def note(self, text: str) -> None:
+        """Ignore the remark."""
 
     def advance(self, done: int, total: int) -> None:
         """Ignore the count."""

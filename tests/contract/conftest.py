@@ -9,6 +9,7 @@ import pytest
 
 from tfserve_kit import connect, launch, spec
 from tfserve_kit.engines import Availability, process
+from tfserve_kit.engines.docker import DockerEngine
 
 FAKE_SERVER = Path(__file__).with_name("fake_model_server.py")
 MODELS = Path(__file__).parents[1] / "data" / "models"
@@ -34,24 +35,37 @@ def fake_engine(state_dir):
     return process.ProcessEngine(*arguments, **options)
 
 
-@pytest.fixture(params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native"])
+@pytest.fixture(
+    params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native", "docker"]
+)
 def engine(request, state_dir):
-    """Every engine that runs processes."""
+    """Every engine."""
     if request.param == "fake":
         return request.getfixturevalue("fake_engine")
     if request.param == "native":
         return process.native(request.getfixturevalue("native_binary"))
+    if request.param == "docker":
+        request.getfixturevalue("docker_image")
+        return DockerEngine()
     return process.embedded()
 
 
 @pytest.fixture
-def deployment():
+def docker_options(request):
+    """What a deployment says of Docker: the image under test, where the test runs containers."""
+    callspec = getattr(request.node, "callspec", None)
+    is_docker = callspec is not None and callspec.params.get("engine") == "docker"
+    return {"image": request.getfixturevalue("docker_image")} if is_docker else {}
+
+
+@pytest.fixture
+def deployment(docker_options):
     """Make a deployment of one model on free ports."""
 
     def make(name="a", **server):
         server = {"name": name, "grpc_port": 0, "rest_port": 0, **server}
         models = {"half_plus_two": {"base_path": str(MODELS / "half_plus_two")}}
-        document = {"server": server, "models": models}
+        document = {"server": server, "models": models, "docker": docker_options}
         return launch.settle_ports(spec.build(document, source="test", folder=MODELS))
 
     return make

@@ -1,4 +1,4 @@
-"""The obligations in engines/base.py, for every engine that runs processes."""
+"""The obligations in engines/base.py, for every engine."""
 
 import os
 import pickle
@@ -14,6 +14,7 @@ import pytest
 from tfserve_kit import render
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Availability, Endpoints, Phase, State, process, registry
+from tfserve_kit.engines.container import ContainerPlan
 from tfserve_kit.engines.process import ProcessEngine, Record
 from tfserve_kit.errors import (
     EngineUnavailable,
@@ -74,7 +75,11 @@ def start():
 
 def broken(plan):
     """Return a plan of a server that ends by itself: its configuration does not exist."""
-    return replace(plan, argv=(*plan.argv, "--model_config_file=/nonexistent/models.config"))
+    flag = "--model_config_file=/nonexistent/models.config"
+    if isinstance(plan, ContainerPlan):
+        command = [*plan.container["command"], flag]
+        return replace(plan, container={**plan.container, "command": command})
+    return replace(plan, argv=(*plan.argv, flag))
 
 
 def ended(handle):
@@ -103,8 +108,13 @@ def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
     assert plan.models == {"half_plus_two": spec.models["half_plus_two"].base_path}
     assert plan.endpoints.grpc == f"grpc://127.0.0.1:{spec.server.grpc_port}"
     assert plan.endpoints.rest == f"http://127.0.0.1:{spec.server.rest_port}"
-    assert f"--port={spec.server.grpc_port}" in plan.argv
-    assert f"--rest_api_port={spec.server.rest_port}" in plan.argv
+    for port, flag, inside in (
+        (spec.server.grpc_port, "port", 8500),
+        (spec.server.rest_port, "rest_api_port", 8501),
+    ):
+        is_container = engine.name == "docker"
+        assert f"--{flag}={inside if is_container else port}" in plan.argv
+        assert (f"--publish=127.0.0.1:{port}:{inside}" in plan.argv) == is_container
 
 
 def test_plan_shows_where_its_files_will_be(engine, deployment, state_dir):
@@ -166,10 +176,9 @@ def test_unknown_name_is_not_found(engine):
 
 def test_stopped_server_is_gone_without_a_trace(engine, plan, start, state_dir):
     handle = start(engine, plan("web"))
-    pid = Record.read(state_dir / "servers" / "web").pid
+    assert Record.read(state_dir / "servers" / "web").endpoints == handle.endpoints
     handle.stop()
     assert handle.state().phase is Phase.GONE
-    assert not psutil.pid_exists(pid)
     assert engine.find("web") is None
     assert engine.list() == []
     assert not (state_dir / "servers" / "web").exists()
@@ -200,6 +209,13 @@ def test_server_that_will_not_end_is_killed(fake_engine, fake_plan, start, grace
     found = fake_engine.find("a")
     found.stop(grace_s=grace_s)
     assert found.state() == GONE
+
+
+def test_process_of_a_stopped_server_is_gone(fake_engine, fake_plan, start, state_dir):
+    handle = start(fake_engine, fake_plan("web"))
+    pid = Record.read(state_dir / "servers" / "web").pid
+    handle.stop()
+    assert not psutil.pid_exists(pid)
 
 
 # One name, one server
@@ -325,12 +341,13 @@ def test_log_and_status_of_a_server_that_ended_are_kept_until_stop(engine, plan,
     state = ended(handle)
     assert state.exit_code not in {0, None}
     found = engine.find("web")
-    assert found.state() == State(Phase.EXITED, None)  # its parent alone knows the status
+    # A process's parent alone knows the status; Docker tells everybody.
+    assert found.state() in {State(Phase.EXITED, None), state}
     assert "/nonexistent/models.config" in "".join(found.logs())
     assert [each.server_name for each in engine.list()] == ["web"]
     found.stop()
     assert engine.find("web") is None
-    assert handle.state() == State(Phase.GONE, state.exit_code)
+    assert handle.state().phase is Phase.GONE
 
 
 @pytest.mark.parametrize("code", [0, 3, 255])
@@ -488,10 +505,14 @@ def test_native_engine_is_chosen_where_its_binary_is(usable_binary, state_dir, n
 
 
 @pytest.mark.tensorflow
-def test_embedded_engine_is_chosen_where_there_is_no_binary(state_dir):
+def test_embedded_engine_is_chosen_where_there_is_no_binary_and_no_docker(state_dir, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///none")
     engine, why = registry.choose("auto", binary="no-such-binary")
     assert engine.name == "embedded"
-    assert why == "no-such-binary is not on PATH; the tensorflow wheel is installed"
+    assert why == (
+        "no-such-binary is not on PATH; no Docker daemon answers at unix:///none: there is no "
+        "such file; the tensorflow wheel is installed"
+    )
 
 
 def test_engine_that_cannot_run_is_refused_with_a_remedy(state_dir):
@@ -503,8 +524,8 @@ def test_engine_that_cannot_run_is_refused_with_a_remedy(state_dir):
 
 def test_engine_that_nobody_knows_is_refused_with_the_known_ones(state_dir):
     with pytest.raises(UsageError) as caught:
-        registry.choose("docker")
-    assert caught.value.remedy == "choose auto, native, embedded"
+        registry.choose("podman")
+    assert caught.value.remedy == "choose auto, native, docker, embedded"
 
 
 def test_server_is_found_by_name_whichever_engine_runs_it(state_dir):

@@ -1,16 +1,102 @@
 """An engine and a binary whose servers live as a test wants."""
 
+import itertools
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from tfserve_kit import spec
+from tests.integration.commands import Done
+from tests.integration.images import docker
+from tfserve_kit import launch, render, spec
+from tfserve_kit.cli import main
 from tfserve_kit.engines import Availability
+from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.process import ProcessEngine
 
 FAKE_SERVER = Path(__file__).parents[1] / "contract" / "fake_model_server.py"
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def tfkit(state_dir, tmp_path, monkeypatch, capsys):
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(caught.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def containers(docker_image, state_dir):
+    """Look which containers a test has; each must be gone at its end, and its folder."""
+
+    def found():
+        mine = f"label=tfkit.folder={state_dir}"
+        return docker("ps", "--all", "--quiet", "--no-trunc", "--filter", mine).split()
+
+    yield found
+    folders, left = list((state_dir / "servers").glob("*/")), found()
+    if left:
+        docker("rm", "--force", "--volumes", *left)
+    assert not left, "the test left containers behind"
+    assert not folders, "the test left folders behind"
+
+
+def new_name():
+    """Return a name that no container of this machine has."""
+    return f"test-{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def name():
+    """A server's name that is nobody else's."""
+    return new_name()
+
+
+@pytest.fixture
+def serve_args(docker_image, containers, models, name):
+    """Make the arguments of `tfkit serve` for a container with one model."""
+
+    def make(*more, model="half_plus_two"):
+        return ("serve", "--engine", "docker", "--image", docker_image, "--name", name,
+                "--model", f"half_plus_two={models / model}", "--grpc-port", 0, "--rest-port", 0,
+                *more)  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def container_deployment(docker_image, containers, models, name):
+    """Make a deployment of one model for a container."""
+
+    def make(*, base_path="half_plus_two", docker=None, **server):
+        document = {
+            "server": {"name": name, "grpc_port": 0, "rest_port": 0, **server},
+            "models": {"half_plus_two": {"base_path": str(base_path)}},
+            "docker": {"image": docker_image, **(docker or {})},
+        }
+        return spec.build(document, source="test", folder=models)
+
+    return make
+
+
+@pytest.fixture
+def container_plan(container_deployment):
+    """Make a plan of the Docker engine, on free ports."""
+
+    def make(**options):
+        deployment = launch.settle_ports(container_deployment(**options))
+        return DockerEngine().plan(deployment, render.render(deployment))
+
+    return make
 
 
 @pytest.fixture

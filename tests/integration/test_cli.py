@@ -1,6 +1,5 @@
 """Every command: exit codes, JSON, what goes to stdout, and what happens with bad input."""
 
-import json
 import os
 import re
 import shutil
@@ -8,54 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tfserve_kit.cli import COMMANDS, cli, exit_codes, main
+from tests.integration.commands import PATIENCE_S, Done
+from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import process
 from tfserve_kit.preprocessing import Preprocessing
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
-PATIENCE_S = 60.0
-
-
-@dataclass
-class Done:
-    """What a command left: exit code and the two streams."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self):
-        """The data of the envelope on stdout, which must be all there is."""
-        envelope = json.loads(self.out)
-        assert envelope["schema"] == 1
-        assert self.out.count("\n") == 1
-        return envelope["data"]
-
-    @property
-    def kind(self):
-        return json.loads(self.out)["kind"]
-
-
-@pytest.fixture
-def tfkit(state_dir, tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Done(caught.value.code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -143,6 +106,31 @@ def test_help_is_quick_it_imports_neither_tensorflow_nor_docker(arguments):
     heavy = done.stderr.strip()
     assert "Usage: tfkit" in done.stdout
     assert heavy == "[]"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_asks_tfkit_itself(tfkit, shell):
+    done = tfkit("completion", shell)
+    assert done.code == 0
+    assert f"_TFKIT_COMPLETE={shell}_complete" in done.out
+    assert tfkit("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("tfkit re", ["render", "reload", "restart"]), ("tfkit serve --gr", ["--grpc-port"])],
+)
+def test_words_are_completed_in_bash(tmp_path, words, expected):
+    command = tmp_path / "tfkit"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m tfserve_kit "$@"\n')
+    command.chmod(0o755)
+    script = (
+        f'PATH={tmp_path}:$PATH; eval "$(tfkit completion bash)"; '
+        f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        '_tfkit_completion tfkit; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -171,6 +171,37 @@ def test_version_that_is_not_there_is_reported(fake_engine, deployment):
     assert problem.remedy == "it holds [1, 2]"
 
 
+def test_model_that_is_damaged_is_reported_before_anything_starts(
+    fake_engine, deployment, models, tmp_path, state_dir
+):
+    graph = tmp_path / "m" / "1" / "saved_model.pb"
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes((models / "half_plus_two" / "1" / "saved_model.pb").read_bytes()[:500])
+    with pytest.raises(SpecError) as caught:
+        launch.up(deployment(base_path=tmp_path / "m"), fake_engine())
+    (problem,) = caught.value.problems
+    assert "saved_model.pb cannot be parsed" in problem.message
+    assert not state_dir.exists()
+
+
+def test_warnings_of_the_linter_are_told_and_stop_nothing(
+    fake_engine, deployment, models, tmp_path, up
+):
+    base_path = shutil.copytree(models / "half_plus_two", tmp_path / "m")
+    (base_path / "v3").mkdir()
+    progress = Steps()
+    up(deployment(base_path=base_path), fake_engine(), progress=progress)
+    assert progress.steps[0] == (
+        f"models.half_plus_two.base_path: 'v3' in {base_path} will never be loaded"
+    )
+
+
+def test_check_returns_what_is_no_error(deployment, tmp_path, models):
+    assert launch.check(deployment()) == []
+    (note,) = launch.check(deployment(base_path="gs://bucket/m"))
+    assert note.rule == "remote-base-path"
+
+
 def test_base_path_that_only_the_server_can_read_is_left_to_it(fake_engine, deployment):
     error = refused_by(fake_engine("exit:1"), deployment(base_path="gs://bucket/m"))
     assert error.exit_code == 1
@@ -204,20 +235,21 @@ def test_interruption_before_the_ports_are_open_leaves_no_process(fake_engine, d
 
 @pytest.mark.tensorflow
 @pytest.mark.slow
-def test_model_that_is_damaged_ends_the_real_server_and_its_log_says_why(
+def test_damage_that_only_a_load_finds_ends_the_real_server_and_its_log_says_why(
     deployment, models, tmp_path, state_dir
 ):
-    graph = tmp_path / "m" / "1" / "saved_model.pb"
-    graph.parent.mkdir(parents=True)
-    graph.write_bytes((models / "half_plus_two" / "1" / "saved_model.pb").read_bytes()[:500])
+    base_path = shutil.copytree(models / "half_plus_two", tmp_path / "m")
+    shard = base_path / "2" / "variables" / "variables.data-00000-of-00001"
+    shard.write_bytes(b"x" * shard.stat().st_size)  # its length is right, its checksum is not
     flags = {"max_num_load_retries": 0}
-    error = refused_by(process.embedded(), deployment(base_path=graph.parents[1], flags=flags))
+    error = refused_by(process.embedded(), deployment(base_path=base_path, flags=flags))
     assert error.exit_code == 255
-    assert error.message == "server 'web' ended with exit status 255"
-    assert error.log_tail[-1].startswith(
+    assert error.message.startswith("server 'web' ended with exit status 255 (refused to start: ")
+    why = (
         "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
-        "{{{name: half_plus_two version: 1} due to error: "
+        "{{{name: half_plus_two version: 2} due to error: DATA_LOSS: "
     )
+    assert [line for line in error.log_tail if line.startswith(why)]
 
 
 class Caller:

@@ -1,11 +1,14 @@
 """What a user has: a trained model, a picture, an installed tfkit."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.system.shell import Shell
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +33,12 @@ def shell_env(tmp_path) -> dict[str, str]:
         "TFKIT_GRPC_PORT": "0",
         "TFKIT_REST_PORT": "0",
     }
+
+
+@pytest.fixture
+def shell(tmp_path, trained, shell_env):
+    shutil.copytree(trained, tmp_path / "exported_model")
+    shutil.copy(ROOT / "data" / "digits" / "jpeg" / "digit-3.jpg", tmp_path / "digit.jpg")
+    made = Shell(tmp_path, shell_env)
+    yield made
+    made.run(["tfkit", "stop", "--all"])

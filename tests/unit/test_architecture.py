@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 LAYERS = (
     {"errors", "clock", "progress", "varint"},
     {"protos", "tensors", "savedmodel", "checkpoint", "preprocessing"},
-    {"flags", "spec", "render", "repository"},
+    {"flags", "spec", "render", "repository", "lint"},
     {"clients", "engines", "embedded", "perf"},
-    {"launch", "pytest_plugin"},
+    {"launch", "reload", "doctor", "pytest_plugin"},
     {"__init__"},  # the public names, for users; nothing inside imports them
     {"cli"},
     {"__main__"},

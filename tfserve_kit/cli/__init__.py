@@ -13,16 +13,22 @@ from tfserve_kit.errors import TfkitError
 COMMANDS = {
     "init": "Write a commented deployment file.",
     "render": "Show or write the server's configuration files.",
+    "lint": "Say what the server would stumble over, before it starts.",
     "push-model": "Add a model version to a base path, atomically.",
     "versions": "List the versions in a base path.",
+    "build-image": "Build an image with the models inside.",
     "serve": "Start a server and wait until its models answer.",
     "ps": "List the servers that tfkit runs.",
     "status": "Show the versions of a model and their states.",
     "logs": "Show the log of a server.",
+    "reload": "Change the models of a running server.",
+    "restart": "Stop a server and start it again.",
     "stop": "Stop servers.",
     "metadata": "Show the signatures of a model.",
     "predict": "Classify pictures.",
     "perf": "Measure latency and throughput.",
+    "doctor": "Check what this machine can run.",
+    "completion": "Print what makes a shell complete commands.",
 }
 
 

@@ -1,6 +1,6 @@
 """From options to a deployment: `--config`, or `--model NAME=BASE` without a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,27 @@ def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def load(
-    config: Path | None, models: Sequence[str], server: dict[str, Any] | None = None
-) -> spec.Spec:
+def load(config: Path | None, models: Sequence[str], **sections: Mapping[str, Any]) -> spec.Spec:
     """Return the deployment that the options describe.
 
     Args:
         config: the deployment file; the default one if None and no models are given.
         models: `NAME=BASE_PATH` texts, instead of a file.
-        server: keys of `[server]` that the command line overrides; None values do not count.
+        sections: keys that the command line overrides, by section such as `server`; None values
+            do not count.
 
     Raises:
         UsageError: neither or both are given, or a model is misspelled.
         SpecError: the deployment is invalid.
     """
-    overrides = {key: value for key, value in (server or {}).items() if value is not None}
+    overrides = {
+        name: {key: value for key, value in given.items() if value is not None}
+        for name, given in sections.items()
+    }
     if models:
         if config is not None:
             raise UsageError("give --config or --model, not both")
-        document = {"models": dict(map(_named_model, models)), "server": overrides}
+        document = {"models": dict(map(_named_model, models)), **overrides}
         return spec.build(document, source="command line", folder=Path.cwd())
     file = config or Path(spec.DEFAULT_FILE)
     if not file.is_file():

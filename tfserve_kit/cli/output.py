@@ -62,6 +62,13 @@ class TerminalProgress:
         self._text = text
         self._show("" if self._live else "\n")
 
+    def note(self, text: str) -> None:
+        """Show a remark that stays."""
+        self._clear()
+        note(text)
+        if self._live and self._text:
+            self._show("")
+
     def advance(self, done: int, total: int) -> None:
         """Show how far the step is; only a terminal sees it."""
         if self._live and total:
@@ -71,6 +78,9 @@ class TerminalProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         if self._live and self._text:
             click.echo("\r\x1b[2K", nl=False, err=True)
 

@@ -31,9 +31,13 @@ def command(as_json: bool) -> None:
     One that ended by itself stays listed, with its log, until it is stopped.
     """
     rows = [described(handle) for handle in registry.servers()]
-    columns = ("name", "engine", "state", "grpc", "rest")
     text = output.table(
-        [*(column.upper() for column in columns), "MODELS"],
-        [[*(row[key] for key in columns), ",".join(row["models"])] for row in rows],
+        ["NAME", "ENGINE", "STATE", "GRPC", "REST", "MODELS"], [_cells(row) for row in rows]
     )
     output.result("servers", rows, as_json=as_json, text=text)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    code = row["exit_code"]
+    state = row["state"] if code is None else f"{row['state']} ({code})"
+    return [row["name"], row["engine"], state, row["grpc"], row["rest"], ",".join(row["models"])]

@@ -1,5 +1,6 @@
 """`tfkit serve`."""
 
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -11,9 +12,9 @@ from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.cli.ps import described
 from tfserve_kit.clock import Clock
-from tfserve_kit.engines import Phase, Plan, ServerHandle, registry
+from tfserve_kit.engines import Phase, Plan, ServerHandle, exits, registry
 from tfserve_kit.engines.process import shell_line
-from tfserve_kit.errors import ServerFailed
+from tfserve_kit.errors import ServerFailed, TfkitError
 
 # How often the foreground command looks whether the server still runs, in seconds.
 _LOOK_S = 0.2
@@ -22,9 +23,13 @@ _LOOK_S = 0.2
 @click.command("serve")
 @deployment.deployment_options
 @click.option("--name", help="Name of the server.")
-@click.option("--engine", metavar="auto|native|embedded", help="What runs it.")
+@click.option("--engine", metavar="auto|docker|native|embedded", help="What runs it.")
 @click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
               help="tensorflow_model_server for the native engine.")  # fmt: skip
+@click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE",
+              help="Image for the Docker engine; tensorflow/serving if not given.")  # fmt: skip
+@click.option("--pull", metavar="missing|always|never", help="When that image is pulled.")
+@click.option("--gpu", metavar="all|N|device=IDS", help="GPUs for the container.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--grpc-port", type=int, envvar="TFKIT_GRPC_PORT",
               help="Port of gRPC; 0 finds a free one.")  # fmt: skip
@@ -39,7 +44,9 @@ def command(
     config: Path | None,
     models: tuple[str, ...],
     templates: Path | None,
-    binary: str | None,
+    image: str | None,
+    pull: str | None,
+    gpu: str | None,
     detach: bool,
     dry_run: bool,
     as_json: bool,
@@ -49,15 +56,18 @@ def command(
 
     Runs in the foreground until Ctrl-C, which stops the server; --detach leaves it running.
     """
-    spec = deployment.load(config, models, server)
-    engine, why = registry.choose(spec.server.engine, binary=binary)
+    docker = {"image": image, "pull": pull, "gpu": gpu}
+    spec = deployment.load(config, models, server=server, docker=docker)
+    engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
     if dry_run:
         _show_plan(launch.plan(spec, engine, templates=templates), as_json=as_json)
         return
     output.note(f"Engine {engine.name}: {why}.")
+    with output.TerminalProgress() as progress:
+        launch.prepare(spec, engine, progress=progress)
     with deferred() as interrupts:
         with output.TerminalProgress() as progress:
-            handle = launch.up(
+            handle = launch.start(
                 spec, engine, templates=templates, progress=progress, clock=interrupts
             )
         output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
@@ -83,18 +93,20 @@ def _attend(handle: ServerHandle, clock: Clock) -> None:
     """Show the log until Ctrl-C or until the server ends; then it is stopped."""
     Thread(target=_show_log, args=(handle,), daemon=True).start()
     try:
-        while handle.state().phase is Phase.RUNNING:
+        # A container with a restart policy may start again.
+        while handle.state().phase in {Phase.STARTING, Phase.RUNNING}:
             clock.sleep(_LOOK_S)
         state, tail = handle.state(), list(handle.logs(tail=launch.LOG_TAIL))
     finally:
         handle.stop()
     raise ServerFailed(
-        f"server {handle.server_name!r} ended by itself with exit status {state.exit_code}",
+        f"server {handle.server_name!r} ended by itself with {exits.described(state.exit_code)}",
         exit_code=state.exit_code,
         log_tail=tail,
     )
 
 
 def _show_log(handle: ServerHandle) -> None:
-    for line in handle.logs(tail=0, follow=True):
-        output.note(line)
+    with suppress(TfkitError):  # who attends to the server will say the same
+        for line in handle.logs(tail=0, follow=True):
+            output.note(line)

@@ -105,6 +105,20 @@ class GrpcClient(Closing):
         body = self._call("GetModelStatus", request.SerializeToString(), target, timeout_s)
         return version_statuses(protos.GetModelStatusResponse.FromString(body))
 
+    def reload(self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Replace the whole set of served models; returns when each new name can answer.
+
+        Args:
+            config: a ModelServerConfig message.
+            timeout_s: deadline, in seconds.
+
+        Raises:
+            RequestError: the server refuses the configuration, or a new model fails to load.
+        """
+        request = protos.ReloadConfigRequest(config=config)
+        target = Target("the new configuration")
+        self._call("HandleReloadConfigRequest", request.SerializeToString(), target, timeout_s)
+
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from tfserve_kit.embedded.handlers import (
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import status_message
 from tfserve_kit.embedded.status import Code, ServingError, invalid
-from tfserve_kit.tensors import from_proto, to_proto
+from tfserve_kit.tensors import from_proto, predict_response
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,9 @@ class GrpcSurface:
         except protos.DecodeError:
             return Answer(Code.INTERNAL)
         try:
-            answer = Answer(body=self._methods[name](message, timeout_s).SerializeToString())
+            response = self._methods[name](message, timeout_s)
+            encoded = response if isinstance(response, bytes) else response.SerializeToString()
+            answer = Answer(body=encoded)
         except ServingError as error:
             answer = Answer(error.code, error.message)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
@@ -109,7 +112,7 @@ class GrpcSurface:
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
-    def _predict(self, request: Any, timeout_s: float | None) -> Any:
+    def _predict(self, request: Any, timeout_s: float | None) -> bytes:
         model = _model(request.model_spec)
         result = self._handlers.predict(
             model,
@@ -118,13 +121,8 @@ class GrpcSurface:
             request.output_filter,
             timeout_s=timeout_s,
         )
-        response = protos.PredictResponse()
-        response.model_spec.name = model.name
-        response.model_spec.version.value = result.version
-        response.model_spec.signature_name = result.signature
-        for alias, array in result.outputs.items():
-            response.outputs[alias].CopyFrom(to_proto(array, as_content=self._as_content))
-        return response
+        spec = _encoded_spec(model.name, result.version, result.signature)
+        return predict_response(result.outputs, spec, as_content=self._as_content)
 
     def _metadata(self, request: Any, timeout_s: float | None) -> Any:
         del timeout_s
@@ -198,6 +196,14 @@ class GrpcSurface:
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
         return response
+
+
+@lru_cache(maxsize=64)
+def _encoded_spec(name: str, version: int, signature: str) -> bytes:
+    """Return the ModelSpec of an answer; most answers repeat it."""
+    spec = protos.ModelSpec(name=name, version={"value": version}, signature_name=signature)
+    encoded: bytes = spec.SerializeToString()
+    return encoded
 
 
 def predict_inputs(request: Any) -> dict[str, NDArray[Any]]:

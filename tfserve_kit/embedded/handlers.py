@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -234,15 +235,21 @@ class Handlers:
 
     def _run(self, lease: Lease, api: str, timeout_s: float | None) -> calls.Run:
         """Return what runs a version's tensors and tells the metrics."""
+        return partial(self._timed_run, lease, api, timeout_s)
 
-        def run(feeds: calls.Arrays, fetches: Sequence[str]) -> Sequence[NDArray[Any]]:
-            started_ns = time.perf_counter_ns()
-            values = lease.servable.run(feeds, fetches, timeout_s=timeout_s)
-            labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
-            self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
-            return values
-
-        return run
+    def _timed_run(
+        self,
+        lease: Lease,
+        api: str,
+        timeout_s: float | None,
+        feeds: calls.Arrays,
+        fetches: Sequence[str],
+    ) -> Sequence[NDArray[Any]]:
+        started_ns = time.perf_counter_ns()
+        values = lease.servable.run(feeds, fetches, timeout_s=timeout_s)
+        labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
+        self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
+        return values
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)

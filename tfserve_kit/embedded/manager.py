@@ -7,7 +7,7 @@ purpose: a failed load waits for its next try without holding up the loads of ot
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 # How long the background thread rests when nothing is due, in seconds.
 _TICK_S = 0.05
+_GRACE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -86,9 +87,10 @@ class Manager:
         self._changed = threading.Condition()
         self._stopping = False
         self._poll_at_s: float | None = None
-        self._loads = ThreadPoolExecutor(settings.load_threads, "load")
+        self._loads = futures.ThreadPoolExecutor(settings.load_threads, "load")
+        self._loading: set[futures.Future[None]] = set()
         # Apart from the loads, so that memory is freed while a model loads.
-        self._unloads = ThreadPoolExecutor(1, "unload")
+        self._unloads = futures.ThreadPoolExecutor(1, "unload")
         self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
 
     def start(self) -> None:
@@ -108,19 +110,24 @@ class Manager:
             self._stopping = True
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Stop watching, wait for requests in flight and unload everything."""
+    def stop(self, grace_s: float = _GRACE_S) -> None:
+        """Stop watching, wait for loads and requests in flight, and unload everything.
+
+        Args:
+            grace_s: how long each of the two may take, in seconds; what takes longer is left.
+        """
         self.interrupt()
         if self._thread.is_alive():
             self._thread.join()
-        self._loads.shutdown(wait=True, cancel_futures=True)
+        self._loads.shutdown(wait=False, cancel_futures=True)
+        futures.wait(self._loading, timeout=grace_s)
         for entries in self._entries.values():
             for entry in entries.values():
                 if entry.state is State.AVAILABLE:
                     self._submit_unload(entry)
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_unloading())
-        self._unloads.shutdown(wait=True)
+            self._changed.wait_for(lambda: not self._is_unloading(), timeout=grace_s)
+        self._unloads.shutdown(wait=False)
 
     # Requests
 
@@ -298,7 +305,8 @@ class Manager:
 
     def _submit_load(self, model: str, entry: _Entry) -> None:
         self._enter(entry, State.LOADING)
-        self._loads.submit(self._load, model, entry)
+        self._loading = {load for load in self._loading if not load.done()}
+        self._loading.add(self._loads.submit(self._load, model, entry))
 
     def _submit_unload(self, entry: _Entry) -> None:
         with self._changed:
@@ -308,7 +316,10 @@ class Manager:
     def _unload_if_idle(self, entry: _Entry) -> None:
         """Unload once the last request is done; the unloads of others do not wait for it."""
         if entry.state is State.UNLOADING and not entry.leases:
-            self._unloads.submit(self._unload, entry)
+            try:
+                self._unloads.submit(self._unload, entry)
+            except RuntimeError:  # stopped meanwhile: this request has outlasted its grace
+                self._unload(entry)
 
     def _is_unloading(self) -> bool:
         everything = (entry for entries in self._entries.values() for entry in entries.values())

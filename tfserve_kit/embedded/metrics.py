@@ -24,7 +24,7 @@ def exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
     return tuple(itertools.accumulate([scale] + [growth] * (count - 1), lambda a, b: a * b))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is one object: quick to look up
 class Metric:
     """A metric's name and labels; `buckets` makes it a histogram."""
 

@@ -141,7 +141,7 @@ class EmbeddedServer:
         with ExitStack() as stack:
             if self._scheduler:
                 stack.callback(self._scheduler.stop)
-            stack.callback(self._manager.stop)
+            stack.callback(self._manager.stop, self._grace_s)
             if self._grpc:
                 stack.callback(self._grpc.stop, self._grace_s)
             if self._http:

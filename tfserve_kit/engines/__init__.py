@@ -1,4 +1,4 @@
-"""Engines run model servers: as processes now, in containers to come."""
+"""Engines run model servers: as processes or in containers."""
 
 from tfserve_kit.engines.base import (
     Availability,

@@ -3,6 +3,7 @@
 ::
 
     Engine.plan(spec, files) -> Plan          pure: no daemon, no disk, nothing happens
+    Engine.prepare(spec)                  what takes minutes, such as pulling an image
     Engine.start(plan)       -> ServerHandle
     Engine.find(name)        -> ServerHandle | None
     Engine.list()            -> [ServerHandle]
@@ -23,7 +24,10 @@ Obligations of every engine, held by one contract suite:
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
     from tfserve_kit.spec.schema import Spec
@@ -56,11 +60,15 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether an engine can run here; if not, `reason` says why and `remedy` what to do."""
+    """Whether an engine can run here; if not, `reason` says why and `remedy` what to do.
+
+    One that is usable but `is_costly` must download something large first.
+    """
 
     usable: bool
     reason: str
     remedy: str = ""
+    is_costly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Plan:
         files: rendered configuration files that must exist first: absolute path to text.
         endpoints: where it will answer.
         models: base path by model name.
+        deployment: what it was made of, as JSON.
         notes: what the user should know, such as an option the engine cannot honour.
     """
 
@@ -83,6 +92,7 @@ class Plan:
     files: Mapping[str, str]
     endpoints: Endpoints
     models: Mapping[str, str]
+    deployment: str
     notes: tuple[str, ...] = field(default=())
 
 
@@ -104,6 +114,13 @@ class ServerHandle(Protocol):
     @property
     def models(self) -> Mapping[str, str]:
         """Base path by model name."""
+
+    @property
+    def home(self) -> Path:
+        """Folder of its record, its deployment and its rendered files; see `records`."""
+
+    def sees(self, base_path: str) -> bool:
+        """Say whether the running server can read a folder of this machine."""
 
     def state(self) -> State:
         """Look where it is now."""
@@ -129,6 +146,15 @@ class Engine(Protocol):
         Ports must be settled: none of them 0.
         """
 
+    def prepare(self, spec: "Spec", *, progress: Progress = SILENT) -> None:
+        """Fetch what `start` will need and what takes long, such as an image.
+
+        May be interrupted at any time and repeated.
+
+        Raises:
+            EngineUnavailable: it cannot be had.
+        """
+
     def start(self, plan: Plan) -> ServerHandle:
         """Start a server.
 
@@ -138,7 +164,11 @@ class Engine(Protocol):
         """
 
     def find(self, server_name: str) -> ServerHandle | None:
-        """Return the server of that name, running or ended, if this engine started it."""
+        """Return the server of that name, running or ended, if this engine started it.
+
+        Raises:
+            EngineUnavailable: it did, but what runs it does not answer.
+        """
 
     def list(self) -> Sequence[ServerHandle]:
         """Return every server that this engine started and nobody stopped, by name."""

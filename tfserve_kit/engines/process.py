@@ -3,11 +3,10 @@
 A server's folder holds its record (pid and start time, checked before any signal), its rendered
 files and its log::
 
-    <state>/servers/<name>/server.json   config/*.txt   server.log
+    <state>/servers/<name>/server.json   deployment.json   config/*.txt   server.log
 """
 
 import contextlib
-import fcntl
 import shlex
 import shutil
 import signal
@@ -24,13 +23,21 @@ import psutil
 from tfserve_kit import flags
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
-from tfserve_kit.engines.records import Record, records, state_folder
+from tfserve_kit.engines.records import (
+    CONFIG,
+    Record,
+    claimed,
+    records,
+    state_folder,
+    write_files,
+)
 from tfserve_kit.errors import ServerExists, ServerFailed
+from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.spec.schema import Spec
 
 NATIVE_BINARY = "tensorflow_model_server"
 
-_LOG, _CONFIG = "server.log", "config"
+_LOG = "server.log"
 _FOLLOW_INTERVAL_S = 0.1
 _LOOK_S = 0.02  # between two looks whether a process has ended
 # How long the end of a killed process is waited for; only a hanging disk makes it take longer.
@@ -70,7 +77,7 @@ class ProcessEngine:
     def plan(self, spec: Spec, files: Mapping[str, str]) -> Plan:
         """Return command, files and endpoints; see `Engine.plan`."""
         server = spec.server
-        config = self._home(server.name) / _CONFIG
+        config = self._home(server.name) / CONFIG
         bind = (f"--bind_address={server.host}",) if self._binds_host else ()
         everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
         deaf = not self._binds_host and not everywhere
@@ -85,18 +92,22 @@ class ProcessEngine:
                 f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}"
             ),
             models={name: model.base_path for name, model in spec.models.items()},
+            deployment=spec.model_dump_json(),
             notes=(note,) if deaf else (),
         )
+
+    def prepare(self, spec: Spec, *, progress: Progress = SILENT) -> None:
+        """Do nothing: all is there; see `Engine.prepare`."""
 
     def start(self, plan: Plan) -> "ProcessHandle":
         """Start the process; see `Engine.start`."""
         home = self._home(plan.server_name)
-        with self._claimed(plan.server_name), contextlib.ExitStack() as undo:
+        with claimed(self._folder, plan.server_name), contextlib.ExitStack() as undo:
+            self._refuse_taken(plan.server_name)
             shutil.rmtree(home, ignore_errors=True)
-            (home / _CONFIG).mkdir(parents=True)
+            home.mkdir(parents=True)
             undo.callback(shutil.rmtree, home, ignore_errors=True)
-            for path, text in plan.files.items():
-                Path(path).write_text(text, "utf-8")
+            write_files(plan, home)
             process = self._spawn(plan, home / _LOG)
             undo.callback(_end, process)
             record = Record(
@@ -129,20 +140,13 @@ class ProcessEngine:
     def _home(self, server_name: str) -> Path:
         return self._folder / "servers" / server_name
 
-    @contextlib.contextmanager
-    def _claimed(self, server_name: str) -> Iterator[None]:
-        """Hold the name while starting, so that two starts at once cannot both have it."""
-        servers = self._folder / "servers"
-        servers.mkdir(parents=True, exist_ok=True)
-        with (servers / f".{server_name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            record = Record.read(self._home(server_name))
-            if record is not None and _alive(record) is not None:
-                raise ServerExists(
-                    f"a server named {server_name!r} runs already (pid {record.pid})",
-                    remedy=f"`tfkit stop {server_name}`, or give another --name",
-                )
-            yield
+    def _refuse_taken(self, server_name: str) -> None:
+        record = Record.read(self._home(server_name))
+        if record is not None and _alive(record) is not None:
+            raise ServerExists(
+                f"a server named {server_name!r} runs already (pid {record.pid})",
+                remedy=f"`tfkit stop {server_name}`, or give another --name",
+            )
 
     def _spawn(self, plan: Plan, log: Path) -> subprocess.Popen[bytes]:
         try:
@@ -219,6 +223,16 @@ class ProcessHandle:
     def models(self) -> Mapping[str, str]:
         """Base path by model name."""
         return self._record.models
+
+    @property
+    def home(self) -> Path:
+        """Folder of its record, its deployment and its rendered files."""
+        return self._home
+
+    def sees(self, base_path: str) -> bool:
+        """Say yes: a process sees the whole machine."""
+        del base_path
+        return True
 
     def state(self) -> State:
         """Look whether the process lives; its exit status is known to its parent only."""

@@ -2,18 +2,21 @@
 
 ::
 
-    <state>/servers/<name>/server.json
+    <state>/servers/<name>/server.json   deployment.json   config/*.txt
 """
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit.engines.base import Endpoints
+from tfserve_kit.engines.base import Endpoints, Plan
 
+CONFIG, DEPLOYMENT = "config", "deployment.json"
 _RECORD = "server.json"
 
 
@@ -27,7 +30,13 @@ def state_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a server; `started_s` is the process's start time in Unix seconds."""
+    """What is remembered of a server.
+
+    Attributes:
+        pid: of a process; 0 for a container.
+        started_s: the process's start time in Unix seconds.
+        container_id: of a container; empty for a process.
+    """
 
     server_name: str
     engine: str
@@ -36,6 +45,7 @@ class Record:
     argv: tuple[str, ...]
     endpoints: Endpoints
     models: Mapping[str, str]
+    container_id: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
@@ -59,3 +69,21 @@ def records(folder: Path | None = None) -> list[Record]:
     servers = (folder or state_folder()) / "servers"
     found = [Record.read(each) for each in sorted(servers.glob("*/"))]
     return [record for record in found if record is not None]
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, server_name: str) -> Iterator[None]:
+    """Hold a name while starting, so that two starts at once cannot both have it."""
+    servers = folder / "servers"
+    servers.mkdir(parents=True, exist_ok=True)
+    with (servers / f".{server_name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_files(plan: Plan, home: Path) -> None:
+    """Write a server's rendered files and what they were made of into its folder."""
+    (home / CONFIG).mkdir(exist_ok=True)
+    for path, text in plan.files.items():
+        Path(path).write_text(text, "utf-8")
+    (home / DEPLOYMENT).write_text(plan.deployment, "utf-8")

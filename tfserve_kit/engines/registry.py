@@ -2,30 +2,37 @@
 
 from tfserve_kit.engines import process
 from tfserve_kit.engines.base import Engine, ServerHandle
+from tfserve_kit.engines.docker import DockerEngine
+from tfserve_kit.engines.records import Record, state_folder
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
+from tfserve_kit.spec.schema import Docker
 
 
-def engines(*, binary: str | None = None) -> list[Engine]:
+def engines(*, binary: str | None = None, docker: Docker | None = None) -> list[Engine]:
     """Return all engines, in the order in which `auto` prefers them.
 
     Args:
         binary: path of tensorflow_model_server, for the native engine.
+        docker: the deployment's Docker section, for the Docker engine.
     """
-    return [process.native(binary), process.embedded()]
+    return [process.native(binary), DockerEngine(docker), process.embedded()]
 
 
-def choose(name: str, *, binary: str | None = None) -> tuple[Engine, str]:
+def choose(
+    name: str, *, binary: str | None = None, docker: Docker | None = None
+) -> tuple[Engine, str]:
     """Return an engine and why it was chosen.
 
     Args:
-        name: an engine's name, or `auto` for the first that can run here.
+        name: an engine's name, or `auto` for the first that can run here without a download.
         binary: path of tensorflow_model_server, for the native engine.
+        docker: the deployment's Docker section, for the Docker engine.
 
     Raises:
         EngineUnavailable: the engine (or, with `auto`, every one of them) cannot run here.
         UsageError: there is no such engine.
     """
-    found = engines(binary=binary)
+    found = engines(binary=binary, docker=docker)
     if name == "auto":
         return _first_usable(found)
     for engine in found:
@@ -43,7 +50,7 @@ def _first_usable(found: list[Engine]) -> tuple[Engine, str]:
     passed_over: list[str] = []
     for engine in found:
         availability = engine.available()
-        if availability.usable:
+        if availability.usable and not availability.is_costly:
             return engine, "; ".join([*passed_over, availability.reason])
         passed_over.append(availability.reason)
     raise EngineUnavailable(
@@ -56,6 +63,15 @@ def servers() -> list[ServerHandle]:
     """Return every known server of every engine, by name."""
     handles = [handle for engine in engines() for handle in engine.list()]
     return sorted(handles, key=lambda handle: handle.server_name)
+
+
+def elsewhere(server_name: str, engine: str) -> ServerHandle | None:
+    """Return the server of that name if another engine than this one has it."""
+    record = Record.read(state_folder() / "servers" / server_name)
+    if record is None or record.engine == engine:
+        return None
+    others = (other for other in engines() if other.name == record.engine)
+    return next((other.find(server_name) for other in others), None)
 
 
 def find(server_name: str) -> ServerHandle:

@@ -23,12 +23,12 @@ _ADVICE = {
 _FLAGS = ("server", "flags")
 
 
-def load(file: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
+def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Spec:
     """Read a deployment file; relative base paths become absolute, seen from its folder.
 
     Args:
         file: the TOML file.
-        overrides: keys of `[server]` that win over the file's.
+        overrides: keys by section, such as `server`, that win over the file's.
 
     Raises:
         SpecError: with every problem found.
@@ -38,9 +38,9 @@ def load(file: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
         document = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
-    server = document.setdefault("server", {})
-    if isinstance(server, dict):
-        server.update(overrides or {})
+    for section, values in (overrides or {}).items():
+        if isinstance(found := document.setdefault(section, {}), dict):
+            found.update(values)
     return build(document, source=str(file), folder=file.parent)
 
 

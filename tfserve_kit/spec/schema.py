@@ -3,6 +3,7 @@
 The descriptions of the fields are the reference: `docs/spec.md` is generated from them.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,7 +12,7 @@ Version = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Micros = Annotated[int, Field(ge=0, le=2**63 - 1)]
-EngineName = Literal["auto", "native", "embedded"]
+EngineName = Literal["auto", "docker", "native", "embedded"]
 
 
 class _Section(BaseModel):
@@ -32,6 +33,13 @@ class VersionPolicy(_Section):
         if (self.latest is not None) + self.all + bool(self.specific) != 1:
             raise ValueError("give exactly one of latest, all and specific")
         return self
+
+    def loads(self, there: Iterable[int]) -> list[int]:
+        """Return which of the version numbers in a base path are loaded, lowest first."""
+        numbers = sorted(set(there))
+        if self.specific:
+            return [number for number in numbers if number in self.specific]
+        return numbers[-(self.latest or len(numbers)) :] if numbers else []
 
 
 class Model(_Section):
@@ -148,6 +156,9 @@ class Server(_Section):
         description="what `tfkit ps`, `logs` and `stop` call it",
     )
     engine: EngineName = Field(default="auto", description="what runs it")
+    binary: str | None = Field(
+        default=None, description="tensorflow_model_server for the native engine; else from PATH"
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     grpc_port: Port = Field(default=8500, description="TCP port of gRPC; 0 finds a free one")
     rest_port: Port = Field(default=8501, description="TCP port of REST; 0 finds a free one")
@@ -165,6 +176,45 @@ class Server(_Section):
         return self
 
 
+class Docker(_Section):
+    """How the container is run; for the Docker engine alone."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="image, by tag or digest; left out: tensorflow/serving, `-gpu` with `gpu`",
+    )
+    pull: Literal["missing", "always", "never"] = Field(
+        default="missing", description="when the image is pulled"
+    )
+    gpu: Annotated[str, Field(pattern=r"^(all|\d+|[\w=,-]+)$")] | None = Field(
+        default=None, description='GPUs: "all", how many ("2"), or which ("device=0,1")'
+    )
+    gpu_memory: Literal["growth", "all"] = Field(
+        default="growth",
+        description="take GPU memory as needed, or all of it; for a share set "
+        "`per_process_gpu_memory_fraction` in `[server.flags]`",
+    )
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="most CPUs used"
+    )
+    memory: Annotated[str, Field(pattern=r"^\d+[bkmg]?$")] | None = Field(
+        default=None, description='most memory used, such as "4g"'
+    )
+    user: Annotated[str, Field(pattern=r"^[\w.-]+(:[\w.-]+)?$")] | None = Field(
+        default=None, description="user and group in the container; left out: yours"
+    )
+    read_only: bool = Field(default=True, description="whether the container's files are fixed")
+    restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field(
+        default="no", description="when Docker starts the container again by itself"
+    )
+    allocator: Literal["default", "jemalloc", "tcmalloc"] = Field(
+        default="default",
+        description="memory allocator; the image must hold the library of another one",
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="environment variables")
+
+
 class Spec(_Section):
     """A whole deployment."""
 
@@ -172,5 +222,6 @@ class Spec(_Section):
     models: dict[Annotated[str, Field(min_length=1)], Model] = Field(
         min_length=1, description="the served models, by name"
     )
+    docker: Docker = Field(default_factory=Docker, description="how a container is run")
     batching: Batching | None = Field(default=None, description="present: requests are batched")
     monitoring: Monitoring | None = Field(default=None, description="present: Prometheus page")

@@ -756,6 +756,16 @@ def test_stop_waits_for_leases_and_closes_every_version_once(world):
     assert sorted(closed) == ["m/1", "m/2"]
 
 
+def test_stop_leaves_a_request_that_outlasts_its_grace(world):
+    world.put("m/1")
+    manager = world.start()
+    world.settles({1: "AVAILABLE"})
+    with manager.lease("m"):
+        manager.stop(grace_s=0.05)
+        assert world.states() == {1: "UNLOADING"}
+        assert ("closed", "m/1") not in world.loader.history
+
+
 def test_stop_unloads_a_version_whose_load_it_interrupted(world):
     world.put("m/1")
     world.loader.gates["m/1"] = gate = threading.Event()

@@ -95,11 +95,11 @@ class TestGoodFile:
         assert isinstance(spec, Spec)
 
     def test_overrides_win_over_the_file_and_leave_the_rest(self, write):
-        spec = load(write(GOOD), overrides={"grpc_port": 7})
+        spec = load(write(GOOD), overrides={"server": {"grpc_port": 7}})
         assert (spec.server.grpc_port, spec.server.rest_port) == (7, 9001)
 
     def test_overrides_need_no_server_section(self, write):
-        spec = load(write('[models.m]\nbase_path = "m"'), overrides={"name": "x"})
+        spec = load(write('[models.m]\nbase_path = "m"'), overrides={"server": {"name": "x"}})
         assert spec.server.name == "x"
 
 
@@ -225,10 +225,10 @@ class TestBadFile:
 
     def test_section_of_another_kind_is_refused_with_overrides_too(self, found_in):
         text = 'server = 3\n[models.m]\nbase_path = "m"'
-        assert found_in(text, overrides={"grpc_port": 1}).keys() == {"server"}
+        assert found_in(text, overrides={"server": {"grpc_port": 1}}).keys() == {"server"}
 
     def test_wrong_override_is_refused_like_a_wrong_key(self, found_in):
-        found = found_in('[models.m]\nbase_path = "m"', overrides={"grpc_port": -1})
+        found = found_in('[models.m]\nbase_path = "m"', overrides={"server": {"grpc_port": -1}})
         assert found.keys() == {"server.grpc_port"}
 
     @pytest.mark.parametrize(

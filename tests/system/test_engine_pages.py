@@ -1,0 +1,31 @@
+"""The commands of the engines' pages, run word for word from top to bottom."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.system.shell import commands
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+
+
+def run_page(shell, name):
+    for argv in commands((DOCS / name).read_text("utf-8")):
+        shell.run(argv)
+
+
+def test_commands_of_the_docker_page_work(shell, docker_image):
+    shell.env["TFKIT_IMAGE"] = docker_image
+    shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
+    run_page(shell, "docker.md")
+
+
+def test_commands_of_the_native_page_work(shell, require):
+    binary = shell.env.get("TFKIT_TEST_MODEL_SERVER")
+    if not binary:
+        require("native", "TFKIT_TEST_MODEL_SERVER names no tensorflow_model_server")
+    shell.env["TFKIT_MODEL_SERVER"] = binary
+    shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
+    run_page(shell, "native.md")

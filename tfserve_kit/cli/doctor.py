@@ -1,0 +1,29 @@
+"""`tfkit doctor`."""
+
+import click
+
+from tfserve_kit import doctor
+from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli.options import json_option
+from tfserve_kit.errors import EngineUnavailable
+
+_COLUMNS = ("check", "outcome", "found", "remedy")
+
+
+@click.command("doctor")
+@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+              help="tensorflow_model_server for the native engine.")  # fmt: skip
+@json_option
+def command(binary: str | None, as_json: bool) -> int:
+    """Check what this machine can run.
+
+    Fails if no engine can run here.
+    """
+    checks = doctor.examine(binary=binary)
+    rows = [(each.name, each.outcome.value, each.found, each.remedy) for each in checks]
+    text = output.table([column.upper() for column in _COLUMNS], rows)
+    data = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    output.result("checks", data, as_json=as_json, text=text)
+    if doctor.can_serve(checks):
+        return exit_codes.OK
+    return exit_codes.exit_code(EngineUnavailable("no engine can run here"))

@@ -1,0 +1,238 @@
+"""What a deployment becomes as a container: the arguments of `docker run`; pure.
+
+Base paths and rendered files are mounted read-only under the paths they have on this machine, so
+that the rendered configuration is the same for a container and for a process.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tfserve_kit import flags
+from tfserve_kit.engines.base import Endpoints, Plan
+from tfserve_kit.spec.schema import Docker, Spec
+
+# What the embedded engine is held to (docs/embedded.md) is what `tfkit serve` starts.
+OFFICIAL_IMAGE = "tensorflow/serving"
+RELEASE = "2.20.0"
+SERVER, FOLDER, ENDPOINTS, MODELS = (
+    f"tfkit.{key}" for key in ("server", "folder", "endpoints", "models")
+)
+# Where the official image's server listens (tensorflow_serving/tools/docker/Dockerfile).
+_GRPC, _REST = 8500, 8501
+_BINARY = "tensorflow_model_server"
+_SECOND_NS = 1_000_000_000
+# Libraries as Debian and Ubuntu install them; the image must have them.
+_ALLOCATORS = {
+    "jemalloc": "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+    "tcmalloc": "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+}
+# The official image has no curl. An answer names the state of each version.
+# One line, as the command that shows it is one.
+_HEALTH = (
+    "for model in {models}; do exec 3<>/dev/tcp/127.0.0.1/{port} || exit 1; "
+    "printf 'GET /v1/models/%s HTTP/1.0\\r\\n\\r\\n' \"$model\" >&3; "
+    "grep -q '\"AVAILABLE\"' <&3 || exit 1; done"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan(Plan):
+    """A plan for a container.
+
+    Attributes:
+        container: arguments of the SDK's `containers.create`.
+    """
+
+    container: Mapping[str, Any] = field(default_factory=dict)
+
+
+def image_of(options: Docker) -> str:
+    """Return the image a deployment runs: the one it names, or the official one."""
+    return options.image or f"{OFFICIAL_IMAGE}:{RELEASE}{'-gpu' if options.gpu else ''}"
+
+
+def plan(
+    spec: Spec, files: Mapping[str, str], *, config: Path, folder: Path, user: str
+) -> ContainerPlan:
+    """Return the container of a deployment.
+
+    Args:
+        spec: the deployment; its ports are those of this machine.
+        files: rendered files, name to text.
+        config: folder on this machine where they will be.
+        folder: the state folder, which tells one user's servers from another's.
+        user: `uid:gid` that the server runs as unless the deployment says.
+    """
+    server, options = spec.server, spec.docker
+    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
+    host = "127.0.0.1" if everywhere else server.host
+    endpoints = Endpoints(f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}")
+    models = {name: model.base_path for name, model in spec.models.items()}
+    container = {
+        "name": container_name(server.name),
+        "image": image_of(options),
+        "entrypoint": [_BINARY],
+        "command": flags.argv(_inside(spec), files, config),
+        "labels": _labels(server.name, folder, endpoints, models),
+        "ports": {
+            f"{_GRPC}/tcp": (server.host, server.grpc_port),
+            f"{_REST}/tcp": (server.host, server.rest_port),
+        },
+        "mounts": [_mount(path) for path in dict.fromkeys(_paths(spec, files, config))],
+        "environment": _environment(options),
+        "user": options.user or user,
+        "healthcheck": _healthcheck(models),
+        # Process 1 of the image ignores SIGTERM (tensorflow_serving has no handler): stopping
+        # would take the daemon's ten seconds.
+        "init": True,
+        "read_only": options.read_only,
+        "tmpfs": {"/tmp": ""},  # noqa: S108 (inside the container)
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "restart_policy": {"Name": options.restart},
+        **_limits(options),
+    }
+    return ContainerPlan(
+        server_name=server.name,
+        engine="docker",
+        argv=tuple(_run_line(container)),
+        files={str(config / name): text for name, text in files.items()},
+        endpoints=endpoints,
+        models=models,
+        deployment=spec.model_dump_json(),
+        container=container,
+    )
+
+
+def container_name(server_name: str) -> str:
+    """Return the name of a server's container."""
+    return f"tfkit-{server_name}"
+
+
+def _inside(spec: Spec) -> Spec:
+    """Return the deployment as the server in the container sees it: with the image's ports."""
+    ports = {"grpc_port": _GRPC, "rest_port": _REST}
+    return spec.model_copy(update={"server": spec.server.model_copy(update=ports)})
+
+
+def _labels(
+    name: str, folder: Path, endpoints: Endpoints, models: Mapping[str, str]
+) -> dict[str, str]:
+    where = {"grpc": endpoints.grpc, "rest": endpoints.rest}
+    return {
+        SERVER: name,
+        FOLDER: str(folder),
+        ENDPOINTS: json.dumps(where),
+        MODELS: json.dumps(dict(models)),
+    }
+
+
+def _paths(spec: Spec, files: Mapping[str, str], config: Path) -> Iterator[str]:
+    if files:
+        yield str(config)
+    for model in spec.models.values():
+        if "://" not in model.base_path:
+            yield model.base_path
+
+
+def _mount(path: str) -> dict[str, Any]:
+    """Return a mount; unlike a "volume", its path may hold colons and must exist."""
+    return {"Type": "bind", "Source": path, "Target": path, "ReadOnly": True}
+
+
+def _environment(options: Docker) -> dict[str, str]:
+    values = {"TF_CPP_MIN_LOG_LEVEL": "1", "HOME": "/tmp"}  # noqa: S108 (inside the container)
+    if options.gpu and options.gpu_memory == "growth":
+        values["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    if options.allocator != "default":
+        values["LD_PRELOAD"] = _ALLOCATORS[options.allocator]
+    return values | options.env
+
+
+def _healthcheck(models: Mapping[str, str]) -> dict[str, Any]:
+    names = shlex.join(quote(name, safe="") for name in models)
+    return {
+        "test": ["CMD", "bash", "-c", _HEALTH.format(models=names, port=_REST)],
+        "interval": 5 * _SECOND_NS,
+        "timeout": 3 * _SECOND_NS,
+        "start_period": 60 * _SECOND_NS,
+        "retries": 3,
+    }
+
+
+def _limits(options: Docker) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    if options.cpus is not None:
+        limits["nano_cpus"] = round(options.cpus * 1e9)
+    if options.memory is not None:
+        limits["mem_limit"] = options.memory
+    if options.gpu:
+        limits["device_requests"] = [_gpus(options.gpu)]
+    return limits
+
+
+def _gpus(which: str) -> dict[str, Any]:
+    """Return a device request: `all`, a number of GPUs, or ids such as `0,2` or `GPU-3faa`."""
+    request: dict[str, Any] = {"Driver": "nvidia", "Capabilities": [["gpu"]]}
+    if which == "all":
+        return request | {"Count": -1}
+    if which.isdecimal():
+        return request | {"Count": int(which)}
+    return request | {"DeviceIDs": which.removeprefix("device=").split(",")}
+
+
+def _run_line(container: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the `docker run` command that makes the same container."""
+    yield from ("docker", "run", "--detach", "--init", f"--name={container['name']}")
+    for port, (host, published) in container["ports"].items():
+        yield f"--publish={host}:{published}:{port.removesuffix('/tcp')}"
+    yield from (f"--mount={_mount_option(mount)}" for mount in container["mounts"])
+    yield from ("--read-only",) * container["read_only"]
+    yield from (f"--tmpfs={path}" for path in container["tmpfs"])
+    yield f"--user={container['user']}"
+    yield from (f"--cap-drop={name}" for name in container["cap_drop"])
+    yield from (f"--security-opt={name}" for name in container["security_opt"])
+    yield f"--restart={container['restart_policy']['Name']}"
+    yield from _limit_options(container)
+    for key, value in container["environment"].items():
+        yield f"--env={key}={value}"
+    for key, value in container["labels"].items():
+        yield f"--label={key}={value}"
+    yield from _health_options(container["healthcheck"])
+    yield f"--entrypoint={container['entrypoint'][0]}"
+    yield container["image"]
+    yield from container["command"]
+
+
+def _mount_option(mount: Mapping[str, Any]) -> str:
+    fields = ["type=bind", f"source={mount['Source']}", f"target={mount['Target']}"]
+    return ",".join([*map(_csv, fields), "readonly"])
+
+
+def _csv(field: str) -> str:
+    """Return a field of comma-separated values, which is how the option is read."""
+    return '"{}"'.format(field.replace('"', '""')) if set(field) & set(',"\n') else field
+
+
+def _limit_options(container: Mapping[str, Any]) -> Iterator[str]:
+    if "nano_cpus" in container:
+        yield f"--cpus={container['nano_cpus'] / 1e9:g}"
+    if "mem_limit" in container:
+        yield f"--memory={container['mem_limit']}"
+    for request in container.get("device_requests", ()):
+        ids = ",".join(request.get("DeviceIDs", ()))
+        count = "all" if request.get("Count") == -1 else request.get("Count")
+        yield f'--gpus="device={ids}"' if ids else f"--gpus={count}"
+
+
+def _health_options(check: Mapping[str, Any]) -> Iterator[str]:
+    _, *words = check["test"]
+    yield f"--health-cmd={shlex.join(words)}"  # the command line hands it to /bin/sh
+    for key in ("interval", "timeout", "start_period"):
+        yield f"--health-{key.replace('_', '-')}={check[key] // _SECOND_NS}s"
+    yield f"--health-retries={check['retries']}"

@@ -1,0 +1,371 @@
+"""Servers as containers, on the Docker SDK.
+
+The truth is in the daemon: a server's name, addresses and models are labels of its container, so
+`find` and `list` see it whatever became of the process that started it. The rendered files and a
+record for quick look-ups are in the state folder, as for processes::
+
+    <state>/servers/<name>/server.json   deployment.json   config/*.txt
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfserve_kit.engines import container as containers
+from tfserve_kit.engines import daemon
+from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
+from tfserve_kit.engines.container import ContainerPlan
+from tfserve_kit.engines.records import CONFIG, Record, claimed, state_folder, write_files
+from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, TfkitError
+from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.spec.schema import Docker, Spec
+
+if TYPE_CHECKING:
+    from docker.models.containers import Container
+
+# A daemon that hangs must not hang `tfkit` for ever; stopping may take the grace time longer.
+_STOP_SPARE_S = 30
+_CONFLICT = 409  # a name that is taken, or a container that somebody is removing
+_PHASES = {
+    "created": Phase.STARTING,
+    "running": Phase.RUNNING,
+    "paused": Phase.RUNNING,
+    "restarting": Phase.STARTING,
+}
+
+
+class DockerEngine:
+    """Runs servers as containers; implements `Engine`.
+
+    Args:
+        options: the deployment's Docker section, which names the image.
+        folder: where servers are kept; `state_folder()` if left out.
+    """
+
+    name = "docker"
+
+    def __init__(self, options: Docker | None = None, *, folder: Path | None = None) -> None:
+        self._image = containers.image_of(options or Docker())
+        self._folder = folder or state_folder()
+
+    def available(self) -> Availability:
+        """Say whether a daemon answers, and whether the image is there already."""
+        try:
+            with daemon.connected() as client:
+                is_here = _is_here(client, self._image)
+        except EngineUnavailable as error:
+            return Availability(usable=False, reason=error.message, remedy=error.remedy)
+        if is_here:
+            return Availability(usable=True, reason=f"Docker has the image {self._image}")
+        return Availability(
+            usable=True,
+            reason=f"Docker would have to pull {self._image}",
+            remedy=f"docker pull {self._image}, or use --engine docker",
+            is_costly=True,
+        )
+
+    def plan(self, spec: Spec, files: Mapping[str, str]) -> ContainerPlan:
+        """Return the container's arguments, files and endpoints; see `Engine.plan`."""
+        return containers.plan(
+            spec,
+            files,
+            config=self._home(spec.server.name) / CONFIG,
+            folder=self._folder,
+            user=f"{os.getuid()}:{os.getgid()}",
+        )
+
+    def prepare(self, spec: Spec, *, progress: Progress = SILENT) -> None:
+        """Pull the image, if the deployment wants that; see `Engine.prepare`."""
+        image, pull = containers.image_of(spec.docker), spec.docker.pull
+        with daemon.connected() as client:
+            is_here = _is_here(client, image)
+            if pull == "always" or (pull == "missing" and not is_here):
+                progress.step(f"pulling {image}")
+                remedy = "check its name and try `docker pull`, or use another --engine"
+                with _translated(f"cannot pull {image}", remedy=remedy):
+                    _pull(client, image, progress)
+            elif not is_here:
+                raise EngineUnavailable(
+                    f"the image {image} is not here, and pull is never",
+                    remedy=f"`docker pull {image}`, or --pull missing",
+                )
+
+    def start(self, plan: Plan) -> "ContainerHandle":
+        """Create and start the container; see `Engine.start`.
+
+        Raises:
+            EngineUnavailable: no daemon, no image, or no GPU where one is asked for.
+        """
+        assert isinstance(plan, ContainerPlan)  # noqa: S101 (an engine starts its own plans)
+        name, home = plan.server_name, self._home(plan.server_name)
+        with (
+            claimed(self._folder, name),
+            _translated(f"cannot start server {name!r}"),
+            daemon.connected() as client,
+            contextlib.ExitStack() as undo,
+        ):
+            self._make_room(client, name)
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+            undo.callback(shutil.rmtree, home, ignore_errors=True)
+            write_files(plan, home)
+            found = _created(client, plan)
+            undo.callback(found.remove, force=True)
+            _started(found)
+            known = (plan.argv, plan.endpoints, plan.models, str(found.id))
+            Record(name, self.name, 0, 0.0, *known).write(home)
+            undo.pop_all()
+            return ContainerHandle(str(found.id), found.labels, home)
+
+    def find(self, server_name: str) -> "ContainerHandle | None":
+        """Return the server of that name; see `Engine.find`.
+
+        Raises:
+            EngineUnavailable: it was started, but no daemon answers.
+        """
+        try:
+            found = self._list(f"{containers.SERVER}={server_name}")
+        except EngineUnavailable:
+            record = Record.read(self._home(server_name))
+            if record is not None and record.engine == self.name:
+                raise
+            return None
+        return found[0] if found else None
+
+    def list(self) -> list["ContainerHandle"]:
+        """Return the servers of this user, none where no daemon answers; see `Engine.list`."""
+        try:
+            found = self._list(containers.SERVER)
+        except EngineUnavailable:
+            return []
+        return sorted(found, key=lambda handle: handle.server_name)
+
+    def _list(self, label: str) -> Sequence["ContainerHandle"]:
+        with _translated("cannot list the containers"), daemon.connected() as client:
+            found = self._containers(client, label)
+        homes = [self._home(each.labels[containers.SERVER]) for each in found]
+        return [
+            ContainerHandle(str(each.id), each.labels, home)
+            for each, home in zip(found, homes, strict=True)
+        ]
+
+    def _containers(self, client: Any, label: str) -> Sequence["Container"]:
+        labels = [label, f"{containers.FOLDER}={self._folder}"]
+        found: list[Container] = client.containers.list(
+            all=True, filters={"label": labels}, ignore_removed=True
+        )
+        return found
+
+    def _home(self, server_name: str) -> Path:
+        return self._folder / "servers" / server_name
+
+    def _make_room(self, client: Any, server_name: str) -> None:
+        """Remove what is left of a server of that name; refuse one that runs."""
+        for each in self._containers(client, f"{containers.SERVER}={server_name}"):
+            # One that was created and never started is nobody's: the name is ours now.
+            if each.status != "created" and each.status in _PHASES:
+                raise ServerExists(
+                    f"a server named {server_name!r} runs already (container {each.name})",
+                    remedy=f"`tfkit stop {server_name}`, or give another --name",
+                )
+            each.remove(force=True)
+
+
+def _is_here(client: Any, image: str) -> bool:
+    import docker
+
+    remedy = "an image is `name:tag` or `name@sha256:...`"
+    with _translated(f"cannot look for the image {image!r}", remedy=remedy):
+        try:
+            client.images.get(image)
+        except docker.errors.ImageNotFound:
+            return False
+        return True
+
+
+def _pull(client: Any, image: str, progress: Progress) -> None:
+    """Pull an image, telling how many bytes of its layers have come; layers known are not told."""
+    import docker
+
+    repository, tag = docker.utils.parse_repository_tag(image)  # type: ignore[attr-defined]
+    layers: dict[str, tuple[int, int]] = {}
+    for event in client.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+        if "error" in event:
+            raise docker.errors.APIError(event["error"])
+        detail = event.get("progressDetail") or {}
+        if event.get("status") == "Downloading" and "total" in detail:
+            layers[event["id"]] = (detail["current"], detail["total"])
+            progress.advance(*map(sum, zip(*layers.values(), strict=True)))
+
+
+def _created(client: Any, plan: ContainerPlan) -> Any:
+    import docker
+
+    try:
+        return client.containers.create(detach=True, **plan.container)
+    except docker.errors.ImageNotFound as error:
+        raise EngineUnavailable(
+            f"the image {plan.container['image']} is not here", remedy="`docker pull` it"
+        ) from error
+    except docker.errors.APIError as error:
+        if error.status_code == _CONFLICT:
+            name = plan.container["name"]
+            raise ServerExists(
+                f"there is a container {name} already, and it is not of this state folder",
+                remedy=f"give another --name, or `docker rm -f {name}`",
+            ) from error
+        raise ServerFailed(f"cannot create the container: {error.explanation}") from error
+
+
+def _started(found: "Container") -> None:
+    import docker
+
+    try:
+        found.start()
+    except docker.errors.APIError as error:
+        raise _not_started(str(error.explanation)) from error
+
+
+def _not_started(reason: str) -> TfkitError:
+    """Return what the daemon's reason means."""
+    if "could not select device driver" in reason:
+        return EngineUnavailable(
+            "Docker has no GPU runtime here",
+            remedy="install the NVIDIA container toolkit, or serve without --gpu",
+        )
+    if "port is already allocated" in reason or "address already in use" in reason:
+        return ServerFailed(
+            f"a port is taken: {reason}", remedy="--grpc-port 0 and --rest-port 0 find free ones"
+        )
+    return ServerFailed(f"cannot start the container: {reason}")
+
+
+@contextlib.contextmanager
+def _translated(what: str, *, remedy: str = "") -> Iterator[None]:
+    import docker
+    import requests
+
+    try:
+        yield
+    except docker.errors.DockerException as error:  # an answer of the daemon
+        reason = getattr(error, "explanation", None) or error
+        raise EngineUnavailable(f"{what}: {reason}", remedy=remedy) from error
+    except requests.RequestException as error:
+        raise EngineUnavailable(f"{what}: the Docker daemon went away ({error})") from error
+
+
+class ContainerHandle:
+    """A server that is a container; implements `ServerHandle`."""
+
+    engine = DockerEngine.name
+
+    def __init__(self, container_id: str, labels: Mapping[str, str], home: Path) -> None:
+        self.container_id = container_id
+        self._labels = labels
+        self._home = home
+
+    @property
+    def server_name(self) -> str:
+        """Its name."""
+        return self._labels[containers.SERVER]
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where it answers."""
+        return Endpoints(**json.loads(self._labels[containers.ENDPOINTS]))
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Base path by model name; a reload may have changed what it was started with."""
+        record = Record.read(self._home)
+        is_mine = record is not None and record.container_id == self.container_id
+        return record.models if record and is_mine else self._mounted()
+
+    def _mounted(self) -> Mapping[str, str]:
+        found: dict[str, str] = json.loads(self._labels[containers.MODELS])
+        return found
+
+    @property
+    def home(self) -> Path:
+        """Folder of its record, its deployment and its rendered files."""
+        return self._home
+
+    def sees(self, base_path: str) -> bool:
+        """Say whether a folder was mounted, or lies in one that was."""
+        return any(Path(base_path).is_relative_to(mounted) for mounted in self._mounted().values())
+
+    def state(self) -> State:
+        """Ask the daemon; the exit status of an ended container is kept until it is removed."""
+        with self._found() as found:
+            if found is None:
+                return State(Phase.GONE)
+            phase = _PHASES.get(found.status, Phase.EXITED)
+            code = found.attrs["State"]["ExitCode"] if phase is Phase.EXITED else None
+            return State(phase, code)
+
+    def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of its output; see `ServerHandle.logs`."""
+        with self._found(timeout_s=None if follow else daemon.TIMEOUT_S) as found:
+            if found is None:
+                return
+            with _unless_removed():
+                chunks = found.logs(
+                    stream=True, follow=follow, tail="all" if tail is None else tail
+                )
+                yield from _lines(chunks)
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """Stop and remove the container, and the server's folder."""
+        with self._found(timeout_s=round(grace_s) + _STOP_SPARE_S) as found:
+            if found is not None:
+                with _unless_removed():
+                    found.stop(timeout=round(grace_s))
+                    found.remove(v=True, force=True)
+                with _unless_removed():  # by somebody else: it must be gone all the same
+                    found.wait(condition="removed", timeout=_STOP_SPARE_S)
+        record = Record.read(self._home)
+        # The name may have been given anew.
+        if (found is not None) if record is None else record.container_id == self.container_id:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _found(self, *, timeout_s: int | None = daemon.TIMEOUT_S) -> "Iterator[Container | None]":
+        """Yield the container, None once it is removed."""
+        import docker
+
+        with (
+            _translated(f"cannot ask for server {self.server_name!r}"),
+            daemon.connected(timeout_s=timeout_s) as client,
+        ):
+            try:
+                found = client.containers.get(self.container_id)
+            except docker.errors.NotFound:
+                found = None
+            yield found
+
+
+@contextlib.contextmanager
+def _unless_removed() -> Iterator[None]:
+    """Pass over the daemon's saying that a container is gone, or is being removed."""
+    import docker
+
+    try:
+        yield
+    except docker.errors.APIError as error:
+        if not isinstance(error, docker.errors.NotFound) and error.status_code != _CONFLICT:
+            raise
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Yield the lines of a log that comes in pieces."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace").rstrip("\r")
+    if rest:
+        yield rest.decode("utf-8", "replace")
