@@ -1,4 +1,4 @@
-"""Loads SavedModels with tensorflow: the only module that imports it.
+"""Loads SavedModels with tensorflow: with `tflite` the only module that imports it.
 
 The v1 session is what the official server runs models in
 (tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc), and its compiled callables
