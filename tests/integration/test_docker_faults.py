@@ -101,6 +101,19 @@ def test_killed_server_ends_the_command_in_the_foreground_with_its_last_words(
     assert containers() == []
 
 
+def test_server_that_is_stopped_from_elsewhere_ends_the_command_in_the_foreground(
+    tfkit, serve_args, containers, name
+):
+    with running(*serve_args()) as serving:
+        serving.wait_for("is ready", "stdout")
+        assert tfkit("stop", name).code == 0
+        done = serving.ended()
+    assert done.code == 5
+    assert f"server '{name}' ended by itself with " in done.err
+    assert "Traceback" not in done.err
+    assert containers() == []
+
+
 def test_server_that_docker_starts_again_goes_on(container_deployment):
     deployment = container_deployment(docker={"restart": "always"})
     handle = launch.up(deployment, DockerEngine(deployment.docker))
@@ -150,6 +163,14 @@ def test_interrupted_command_leaves_no_container_and_no_folder(
         done = serving.ended()
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Interrupted."
+    assert containers() == []
+
+
+def test_command_whose_reader_has_left_leaves_no_container(serve_args, containers):
+    with running(*serve_args()) as serving:
+        serving.popen.stdout.close()
+        serving.wait_for("waiting for")
+        assert serving.popen.wait(PATIENCE_S) != 0
     assert containers() == []
 
 

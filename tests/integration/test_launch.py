@@ -20,10 +20,14 @@ class Steps:
     """Progress that is written down; `interrupt_at` is the step at whose advance Ctrl-C comes."""
 
     def __init__(self, interrupt_at=None):
-        self.steps, self.counts, self._interrupt_at = [], [], interrupt_at
+        self.steps, self.notes, self.counts = [], [], []
+        self._interrupt_at = interrupt_at
 
     def step(self, text):
         self.steps.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
     def advance(self, done, total):
         self.counts.append((done, total))
@@ -191,9 +195,9 @@ def test_warnings_of_the_linter_are_told_and_stop_nothing(
     (base_path / "v3").mkdir()
     progress = Steps()
     up(deployment(base_path=base_path), fake_engine(), progress=progress)
-    assert progress.steps[0] == (
-        f"models.half_plus_two.base_path: 'v3' in {base_path} will never be loaded"
-    )
+    assert progress.notes == [
+        f"Warning: models.half_plus_two.base_path: 'v3' in {base_path} will never be loaded"
+    ]
 
 
 def test_check_returns_what_is_no_error(deployment, tmp_path, models):

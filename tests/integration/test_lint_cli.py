@@ -1,45 +1,12 @@
 """`tfkit lint` and `tfkit doctor`: exit codes, JSON and what a person reads."""
 
-import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 
-from tfserve_kit.cli import main
 from tfserve_kit.lint import RULES
-
-
-@dataclass
-class Done:
-    """What a command left: exit code and the two streams."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self):
-        envelope = json.loads(self.out)
-        assert envelope["schema"] == 1
-        assert self.out.count("\n") == 1
-        return envelope["data"]
-
-
-@pytest.fixture
-def tfkit(state_dir, tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Done(caught.value.code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

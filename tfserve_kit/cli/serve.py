@@ -1,6 +1,6 @@
 """`tfkit serve`."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -65,11 +65,13 @@ def command(
     output.note(f"Engine {engine.name}: {why}.")
     with output.TerminalProgress() as progress:
         launch.prepare(spec, engine, progress=progress)
-    with deferred() as interrupts:
+    with deferred() as interrupts, ExitStack() as undo:
         with output.TerminalProgress() as progress:
             handle = launch.start(
                 spec, engine, templates=templates, progress=progress, clock=interrupts
             )
+        if not detach:
+            undo.callback(handle.stop)
         output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
         if not detach:
             _attend(handle, interrupts)
@@ -90,19 +92,15 @@ def _announcement(handle: ServerHandle) -> str:
 
 
 def _attend(handle: ServerHandle, clock: Clock) -> None:
-    """Show the log until Ctrl-C or until the server ends; then it is stopped."""
+    """Show the log until Ctrl-C or until the server ends."""
     Thread(target=_show_log, args=(handle,), daemon=True).start()
-    try:
-        # A container with a restart policy may start again.
-        while handle.state().phase in {Phase.STARTING, Phase.RUNNING}:
-            clock.sleep(_LOOK_S)
-        state, tail = handle.state(), list(handle.logs(tail=launch.LOG_TAIL))
-    finally:
-        handle.stop()
+    # A container with a restart policy may start again.
+    while (state := handle.state()).phase in {Phase.STARTING, Phase.RUNNING}:
+        clock.sleep(_LOOK_S)
     raise ServerFailed(
         f"server {handle.server_name!r} ended by itself with {exits.described(state.exit_code)}",
         exit_code=state.exit_code,
-        log_tail=tail,
+        log_tail=list(handle.logs(tail=launch.LOG_TAIL)),
     )
 
 
