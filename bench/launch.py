@@ -3,13 +3,15 @@
 import contextlib
 import http.client
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.harness import Benchmark, Sides
+from bench.harness import Benchmark, Sides, Unavailable
 from bench.processes import (
     MODELS,
     PYTHON,
@@ -41,14 +43,45 @@ def _launch(scratch: Path) -> Iterator[Sides]:
     yield Sides(lambda: _engine_alone(place), by_tfkit)
 
 
+@contextmanager
+def _launch_container(scratch: Path) -> Iterator[Sides]:
+    image = os.environ.get("TFKIT_IMAGE", "")
+    if not image or not shutil.which("docker"):
+        raise Unavailable("TFKIT_IMAGE names no image that is here, or there is no docker")
+    place = Place(scratch)
+    arguments = serve_arguments({"mlp": _BASE_PATH}, engine="docker")
+    serve = place.timed(console_script(), *arguments)
+
+    def by_tfkit() -> float:
+        try:
+            return serve()
+        finally:
+            place.tfkit("stop", "--all")
+
+    yield Sides(lambda: _container_alone(place, image), by_tfkit, notes={"image": image})
+
+
 def _engine_alone(place: Place) -> float:
     """Start the engine without tfkit; return the seconds until its model is available."""
     rest = free_port()
     flags = (f"--port={free_port()}", f"--rest_api_port={rest}", "--bind_address=127.0.0.1")
     model = ("--model_name=mlp", f"--model_base_path={_BASE_PATH}")
+    return _until_available(place, rest, PYTHON, "-m", "tfserve_kit.embedded", *flags, *model)
+
+
+def _container_alone(place: Place, image: str) -> float:
+    """Start the image as its documentation says; as `_engine_alone`."""
+    rest = free_port()
+    return _until_available(
+        place, rest, "docker", "run", "--rm", "--init", f"--publish=127.0.0.1:{rest}:8501",
+        f"--volume={_BASE_PATH}:/models/mlp:ro", "--env=MODEL_NAME=mlp", image,
+    )  # fmt: skip
+
+
+def _until_available(place: Place, rest: int, *argv: str) -> float:
     started_s = time.perf_counter()
     process = subprocess.Popen(
-        [PYTHON, "-m", "tfserve_kit.embedded", *flags, *model],
+        argv,
         cwd=place.folder,
         env=place.environment,
         stdout=subprocess.DEVNULL,
@@ -70,7 +103,7 @@ def _available(port: int) -> bool:
         try:
             asked.request("GET", "/v1/models/mlp")
             answer = json.loads(asked.getresponse().read())
-        except OSError:
+        except (OSError, http.client.HTTPException):  # Docker's proxy hangs up until it listens
             return False
     versions = answer.get("model_version_status", [])
     return any(each["state"] == "AVAILABLE" for each in versions)
@@ -83,5 +116,12 @@ BENCHMARKS = (
         "difference to the engine alone until AVAILABLE",
         Goal(1.0, Compare.DIFFERENCE),
         _launch,
+    ),
+    Benchmark(
+        "L1-docker",
+        "`tfkit serve --engine docker --detach` until it returns",
+        "difference to `docker run` until AVAILABLE",
+        Goal(1.0, Compare.DIFFERENCE),
+        _launch_container,
     ),
 )

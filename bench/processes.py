@@ -89,11 +89,11 @@ class Place:
             yield self.tfkit(*serve_arguments(models))
 
 
-def serve_arguments(models: Mapping[str, Path]) -> tuple[str, ...]:
+def serve_arguments(models: Mapping[str, Path], engine: str = "embedded") -> tuple[str, ...]:
     """Return `serve` with its options, on free ports."""
     named = [text for name, path in models.items() for text in ("--model", f"{name}={path}")]
     ports = ("--grpc-port", "0", "--rest-port", "0")
-    return ("serve", "--engine", "embedded", "--detach", *ports, *named)
+    return ("serve", "--engine", engine, "--detach", *ports, *named)
 
 
 def require_tensorflow() -> None:

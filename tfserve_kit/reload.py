@@ -101,7 +101,7 @@ def _applicable(handle: ServerHandle, before: Spec, after: Spec) -> Spec:
         what = f"[{differ[0]}] differs" if differ else f"{unseen[0]} is not mounted in it"
         raise UsageError(
             f"server {handle.server_name!r} cannot be reloaded: {what}",
-            remedy=f"`tfkit restart {handle.server_name}` with the new deployment",
+            remedy=f"`tfkit restart {handle.server_name} --config FILE` with the new deployment",
         )
     return after
 

@@ -125,7 +125,7 @@ def test_container_that_does_not_see_a_folder_must_be_restarted(
     with pytest.raises(UsageError) as caught:
         reload.reload(handle, wanted)
     assert f"{folder}/outside/c is not mounted in it" in caught.value.message
-    assert caught.value.remedy.startswith(f"`tfkit restart {handle.server_name}`")
+    assert caught.value.remedy.startswith(f"`tfkit restart {handle.server_name} --config")
     assert answer(handle, Target("a")) == 1
     assert list(found().models) == ["a"]
 
@@ -207,6 +207,19 @@ def test_reload_and_restart_serve_the_same_on_the_same_ports(deployment, up, fou
         assert list(done.data["models"]) == ["a", "sub"]
         assert answer(again, Target("sub")) == 1
         assert handle.state().phase is Phase.GONE
+    finally:
+        again.stop(grace_s=5)
+
+
+def test_restart_can_serve_other_models_on_the_same_ports(deployment, up, found, folder):
+    handle = up(deployment(a={}))
+    with running("restart", "--model", f"c={folder}/outside/c", "--json") as restarting:
+        done = restarting.ended()
+    again = found()
+    try:
+        assert (done.code, list(done.data["models"])) == (0, ["c"]), done.err
+        assert again.endpoints == handle.endpoints
+        assert answer(again, Target("c")) == 1
     finally:
         again.stop(grace_s=5)
 

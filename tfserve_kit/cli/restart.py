@@ -1,32 +1,54 @@
 """`tfkit restart`."""
 
+from pathlib import Path
+
 import click
 
 from tfserve_kit import launch, reload
-from tfserve_kit.cli import output
+from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option, name_argument
 from tfserve_kit.cli.ps import described
 from tfserve_kit.cli.stop import named_or_only
-from tfserve_kit.engines import registry
+from tfserve_kit.engines import ServerHandle, registry
+from tfserve_kit.spec import Spec
 
 
 @click.command("restart")
 @name_argument
+@deployment.deployment_options
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(
+    name: str | None,
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    as_json: bool,
+) -> None:
     """Stop a server and start it again.
 
-    With the same deployment, on the same ports, detached. NAME may be left out if there is just
-    one server.
+    Detached, and with the deployment it has, unless --config or --model give another. NAME may be
+    left out if there is just one.
     """
     handle = named_or_only(name)
-    spec = reload.deployment(handle)
-    engine, _ = registry.choose(handle.engine, binary=spec.server.binary, docker=spec.docker)
+    spec = _changed(handle, config, models)
+    name = handle.engine if spec.server.engine == "auto" else spec.server.engine
+    engine, _ = registry.choose(name, binary=spec.server.binary, docker=spec.docker)
     with output.TerminalProgress() as progress:
         launch.prepare(spec, engine, progress=progress)
     with deferred() as interrupts, output.TerminalProgress() as progress:
         handle.stop()
-        new = launch.start(spec, engine, progress=progress, clock=interrupts)
+        new = launch.start(spec, engine, templates=templates, progress=progress, clock=interrupts)
     text = f"Server {new.server_name!r} is ready again"
     output.result("server", described(new), as_json=as_json, text=text)
+
+
+def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
+    """Return what a file says, or the server's own deployment, with other models if there are."""
+    if config:
+        return deployment.load(config, models, server={"name": handle.server_name})
+    known = reload.deployment(handle)
+    if not models:
+        return known
+    sections = known.model_dump(exclude={"models"}, exclude_none=True)
+    return deployment.load(None, models, **sections)
