@@ -3,18 +3,22 @@
 A push copies into a hidden sibling of the version directory, which no server takes for a version,
 checks the copy, makes it durable and gives it its name in one rename::
 
-    base_path/.tfkit-staging-<unique>/   ->   base_path/7/
+    base_path/.tfkit-staging-<pid>.<started>.<host>.<unique>/   ->   base_path/7/
+
+The hidden name says whose it is, so that the next push can remove what a killed one left.
 """
 
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
+import platform
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,8 +79,9 @@ def push(
         try:
             if missing:
                 base_path.mkdir(parents=True, exist_ok=True)
-            number = choose_version(base_path, version)
-            return _stage(source, base_path, number, tag, progress)
+            sweep(base_path)
+            choose_version(base_path, version)  # refuses now what would be refused after copying
+            return _stage(source, base_path, version, tag, progress)
         except BaseException:
             _forget(missing)
             raise
@@ -89,7 +94,7 @@ def choose_version(base_path: Path, choice: VersionChoice) -> int:
         PushRefused: it is no positive int64, or it exists under any spelling.
     """
     taken = [version.number for version in scan(base_path)]
-    words = {"next": max([0, *taken]) + 1, "epoch": int(time.time())}
+    words = {"next": max([0, *taken]) + 1, "epoch": _free_second(taken)}
     number = words.get(choice) if isinstance(choice, str) else choice
     if type(number) is not int or not 1 <= number <= MAX_VERSION:
         raise PushRefused(
@@ -102,6 +107,41 @@ def choose_version(base_path: Path, choice: VersionChoice) -> int:
             remedy=f"servers never reload a changed version; push --version {max(taken) + 1}",
         )
     return number
+
+
+def _free_second(taken: Collection[int]) -> int:
+    """Return the time, or the first second after it that another push has not taken."""
+    return next(second for second in itertools.count(int(time.time())) if second not in taken)
+
+
+def sweep(base_path: Path) -> list[Path]:
+    """Remove what pushes of this machine left that were killed; return what was removed."""
+    abandoned = [each for each in base_path.glob(f"{STAGING_PREFIX}*") if _is_abandoned(each)]
+    for each in abandoned:
+        shutil.rmtree(each, ignore_errors=True)
+    return abandoned
+
+
+def _staging_prefix() -> str:
+    import psutil
+
+    started = round(psutil.Process().create_time() * 1000)
+    return f"{STAGING_PREFIX}{os.getpid()}.{started}.{platform.node()}."
+
+
+def _is_abandoned(staging: Path) -> bool:
+    """Say whether a staging folder's push is over; of other machines nothing is known."""
+    import psutil
+
+    pid, _, rest = staging.name.removeprefix(STAGING_PREFIX).partition(".")
+    started, _, rest = rest.partition(".")
+    host, _, _ = rest.rpartition(".")
+    if not (pid.isdecimal() and started.isdecimal()) or host != platform.node():
+        return False
+    try:
+        return round(psutil.Process(int(pid)).create_time() * 1000) != int(started)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _require_complete(directory: Path, tag: str) -> None:
@@ -119,8 +159,10 @@ def _require_apart(source: Path, base_path: Path) -> None:
         )
 
 
-def _stage(source: Path, base_path: Path, number: int, tag: str, progress: Progress) -> Pushed:
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=base_path))
+def _stage(
+    source: Path, base_path: Path, choice: VersionChoice, tag: str, progress: Progress
+) -> Pushed:
+    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(), dir=base_path))
     try:
         progress.step(f"copying to {base_path}")
         size_bytes = _copy(source, staging, progress)
@@ -129,12 +171,24 @@ def _stage(source: Path, base_path: Path, number: int, tag: str, progress: Progr
         staging.chmod(0o755)  # mkdtemp makes it private; the server may be another user
         progress.step("writing to disk")
         _sync(staging)
-        target = base_path / str(number)
-        _publish(staging, target)
+        number = _name(staging, base_path, choice)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return Pushed(number, target, size_bytes)
+    return Pushed(number, base_path / str(number), size_bytes)
+
+
+def _name(staging: Path, base_path: Path, choice: VersionChoice) -> int:
+    """Publish under the chosen number; where another push was quicker, under the next free one."""
+    while True:
+        number = choose_version(base_path, choice)
+        try:
+            _publish(staging, base_path / str(number))
+        except OSError as error:
+            if error.errno not in _TAKEN or not isinstance(choice, str):
+                raise
+        else:
+            return number
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -248,14 +302,15 @@ def _forget(made: list[Path]) -> None:
             path.rmdir()
 
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FILE_SYSTEM_ADVICE = {
     errno.ENOSPC: "free some space, or push to another disk",
     errno.EDQUOT: "free some of your quota, or push to another disk",
     errno.EROFS: "push to a folder on a writable file system",
     errno.EACCES: "push as a user who may read the model and write to the base path",
     errno.EPERM: "push as a user who may read the model and write to the base path",
-    errno.ENOTEMPTY: "another push took this version at the same moment; push again",
-    errno.EEXIST: "another push took this version at the same moment; push again",
+    errno.ENOTEMPTY: "another push took this version at the same moment; push another one",
+    errno.EEXIST: "another push took this version at the same moment; push another one",
     errno.ENOTDIR: "give a folder as base path",
 }
 

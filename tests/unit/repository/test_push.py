@@ -2,13 +2,18 @@
 
 import errno
 import os
+import platform
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tfserve_kit.errors import PushRefused
@@ -302,15 +307,51 @@ class TestFailures:
         assert "224 bytes" in refusal(source, base, progress=Saboteur("checking the copy", damage))
         assert tree(base) == before
 
-    def test_version_that_another_push_takes_meanwhile_is_refused(self, source, base):
+    @staticmethod
+    def taker(base, number):
         def take():
-            (base / "4").mkdir()
-            (base / "4" / "saved_model.pb").write_bytes(b"theirs")
+            (base / number).mkdir()
+            (base / number / "saved_model.pb").write_bytes(b"theirs")
 
+        return Saboteur("writing", take)
+
+    def test_number_that_another_push_takes_meanwhile_is_refused(self, source, base):
         before = tree(base)
-        text = refusal(source, base, progress=Saboteur("writing", take))
-        assert "another push" in text
+        text = refusal(source, base, version=4, progress=self.taker(base, "4"))
+        assert "version 4 exists already" in text
         assert tree(base) == before | {"4": None, "4/saved_model.pb": b"theirs"}
+
+    def test_next_number_that_another_push_takes_meanwhile_leads_to_the_one_after(
+        self, source, base
+    ):
+        pushed = push(source, base, progress=self.taker(base, "4"))
+        assert pushed.version == 5
+        assert (base / "4" / "saved_model.pb").read_bytes() == b"theirs"
+
+    def test_name_lost_between_the_look_and_the_rename_is_looked_for_again(
+        self, source, base, monkeypatch
+    ):
+        real, lost = os.rename, []
+
+        def late(staging, target):
+            if not lost:
+                lost.append(target)
+                (Path(target) / "theirs").mkdir(parents=True)
+            real(staging, target)
+
+        monkeypatch.setattr(os, "rename", late)
+        assert push(source, base).version == 5
+        assert [Path(path).name for path in lost] == ["4"]
+
+    def test_pushes_at_once_get_numbers_of_their_own(self, source, base):
+        with ThreadPoolExecutor(8) as pool:
+            pushed = list(pool.map(lambda _: push(source, base), range(24)))
+        assert sorted(each.version for each in pushed) == list(range(4, 28))
+        assert not list(base.glob(".*"))
+
+    def test_epochs_of_one_second_get_numbers_of_their_own(self, source, base):
+        numbers = [push(source, base, version="epoch").version for _ in range(3)]
+        assert len(set(numbers)) == 3
 
     @pytest.mark.parametrize("step", ["checking", "copying", "checking the copy", "writing"])
     def test_interrupt_leaves_nothing_behind(self, source, tmp_path, step):
@@ -411,3 +452,58 @@ class TestDisk:
         assert "Read-only" in text
         assert "writable file system" in text
         assert tree(disk) == before
+
+
+class TestLeftOvers:
+    """What a push leaves that was killed."""
+
+    @staticmethod
+    def staging(base, pid, started, host):
+        folder = base / f".tfkit-staging-{pid}.{started}.{host}.abc123"
+        (folder / "variables").mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(b"half")
+        return folder
+
+    @pytest.fixture
+    def dead(self):
+        """The pid of a process that has ended."""
+        with subprocess.Popen(["true"]) as process:
+            process.wait()
+        return process.pid
+
+    def test_next_push_removes_what_killed_ones_left(self, source, base, dead):
+        own_start = round(psutil.Process().create_time() * 1000)
+        gone = [
+            self.staging(base, dead, 123, platform.node()),
+            self.staging(base, os.getpid(), own_start - 5, platform.node()),  # the pid's last user
+        ]
+        pushed = push(source, base)
+        assert not any(folder.exists() for folder in gone)
+        assert tree(base).keys() >= {"3", "3/saved_model.pb", str(pushed.version)}
+
+    def test_pushes_under_way_and_those_of_others_are_left_alone(self, source, base, dead):
+        own_start = round(psutil.Process().create_time() * 1000)
+        kept = [
+            self.staging(base, os.getpid(), own_start, platform.node()),
+            self.staging(base, dead, 123, "another.host"),
+            self.staging(base, "x", 123, platform.node()),
+        ]
+        push(source, base)
+        assert all((folder / "saved_model.pb").exists() for folder in kept)
+
+    def test_a_push_that_is_killed_is_cleaned_up_by_the_next_one(self, source, base):
+        code = (
+            "import os, signal, sys; from pathlib import Path\n"
+            "from tfserve_kit.repository import push\n"
+            "class Killer:\n"
+            "    def step(self, text):\n"
+            "        if 'writing' in text: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    def note(self, text): pass\n"
+            "    def advance(self, done, total): pass\n"
+            "push(Path(sys.argv[1]), Path(sys.argv[2]), progress=Killer())\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, source, base], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(list(base.glob(".tfkit-staging-*"))) == 1
+        assert push(source, base).version == 4
+        assert not list(base.glob(".*"))
