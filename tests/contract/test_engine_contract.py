@@ -218,6 +218,18 @@ def test_process_of_a_stopped_server_is_gone(fake_engine, fake_plan, start, stat
     assert not psutil.pid_exists(pid)
 
 
+def test_state_folder_that_cannot_be_written_is_named(engine, plan, state_dir):
+    todo = plan("web")
+    state_dir.mkdir(exist_ok=True)
+    (state_dir / "servers").write_text("in the way")
+    with pytest.raises(
+        ServerFailed, match=r"cannot keep server 'web' in .*/state/servers"
+    ) as caught:
+        engine.start(todo)
+    assert "TFKIT_STATE_DIR" in caught.value.remedy
+    assert (state_dir / "servers").read_text() == "in the way"
+
+
 # One name, one server
 
 

@@ -220,6 +220,21 @@ def test_daemon_that_goes_away_during_the_start_is_reported_and_the_name_is_free
     assert tfkit("stop", name).code == 0
 
 
+def test_pull_that_breaks_off_is_reported_and_leaves_nothing(
+    tfkit, serve_args, monkeypatch, tmp_path, state_dir, containers
+):
+    with (
+        DaemonProxy(tmp_path / "d.sock", "/images/create") as proxy,
+        monkeypatch.context() as patch,
+    ):
+        patch.setenv("DOCKER_HOST", proxy.url)
+        done = tfkit(*serve_args("--pull", "always", "--json"))
+    assert (done.code, done.data["error"]) == (4, "EngineUnavailable")
+    assert "cannot pull" in done.data["message"]
+    assert not list((state_dir / "servers").glob("*/"))
+    assert containers() == []
+
+
 def test_daemon_that_goes_away_while_serving_ends_the_command_and_the_server_goes_on(
     tfkit, serve_args, monkeypatch, tmp_path, name
 ):

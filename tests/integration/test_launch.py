@@ -1,7 +1,10 @@
 """Starting a server and waiting until it is ready, and everything that can go wrong meanwhile."""
 
+import contextlib
+import os
 import shutil
 import socket
+import subprocess
 import threading
 
 import numpy as np
@@ -324,3 +327,23 @@ def settled(condition):
     return wait_until(
         lambda: condition() or None, timeout_s=60, interval_s=0.05, clock=SystemClock()
     )
+
+
+@pytest.fixture
+def full_disk(state_dir):
+    """Put the state folder on a disk without room."""
+    state_dir.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(state_dir)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    with contextlib.suppress(OSError):
+        (state_dir / "ballast").write_bytes(bytes(1 << 20))
+    yield state_dir
+    subprocess.run(["umount", state_dir], check=True)
+
+
+def test_full_disk_is_named_and_nothing_is_left_running(fake_engine, deployment, full_disk):
+    error = refused_by(fake_engine(), deployment())
+    assert "No space left on device" in error.message
+    assert "make room there" in error.remedy
+    assert not list((full_disk / "servers").glob("*/"))

@@ -22,6 +22,11 @@ def test_commands_of_the_docker_page_work(shell, docker_image):
     run_page(shell, "docker.md")
 
 
+def test_commands_of_the_embedded_page_work(shell):
+    shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
+    run_page(shell, "embedded.md")
+
+
 def test_commands_of_the_native_page_work(shell, require):
     binary = shell.env.get("TFKIT_TEST_MODEL_SERVER")
     if not binary:

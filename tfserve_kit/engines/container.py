@@ -95,6 +95,8 @@ def plan(
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "restart_policy": {"Name": options.restart},
+        # Docker's own choice grows without end; this one keeps the last 100 MB.
+        "log_config": {"Type": "local", "Config": {}},
         **_limits(options),
     }
     return ContainerPlan(
@@ -198,6 +200,7 @@ def _run_line(container: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"--cap-drop={name}" for name in container["cap_drop"])
     yield from (f"--security-opt={name}" for name in container["security_opt"])
     yield f"--restart={container['restart_policy']['Name']}"
+    yield f"--log-driver={container['log_config']['Type']}"
     yield from _limit_options(container)
     for key, value in container["environment"].items():
         yield f"--env={key}={value}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit.engines.base import Endpoints, Plan
+from tfserve_kit.errors import ServerFailed
 
 CONFIG, DEPLOYMENT = "config", "deployment.json"
 _RECORD = "server.json"
@@ -73,12 +74,22 @@ def records(folder: Path | None = None) -> list[Record]:
 
 @contextlib.contextmanager
 def claimed(folder: Path, server_name: str) -> Iterator[None]:
-    """Hold a name while starting, so that two starts at once cannot both have it."""
+    """Hold a name while starting, so that two starts at once cannot both have it.
+
+    Raises:
+        ServerFailed: the folder cannot be written, for instance because its disk is full.
+    """
     servers = folder / "servers"
-    servers.mkdir(parents=True, exist_ok=True)
-    with (servers / f".{server_name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    try:
+        servers.mkdir(parents=True, exist_ok=True)
+        with (servers / f".{server_name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise ServerFailed(
+            f"cannot keep server {server_name!r} in {servers}: {error.strerror or error}",
+            remedy="make room there, or set TFKIT_STATE_DIR to another folder",
+        ) from error
 
 
 def write_files(plan: Plan, home: Path) -> None:
