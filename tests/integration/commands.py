@@ -1,10 +1,17 @@
-"""What running `tfkit` leaves, and `tfkit serve` as a process of its own."""
+"""What running `tfkit` leaves, `tfkit serve` as a process of its own, and a client of a server."""
 
 import contextlib
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
+
+import numpy as np
+
+from tfserve_kit import connect
+from tfserve_kit.clients import Target
+from tfserve_kit.errors import RequestError
 
 PATIENCE_S = 60.0
 
@@ -58,3 +65,34 @@ def running(*arguments):
             yield Command(popen)
         finally:
             popen.kill()
+
+
+class Caller:
+    """Sends one request after the other until told to stop; keeps what came back.
+
+    Args:
+        url: a server with a version of `half_plus_two`.
+        model: the name it has there.
+    """
+
+    def __init__(self, url, model="half_plus_two"):
+        self._url, self._model, self._stop = url, model, threading.Event()
+        self.answers, self.errors = [], []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        with connect(self._url) as client:
+            while not self._stop.is_set():
+                try:
+                    answer = client.predict(Target(self._model), {"x": np.float32([1])})
+                    self.answers.append(float(answer.outputs["y"][0]))
+                except RequestError as error:
+                    self.errors.append(error)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        self._thread.join()

@@ -91,7 +91,10 @@ def toml(tmp_path):
 # Help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("predict", "serve", "lint", "doctor"))],
+)
 def test_help_is_quick_it_imports_neither_tensorflow_nor_docker(arguments):
     code = (
         "import sys\n"
@@ -104,7 +107,7 @@ def test_help_is_quick_it_imports_neither_tensorflow_nor_docker(arguments):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     heavy = done.stderr.strip()
-    assert "Usage: tfkit" in done.stdout
+    assert " ".join(["Usage: tfkit", *arguments[:-1]]) in done.stdout
     assert heavy == "[]"
 
 

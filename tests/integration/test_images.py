@@ -31,18 +31,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 
 
 @pytest.fixture(scope="module")
-def image(require):
-    try:
-        return stock.image_under_test()
-    except stock.NoImage as error:
-        require("docker", str(error))
-
-
-@pytest.fixture(scope="module")
-def stand_in(image):
+def stand_in(docker_image):
     """An image that is ours for certain."""
-    if image == stock.STAND_IN:
-        return image
+    if docker_image == stock.STAND_IN:
+        return docker_image
     try:
         return stock.stand_in()
     except stock.NoImage as error:
@@ -100,16 +92,16 @@ def stopped(container):
 class TestServer:
     """The image without a model: what is mounted is served."""
 
-    def test_model_mounted_where_the_official_image_looks_is_served(self, image, models):
+    def test_model_mounted_where_the_official_image_looks_is_served(self, docker_image, models):
         mount = f"{models}/half_plus_two:/models/model:ro"
-        with running("-v", mount, image=image) as container:
+        with running("-v", mount, image=docker_image) as container:
             assert answer_of(container, "model") == 4.0
 
-    def test_environment_and_appended_flags_count(self, image, models):
+    def test_environment_and_appended_flags_count(self, docker_image, models):
         options = ["-v", f"{models}/half_plus_two:/other/half:ro"]
         options += ["-e", "MODEL_NAME=half", "-e", "MODEL_BASE_PATH=/other"]
         flags = ["--model_name=renamed"]
-        with running(*options, image=image, flags=flags) as container:
+        with running(*options, image=docker_image, flags=flags) as container:
             assert answer_of(container, "renamed") == 4.0
 
     @pytest.mark.parametrize("options", [[], ["--init"]])
@@ -127,11 +119,11 @@ class TestServer:
 
 
 @pytest.fixture(scope="module")
-def baked(image, models, tmp_path_factory):
+def baked(docker_image, models, tmp_path_factory):
     """An image that `tfkit build-image` built with a model inside: what the command said."""
     tag = f"tfkit-test-{uuid.uuid4().hex[:12]}"
     argv = [sys.executable, "-m", "tfserve_kit", "build-image", "--json"]
-    argv += ["--model", f"half={models}/half_plus_two", "--base", image, "--tag", tag]
+    argv += ["--model", f"half={models}/half_plus_two", "--base", docker_image, "--tag", tag]
     folder = tmp_path_factory.mktemp("empty")
     done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
     yield json.loads(done.stdout)["data"]
@@ -167,8 +159,8 @@ class TestModelInside:
         code = f"bash /tfkit/healthcheck.sh && ! ({check})"
         docker("exec", locked_down, "bash", "-c", code)
 
-    def test_result_and_labels_name_what_is_inside(self, image, baked):
-        assert baked["base"] == image
+    def test_result_and_labels_name_what_is_inside(self, docker_image, baked):
+        assert baked["base"] == docker_image
         assert baked["models"] == {"half": [2]}
         assert baked["id"] == docker("image", "inspect", "-f", "{{.Id}}", baked["tag"])
         label = '{{index .Config.Labels "tfkit.models"}}'
@@ -251,7 +243,9 @@ class TestCommandWithoutDocker:
         assert build_image_module._tag(made) == tag
 
 
-def test_rendered_folder_builds_by_itself_with_odd_names_and_all_configs(image, models, tmp_path):
+def test_rendered_folder_builds_by_itself_with_odd_names_and_all_configs(
+    docker_image, models, tmp_path
+):
     document = {
         "models": {
             ODD: {"base_path": "half_plus_two", "versions": "all"},
@@ -261,7 +255,7 @@ def test_rendered_folder_builds_by_itself_with_odd_names_and_all_configs(image, 
         "monitoring": {"path": "/metrics"},
     }
     deployment = spec.build(document, source="test", folder=models)
-    images.render_context(deployment, tmp_path / "context", Variant(image))
+    images.render_context(deployment, tmp_path / "context", Variant(docker_image))
     tag = f"tfkit-test-{uuid.uuid4().hex[:12]}"
     docker("build", "--quiet", "--tag", tag, ".", cwd=tmp_path / "context")
     try:
@@ -274,15 +268,15 @@ def test_rendered_folder_builds_by_itself_with_odd_names_and_all_configs(image, 
         docker("image", "rm", tag)
 
 
-def test_failed_step_is_named_with_its_last_lines(image, tmp_path):
+def test_failed_step_is_named_with_its_last_lines(docker_image, tmp_path):
     step = "RUN for i in 1 2; do echo line $i; done; exit 7"
-    (tmp_path / "Dockerfile").write_text(f"FROM {image}\n{step}\n")
+    (tmp_path / "Dockerfile").write_text(f"FROM {docker_image}\n{step}\n")
     with pytest.raises(ServerFailed, match=r"exit 7.*returned a non-zero code: 7") as caught:
         images.build(tmp_path, "tfkit-test-never")
     assert caught.value.log_tail[-2:] == ["line 1", "line 2"]
 
 
-def test_name_that_docker_refuses_is_named(image, tmp_path):
-    (tmp_path / "Dockerfile").write_text(f"FROM {image}\n")
+def test_name_that_docker_refuses_is_named(docker_image, tmp_path):
+    (tmp_path / "Dockerfile").write_text(f"FROM {docker_image}\n")
     with pytest.raises(ServerFailed, match="Not/Lower"):
         images.build(tmp_path, "Not/Lower")

@@ -5,17 +5,16 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 
-import numpy as np
 import psutil
 import pytest
 
+from tests.integration.commands import Caller
 from tfserve_kit import connect, launch
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, process
-from tfserve_kit.errors import RequestError, ServerExists, ServerFailed, SpecError
+from tfserve_kit.errors import ServerExists, ServerFailed, SpecError
 from tfserve_kit.repository import push
 
 
@@ -259,32 +258,6 @@ def test_damage_that_only_a_load_finds_ends_the_real_server_and_its_log_says_why
     assert [line for line in error.log_tail if line.startswith(why)]
 
 
-class Caller:
-    """Sends one request after the other until told to stop; keeps what came back."""
-
-    def __init__(self, url):
-        self._url, self._stop = url, threading.Event()
-        self.answers, self.errors = [], []
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self):
-        with connect(self._url) as client:
-            while not self._stop.is_set():
-                try:
-                    answer = client.predict(Target("half_plus_two"), {"x": np.float32([1])})
-                    self.answers.append(float(answer.outputs["y"][0]))
-                except RequestError as error:
-                    self.errors.append(error)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        self._thread.join()
-
-
 @pytest.mark.tensorflow
 @pytest.mark.slow
 def test_push_while_serving_swaps_the_version_without_a_failed_request(
@@ -294,7 +267,10 @@ def test_push_while_serving_swaps_the_version_without_a_failed_request(
     shutil.copytree(models / "half_plus_two" / "1", base_path / "1")
     server = deployment(base_path=base_path)
     handle = up(server, process.embedded())
-    with Caller(handle.endpoints.grpc) as grpc, Caller(handle.endpoints.rest) as rest:
+    with (
+        Caller(handle.endpoints.grpc) as grpc,
+        Caller(handle.endpoints.rest) as rest,
+    ):
         callers = (grpc, rest)
         assert settled(lambda: all(len(each.answers) > 20 for each in callers))
         pushed = push(models / "half_plus_two" / "2", base_path)

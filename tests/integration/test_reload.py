@@ -1,12 +1,11 @@
 """Other models for a server that runs, and restarts; by process and by container."""
 
 import shutil
-import threading
 
 import numpy as np
 import pytest
 
-from tests.integration.commands import running
+from tests.integration.commands import Caller, running
 from tfserve_kit import connect, launch, reload, spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
@@ -236,35 +235,9 @@ def test_reload_of_a_base_path_that_is_not_there_is_refused_and_the_old_one_serv
 # Under load
 
 
-class Caller:
-    """Sends one request after the other until told to stop; keeps what came back."""
-
-    def __init__(self, url):
-        self._url, self._stop = url, threading.Event()
-        self.answers, self.errors = [], []
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self):
-        with connect(self._url) as client:
-            while not self._stop.is_set():
-                try:
-                    done = client.predict(Target("a"), {"x": np.float32([1])})
-                    self.answers.append(float(done.outputs["y"][0]))
-                except RequestError as error:
-                    self.errors.append(error)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        self._thread.join()
-
-
 def test_push_and_reload_under_load_fail_no_request(deployment, up, models, folder):
     handle = up(deployment(a={}))
-    with Caller(handle.endpoints.grpc) as grpc, Caller(handle.endpoints.rest) as rest:
+    with Caller(handle.endpoints.grpc, "a") as grpc, Caller(handle.endpoints.rest, "a") as rest:
         callers = (grpc, rest)
         assert settled(lambda: all(len(each.answers) > 20 for each in callers))
         push(models / "half_plus_two" / "2", folder / "a")
