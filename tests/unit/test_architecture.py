@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
     {"errors", "clock", "progress", "varint"},
-    {"protos", "tensors", "savedmodel", "checkpoint", "preprocessing"},
+    {"protos", "tensors", "savedmodel", "checkpoint", "preprocessing", "processes"},
     {"flags", "spec", "render", "repository", "lint"},
     {"clients", "engines", "embedded", "perf"},
     {"launch", "reload", "doctor", "pytest_plugin"},

@@ -9,7 +9,8 @@ from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.options import json_option, name_argument
 from tfserve_kit.cli.ps import described
 from tfserve_kit.cli.stop import named_or_only
-from tfserve_kit.engines import registry
+from tfserve_kit.engines import ServerHandle, registry
+from tfserve_kit.spec import Spec
 
 
 @click.command("reload")
@@ -29,11 +30,16 @@ def command(
     NAME may be left out if there is just one server.
     """
     handle = named_or_only(name)
-    known = reload.deployment(handle).model_dump(exclude={"models"}, exclude_none=True)
-    spec = deployment.load(config, models, **(known if models else {}))
+    spec = with_models(handle, config, models) if models else deployment.load(config, ())
     with output.TerminalProgress() as progress:
         launch.check(spec)
         now = reload.reload(handle, spec, templates=templates, progress=progress)
     text = f"Server {handle.server_name!r} serves: {', '.join(now.models)}"
     handle = registry.find(handle.server_name)  # it knows its models anew
     output.result("server", described(handle), as_json=as_json, text=text)
+
+
+def with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
+    """Return a server's own deployment with the models of `--model`; refuses a file beside them."""
+    known = reload.deployment(handle).model_dump(exclude={"models"}, exclude_none=True)
+    return deployment.load(config, models, **known)

@@ -9,6 +9,7 @@ from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option, name_argument
 from tfserve_kit.cli.ps import described
+from tfserve_kit.cli.reload import with_models
 from tfserve_kit.cli.stop import named_or_only
 from tfserve_kit.engines import ServerHandle, registry
 from tfserve_kit.spec import Spec
@@ -45,10 +46,8 @@ def command(
 
 def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
     """Return what a file says, or the server's own deployment, with other models if there are."""
+    if models:
+        return with_models(handle, config, models)
     if config:
-        return deployment.load(config, models, server={"name": handle.server_name})
-    known = reload.deployment(handle)
-    if not models:
-        return known
-    sections = known.model_dump(exclude={"models"}, exclude_none=True)
-    return deployment.load(None, models, **sections)
+        return deployment.load(config, (), server={"name": handle.server_name})
+    return reload.deployment(handle)

@@ -78,7 +78,7 @@ class TfLiteServable:
         self._free: SimpleQueue[Any] = SimpleQueue()
         for interpreter in interpreters:
             self._free.put(interpreter)
-        self.signatures: Mapping[str, Any] = {}
+        self._definitions: dict[str, Any] = {}
         self._calls: dict[frozenset[str], _Signature] = {}
         for name in interpreters[0].get_signature_list() or [None]:
             self._add(name, *_tensors(interpreters[0], name))
@@ -88,11 +88,16 @@ class TfLiteServable:
         for aliases, found in ((definition.inputs, inputs), (definition.outputs, outputs)):
             for alias, tensor in found.items():
                 _describe(aliases[alias], tensor)
-        self.signatures = {**self.signatures, name or DEFAULT_SIGNATURE: definition}
+        self._definitions[name or DEFAULT_SIGNATURE] = definition
         names = [
             {each["name"]: alias for alias, each in found.items()} for found in (inputs, outputs)
         ]
         self._calls[frozenset(names[0])] = _Signature(name, *names)
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """SignatureDef messages by name."""
+        return self._definitions
 
     def run(
         self,

@@ -14,16 +14,17 @@ from urllib.parse import quote
 
 from tfserve_kit import flags
 from tfserve_kit.engines.base import Endpoints, Plan
+from tfserve_kit.engines.image_files import (
+    GRPC_PORT,
+    REST_PORT,
+    official_image,
+    with_image_ports,
+)
 from tfserve_kit.spec.schema import Docker, Spec
 
-# What the embedded engine is held to (docs/embedded.md) is what `tfkit serve` starts.
-OFFICIAL_IMAGE = "tensorflow/serving"
-RELEASE = "2.20.0"
 SERVER, FOLDER, ENDPOINTS, MODELS = (
     f"tfkit.{key}" for key in ("server", "folder", "endpoints", "models")
 )
-# Where the official image's server listens (tensorflow_serving/tools/docker/Dockerfile).
-_GRPC, _REST = 8500, 8501
 _BINARY = "tensorflow_model_server"
 _SECOND_NS = 1_000_000_000
 # Libraries as Debian and Ubuntu install them; the image must have them.
@@ -53,7 +54,7 @@ class ContainerPlan(Plan):
 
 def image_of(options: Docker) -> str:
     """Return the image a deployment runs: the one it names, or the official one."""
-    return options.image or f"{OFFICIAL_IMAGE}:{RELEASE}{'-gpu' if options.gpu else ''}"
+    return options.image or official_image(gpu=bool(options.gpu))
 
 
 def plan(
@@ -77,11 +78,11 @@ def plan(
         "name": container_name(server.name),
         "image": image_of(options),
         "entrypoint": [_BINARY],
-        "command": flags.argv(_inside(spec), files, config),
+        "command": flags.argv(with_image_ports(spec), files, config),
         "labels": _labels(server.name, folder, endpoints, models),
         "ports": {
-            f"{_GRPC}/tcp": (server.host, server.grpc_port),
-            f"{_REST}/tcp": (server.host, server.rest_port),
+            f"{GRPC_PORT}/tcp": (server.host, server.grpc_port),
+            f"{REST_PORT}/tcp": (server.host, server.rest_port),
         },
         "mounts": [_mount(path) for path in dict.fromkeys(_paths(spec, files, config))],
         "environment": _environment(options),
@@ -114,12 +115,6 @@ def plan(
 def container_name(server_name: str) -> str:
     """Return the name of a server's container."""
     return f"tfkit-{server_name}"
-
-
-def _inside(spec: Spec) -> Spec:
-    """Return the deployment as the server in the container sees it: with the image's ports."""
-    ports = {"grpc_port": _GRPC, "rest_port": _REST}
-    return spec.model_copy(update={"server": spec.server.model_copy(update=ports)})
 
 
 def _labels(
@@ -159,7 +154,7 @@ def _environment(options: Docker) -> dict[str, str]:
 def _healthcheck(models: Mapping[str, str]) -> dict[str, Any]:
     names = shlex.join(quote(name, safe="") for name in models)
     return {
-        "test": ["CMD", "bash", "-c", _HEALTH.format(models=names, port=_REST)],
+        "test": ["CMD", "bash", "-c", _HEALTH.format(models=names, port=REST_PORT)],
         "interval": 5 * _SECOND_NS,
         "timeout": 3 * _SECOND_NS,
         "start_period": 60 * _SECOND_NS,

@@ -18,13 +18,26 @@ from tfserve_kit.errors import Problem, SpecError, UsageError
 from tfserve_kit.repository import Version, scan
 from tfserve_kit.spec.schema import Spec, VersionPolicy
 
+# The release that the embedded engine is held to, see docs/embedded.md.
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 PYTHON_IMAGE = "python:3.12-slim"
+# Where its server listens (tensorflow_serving/tools/docker/Dockerfile).
 GRPC_PORT, REST_PORT = 8500, 8501
 _CONFIG = "/tfkit/config"
 _IMAGE = re.compile(r"[\w][\w./:@-]*", re.ASCII)
 
 Versions = Mapping[str, Sequence[Version]]
+
+
+def official_image(*, gpu: bool) -> str:
+    """Return the official image: for CPUs, or with CUDA."""
+    return f"{SERVING_IMAGE}-gpu" if gpu else SERVING_IMAGE
+
+
+def with_image_ports(spec: Spec) -> Spec:
+    """Return a deployment as the server in a container sees it: with the image's ports."""
+    ports = {"grpc_port": GRPC_PORT, "rest_port": REST_PORT}
+    return spec.model_copy(update={"server": spec.server.model_copy(update=ports)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +70,7 @@ class Variant:
     @property
     def image(self) -> str:
         """The image to build on."""
-        official = f"{SERVING_IMAGE}-gpu" if self.gpu else SERVING_IMAGE
-        return self.base or (PYTHON_IMAGE if self.embedded else official)
+        return self.base or (PYTHON_IMAGE if self.embedded else official_image(gpu=self.gpu))
 
     @property
     def template(self) -> str:
@@ -177,9 +189,7 @@ def _inside(spec: Spec) -> Spec:
         name: model.model_copy(update={"base_path": f"/models/{folder_name(name)}"})
         for name, model in spec.models.items()
     }
-    ports = {"grpc_port": GRPC_PORT, "rest_port": REST_PORT}
-    server = spec.server.model_copy(update=ports)
-    return spec.model_copy(update={"models": models, "server": server})
+    return with_image_ports(spec.model_copy(update={"models": models}))
 
 
 def folder_name(model: str) -> str:

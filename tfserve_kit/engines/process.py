@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from tfserve_kit import flags
+from tfserve_kit import flags, processes
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
 from tfserve_kit.engines.records import (
@@ -114,7 +114,7 @@ class ProcessEngine:
                 plan.server_name,
                 self.name,
                 process.pid,
-                psutil.Process(process.pid).create_time(),
+                processes.started_s(process.pid),
                 plan.argv,
                 plan.endpoints,
                 plan.models,
@@ -301,12 +301,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _alive(record: Record) -> psutil.Process | None:
     """Return the recorded process if it is the same one and still runs."""
-    try:
-        process = psutil.Process(record.pid)
-        same = abs(process.create_time() - record.started_s) < 1e-3  # noqa: PLR2004 (float round trip)
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
+    return processes.alive(record.pid, record.started_s)
 
 
 def shell_line(argv: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tfserve_kit import savedmodel
+from tfserve_kit import processes, savedmodel
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository.versions import MAX_VERSION, scan
@@ -123,25 +123,18 @@ def sweep(base_path: Path) -> list[Path]:
 
 
 def _staging_prefix() -> str:
-    import psutil
-
-    started = round(psutil.Process().create_time() * 1000)
-    return f"{STAGING_PREFIX}{os.getpid()}.{started}.{platform.node()}."
+    started_ms = round(processes.started_s(os.getpid()) * 1000)
+    return f"{STAGING_PREFIX}{os.getpid()}.{started_ms}.{platform.node()}."
 
 
 def _is_abandoned(staging: Path) -> bool:
     """Say whether a staging folder's push is over; of other machines nothing is known."""
-    import psutil
-
     pid, _, rest = staging.name.removeprefix(STAGING_PREFIX).partition(".")
-    started, _, rest = rest.partition(".")
+    started_ms, _, rest = rest.partition(".")
     host, _, _ = rest.rpartition(".")
-    if not (pid.isdecimal() and started.isdecimal()) or host != platform.node():
+    if not (pid.isdecimal() and started_ms.isdecimal()) or host != platform.node():
         return False
-    try:
-        return round(psutil.Process(int(pid)).create_time() * 1000) != int(started)
-    except psutil.NoSuchProcess:
-        return True
+    return processes.alive(int(pid), int(started_ms) / 1000) is None
 
 
 def _require_complete(directory: Path, tag: str) -> None:
