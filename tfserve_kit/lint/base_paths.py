@@ -12,7 +12,7 @@ from tfserve_kit.errors import Problem
 from tfserve_kit.lint.facts import Base, Facts
 from tfserve_kit.lint.findings import Rule, Severity
 from tfserve_kit.repository import parse_version
-from tfserve_kit.repository.push import STAGING_PREFIX
+from tfserve_kit.repository.staging import HIDDEN_PREFIX
 from tfserve_kit.savedmodel import GRAPH_FILE
 
 # Folders named so were probably meant as versions: v1, 1.0, 1e3, version-2, 3.tmp
@@ -72,7 +72,7 @@ def _meant_as_versions(base: Base) -> list[str]:
         child.name
         for child in base.children
         if parse_version(child.name) is None
-        and not child.name.startswith(STAGING_PREFIX)
+        and not child.name.startswith(HIDDEN_PREFIX)
         and child.is_dir()
         and (_LIKE_A_VERSION.fullmatch(child.name) or (child / GRAPH_FILE).exists())
     ]

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import Pushed, parse_version, push
+from tfserve_kit.repository import Gate, parse_version, push
+from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest, differences
 
 SHARD = "variables/variables.data-00000-of-00001"
 
@@ -27,12 +28,15 @@ class Saboteur:
 
     def __init__(self, text, act):
         self.text, self.act = text, act
-        self.steps, self.counts = [], []
+        self.steps, self.notes, self.counts = [], [], []
 
     def step(self, text):
         self.steps.append(text)
         if self.text in text:
             self.act()
+
+    def note(self, text):
+        self.notes.append(text)
 
     def advance(self, done, total):
         self.counts.append((done, total))
@@ -85,6 +89,15 @@ def tree(folder):
     }
 
 
+def model(folder):
+    """Return the tree of a version without what a push adds to it."""
+    found = tree(folder)
+    del found[str(MANIFEST_PATH)]
+    if not any(name.startswith("assets.extra/") for name in found):
+        del found["assets.extra"]
+    return found
+
+
 def refusal(source, base_path, **options):
     with pytest.raises(PushRefused) as caught:
         push(source, base_path, **options)
@@ -97,8 +110,9 @@ class TestSuccess:
         before = tree(base)
         pushed = push(source, base, version=choice)
         size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-        assert pushed == Pushed(number, base / str(number), size)
-        assert tree(pushed.path) == tree(source)
+        assert (pushed.version, pushed.path) == (number, base / str(number))
+        assert pushed.size_bytes == size
+        assert model(pushed.path) == tree(source)
         shutil.rmtree(pushed.path)
         assert tree(base) == before
 
@@ -147,10 +161,10 @@ class TestSuccess:
     def test_empty_folders_and_hidden_files_come_along(self, source, base):
         (source / "assets" / "deep" / "er").mkdir(parents=True)
         (source / ".hidden").write_text("x")
-        assert tree(push(source, base).path) == tree(source)
+        assert model(push(source, base).path) == tree(source)
 
     def test_graph_with_another_tag_is_pushed_on_request(self, models, base):
-        assert push(models / "othertag" / "1", base, tag="train").version == 4
+        assert push(models / "othertag" / "1", base, gate=Gate(tag="train")).version == 4
 
     def test_progress_tells_steps_and_bytes(self, source, base):
         progress = listener()
@@ -215,6 +229,17 @@ class TestRefusedVersions:
 
 def shorten(file):
     file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def as_folder(file):
+    file.unlink()
+    file.mkdir()
 
 
 DAMAGE = {
@@ -301,7 +326,7 @@ class TestFailures:
     def test_copy_that_is_damaged_on_the_way_is_refused(self, source, base):
         def damage():
             (staging,) = base.glob(".*")
-            shorten(staging / SHARD)
+            shorten(staging / "model" / SHARD)
 
         before = tree(base)
         assert "224 bytes" in refusal(source, base, progress=Saboteur("checking the copy", damage))
@@ -377,7 +402,51 @@ class TestFailures:
             assert tree(base) == before, f"{call} number {nth} failed"
         assert nth > 1
         assert not fuse.blown
-        assert tree(base / "4") == tree(source)
+        assert model(base / "4") == tree(source)
+
+
+class TestManifest:
+    def test_it_tells_every_file_as_it_is(self, source, base):
+        pushed = push(source, base).path
+        manifest = Manifest.read(pushed)
+        assert manifest.files.keys() == {n for n, data in tree(source).items() if data is not None}
+        assert manifest.source == str(source)
+        assert differences(pushed, manifest) == []
+
+    @pytest.mark.parametrize(
+        ("act", "words"),
+        [
+            (lambda version: shorten(version / SHARD), "bytes, was pushed with"),
+            (lambda version: flip(version / SHARD), "SHA-256 differs"),
+            (lambda version: (version / SHARD).unlink(), "is missing"),
+            (lambda version: (version / "more").touch(), "was not there"),
+            (lambda version: as_folder(version / SHARD), "cannot be read"),
+        ],
+    )
+    def test_every_change_is_noticed_later(self, source, base, act, words):
+        pushed = push(source, base).path
+        act(pushed)
+        (problem,) = differences(pushed, Manifest.read(pushed))
+        assert words in str(problem)
+
+    def test_pushed_version_can_be_pushed_on(self, source, base, tmp_path):
+        first = push(source, base).path
+        again = push(first, tmp_path / "other").path
+        assert Manifest.read(again).files == Manifest.read(first).files
+        assert Manifest.read(again).source == str(first)
+
+    def test_pushed_version_that_was_damaged_since_is_not_pushed_on(self, source, base, tmp_path):
+        first = push(source, base).path
+        flip(first / SHARD)
+        assert SHARD in refusal(first, tmp_path / "other")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\x00"])
+    def test_damaged_manifest_is_refused_and_can_be_removed(self, source, base, tmp_path, text):
+        first = push(source, base).path
+        (first / MANIFEST_PATH).write_text(text)
+        assert str(MANIFEST_PATH) in refusal(first, tmp_path / "other")
+        (first / MANIFEST_PATH).unlink()
+        assert push(first, tmp_path / "other").version == 1
 
 
 class TestManyFiles:
@@ -392,7 +461,7 @@ class TestManyFiles:
         return source
 
     def test_every_file_arrives(self, crowded, base):
-        assert tree(push(crowded, base).path) == tree(crowded)
+        assert model(push(crowded, base).path) == tree(crowded)
 
     def test_they_are_synced_at_once(self, crowded, base, monkeypatch):
         synced = []

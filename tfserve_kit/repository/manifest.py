@@ -1,0 +1,142 @@
+"""The manifest: what a version consisted of when it was pushed, to tell later whether it still does.
+
+It lies in the version's `assets.extra`, a folder that TensorFlow Serving leaves alone, as JSON::
+
+    {"format": 1, "source": "model.zip", "pushed_at": "2026-01-31T12:00:00Z", "tfkit": "0.1.0",
+     "files": {"saved_model.pb": {"size_bytes": 5120, "sha256": "9f86d08..."}}}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit.errors import Problem
+from tfserve_kit.progress import SILENT, Progress
+
+MANIFEST_PATH = Path("assets.extra") / "tfkit.manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file's length in bytes, and its SHA-256 in hexadecimal."""
+
+    size_bytes: int
+    sha256: str
+
+
+Files = Mapping[str, File]
+"""Every file of a version by its path within it, with `/` between folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What was pushed.
+
+    Attributes:
+        files: every file but the manifest itself.
+        source: where it came from, without secrets.
+        pushed_at: when, in UTC (ISO 8601).
+        tfkit: the tfkit that pushed it.
+    """
+
+    files: Files
+    source: str
+    pushed_at: str
+    tfkit: str
+
+    @classmethod
+    def of(cls, files: Files, source: str) -> "Manifest":
+        """Return the manifest of a push that happens now."""
+        others = {name: file for name, file in files.items() if name != MANIFEST_PATH.as_posix()}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return cls(others, source, now, package_version("tfserve-kit"))
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of all files together, in bytes."""
+        return sum(file.size_bytes for file in self.files.values())
+
+    def write(self, version_dir: Path) -> Path:
+        """Store the manifest in a version directory that is not visible yet; return its path."""
+        file = version_dir / MANIFEST_PATH
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(self.to_json(), "utf-8")
+        return file
+
+    def to_json(self) -> str:
+        """Return the text that is stored."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, version_dir: Path) -> "Manifest | None":
+        """Read the manifest of a version directory, None where it has none.
+
+        Raises:
+            ValueError: it is damaged, or of a format that this tfkit does not know.
+        """
+        try:
+            return cls.from_json((version_dir / MANIFEST_PATH).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read what `to_json` wrote; errors as for `read`."""
+        content: Any = json.loads(text)
+        try:
+            if content.pop("format") != _FORMAT:
+                raise ValueError(
+                    f"is of a format that this tfkit does not know (it reads {_FORMAT})"
+                )
+            files = {str(name): File(**file) for name, file in content.pop("files").items()}
+            return cls(files=files, **content)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"is no manifest: {error!r}") from error
+
+
+def differences(
+    version_dir: Path, manifest: Manifest, progress: Progress = SILENT
+) -> list[Problem]:
+    """Return how the files of a version differ from its manifest; reads every byte.
+
+    Args:
+        version_dir: what is looked at.
+        manifest: what it ought to be.
+        progress: told the bytes read.
+    """
+    there = {
+        Path(place, name).relative_to(version_dir).as_posix()
+        for place, _, names in os.walk(version_dir)
+        for name in names
+    }
+    unknown = sorted(there - manifest.files.keys() - {MANIFEST_PATH.as_posix()})
+    found = [Problem(name, "was not there when it was pushed", "remove it") for name in unknown]
+    done = 0
+    for name, wanted in sorted(manifest.files.items()):
+        if (problem := _difference(version_dir / name, wanted)) is not None:
+            found.append(Problem(name, problem, "push the version again under a new number"))
+        done += wanted.size_bytes
+        progress.advance(done, manifest.size_bytes)
+    return found
+
+
+def _difference(file: Path, wanted: File) -> str | None:
+    try:
+        with file.open("rb") as stream:
+            size_bytes = os.fstat(stream.fileno()).st_size
+            if size_bytes != wanted.size_bytes:
+                return f"has {size_bytes} bytes, was pushed with {wanted.size_bytes}"
+            if hashlib.file_digest(stream, "sha256").hexdigest() != wanted.sha256:
+                return "has changed since it was pushed (SHA-256 differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
