@@ -1,10 +1,9 @@
 """Replays the requests stored with a version before it is served.
 
 Source: tensorflow_serving/servables/tensorflow/saved_model_warmup_util.cc: a file of at most 1,000
-PredictionLog records, and any that fails fails the load. Checksums are not looked at.
+PredictionLog records, and any that fails fails the load.
 """
 
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.tfrecord import masked_crc
+from tfserve_kit.warmup import MAX_RECORDS, WARMUP_FILE
 
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-MAX_RECORDS = 1000
+__all__ = ["MAX_RECORDS", "WARMUP_FILE", "records", "replay"]
 
 _HEAD_BYTES, _FOOT_BYTES = 12, 4  # length and its checksum; checksum of the data
 
@@ -22,19 +22,26 @@ _HEAD_BYTES, _FOOT_BYTES = 12, 4  # length and its checksum; checksum of the dat
 def records(file: Path) -> Iterator[bytes]:
     """Yield the records of a TFRecord file (tensorflow/core/lib/io/record_reader.cc).
 
+    A file that ends within the head of a record counts as complete.
+
     Raises:
-        ServingError: the file is truncated.
+        ServingError: the file is damaged.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        while head := stream.read(_HEAD_BYTES):
-            if len(head) < _HEAD_BYTES:
-                raise _truncated(stream.tell() - len(head))
+        while len(head := stream.read(_HEAD_BYTES)) == _HEAD_BYTES:
+            start = stream.tell() - _HEAD_BYTES
+            if masked_crc(head[:8]) != head[8:]:
+                hint = "" if start else " (Is this even a TFRecord file?)"
+                raise _lost(f"corrupted record at {start}{hint}")
             (length,) = struct.unpack("<Q", head[:8])
             if stream.tell() + length + _FOOT_BYTES > size:
-                raise _truncated(stream.tell())
-            yield stream.read(length)
-            stream.seek(_FOOT_BYTES, os.SEEK_CUR)
+                reason = "Read less bytes than requested"
+                raise _lost(f"truncated record at {start}' failed with {reason}")
+            data = stream.read(length)
+            if stream.read(_FOOT_BYTES) != masked_crc(data):
+                raise _lost(f"corrupted record at {start + _HEAD_BYTES}")
+            yield data
 
 
 def replay(file: Path, send: Callable[[str, Any], None], *, passes: int) -> int:
@@ -84,8 +91,6 @@ def _request(data: bytes, file: Path) -> tuple[str, Any]:
     return _METHODS[kind], getattr(log, kind).request
 
 
-def _truncated(offset: int) -> ServingError:
-    return ServingError(
-        Code.DATA_LOSS,
-        f"truncated record at {offset}. Please verify your warmup data is in TFRecord format.",
-    )
+def _lost(what: str) -> ServingError:
+    text = f"{what}. Please verify your warmup data is in TFRecord format."
+    return ServingError(Code.DATA_LOSS, text)

@@ -1,11 +1,10 @@
 """From loaded to served: batching, warm-up, and what the metrics are told of it."""
 
-import struct
 
 import numpy as np
 import pytest
 
-from tfserve_kit import protos
+from tfserve_kit import protos, tfrecord
 from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler
 from tfserve_kit.embedded.batching_servable import BatchingServable
 from tfserve_kit.embedded.metrics import Metrics
@@ -108,11 +107,10 @@ def warm(version, servable, metrics):
     """Load with a warm-up file of these messages or bytes."""
 
     def load(*messages, passes=1):
-        content = b""
-        for each in messages:
-            data = each if isinstance(each, bytes) else each.SerializeToString()
-            content += struct.pack("<QI", len(data), 0) + data + b"crc."
-        (version / "assets.extra" / "tf_serving_warmup_requests").write_bytes(content)
+        datas = (
+            each if isinstance(each, bytes) else each.SerializeToString() for each in messages
+        )
+        tfrecord.write(version / "assets.extra" / "tf_serving_warmup_requests", datas)
         return PreparingLoader(lambda _: servable, metrics, warmup_passes=passes)(version)
 
     return load

@@ -7,6 +7,7 @@ import pytest
 from tfserve_kit import protos
 from tfserve_kit.embedded import warmup
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tfrecord import masked_crc
 
 LOGS = {
     "predict_log": "Predict",
@@ -17,7 +18,8 @@ LOGS = {
 
 
 def record(data):
-    return struct.pack("<QI", len(data), 0) + data + b"crc."
+    length = struct.pack("<Q", len(data))
+    return length + masked_crc(length) + data + masked_crc(data)
 
 
 def log(kind="predict_log", signature="s"):
@@ -63,31 +65,45 @@ def test_records_are_read_one_after_the_other(written, datas):
     assert list(warmup.records(file)) == datas
 
 
-@pytest.mark.parametrize(
-    ("kept", "offset"),
-    [
-        (-1, 23 + 12),  # within the checksum at the end
-        (-4, 23 + 12),  # before it
-        (-5, 23 + 12),  # within the data
-        (23 + 12, 23 + 12),  # before the data
-        (23 + 11, 23),  # within the head
-        (24, 23),
-    ],
-)
-def test_truncated_file_is_a_loss_of_data_at_its_offset(written, kept, offset):
+def error_of(read):
+    """Return the message of the error that reading ends with, empty for none."""
+    try:
+        read()
+    except ServingError as error:
+        assert error.code is Code.DATA_LOSS
+        return error.message.removesuffix(". Please verify your warmup data is in TFRecord format.")
+    return ""
+
+
+@pytest.mark.tensorflow
+def test_damage_is_reported_as_the_server_reports_it(written):
+    from tensorflow.python.framework import errors
+    from tensorflow.python.lib.io import tf_record
+
+    def said(file):
+        reader = tf_record.tf_record_iterator(str(file))
+        try:
+            return len(list(reader)), ""
+        except errors.DataLossError as error:
+            return None, error.message
+
     whole = record(b"seven..") + record(b"second")
-    assert len(record(b"seven..")) == 23
-    found = []
-    with pytest.raises(ServingError) as caught:
-        found.extend(warmup.records(written(whole[:kept])))
-    assert caught.value.code is Code.DATA_LOSS
-    assert caught.value.message == (
-        f"truncated record at {offset}. Please verify your warmup data is in TFRecord format."
-    )
+    files = [whole[:kept] for kept in range(len(whole))]
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        files.append(bytes(damaged))
+    for content in files:
+        file = written(content)
+        count, message = said(file)
+        assert error_of(lambda file=file: list(warmup.records(file))) == message, content
+        if not message:
+            assert len(list(warmup.records(file))) == count
 
 
 def test_record_that_claims_to_be_enormous_is_not_read(written):
-    assert refusal(written(struct.pack("<QI", 2**63, 0) + b"x")).code is Code.DATA_LOSS
+    length = struct.pack("<Q", 2**63)
+    assert "truncated" in refusal(written(length + masked_crc(length) + b"x")).message
 
 
 # Replay

@@ -1,0 +1,279 @@
+"""Files of every kind into the inputs of a signature."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfserve_kit import protos
+from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+
+
+def signature(**inputs):
+    specs = {
+        alias: TensorSpec(f"{alias}:0", dtypes.by_name(dtype) if dtype else None, shape)
+        for alias, (dtype, shape) in inputs.items()
+    }
+    return Signature("s", specs, {}, "")
+
+
+PAIRS = signature(x=("float", (None, 2)))
+TWO = signature(a=("int32", (None,)), b=("float", (None, 2)))
+TEXT = signature(t=("string", (None,)))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file by its kind: JSON, bytes, an array or arrays by alias; return its path."""
+
+    def write(name, content):
+        file = tmp_path / name
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        elif file.suffix == ".npy":
+            np.save(file, content, allow_pickle=True)
+        elif file.suffix == ".npz":
+            np.savez(file, **content)
+        else:
+            file.write_text(json.dumps(content))
+        return file
+
+    return write
+
+
+def read(wanted, *files, note=None):
+    found = read_inputs(files, wanted, note or Preprocessing())
+    for alias, array in found.items():
+        assert dtypes.by_numpy(array.dtype) is wanted.inputs[alias].dtype
+    return {alias: array.tolist() for alias, array in found.items()}
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("wanted", "document", "inputs"),
+    [
+        (PAIRS, {"instances": [[1, 2], [3, 4.5]]}, {"x": [[1, 2], [3, 4.5]]}),
+        (PAIRS, {"instances": [{"x": [1, 2]}]}, {"x": [[1, 2]]}),
+        (PAIRS, {"inputs": [[1, 2]]}, {"x": [[1, 2]]}),
+        (PAIRS, {"inputs": {"x": [[1, 2]]}, "signature_name": "s"}, {"x": [[1, 2]]}),
+        (TWO, {"instances": [{"a": 1, "b": [1, 2]}, {"a": 2, "b": [3, 4]}]},
+         {"a": [1, 2], "b": [[1, 2], [3, 4]]}),
+        (TWO, {"inputs": {"a": [1, 2, 3], "b": [[1, 2]]}}, {"a": [1, 2, 3], "b": [[1, 2]]}),
+        (TWO, {"inputs": {"a": [7]}}, {"a": [7]}),
+        (TEXT, {"instances": ["text", {"b64": "AAE="}]}, {"t": [b"text", b"\0\1"]}),
+        (TEXT, {"instances": [{"b64": "AAE="}, "text"]}, {"t": [b"\0\1", b"text"]}),
+        (signature(sc=("float", ())), {"inputs": 3}, {"sc": 3}),
+        (signature(t=("string", ())), {"inputs": {"b64": "AAE="}}, {"t": b"\0\1"}),
+        (signature(any=("float", None)), {"inputs": [[[1]]]}, {"any": [[[1]]]}),
+    ],
+)  # fmt: skip
+def test_body_of_a_request_in_either_format(write, wanted, document, inputs):
+    assert read(wanted, write("body.json", document)) == inputs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "content", "text"),
+    [
+        (PAIRS, b"{", r"body\.JSON is no request: Expecting property name"),
+        (PAIRS, b"\xff\xfe\xfa", "is no request"),
+        (PAIRS, b"[" * 100_000, "is no request"),
+        (PAIRS, [[1, 2]], "needs one of the keys examples, inputs, instances"),
+        (PAIRS, {"signature_name": "s"}, "needs one of the keys"),
+        (PAIRS, {"instances": [], "inputs": []}, "needs one of the keys"),
+        (PAIRS, {"instances": []}, "'instances' must be a list of rows"),
+        (PAIRS, {"instances": 3}, "'instances' must be a list of rows"),
+        (PAIRS, {"instances": [[1, 2], [3]]}, "input 'x': a tensor needs lists of equal length"),
+        (PAIRS, {"instances": [["a", "b"]]}, "input 'x': .* is not of type float"),
+        (PAIRS, {"instances": [1, 2]}, r"input 'x' is float32 \[2\], not float \[\?, 2\]"),
+        (PAIRS, {"inputs": {"y": 1}}, r"body\.JSON: signature 's' has no input 'y'"),
+        (PAIRS, {"inputs": [[1, 2]], "signature_name": "t"}, "for signature 't', not 's'"),
+        (TWO, {"instances": [{"a": 1}, {"b": [1, 2]}]}, "name different inputs"),
+        (TWO, {"instances": [{"a": 1}, 2]}, "name different inputs"),
+        (TWO, {"instances": [1, 2]}, r"body\.JSON names no input, and signature 's' has a, b"),
+        (signature(), {"inputs": 1}, "names no input, and signature 's' has none"),
+        (TWO, {"inputs": {"a": [1 << 40]}}, "input 'a': .* is not of type int32"),
+        (TEXT, {"instances": [{"b64": "?"}]}, "is not base64"),
+    ],
+)
+def test_body_that_does_not_fit_is_refused(write, wanted, content, text):
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    with pytest.raises(InvalidRequest, match=text):
+        read(wanted, write("body.JSON", data))
+
+
+def test_examples_become_serialized_ones(write):
+    document = {
+        "context": {"all": 1, "own": "no"},
+        "examples": [
+            {"own": "yes", "many": [1.5, 2], "flags": [True, False]},
+            {"bytes": {"b64": "AAE="}, "none": []},
+        ],
+    }
+    found = read(TEXT, write("body.json", document))["t"]
+    features = [
+        {
+            name: [*feature.int64_list.value, *feature.float_list.value, *feature.bytes_list.value]
+            for name, feature in protos.Example.FromString(each).features.feature.items()
+        }
+        for each in found
+    ]
+    assert features == [
+        {"all": [1], "own": [b"yes"], "many": [1.5, 2], "flags": [1, 0]},
+        {"all": [1], "own": [b"no"], "bytes": [b"\0\1"], "none": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ({"examples": {}}, "'examples' must be a list of objects"),
+        ({"examples": [1]}, "'examples' must be a list of objects"),
+        ({"examples": [{}], "context": 1}, "'examples' must be a list of objects"),
+        ({"examples": [{"f": [[1]]}]}, "feature 'f' is no list of numbers, texts or bytes"),
+        ({"examples": [{"f": None}]}, "feature 'f' is no list|cannot hold|is no"),
+        ({"examples": [{"f": [1 << 63]}]}, "feature 'f' is no list of numbers"),
+        ({"examples": [{"f": {"g": 1}}]}, "is no tensor value"),
+    ],
+)
+def test_examples_that_cannot_be_are_refused(write, document, text):
+    with pytest.raises(InvalidRequest, match=text):
+        read(TEXT, write("body.json", document))
+
+
+def test_examples_for_a_signature_that_takes_numbers_are_refused(write):
+    with pytest.raises(InvalidRequest, match=r"input 'x' is object \[1\], not float"):
+        read(PAIRS, write("body.json", {"examples": [{}]}))
+
+
+# numpy's own files
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.float32, "float"), (np.float64, "float"), (np.int64, "float"), (np.uint8, "float"),
+        (np.int64, "int32"), (np.uint8, "int64"), (np.bool_, "int32"), (np.int64, "uint8"),
+        (np.float32, "half"), (np.float32, "bfloat16"), (np.int32, "bfloat16"),
+        (np.float32, "complex64"), (np.dtype(">f4"), "float"),
+    ],
+)  # fmt: skip
+def test_array_is_taken_in_the_type_of_the_input(write, given, dtype):
+    file = write("a.npy", np.array([0, 1, 1], given))
+    assert read(signature(x=(dtype, (None,))), file) == {"x": [0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.float32([1]), "int32"), (np.int64([1 << 40]), "int32"), (np.int8([-1]), "uint8"),
+        (np.int32([2]), "bool"), (np.complex64([1]), "float"), (np.array([b"1"]), "float"),
+        (np.float32([1]), "string"), (np.array(["2026"], "datetime64[Y]"), "int64"),
+        (np.float32([1]), None),
+    ],
+)  # fmt: skip
+def test_array_that_would_become_another_is_refused(write, array, dtype):
+    file = write("a.npy", array)
+    with pytest.raises(InvalidRequest, match=r"a\.npy: input 'x' is "):
+        read(signature(x=(dtype, (None,))), file)
+
+
+def test_arrays_by_alias(write):
+    file = write("a.npz", {"a": np.int64([1, 2]), "b": np.zeros((2, 2))})
+    assert read(TWO, file) == {"a": [1, 2], "b": [[0, 0], [0, 0]]}
+
+
+def test_texts_of_numpy_are_texts(write):
+    assert read(TEXT, write("a.npy", np.array(["a", "bc"]))) == {"t": ["a", "bc"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.npy", b"", "cannot be read as numpy's own file"),
+        ("a.npy", b"\x93NUMPY\1\0", "cannot be read as numpy's own file"),
+        ("a.npz", b"PK\3\4", "cannot be read as numpy's own file"),
+        ("a.npy", np.array([b"x"], object), "cannot be read as numpy's own file: .*pickle"),
+        ("a.npz", {"z": np.zeros(1)}, "signature 's' has no input 'z'"),
+        ("a.npy", np.zeros((1, 3)), r"input 'x' is float64 \[1, 3\], not float \[\?, 2\]"),
+        ("a.npy", np.zeros(2), r"input 'x' is float64 \[2\], not float \[\?, 2\]"),
+    ],
+)
+def test_file_that_is_none_of_numpys_or_does_not_fit_is_refused(write, name, content, text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InvalidRequest, match=text):
+            read(PAIRS, write(name, content))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.json"])
+def test_file_that_is_not_there_is_refused(tmp_path, name):
+    with pytest.raises(InvalidRequest, match="No such file"):
+        read(PAIRS, tmp_path / name)
+
+
+def test_array_without_a_name_needs_a_signature_of_one_input(write):
+    with pytest.raises(InvalidRequest, match=r"a\.npy names no input"):
+        read(TWO, write("a.npy", np.zeros(1)))
+
+
+# Pictures, and several files
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Write a grey picture of one pixel."""
+
+    def write(value):
+        file = tmp_path / f"{value}.png"
+        Image.new("L", (1, 1), value).save(file)
+        return file
+
+    return write
+
+
+GREY = signature(image=("float", (None, 1, 1, 1)))
+
+
+def test_pictures_become_rows(picture):
+    found = read(GREY, picture(0), picture(255))
+    assert found == {"image": [[[[0]]], [[[1]]]]}
+
+
+def test_pictures_are_prepared_as_the_note_says(picture):
+    note = Preprocessing(value_range=(-1, 1))
+    assert read(GREY, picture(0), note=note) == {"image": [[[[-1]]]]}
+
+
+def test_picture_for_a_signature_that_takes_none_is_refused(picture):
+    with pytest.raises(UsageError, match="fills exactly one"):
+        read(TWO, picture(0))
+
+
+def test_files_of_one_input_are_joined_in_order(write, picture):
+    first = write("a.npy", np.full((2, 1, 1, 1), 5.0))
+    found = read(GREY, first, picture(0), write("b.json", {"instances": [[[[7]]]]}))
+    assert np.ravel(found["image"]).tolist() == [5, 5, 0, 7]
+
+
+def test_files_of_different_inputs_stand_side_by_side(write):
+    a, b = write("a.npz", {"a": np.int32([1])}), write("b.json", {"inputs": {"b": [[1, 2]]}})
+    assert read(TWO, a, b) == {"a": [1], "b": [[1, 2]]}
+
+
+def test_arrays_that_cannot_be_joined_are_refused(write):
+    scalar = signature(sc=("float", ()))
+    file = write("a.npy", np.float32(1))
+    with pytest.raises(InvalidRequest, match=r"input 'sc' cannot be joined of \[\], \[\]"):
+        read(scalar, file, file)
+
+
+def test_no_file_holds_no_input():
+    assert read(PAIRS) == {}

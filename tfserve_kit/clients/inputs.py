@@ -1,0 +1,201 @@
+"""Files become the inputs of a signature: pictures, REST bodies in JSON, and numpy's own files."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.clients.images import ImageInput, image_input, prepare, read_file
+from tfserve_kit.errors import InvalidRequest, did_you_mean
+from tfserve_kit.prediction_log import shape_fits
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.json import from_value
+from tfserve_kit.tensors.proto import TensorError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing) -> Arrays:
+    """Return the inputs that files hold, joined row by row where several hold the same input.
+
+    - `.json`: the body of a REST request, `{"instances": ...}` or `{"inputs": ...}`; or
+      `{"examples": ...}`, which becomes serialized tf.Example for the signature's one string input.
+    - `.npy`: the signature's one input; `.npz`: an input under each alias.
+    - anything else: a picture, prepared as the signature and the note ask.
+
+    Args:
+        files: what to read, in order.
+        signature: the one that will be called.
+        note: how pictures are prepared.
+
+    Returns:
+        Array per alias, of the dtype and a shape that the signature asks for, first axis included.
+        Inputs that no file holds are left out.
+
+    Raises:
+        InvalidRequest: a file cannot be read or does not fit the signature.
+        UsageError: there is a picture and the signature takes none.
+    """
+    found: dict[str, list[NDArray[Any]]] = {}
+    wanted: ImageInput | None = None
+    for file in files:
+        if file.suffix.lower() in _READERS:
+            arrays = _READERS[file.suffix.lower()](file, signature)
+        else:
+            wanted = wanted or image_input(signature, note)
+            picture = prepare(read_file(file), wanted, name=str(file))
+            arrays = {wanted.alias: picture[np.newaxis]}
+        for alias, array in arrays.items():
+            found.setdefault(alias, []).append(_fitted(array, alias, signature, file))
+    return {alias: _joined(alias, arrays) for alias, arrays in found.items()}
+
+
+def _joined(alias: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    if len(arrays) == 1:
+        return arrays[0]
+    try:
+        return np.concatenate(arrays)
+    except ValueError as error:
+        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+        raise InvalidRequest(f"input {alias!r} cannot be joined of {shapes}: {error}") from error
+
+
+def _spec(alias: str, signature: Signature, file: Path) -> TensorSpec:
+    if alias not in signature.inputs:
+        raise InvalidRequest(
+            f"{file}: signature {signature.name!r} has no input {alias!r:.80}",
+            remedy=did_you_mean(alias[:80], signature.inputs),
+        )
+    return signature.inputs[alias]
+
+
+def _only_input(signature: Signature, file: Path) -> str:
+    if len(signature.inputs) != 1:
+        names = ", ".join(signature.inputs) or "none"
+        raise InvalidRequest(
+            f"{file} names no input, and signature {signature.name!r} has {names}",
+            remedy='name them: .npz, or JSON such as {"inputs": {"alias": ...}}',
+        )
+    return next(iter(signature.inputs))
+
+
+def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -> NDArray[Any]:
+    """Return an array in the dtype of an input: floats may be rounded, all else stays the same."""
+    spec = _spec(alias, signature, file)
+    cast = _cast(array, spec)
+    if cast is None or not shape_fits(array.shape, spec.shape):
+        raise InvalidRequest(
+            f"{file}: input {alias!r} is {array.dtype} {list(array.shape)}, not {spec}",
+            remedy="the first axis counts the rows; `tfkit metadata` shows the inputs",
+        )
+    return cast
+
+
+def _cast(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any] | None:
+    try:
+        have = dtypes.by_numpy(array.dtype)
+    except TypeError:
+        return None
+    if have == spec.dtype:
+        return array
+    target = spec.dtype.numpy if spec.dtype else None
+    if target is None or dtypes.STRING in {have, spec.dtype}:
+        return None
+    exact = target.kind in _WHOLE
+    if (exact and array.dtype.kind not in _WHOLE) or "c" == array.dtype.kind != target.kind:
+        return None
+    with np.errstate(all="ignore"):
+        cast: NDArray[Any] = array.astype(target)
+    return cast if not exact or np.array_equal(cast, array) else None
+
+
+def _from_numpy(file: Path, signature: Signature) -> Arrays:
+    try:
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                return {alias: loaded[alias] for alias in loaded.files}
+    except Exception as error:
+        raise InvalidRequest(
+            f"{file} cannot be read as numpy's own file: {error}",
+            remedy="write it with numpy.save or numpy.savez, text as dtype S or U",
+        ) from error
+    return {_only_input(signature, file): loaded}
+
+
+def _from_json(file: Path, signature: Signature) -> Arrays:
+    try:
+        document = json.loads(read_file(file))
+        return dict(_columns(document, signature, file))
+    except (ValueError, RecursionError) as error:  # of JSON, or a TensorError
+        raise InvalidRequest(f"{file} is no request: {error}") from error
+
+
+def _columns(document: Any, signature: Signature, file: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield alias and array of each input in the body of a request."""
+    if not isinstance(document, dict) or len(document.keys() & _BODIES) != 1:
+        raise TensorError(f"it needs one of the keys {', '.join(sorted(_BODIES))}")
+    if document.get("signature_name", signature.name) != signature.name:
+        name = document["signature_name"]
+        raise TensorError(f"it is for signature {name!r:.80}, not {signature.name!r}")
+    if "examples" in document:
+        yield _only_input(signature, file), _examples(document)
+        return
+    columns = document["inputs"] if "inputs" in document else _rows(document["instances"])
+    if not isinstance(columns, dict) or columns.keys() == {"b64"}:
+        columns = {_only_input(signature, file): columns}
+    for alias, value in columns.items():
+        spec = _spec(alias, signature, file)
+        try:
+            yield alias, from_value(value, spec.dtype)
+        except TensorError as error:
+            raise TensorError(f"input {alias!r}: {error}") from error
+
+
+def _rows(rows: Any) -> Any:
+    """Return rows as columns by alias, or as they are where they name no input."""
+    if not isinstance(rows, list) or not rows:
+        raise TensorError("'instances' must be a list of rows")
+    if not isinstance(rows[0], dict) or rows[0].keys() == {"b64"}:
+        return rows
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        raise TensorError("the rows of 'instances' name different inputs")
+    return {alias: [row[alias] for row in rows] for alias in rows[0]}
+
+
+def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
+    """Return string [examples] of serialized tf.Example, features of the context merged in."""
+    rows, context = document["examples"], document.get("context", {})
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in [*rows, context]):
+        raise TensorError("'examples' must be a list of objects: a value or list per feature")
+    array = np.empty(len(rows), object)
+    for index, row in enumerate(rows):
+        example = protos.Example()
+        for name, value in (context | row).items():
+            feature = example.features.feature[name]
+            values = from_value(value if isinstance(value, list) else [value])
+            kind, cast = _FEATURES.get(values.dtype.kind, ("", float))
+            if values.ndim != 1 or not (kind or not values.size):
+                raise TensorError(f"feature {name!r:.80} is no list of numbers, texts or bytes")
+            if values.size:
+                getattr(feature, kind).value.extend(map(cast, values.tolist()))
+        array[index] = example.SerializeToString(deterministic=True)
+    return array
+
+
+_READERS = {".json": _from_json, ".npy": _from_numpy, ".npz": _from_numpy}
+_WHOLE = "iub"  # kinds of numpy whose values are whole numbers
+_BODIES = {"examples", "inputs", "instances"}  # keys of which a request has one
+# numpy's kind of the values -> the list of a tf.Example's feature, and what its values are
+_FEATURES = {
+    "f": ("float_list", float),
+    "i": ("int64_list", int),
+    "b": ("int64_list", int),
+    "O": ("bytes_list", bytes),
+}

@@ -1,0 +1,165 @@
+"""A recorded request, held against the signatures of a model without running it.
+
+Source: tensorflow_serving/servables/tensorflow/saved_model_warmup.cc (which logs can be replayed),
+predict_util.cc, classifier.cc and regressor.cc (what their requests must look like).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit import protos, savedmodel
+from tfserve_kit.errors import did_you_mean
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature, TensorSpec
+from tfserve_kit.tensors import dtypes, from_proto
+from tfserve_kit.tensors.proto import header
+
+CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+# The log of a request that carries examples, by method name; all others are predict logs.
+LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
+_METHODS = {log: method for method, log in LOGS.items()}
+
+
+class Model:
+    """What requests are held against: the signatures of a SavedModel.
+
+    Args:
+        version_dir: the directory that holds it.
+        tag: which of its graphs.
+
+    Attributes:
+        signatures: what can be called, by name.
+
+    Raises:
+        FileNotFoundError: there is no SavedModel.
+        ValueError: it cannot be read, or has no such graph.
+    """
+
+    def __init__(self, version_dir: Path, *, tag: str) -> None:
+        self._version_dir, self._tag = version_dir, tag
+        self.signatures = savedmodel.read(version_dir, tag=tag).signatures
+
+    @cached_property
+    def optional(self) -> Mapping[str, frozenset[str]]:
+        """The inputs that have a default, by signature."""
+        message = protos.SavedModel.FromString((self._version_dir / GRAPH_FILE).read_bytes())
+        return {
+            name: frozenset(definition.defaults)
+            for graph in message.meta_graphs
+            if frozenset(graph.meta_info_def.tags) == frozenset(self._tag.split(","))
+            for name, definition in graph.signature_def.items()
+        }
+
+
+def faults(record: bytes, model: Model) -> Iterator[str]:
+    """Yield what would make a server refuse a request, as predicates to "record 7".
+
+    Args:
+        record: a serialized PredictionLog.
+        model: the one to call, whatever name the request gives.
+    """
+    try:
+        log = protos.PredictionLog.FromString(record)
+    except protos.DecodeError:
+        yield "is no PredictionLog"
+        return
+    kind = log.WhichOneof("log_type")
+    if kind == "predict_log":
+        yield from _predict_faults(log.predict_log.request, model)
+    elif kind in _METHODS:
+        request = getattr(log, kind).request
+        yield from _task_faults(request.model_spec, _METHODS[kind], model)
+        yield from _input_faults(request.input)
+    elif kind == "multi_inference_log":
+        yield from _multi_inference_faults(log.multi_inference_log.request, model)
+    else:
+        yield f"is a {kind or 'log without a type'}, which no server replays"
+
+
+def _predict_faults(request: Any, model: Model) -> Iterator[str]:
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    if name not in model.signatures:
+        yield _unknown_signature(name, model)
+        return
+    signature = model.signatures[name]
+    for alias, tensor in request.inputs.items():
+        if alias not in signature.inputs:
+            yield f"signature {name!r} has no input {alias!r:.80}"
+        elif fault := _tensor_fault(tensor, signature.inputs[alias]):
+            yield f"input {alias!r} {fault}"
+    missing = signature.inputs.keys() - set(request.inputs)
+    for alias in sorted(missing - model.optional[name]) if missing else ():
+        yield f"input {alias!r} of signature {name!r} is missing"
+    yield from _filter_faults(request.output_filter, signature)
+
+
+def _unknown_signature(name: str, model: Model) -> str:
+    return f"the model has no signature {name!r:.80}: {did_you_mean(name[:80], model.signatures)}"
+
+
+def _tensor_fault(tensor: Any, wanted: TensorSpec) -> str:
+    """Say what is wrong with a value; values that the message leaves out are not filled in."""
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    try:
+        from_proto(tensor if tensor.tensor_content else header(tensor.dtype, shape))
+    except ValueError as error:  # a TensorError, or more dimensions than numpy knows
+        return f"is no tensor: {error}"
+    have = TensorSpec("", dtypes.by_number(tensor.dtype), shape)
+    fits = have.dtype == wanted.dtype and shape_fits(shape, wanted.shape)
+    return "" if fits else f"is {have!s:.80}, not {wanted}"
+
+
+def shape_fits(shape: tuple[int, ...], wanted: tuple[int | None, ...] | None) -> bool:
+    """Say whether a value of a shape can be given where a TensorSpec has the wanted one."""
+    return wanted is None or (
+        len(shape) == len(wanted)
+        and all(want in {None, have} for have, want in zip(shape, wanted, strict=True))
+    )
+
+
+def _filter_faults(output_filter: Sequence[str], signature: Signature) -> Iterator[str]:
+    seen = set()
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            yield f"signature {signature.name!r} has no output {alias!r:.80}"
+        elif alias in seen:
+            yield f"output {alias!r} is asked for twice"
+        seen.add(alias)
+
+
+def _multi_inference_faults(request: Any, model: Model) -> Iterator[str]:
+    for task in request.tasks:
+        if task.method_name in LOGS:
+            yield from _task_faults(task.model_spec, task.method_name, model)
+        else:
+            yield f"has a task of the unknown method {task.method_name!r:.80}"
+    yield from _input_faults(request.input)
+
+
+def _task_faults(spec: Any, method: str, model: Model) -> Iterator[str]:
+    """Yield what keeps a signature from being called in one of the two ways that take examples.
+
+    Like the server, which is content if inputs and outputs fit, this does not look at the
+    signature's own method name.
+    """
+    name = spec.signature_name or DEFAULT_SIGNATURE
+    if name not in model.signatures:
+        yield _unknown_signature(name, model)
+        return
+    signature = model.signatures[name]
+    if [(alias, each.dtype) for alias, each in signature.inputs.items()] != [
+        ("inputs", dtypes.STRING)
+    ]:
+        yield f"signature {name!r} does not take examples: its one input must be a string 'inputs'"
+    outputs = set(signature.outputs)
+    if method == REGRESS and outputs != {"outputs"}:
+        yield f"signature {name!r} cannot regress: its one output must be called 'outputs'"
+    if method == CLASSIFY and not (len(outputs) <= 2 and outputs & {"classes", "scores"}):  # noqa: PLR2004
+        yield f"signature {name!r} cannot classify: its outputs must be 'classes', 'scores' or both"
+
+
+def _input_faults(message: Any) -> Iterator[str]:
+    kind = message.WhichOneof("kind")
+    if not (kind and getattr(message, kind).examples):
+        yield "has no examples"
