@@ -55,6 +55,10 @@ check: lint types protos-check test demo  ## All that CI runs
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
+.PHONY: torture
+torture: $(VENV)/.dev  ## Kill, fail and cut off pushes and swaps everywhere; takes long
+	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py $(ARGS)
+
 .PHONY: protos
 protos: $(VENV)/.dev  ## Make the protobuf schema anew from the official packages
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tfserve_kit.protos.generate
@@ -74,6 +78,14 @@ bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
 .PHONY: bench-embedded
 bench-embedded: $(VENV)/.dev  ## Run the benchmarks of the embedded engine alone (E1 to E6)
 	$(BIN)/python -m bench --only E
+
+.PHONY: bench-push
+bench-push: $(VENV)/.dev  ## Run the benchmarks of pushing alone (S1 to S3)
+	$(BIN)/python -m bench --only S
+
+.PHONY: bench-client
+bench-client: $(VENV)/.dev  ## Run the benchmarks of the clients alone (C1 to C5)
+	$(BIN)/python -m bench --only C
 
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## Build the wheel into dist/

@@ -1,4 +1,4 @@
-"""Staging a model version: S1 (500 MB) and S2 (2,000 small files)."""
+"""Staging a model version: S1 (500 MB), S2 (2,000 small files), and the swap under load (S3)."""
 
 import os
 import shutil
@@ -10,12 +10,15 @@ from itertools import count
 from pathlib import Path
 
 from bench.harness import Benchmark, Side, Sides
-from bench.processes import MODELS, PYTHON, ROOT, require_tensorflow
-from bench.stats import Goal
+from bench.processes import MODELS, PYTHON, ROOT, Place, require_tensorflow
+from bench.stats import Compare, Goal
+from tfserve_kit import connect
 from tfserve_kit.repository import push
+from tfserve_kit.swap import Traffic, verify
 
 _LARGE_MEGABYTES = 500
 _SMALL_FILES, _SMALL_BYTES = 2_000, 4_096
+_LOAD = Traffic(rate=200.0, settle_s=0.5)
 
 
 @contextmanager
@@ -52,6 +55,29 @@ def _sides(source: Path, scratch: Path, *, keep: bool) -> Sides:
         _turn(by_push, copies, keep=keep),
         notes={"file system": file_system(scratch)},
     )
+
+
+@contextmanager
+def _swaps(scratch: Path) -> Iterator[Sides]:
+    require_tensorflow()
+    place, base_path = Place(scratch), scratch / "m"
+    sources = [MODELS / "half_plus_two" / version for version in ("1", "2")]
+    push(sources[0], base_path)
+    sent: list[int] = []
+    url = ""
+
+    def swap() -> float:
+        """Push the other model under load; return how many requests were lost or wrong."""
+        source = sources[len(sent) % 2]
+        with connect(url) as client:
+            report = verify(client, "m", lambda: push(source, base_path).version, traffic=_LOAD)
+        sent.append(report.sent)
+        noticed = sum(report.lost.values()) + sum(report.wrong.values()) + report.stale
+        return float(noticed + (not report.passed))
+
+    with place.server({"m": base_path}) as server:
+        url = server["grpc"]
+        yield Sides(lambda: 0.0, swap, notes={"load": f"{_LOAD.rate:g} requests/s, open loop"})
 
 
 def _turn(copy: Callable[[Path], None], base_paths: Iterator[Path], *, keep: bool) -> Side:
@@ -99,5 +125,12 @@ BENCHMARKS = (
         "`cp -r && sync`",
         Goal(1.15, equality=True),
         _small,
+    ),
+    Benchmark(
+        "S3",
+        "requests lost or answered wrongly while a version is pushed and taken up",
+        "none",
+        Goal(0, Compare.COUNT),
+        _swaps,
     ),
 )

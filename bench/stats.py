@@ -15,6 +15,7 @@ class Compare(Enum):
 
     RATIO = ""
     DIFFERENCE = " s"
+    COUNT = " requests"
     SPEED = "x"
 
 
@@ -23,8 +24,8 @@ class Goal:
     """What to reach.
 
     Attributes:
-        limit: the median may be at most this: a factor, or seconds with `DIFFERENCE`; with `SPEED`
-            it must be at least this factor.
+        limit: the median may be at most this: a factor, seconds with `DIFFERENCE`, a number with
+            `COUNT`; with `SPEED` it must be at least this factor.
         compare: subject / baseline or subject - baseline in time, or how many times as fast the
             subject is.
         equality: the goal is to be as fast as the baseline, not faster or a known factor slower.
@@ -64,7 +65,7 @@ def compared(turns: Turns, compare: Compare) -> float:
     """Return the figure of one round, from all of its turns: mean against mean."""
     baseline = math.fsum(turns.baseline_s) / len(turns.baseline_s)
     subject = math.fsum(turns.subject_s) / len(turns.subject_s)
-    if compare is Compare.DIFFERENCE:
+    if compare in {Compare.DIFFERENCE, Compare.COUNT}:
         return subject - baseline
     return baseline / subject if compare is Compare.SPEED else subject / baseline
 

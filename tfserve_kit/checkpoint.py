@@ -6,11 +6,16 @@ BundleHeaderProto under the empty key and a BundleEntryProto for each tensor
 (tensorflow/core/util/tensor_bundle/tensor_bundle.h).
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfserve_kit import protos, varint
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.dtypes import DType
 
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
@@ -21,6 +26,21 @@ _MAX_SHARDS = 99_999  # file names have five digits for it; a damaged count may 
 
 class CheckpointError(ValueError):
     """The index is truncated or is no checkpoint index."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a checkpoint.
+
+    Attributes:
+        dtype: its type; None for types that have no name here (quantized ones).
+        shape: its sizes by axis.
+        size_bytes: how much of a data file it takes.
+    """
+
+    dtype: DType | None
+    shape: tuple[int, ...]
+    size_bytes: int
 
 
 def shard_sizes(index_file: Path) -> dict[str, int]:
@@ -36,10 +56,42 @@ def shard_sizes(index_file: Path) -> dict[str, int]:
         CheckpointError: the file is truncated or is no checkpoint index.
         OSError: it cannot be read.
     """
-    table = index_file.read_bytes()
+    with _reading(index_file):
+        return _sizes(index_file.stem, list(_entries(index_file.read_bytes())))
+
+
+def tensors(index_file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint by name.
+
+    Args:
+        index_file: a `*.index` file.
+
+    Raises:
+        CheckpointError: the file is truncated or is no checkpoint index.
+        OSError: it cannot be read.
+    """
+    with _reading(index_file):
+        return {
+            key.decode("utf-8", "replace"): _stored(protos.BundleEntryProto.FromString(value))
+            for key, value in _entries(index_file.read_bytes())
+            if key
+        }
+
+
+def _stored(entry: Any) -> StoredTensor:
+    shape = tuple(max(dim.size, 0) for dim in entry.shape.dim)
     try:
-        entries = list(_entries(table))
-        return _sizes(index_file.stem, entries)
+        dtype = dtypes.by_number(entry.dtype)
+    except KeyError:
+        dtype = None
+    return StoredTensor(dtype, shape, entry.size)
+
+
+@contextlib.contextmanager
+def _reading(index_file: Path) -> Iterator[None]:
+    """Translate what a damaged index leads to."""
+    try:
+        yield
     except CheckpointError:
         raise
     except (ValueError, struct.error, protos.DecodeError) as error:

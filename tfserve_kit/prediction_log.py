@@ -5,13 +5,11 @@ predict_util.cc, classifier.cc and regressor.cc (what their requests must look l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from tfserve_kit import protos, savedmodel
+from tfserve_kit import protos
 from tfserve_kit.errors import did_you_mean
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature, TensorSpec
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes, from_proto
 from tfserve_kit.tensors.proto import header
 
@@ -21,43 +19,16 @@ LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
 _METHODS = {log: method for method, log in LOGS.items()}
 
 
-class Model:
-    """What requests are held against: the signatures of a SavedModel.
-
-    Args:
-        version_dir: the directory that holds it.
-        tag: which of its graphs.
-
-    Attributes:
-        signatures: what can be called, by name.
-
-    Raises:
-        FileNotFoundError: there is no SavedModel.
-        ValueError: it cannot be read, or has no such graph.
-    """
-
-    def __init__(self, version_dir: Path, *, tag: str) -> None:
-        self._version_dir, self._tag = version_dir, tag
-        self.signatures = savedmodel.read(version_dir, tag=tag).signatures
-
-    @cached_property
-    def optional(self) -> Mapping[str, frozenset[str]]:
-        """The inputs that have a default, by signature."""
-        message = protos.SavedModel.FromString((self._version_dir / GRAPH_FILE).read_bytes())
-        return {
-            name: frozenset(definition.defaults)
-            for graph in message.meta_graphs
-            if frozenset(graph.meta_info_def.tags) == frozenset(self._tag.split(","))
-            for name, definition in graph.signature_def.items()
-        }
+Signatures = Mapping[str, Signature]
+"""What can be called, by name."""
 
 
-def faults(record: bytes, model: Model) -> Iterator[str]:
+def faults(record: bytes, signatures: Signatures) -> Iterator[str]:
     """Yield what would make a server refuse a request, as predicates to "record 7".
 
     Args:
         record: a serialized PredictionLog.
-        model: the one to call, whatever name the request gives.
+        signatures: those of the model to call, whatever name the request gives.
     """
     try:
         log = protos.PredictionLog.FromString(record)
@@ -66,36 +37,36 @@ def faults(record: bytes, model: Model) -> Iterator[str]:
         return
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
-        yield from _predict_faults(log.predict_log.request, model)
+        yield from _predict_faults(log.predict_log.request, signatures)
     elif kind in _METHODS:
         request = getattr(log, kind).request
-        yield from _task_faults(request.model_spec, _METHODS[kind], model)
+        yield from _task_faults(request.model_spec, _METHODS[kind], signatures)
         yield from _input_faults(request.input)
     elif kind == "multi_inference_log":
-        yield from _multi_inference_faults(log.multi_inference_log.request, model)
+        yield from _multi_inference_faults(log.multi_inference_log.request, signatures)
     else:
         yield f"is a {kind or 'log without a type'}, which no server replays"
 
 
-def _predict_faults(request: Any, model: Model) -> Iterator[str]:
+def _predict_faults(request: Any, signatures: Signatures) -> Iterator[str]:
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    if name not in model.signatures:
-        yield _unknown_signature(name, model)
+    if name not in signatures:
+        yield _unknown_signature(name, signatures)
         return
-    signature = model.signatures[name]
+    signature = signatures[name]
     for alias, tensor in request.inputs.items():
         if alias not in signature.inputs:
             yield f"signature {name!r} has no input {alias!r:.80}"
         elif fault := _tensor_fault(tensor, signature.inputs[alias]):
             yield f"input {alias!r} {fault}"
     missing = signature.inputs.keys() - set(request.inputs)
-    for alias in sorted(missing - model.optional[name]) if missing else ():
+    for alias in sorted(missing - signature.optional):
         yield f"input {alias!r} of signature {name!r} is missing"
     yield from _filter_faults(request.output_filter, signature)
 
 
-def _unknown_signature(name: str, model: Model) -> str:
-    return f"the model has no signature {name!r:.80}: {did_you_mean(name[:80], model.signatures)}"
+def _unknown_signature(name: str, signatures: Signatures) -> str:
+    return f"the model has no signature {name!r:.80}: {did_you_mean(name[:80], signatures)}"
 
 
 def _tensor_fault(tensor: Any, wanted: TensorSpec) -> str:
@@ -106,16 +77,8 @@ def _tensor_fault(tensor: Any, wanted: TensorSpec) -> str:
     except ValueError as error:  # a TensorError, or more dimensions than numpy knows
         return f"is no tensor: {error}"
     have = TensorSpec("", dtypes.by_number(tensor.dtype), shape)
-    fits = have.dtype == wanted.dtype and shape_fits(shape, wanted.shape)
+    fits = have.dtype == wanted.dtype and wanted.takes(shape)
     return "" if fits else f"is {have!s:.80}, not {wanted}"
-
-
-def shape_fits(shape: tuple[int, ...], wanted: tuple[int | None, ...] | None) -> bool:
-    """Say whether a value of a shape can be given where a TensorSpec has the wanted one."""
-    return wanted is None or (
-        len(shape) == len(wanted)
-        and all(want in {None, have} for have, want in zip(shape, wanted, strict=True))
-    )
 
 
 def _filter_faults(output_filter: Sequence[str], signature: Signature) -> Iterator[str]:
@@ -128,26 +91,26 @@ def _filter_faults(output_filter: Sequence[str], signature: Signature) -> Iterat
         seen.add(alias)
 
 
-def _multi_inference_faults(request: Any, model: Model) -> Iterator[str]:
+def _multi_inference_faults(request: Any, signatures: Signatures) -> Iterator[str]:
     for task in request.tasks:
         if task.method_name in LOGS:
-            yield from _task_faults(task.model_spec, task.method_name, model)
+            yield from _task_faults(task.model_spec, task.method_name, signatures)
         else:
             yield f"has a task of the unknown method {task.method_name!r:.80}"
     yield from _input_faults(request.input)
 
 
-def _task_faults(spec: Any, method: str, model: Model) -> Iterator[str]:
+def _task_faults(spec: Any, method: str, signatures: Signatures) -> Iterator[str]:
     """Yield what keeps a signature from being called in one of the two ways that take examples.
 
     Like the server, which is content if inputs and outputs fit, this does not look at the
     signature's own method name.
     """
     name = spec.signature_name or DEFAULT_SIGNATURE
-    if name not in model.signatures:
-        yield _unknown_signature(name, model)
+    if name not in signatures:
+        yield _unknown_signature(name, signatures)
         return
-    signature = model.signatures[name]
+    signature = signatures[name]
     if [(alias, each.dtype) for alias, each in signature.inputs.items()] != [
         ("inputs", dtypes.STRING)
     ]:

@@ -35,6 +35,14 @@ class TensorSpec:
     dtype: DType | None
     shape: tuple[int | None, ...] | None
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Say whether a value of a shape fits."""
+        if self.shape is None:
+            return True
+        return len(shape) == len(self.shape) and all(
+            wanted in {None, size} for size, wanted in zip(shape, self.shape, strict=True)
+        )
+
     def __str__(self) -> str:
         axes = ["?" if size is None else str(size) for size in self.shape or ()]
         shape = "[" + ", ".join(axes) + "]" if self.shape is not None else "[...]"
@@ -43,12 +51,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One way to call a model: inputs and outputs by alias."""
+    """One way to call a model: inputs and outputs by alias.
+
+    `optional` names the inputs that have a default in the model and may be left out, over gRPC.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     method_name: str
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ def signatures(signature_defs: Mapping[str, Any]) -> dict[str, Signature]:
             {alias: _tensor(info) for alias, info in sorted(signature.inputs.items())},
             {alias: _tensor(info) for alias, info in sorted(signature.outputs.items())},
             signature.method_name,
+            frozenset(signature.defaults),
         )
         for name, signature in sorted(signature_defs.items())
         if name not in _INTERNAL_SIGNATURES
@@ -97,10 +110,19 @@ def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
     """
     message = _parse(version_dir / GRAPH_FILE)
     tags = tuple(frozenset(graph.meta_info_def.tags) for graph in message.meta_graphs)
-    for graph, names in zip(message.meta_graphs, tags, strict=True):
-        if names == frozenset(tag.split(",")):
-            return SavedModel(tags, signatures(graph.signature_def))
-    have = ", ".join("+".join(sorted(names)) for names in tags)
+    return SavedModel(tags, signatures(_tagged(message, tag).signature_def))
+
+
+def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:
+    """Return the whole MetaGraphDef that bears a tag; arguments and errors as for `read`."""
+    return _tagged(_parse(version_dir / GRAPH_FILE), tag)
+
+
+def _tagged(message: Any, tag: str) -> Any:
+    for graph in message.meta_graphs:
+        if set(graph.meta_info_def.tags) == set(tag.split(",")):
+            return graph
+    have = ", ".join("+".join(sorted(graph.meta_info_def.tags)) for graph in message.meta_graphs)
     raise ValueError(f"no graph is tagged {tag!r}; it has {have}")
 
 
@@ -128,7 +150,7 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
         return [Problem(GRAPH_FILE, f"is missing in {version_dir}", remedy)]
     try:
         message = _parse(graph_file)
-        read(version_dir, tag=tag)
+        _tagged(message, tag)
     except ValueError as error:
         return [Problem(GRAPH_FILE, str(error), "export the model again")]
     found = _variable_problems(version_dir, needed=_restores(message))

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos, tfrecord
+from tfserve_kit import protos, savedmodel, tfrecord
 from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean
-from tfserve_kit.prediction_log import LOGS, Model, faults
+from tfserve_kit.prediction_log import LOGS, faults
 from tfserve_kit.savedmodel import GRAPH_FILE, Signature, TensorSpec
 from tfserve_kit.tensors import to_proto
 
@@ -205,7 +205,7 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
 
 def _problems(file: Path, version_dir: Path, tag: str) -> list[Problem]:
     try:
-        model = Model(version_dir, tag=tag)
+        signatures = savedmodel.read(version_dir, tag=tag).signatures
     except (OSError, ValueError) as error:
         return [Problem(GRAPH_FILE, f"cannot be read to check the warm-up requests: {error}")]
     found: list[Problem] = []
@@ -214,7 +214,7 @@ def _problems(file: Path, version_dir: Path, tag: str) -> list[Problem]:
             if number > MAX_RECORDS:
                 found.append(_problem(f"holds more than {MAX_RECORDS:,} records"))
                 break
-            first = itertools.islice(faults(record, model), _MAX_FAULTS)
+            first = itertools.islice(faults(record, signatures), _MAX_FAULTS)
             found += [_problem(f"record {number}: {fault}") for fault in first]
     except tfrecord.TFRecordError as error:
         found.append(_problem(str(error)))

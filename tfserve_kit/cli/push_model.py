@@ -1,13 +1,37 @@
 """`tfkit push-model`."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tfserve_kit.cli import output
+from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import json_option
-from tfserve_kit.errors import UsageError
-from tfserve_kit.repository import VersionChoice, push
+from tfserve_kit.cli.target import server_of
+from tfserve_kit.clients import Client, Target, connect
+from tfserve_kit.errors import ServerFailed, UsageError
+from tfserve_kit.progress import Progress
+from tfserve_kit.repository import Gate, Pushed, Source, VersionChoice, push
+from tfserve_kit.repository.push import Approve
+from tfserve_kit.repository.remote import pin_line
+from tfserve_kit.swap import SwapReport, Traffic
+from tfserve_kit.swap.delivery import Delivery, Destination, push_and_wait, push_under_traffic
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """How a server is watched while it takes the version up."""
+
+    wait: bool
+    verify: bool
+    inputs: tuple[Path, ...]
+    rate: float
+    rollback: bool
+    url: str | None
+    timeout_s: float
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionChoice:
@@ -22,31 +46,166 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionC
         raise click.BadParameter(f"{value!r} is not next, epoch or a whole number") from None
 
 
+def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (click's own name)
+    kind = click.Path(exists=True, path_type=Path)
+    return click.option(*names, multiple=True, metavar="FILE", type=kind, help=help)
+
+
 @click.command("push-model")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("place", metavar="SOURCE")
 @click.option("--model", metavar="NAME", help="Model to push to: base path models/NAME.")
-@click.option("--to", "base_path", type=click.Path(path_type=Path), metavar="BASE_PATH",
-              help="Base path to push to, instead of models/NAME.")  # fmt: skip
+@click.option("--to", "base_path", metavar="BASE_PATH",
+              help="Base path to push to, instead of models/NAME, or a gs:// one.")  # fmt: skip
 @click.option("--version", default="next", show_default=True, callback=_version,
               metavar="next|epoch|N", help="Number of the new version.")  # fmt: skip
+@click.option("--source-version", type=int, metavar="N",
+              help="Of a folder of versions, take this one; the highest if left out.")  # fmt: skip
+@click.option("--sha256", metavar="HEX", help="Refuse a file or download with another checksum.")
+@click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
+@click.option("--signature", "signatures", multiple=True, metavar="NAME",
+              help="Refuse a model without this signature; may be repeated.")  # fmt: skip
+@click.option("--allow-breaking", is_flag=True,
+              help="Accept signatures that break callers of the version before.")  # fmt: skip
+@click.option("--allow-op", "allow_ops", multiple=True, metavar="OP",
+              help="Accept an operation that is refused, * for all; may be repeated.")  # fmt: skip
+@_file_options("--smoke", "smoke_files", help="Before it is seen, ask the version this in a "
+               "throw-away server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Wait until a server has taken the version up.")
+@click.option("--verify", is_flag=True,
+              help="Send requests meanwhile, and fail if one of them notices.")  # fmt: skip
+@_file_options("--input", "inputs", help="What --verify sends; random numbers if left out.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=50.0,
+              show_default=True, metavar="PER_SECOND", help="Requests of --verify.")  # fmt: skip
+@click.option("--rollback", is_flag=True,
+              help="Go back to the version before if --wait or --verify fails.")  # fmt: skip
+@click.option("--url", envvar="TFKIT_URL", metavar="URL",
+              help="Server to watch; if left out, the one tfkit runs on it.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
+              default=120.0, show_default=True, metavar="SECONDS",
+              help="Longest wait for the server, and for a smoke test.")  # fmt: skip
 @json_option
 def command(
-    source: Path, model: str | None, base_path: Path | None, version: VersionChoice, as_json: bool
-) -> None:
+    place: str,
+    model: str | None,
+    base_path: str | None,
+    version: VersionChoice,
+    source_version: int | None,
+    sha256: str | None,
+    smoke_files: tuple[Path, ...],
+    as_json: bool,
+    tag: str,
+    signatures: tuple[str, ...],
+    allow_breaking: bool,
+    allow_ops: tuple[str, ...],
+    **watch: Any,
+) -> int | None:
     """Add a model version to a base path, atomically.
 
-    SOURCE is a SavedModel directory. A running server picks the new version up by itself.
+    SOURCE is a SavedModel directory, a folder of versions, an archive (.zip, .tar, .tar.gz,
+    .tar.zst), a .keras file, or a URL of one of these. A running server picks the new version up
+    by itself; --wait and --verify watch it do so.
     """
-    if base_path is None:
-        if model is None:
-            raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
-        base_path = Path("models") / model
+    if base_path is None and model is None:
+        raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
+    base_path = base_path or f"models/{model}"
+    to = base_path if "://" in base_path else Path(base_path)
+    watching = _Watch(**watch)
     with output.TerminalProgress() as progress:
-        pushed = push(source, base_path, version=version, progress=progress)
-    data = {
+        todo = partial(
+            push,
+            Source(place, source_version, sha256),
+            to,
+            version=version,
+            gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
+            approve=_smoke(smoke_files, signatures, watching.timeout_s, progress),
+            progress=progress,
+        )
+        delivery = _deliver(todo, watching, model, to, progress)
+    output.result("push", _data(delivery), as_json=as_json, text=_text(delivery))
+    return _exit_code(delivery.report)
+
+
+def _smoke(
+    files: Sequence[Path], signatures: Sequence[str], timeout_s: float, progress: Progress
+) -> Approve | None:
+    if not files:
+        return None
+    from tfserve_kit.smoke import smoke
+
+    return partial(
+        smoke,
+        files=files,
+        signature=signatures[0] if signatures else "",
+        timeout_s=timeout_s,
+        progress=progress,
+    )
+
+
+def _deliver(
+    todo: Callable[[], Pushed],
+    watch: _Watch,
+    model: str | None,
+    place: Path | str,
+    progress: Progress,
+) -> Delivery:
+    """Push, and watch a server take the version up if that was asked for."""
+    if not (watch.wait or watch.verify):
+        if watch.rollback:
+            raise UsageError("--rollback needs --wait or --verify")
+        return Delivery(todo())
+    url, name = server_of(place, watch.url, model)
+    base_path = place if isinstance(place, Path) else None
+    with connect(url) as client:
+        to = Destination(client, name, base_path)
+        if not watch.verify:
+            return push_and_wait(
+                todo, to, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
+            )
+        traffic = _traffic(client, name, watch)
+        return push_under_traffic(todo, to, traffic, roll_back=watch.rollback, progress=progress)
+
+
+def _traffic(client: Client, model: str, watch: _Watch) -> Traffic:
+    inputs = None
+    if watch.inputs:
+        from tfserve_kit.clients.classifier import choose_signature
+        from tfserve_kit.clients.inputs import read_inputs
+        from tfserve_kit.preprocessing import Preprocessing
+
+        signature = choose_signature(client.metadata(Target(model)).signatures, "")
+        inputs = read_inputs(watch.inputs, signature, Preprocessing())
+    return Traffic(rate=watch.rate, inputs=inputs, swap_timeout_s=watch.timeout_s)
+
+
+def _exit_code(report: SwapReport | None) -> int | None:
+    if report is None or report.passed:
+        return None
+    return exit_codes.exit_code(ServerFailed("")) if report.failure else exit_codes.GATE_FAILED
+
+
+def _data(delivery: Delivery) -> dict[str, Any]:
+    pushed = delivery.pushed
+    data: dict[str, Any] = {
         "version": pushed.version,
-        "path": str(pushed.path.absolute()),
+        "path": pushed.place,
+        "atomic": pushed.atomic,
         "size_bytes": pushed.size_bytes,
+        "remarks": [asdict(remark) for remark in pushed.remarks],
     }
-    text = f"Pushed version {pushed.version}: {pushed.path} ({pushed.size_bytes:,} bytes)"
-    output.result("push", data, as_json=as_json, text=text)
+    if delivery.time is not None:
+        data["available_s"] = delivery.time.available_s
+    if delivery.report is not None:
+        data["swap"] = delivery.report.as_data()
+    return data
+
+
+def _text(delivery: Delivery) -> str:
+    pushed = delivery.pushed
+    lines = [f"Pushed version {pushed.version}: {pushed.path} ({pushed.size_bytes:,} bytes)"]
+    if not pushed.atomic:
+        lines.append(f"Serve it by name, for a store cannot rename: {pin_line(pushed.version)}")
+    if delivery.time is not None:
+        lines.append(f"Version {pushed.version} serves, after {delivery.time.available_s:.1f} s")
+    if delivery.report is not None:
+        lines.append(delivery.report.as_text())
+    return "\n".join(lines)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit.engines.records import Record, records
+from tfserve_kit.engines.records import Record, records, sharing
 from tfserve_kit.errors import UsageError
 
 
@@ -15,6 +15,12 @@ class Destination:
     url: str
     model: str
     base_path: Path | None
+
+
+def base_path_of(given: Path) -> Path:
+    """Return the base path that an argument means: itself, or models/NAME for a bare name."""
+    inside = Path("models") / given
+    return inside if not given.exists() and inside.is_dir() else given
 
 
 def destination(url: str | None, protocol: str, model: str | None) -> Destination:
@@ -38,6 +44,35 @@ def destination(url: str | None, protocol: str, model: str | None) -> Destinatio
             models = record.models
     name = model or _only_model(models, url)
     return Destination(url, name, Path(models[name]) if name in models else None)
+
+
+def server_of(base_path: Path | str, url: str | None, model: str | None) -> tuple[str, str]:
+    """Return the address of the server that serves a base path, and the model's name there.
+
+    Args:
+        base_path: the folder or URL of the model's versions.
+        url: address of the server; None for the one that tfkit runs.
+        model: name of the model; None for the one with this base path, or the path's last part.
+
+    Raises:
+        UsageError: tfkit runs no such server, or more than one.
+    """
+    found = [
+        (record.endpoints.grpc, name)
+        for record, name in sharing(base_path)
+        if url in {None, record.endpoints.grpc, record.endpoints.rest}
+    ]
+    if url is not None:
+        known = found[0][1] if found else Path(base_path).name
+        return url, model or known
+    chosen = [each for each in found if model in {None, each[1]}] or found
+    if len(chosen) != 1:
+        listed = ", ".join(f"{name} at {address}" for address, name in chosen)
+        raise UsageError(
+            f"tfkit runs {len(chosen)} servers on {base_path}{': ' if listed else ''}{listed}",
+            remedy="give the --url of the server to watch",
+        )
+    return chosen[0]
 
 
 def _only(known: list[Record]) -> Record:

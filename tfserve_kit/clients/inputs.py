@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.clients.images import ImageInput, image_input, prepare, read_file
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.prediction_log import shape_fits
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -89,7 +88,7 @@ def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -
     """Return an array in the dtype of an input: floats may be rounded, all else stays the same."""
     spec = _spec(alias, signature, file)
     cast = _cast(array, spec)
-    if cast is None or not shape_fits(array.shape, spec.shape):
+    if cast is None or not spec.takes(array.shape):
         raise InvalidRequest(
             f"{file}: input {alias!r} is {array.dtype} {list(array.shape)}, not {spec}",
             remedy="the first axis counts the rows; `tfkit metadata` shows the inputs",

@@ -180,8 +180,12 @@ def native(binary: str | None = None) -> ProcessEngine:
     return ProcessEngine("native", [path or NATIVE_BINARY], availability, binds_host=False)
 
 
-def embedded() -> ProcessEngine:
-    """Return the engine that runs our own server on the tensorflow wheel."""
+def embedded(folder: Path | None = None) -> ProcessEngine:
+    """Return the engine that runs our own server on the tensorflow wheel.
+
+    Args:
+        folder: where its servers are kept; `state_folder()` if left out.
+    """
     if find_spec("tensorflow") is not None:
         availability = Availability(usable=True, reason="the tensorflow wheel is installed")
     else:
@@ -191,7 +195,7 @@ def embedded() -> ProcessEngine:
             remedy="pip install 'tfserve-kit[embedded]'",
         )
     head = [sys.executable, "-m", "tfserve_kit.embedded"]
-    return ProcessEngine("embedded", head, availability, binds_host=True)
+    return ProcessEngine("embedded", head, availability, binds_host=True, folder=folder)
 
 
 class ProcessHandle:

@@ -72,6 +72,21 @@ def records(folder: Path | None = None) -> list[Record]:
     return [record for record in found if record is not None]
 
 
+def sharing(base_path: Path | str) -> Iterator[tuple[Record, str]]:
+    """Yield every recorded server with a model of this base path, and the model's name there."""
+    here = resolved(base_path)
+    for record in records():
+        for name, path in record.models.items():
+            if resolved(path) == here:
+                yield record, name
+
+
+def resolved(base_path: Path | str) -> str:
+    """Return a base path as it can be compared: absolute without links, or a URL."""
+    text = str(base_path)
+    return text.rstrip("/") if "://" in text else str(Path(text).resolve())
+
+
 @contextlib.contextmanager
 def claimed(folder: Path, server_name: str) -> Iterator[None]:
     """Hold a name while starting, so that two starts at once cannot both have it.

@@ -2,7 +2,8 @@
 
 Runs where tensorflow-serving-api, tensorflow and grpcio-tools are installed (`make protos`). It
 collects the descriptors of the official packages and compiles the .proto files in `config/` for the
-messages those packages leave out. `--check` compares instead of writing (`make protos-check`).
+messages those packages leave out. Beside it goes `ops.txt`, the names of the operations that
+tensorflow registers. `--check` compares instead of writing (`make protos-check`).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 
 HERE = Path(__file__).parent
 SCHEMA = HERE / "schema.binpb"
+OPS = HERE / "ops.txt"
 
 # The roots; everything they import comes along. PlatformConfigMap is in the official package.
 OFFICIAL = (
@@ -106,18 +108,35 @@ def build() -> bytes:
     return FileDescriptorSet(file=ordered(files)).SerializeToString(deterministic=True)
 
 
+def operations() -> bytes:
+    """Return the names of the operations that tensorflow registers, one a line.
+
+    The wheel registers the operations of its own tests as well; those are left out.
+    """
+    import tensorflow as tf
+    from tensorflow.core.framework.op_def_pb2 import OpList
+    from tensorflow.python.client import pywrap_tf_session
+    from tensorflow.python.framework import test_ops
+
+    registered = pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList())
+    names = {op.name for op in OpList.FromString(registered).op}
+    tests = (set(dir(test_ops)) - set(dir(tf.raw_ops))) | {"Namespace>TestStringOutput"}
+    return "".join(f"{name}\n" for name in sorted(names - tests)).encode()
+
+
 def main() -> int:
-    """Write or check the schema; exit status 1 when the check finds a difference."""
+    """Write or check the files; exit status 1 when the check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    schema = build()
-    if not parser.parse_args().check:
-        SCHEMA.write_bytes(schema)
-        return 0
-    if schema == resources.files(__package__).joinpath(SCHEMA.name).read_bytes():
-        return 0
-    sys.stderr.write(f"{SCHEMA} differs from the installed official packages: run `make protos`\n")
-    return 1
+    check = parser.parse_args().check
+    status = 0
+    for file, content in ((SCHEMA, build()), (OPS, operations())):
+        if not check:
+            file.write_bytes(content)
+        elif content != resources.files(__package__).joinpath(file.name).read_bytes():
+            sys.stderr.write(f"{file} differs from the official packages: run `make protos`\n")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

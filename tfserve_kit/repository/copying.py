@@ -1,4 +1,4 @@
-"""Copying a tree the fastest way the system offers, with the checksum of every file in the same pass.
+"""Copying a tree the fastest way the system offers, with each checksum taken in the same pass.
 
 Large files are copied at once with others: shared with the source where the file system can
 (reflink), else by the kernel (copy_file_range), while another thread takes the checksum. Paths are
@@ -24,6 +24,8 @@ from tfserve_kit.repository.manifest import File
 _SMALL_BYTES = 1 << 20
 _CHUNK_BYTES = 8 << 20
 _WORKERS = 4
+# Beyond it a link leads back to where it lies.
+_MAX_DEPTH = 40
 # ioctl(FICLONE) of linux/fs.h: both files share their blocks until one changes.
 _FICLONE = 0x40049409
 # What the kernel says where it cannot copy between two files itself.
@@ -83,19 +85,34 @@ def copy_tree(source: Path, target: Path, progress: Progress) -> dict[str, File]
             raise
 
 
+def checksums(directory: Path) -> dict[str, File]:
+    """Return size and checksum of every file by its path within a folder.
+
+    Raises:
+        OSError: as the system says.
+    """
+    found = {}
+    for name in _contents(directory)[1]:
+        with (directory / name).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name] = File(os.fstat(stream.fileno()).st_size, digest)
+    return found
+
+
 def _contents(source: Path) -> tuple[list[str], Mapping[str, os.stat_result]]:
     """Return the relative paths of all folders within a tree, outer first, and of all files."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    folders: list[str] = []
+    folders: list[str] = [""]
     files: dict[str, os.stat_result] = {}
-    for place, inner, names in os.walk(source, onerror=fail, followlinks=True):
-        start = "" if place == str(source) else f"{Path(place).relative_to(source)}/"
-        folders += [start + name for name in inner]
-        files |= {start + name: os.stat(f"{place}/{name}") for name in sorted(names)}  # noqa: PTH116
-    return folders, files
+    for place in folders:  # which grows meanwhile
+        if place.count("/") > _MAX_DEPTH:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), f"{source}/{place}")
+        with os.scandir(f"{source}/{place}") as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(f"{place}{entry.name}/")
+                else:
+                    files[place + entry.name] = entry.stat()
+    return folders[1:], files
 
 
 def _copy(source: str, target: str, found: os.stat_result) -> File:
@@ -110,23 +127,28 @@ def _copy(source: str, target: str, found: os.stat_result) -> File:
             file = (_read_and_write if small else _in_kernel)(reader, writer, found.st_size)
         finally:
             os.close(writer)
-        _require_unchanged(source, os.fstat(reader), found)
+        now = os.fstat(reader)
     finally:
         os.close(reader)
-    return file
-
-
-def _require_unchanged(source: str, now: os.stat_result, before: os.stat_result) -> None:
-    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    if (file.size_bytes, now.st_size, now.st_mtime_ns) != (
+        found.st_size,
+        found.st_size,
+        found.st_mtime_ns,
+    ):
         raise PushRefused(
             f"{source} changed while it was copied",
             remedy="wait until the export has ended, then push again",
         )
+    return file
 
 
 def _read_and_write(reader: int, writer: int, size_bytes: int) -> File:
-    digest, done = hashlib.sha256(usedforsecurity=False), 0
-    while data := os.read(reader, min(size_bytes + 1, _CHUNK_BYTES)):
+    """Copy the bytes that a file had; if it has more by now, its length says so."""
+    data = os.read(reader, min(size_bytes, _CHUNK_BYTES))
+    digest, done = hashlib.sha256(data, usedforsecurity=False), len(data)
+    write_all(writer, data)
+    while data and done < size_bytes:
+        data = os.read(reader, min(size_bytes - done, _CHUNK_BYTES))
         digest.update(data)
         write_all(writer, data)
         done += len(data)
@@ -135,9 +157,9 @@ def _read_and_write(reader: int, writer: int, size_bytes: int) -> File:
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all bytes, however few of them the system takes at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    done = os.write(descriptor, data)
+    while done < len(data):
+        done += os.write(descriptor, memoryview(data)[done:])
 
 
 def _in_kernel(reader: int, writer: int, size_bytes: int) -> File:
@@ -170,7 +192,7 @@ def _copied_in_ranges(reader: int, writer: int, size_bytes: int) -> bool:
             if error.errno in _NOT_HERE and not done:
                 return False
             raise
-        if not copied:
-            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        if not copied:  # the file became shorter, or the file system cannot do this
+            return False
         done += copied
     return True

@@ -1,15 +1,30 @@
-"""What a version must satisfy before it gets its number."""
+"""The gate: what a version must satisfy before it gets its number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tfserve_kit import savedmodel
-from tfserve_kit.errors import Problem
+from tfserve_kit import graphscan, preprocessing, savedmodel
+from tfserve_kit.errors import Problem, SpecError, did_you_mean
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.repository import note
+from tfserve_kit.repository.compatibility import changes
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature
+
+ANY_OP = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What is asked of a version."""
+    """What a version must satisfy.
+
+    Attributes:
+        tag: the graph that a server will load; several tags are separated by commas.
+        signatures: names of signatures that must exist.
+        allow_breaking: whether it may break those who call the version in service.
+        allow_ops: operations that are accepted although the scan refuses them; `*` for all.
+    """
 
     tag: str = "serve"
     signatures: tuple[str, ...] = ()
@@ -19,12 +34,109 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found."""
+    """What the gate says: with any refusal, the version must not be published."""
 
-    refusals: tuple[Problem, ...]
+    refusals: tuple[Problem, ...] = ()
     remarks: tuple[Problem, ...] = ()
 
 
-def check(candidate: Path, gate: Gate, *, serving: Path | None) -> Verdict:
-    """Look at a staged version."""
-    return Verdict(tuple(savedmodel.problems(candidate, tag=gate.tag)))
+def check(candidate: Path, gate: Gate, *, serving: Path | None = None) -> Verdict:
+    """Look at a version before it is published; nothing is run and nothing is changed.
+
+    Args:
+        candidate: the version's directory, under whatever name.
+        gate: what it must satisfy.
+        serving: the directory of the version in service, whose callers must not notice.
+
+    Returns:
+        Every reason against it and every remark. A candidate that cannot be read is refused.
+    """
+    try:
+        return _check(candidate, gate, serving)
+    except OSError as error:
+        place = str(error.filename or candidate)
+        text = f"cannot be read ({error.strerror or error})"
+        return Verdict((Problem(place, text, "make it readable, or copy the model again"),))
+
+
+def _check(candidate: Path, gate: Gate, serving: Path | None) -> Verdict:
+    broken = savedmodel.problems(candidate, tag=gate.tag)
+    if any(problem.path == GRAPH_FILE for problem in broken):
+        return Verdict(tuple(broken))
+    try:
+        graph = graphscan.meta_graph(candidate, tag=gate.tag)
+    except ValueError as error:  # a damaged asset, or it changed in between
+        return Verdict((Problem(GRAPH_FILE, str(error), "export the model again"),))
+    signatures = savedmodel.signatures(graph.signature_def)
+    refusals, remarks = _operations(graph, gate)
+    refusals[:0] = [
+        *broken,
+        *_missing_signatures(signatures, gate),
+        *_note_problems(candidate, signatures),
+        *_warmup_problems(candidate, gate.tag),
+    ]
+    if DEFAULT_SIGNATURE not in signatures:
+        text = "is missing; callers must name a signature"
+        remarks.insert(0, Problem(DEFAULT_SIGNATURE, text, did_you_mean("", signatures)))
+    if serving is not None:
+        against, beside = _compatibility(graph, serving, gate)
+        refusals, remarks = refusals + against, remarks + beside
+    return Verdict(tuple(refusals), tuple(remarks))
+
+
+def _missing_signatures(signatures: Mapping[str, Signature], gate: Gate) -> list[Problem]:
+    return [
+        Problem(name, "is no signature of the model", did_you_mean(name, signatures))
+        for name in gate.signatures
+        if name not in signatures
+    ]
+
+
+def _note_problems(candidate: Path, signatures: Mapping[str, Signature]) -> list[Problem]:
+    try:
+        found = Preprocessing.read(candidate)
+    except SpecError as error:
+        return [_in_note(each) for each in error.problems]
+    except RecursionError:
+        return [_in_note(Problem("", "is nested too deeply"))]
+    return [_in_note(each) for each in note.problems(found, signatures)]
+
+
+def _in_note(problem: Problem) -> Problem:
+    place = f"{preprocessing.NOTE_PATH} {problem.path}".rstrip()
+    return Problem(place, problem.message, problem.remedy or "correct the preprocessing note")
+
+
+def _warmup_problems(candidate: Path, tag: str) -> list[Problem]:
+    if not (candidate / graphscan.WARMUP_PATH).exists():
+        return []
+    from tfserve_kit import warmup
+
+    return warmup.problems(candidate, tag=tag)
+
+
+def _operations(graph: Any, gate: Gate) -> tuple[list[Problem], list[Problem]]:
+    """Return the findings of the static scan: those that refuse, and those to tell."""
+    refusals, remarks = [], []
+    for finding in graphscan.scan(graph).findings:
+        allowed = bool(finding.op) and not {finding.op, ANY_OP}.isdisjoint(gate.allow_ops)
+        if finding.severity == "error" and not allowed:
+            refusals.append(finding.problem)
+        elif finding.severity != "info":
+            told = finding.problem
+            remarks.append(Problem(told.path, told.message, "allowed" if allowed else told.remedy))
+    return refusals, remarks
+
+
+def _compatibility(graph: Any, serving: Path, gate: Gate) -> tuple[list[Problem], list[Problem]]:
+    """Return what breaks callers of the version in service, and what else is different."""
+    try:
+        old = graphscan.meta_graph(serving, tag=gate.tag)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        text = f"the version in service cannot be compared with: {reason}"
+        return [], [Problem(str(serving), text)]
+    found = changes(old.signature_def, graph.signature_def)
+    refusals = [each.problem for each in found if each.breaking and not gate.allow_breaking]
+    accepted = (each for each in found if gate.allow_breaking or not each.breaking)
+    return refusals, [Problem(each.place, each.text) for each in accepted]

@@ -1,4 +1,4 @@
-"""The manifest: what a version consisted of when it was pushed, to tell later whether it still does.
+"""The manifest: what a version consisted of when it was pushed, to tell later if it still does.
 
 It lies in the version's `assets.extra`, a folder that TensorFlow Serving leaves alone, as JSON::
 

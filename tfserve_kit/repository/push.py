@@ -7,15 +7,15 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit.errors import Problem, PushRefused
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import gate as gates
+from tfserve_kit.repository import places, remote
 from tfserve_kit.repository.gate import Gate
-from tfserve_kit.repository.manifest import MANIFEST_PATH, Files, Manifest
+from tfserve_kit.repository.preparing import Approve, prepare
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import (
     VersionChoice,
@@ -24,12 +24,12 @@ from tfserve_kit.repository.staging import (
     staging_folder,
     sweep,
     sync,
+    sync_path,
     taken_numbers,
 )
 from tfserve_kit.repository.versions import scan
 
-Approve = Callable[[Path], None]
-"""Looks at a staged version before it becomes visible; raises to refuse it."""
+__all__ = ["Approve", "Pushed", "push"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,28 @@ class Pushed:
 
     Attributes:
         version: its number.
-        path: its directory.
+        path: its directory, or its URL in an object store.
         size_bytes: length of its files together.
         remarks: what the gate found worth telling.
+        atomic: whether it became visible all at once. Where not (in object stores), a server that
+            loads the latest version may have seen it half; `remote.pin_line` says what helps.
     """
 
     version: int
-    path: Path
+    path: Path | str
     size_bytes: int
     remarks: tuple[Problem, ...] = ()
+    atomic: bool = True
+
+    @property
+    def place(self) -> str:
+        """The absolute path of its directory, or its URL."""
+        return str(self.path.absolute()) if isinstance(self.path, Path) else self.path
 
 
 def push(
     source: Source | Path | str,
-    base_path: Path,
+    base_path: Path | str,
     *,
     version: VersionChoice = "next",
     gate: Gate | None = None,
@@ -62,7 +70,8 @@ def push(
 
     Args:
         source: where the SavedModel is: a directory, an archive, a URL; see `Source`.
-        base_path: the folder of the model's versions; made where it is missing.
+        base_path: the folder of the model's versions, made where it is missing, or its URL in an
+            object store (see `remote`), as text.
         version: a number >= 1, `next` (highest + 1) or `epoch` (seconds since 1970).
         gate: what the version must satisfy.
         approve: looks at the staged copy last of all.
@@ -77,63 +86,38 @@ def push(
     """
     source = source if isinstance(source, Source) else Source(str(source))
     gate = gate or Gate()
+    if isinstance(base_path, str) and places.scheme(base_path):
+        sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
+        return Pushed(sent.version, sent.url, sent.size_bytes, sent.remarks, atomic=False)
+    return _push(source, places.local(str(base_path)), version, gate, approve, progress)
+
+
+def _push(
+    source: Source,
+    base_path: Path,
+    version: VersionChoice,
+    gate: Gate,
+    approve: Approve | None,
+    progress: Progress,
+) -> Pushed:
+    def serving() -> Path | None:
+        older = [each.path for each in scan(base_path) if each.path.is_dir()]
+        return older[-1] if older else None
+
     with _refusing(base_path), _made(base_path):
         choose_version(
             taken_numbers(base_path), version, base_path
         )  # rather now than after copying
         sweep(base_path)
         with staging_folder(base_path) as folder:
-            fetched = source.fetch(folder, tag=gate.tag, progress=progress)
-            remarks = _pass(fetched.root, gate, base_path, progress)
-            if approve is not None:
-                approve(fetched.root)
-            size_bytes = _finish(fetched.root, fetched.files, source, progress)
-            number = publish(fetched.root, base_path, version)
-    return Pushed(number, base_path / str(number), size_bytes, remarks)
-
-
-def _pass(candidate: Path, gate: Gate, base_path: Path, progress: Progress) -> tuple[Problem, ...]:
-    """Let a staged version through the gate; return what it remarks."""
-    progress.step("checking the copy")
-    older = [version for version in scan(base_path) if version.path.is_dir()]
-    verdict = gates.check(candidate, gate, serving=older[-1].path if older else None)
-    for remark in verdict.remarks:
-        progress.note(f"Note: {remark}")
-    if verdict.refusals:
-        lines = "".join(f"\n  - {problem}" for problem in verdict.refusals)
-        raise PushRefused(f"the model is refused:{lines}")
-    return verdict.remarks
-
-
-def _finish(root: Path, files: Files, source: Source, progress: Progress) -> int:
-    """Write the manifest and make all of it durable; return the bytes of the model."""
-    _require_as_pushed(root, files)
-    manifest = Manifest.of(files, source.described())
-    manifest.write(root)
-    root.chmod(0o755)  # the staging folder is private; the server may be another user
-    progress.step("writing to disk")
-    sync(root)
-    return manifest.size_bytes
-
-
-def _require_as_pushed(root: Path, files: Files) -> None:
-    """Refuse a copy of a pushed version that is not as it was pushed."""
-    try:
-        before = Manifest.read(root)
-    except ValueError as error:
-        raise PushRefused(f"{MANIFEST_PATH} {error}", remedy="remove it") from error
-    if before is None:
-        return
-    differ = sorted(
-        name
-        for name in (files.keys() | before.files.keys()) - {MANIFEST_PATH.as_posix()}
-        if files.get(name) != before.files.get(name)
-    )
-    if differ:
-        raise PushRefused(
-            f"{', '.join(differ)} differ from the manifest that the model was pushed with before",
-            remedy=f"push an undamaged copy; if the change was meant, remove {MANIFEST_PATH}",
-        )
+            ready = prepare(
+                source, folder, gate, serving=serving, approve=approve, progress=progress
+            )
+            ready.root.chmod(0o755)  # the staging folder is private; servers may be other users
+            progress.step("writing to disk")
+            sync(ready.root)
+            number = publish(ready.root, base_path, version)
+    return Pushed(number, base_path / str(number), ready.manifest.size_bytes, ready.remarks)
 
 
 @contextlib.contextmanager
@@ -145,6 +129,8 @@ def _made(base_path: Path) -> Iterator[None]:
     try:
         if missing:
             base_path.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                sync_path(path.parent)
         yield
     except BaseException:
         for path in missing:

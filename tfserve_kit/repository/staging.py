@@ -23,10 +23,12 @@ from typing import Literal
 
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
+from tfserve_kit.repository.retention import retired
 from tfserve_kit.repository.versions import MAX_VERSION, scan
 
 HIDDEN_PREFIX = ".tfkit-"  # of all that is ours in a base path and no version
 STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
+_SWEPT_PREFIX = f"{HIDDEN_PREFIX}swept-"
 
 # From here on one sync of the file system is quicker than one of each file.
 _MANY_FILES = 64
@@ -49,15 +51,27 @@ def staging_folder(base_path: Path) -> Iterator[Path]:
 
 
 def sweep(base_path: Path) -> list[Path]:
-    """Remove what pushes of this machine left that were killed; return what was removed."""
+    """Remove what pushes of this machine left that were killed; return what was removed.
+
+    Each loses its name first: should its push live after all, that finds nothing to publish, rather
+    than a folder that is being deleted.
+    """
     abandoned = [each for each in base_path.glob(f"{STAGING_PREFIX}*") if _is_abandoned(each)]
     for each in abandoned:
+        with contextlib.suppress(OSError):  # another push was quicker
+            each.rename(each.with_name(each.name.replace(STAGING_PREFIX, _SWEPT_PREFIX, 1)))
+    for each in base_path.glob(f"{_SWEPT_PREFIX}*"):  # also what a killed sweep left
         shutil.rmtree(each, ignore_errors=True)
     return abandoned
 
 
 def _staging_prefix() -> str:
-    started_ms = round(processes.started_s(os.getpid()) * 1000)
+    import psutil
+
+    try:
+        started_ms = round(processes.started_s(os.getpid()) * 1000)
+    except psutil.Error as error:
+        raise OSError(errno.EACCES, "the start time of this process is unknown", "/proc") from error
     return f"{STAGING_PREFIX}{os.getpid()}.{started_ms}.{platform.node()}."
 
 
@@ -68,6 +82,8 @@ def _is_abandoned(staging: Path) -> bool:
     host, _, _ = rest.rpartition(".")
     if not (pid.isdecimal() and started_ms.isdecimal()) or host != platform.node():
         return False
+    if not os.access(staging, os.W_OK, effective_ids=True):
+        return False  # another user's, whose processes may be hidden from this one
     return processes.alive(int(pid), int(started_ms) / 1000) is None
 
 
@@ -98,8 +114,8 @@ def choose_version(taken: Collection[int], choice: VersionChoice, base_path: obj
 
 
 def taken_numbers(base_path: Path) -> list[int]:
-    """Return the numbers that a base path holds, under any spelling."""
-    return [version.number for version in scan(base_path)]
+    """Return the numbers that a base path holds, under any spelling, and those retired."""
+    return [version.number for version in scan(base_path)] + retired(base_path)
 
 
 def _free_second(taken: Collection[int]) -> int:
@@ -131,7 +147,7 @@ def _rename(content: Path, target: Path) -> None:
     """Give the version its name, and take it back if that cannot be made durable."""
     content.rename(target)
     try:
-        _sync_path(target.parent)
+        sync_path(target.parent)
     except BaseException:
         target.rename(content)
         raise
@@ -148,8 +164,8 @@ def sync(directory: Path) -> None:
         return
     for place, _, names in places:
         for name in names:
-            _sync_path(Path(place) / name)
-        _sync_path(Path(place))
+            sync_path(Path(place) / name)
+        sync_path(Path(place))
 
 
 def _sync_file_system(path: Path) -> bool:
@@ -167,7 +183,8 @@ def _sync_file_system(path: Path) -> bool:
     return True
 
 
-def _sync_path(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Make a file's content durable, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -70,8 +70,8 @@ def error_of(read):
     try:
         read()
     except ServingError as error:
-        assert error.code is Code.DATA_LOSS
-        return error.message.removesuffix(". Please verify your warmup data is in TFRecord format.")
+        hint = ". Please verify your warmup data is in TFRecord format."
+        return error.message.removesuffix(hint) if error.code is Code.DATA_LOSS else str(error)
     return ""
 
 

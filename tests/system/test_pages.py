@@ -1,4 +1,4 @@
-"""The commands of the engines' pages, run word for word from top to bottom."""
+"""The commands of pages of the documentation, run word for word from top to bottom."""
 
 from pathlib import Path
 
@@ -34,3 +34,8 @@ def test_commands_of_the_native_page_work(shell, require):
     shell.env["TFKIT_MODEL_SERVER"] = binary
     shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
     run_page(shell, "native.md")
+
+
+@pytest.mark.parametrize("page", ["push-model.md", "inspect.md", "warmup.md"])
+def test_commands_of_the_pages_about_pushing_work(shell, page):
+    run_page(shell, page)

@@ -1,0 +1,265 @@
+"""The gate of a push: what is refused, what is remarked, and that nothing else comes of it."""
+
+import json
+import random
+import shutil
+import time
+
+import pytest
+
+from tests.unit.saved_models import add, meta_graph, tensor, write
+from tfserve_kit import warmup
+from tfserve_kit.errors import Problem, TfkitError
+from tfserve_kit.repository.gate import Gate, check
+
+HEALTHY = (
+    "batchy",
+    "defaults",
+    "dtypes",
+    "failing",
+    "half_plus_two",
+    "image",
+    "legacy",
+    "mlp",
+    "multi_io",
+    "nodefault",
+    "scalars",
+    "strings",
+)
+ORDINARY = Gate()
+
+
+def refused(folder, gate=ORDINARY, **options):
+    return {each.path for each in check(folder, gate, **options).refusals}
+
+
+@pytest.fixture
+def half(models, tmp_path):
+    return shutil.copytree(models / "half_plus_two" / "1", tmp_path / "half")
+
+
+def picture_model(folder, shape=(-1, 28, 28, 1), classes=(-1, 3)):
+    graph = meta_graph(("y", "Identity", "x"))
+    definition = graph.signature_def["serving_default"]
+    tensor(definition.inputs["x"], "x:0", shape)
+    tensor(definition.outputs["y"], "y:0", classes)
+    return write(folder, graph)
+
+
+def put_note(folder, **content):
+    (folder / "assets.extra").mkdir(exist_ok=True)
+    (folder / "assets.extra" / "tfkit.json").write_text(json.dumps({"format": 1, **content}))
+
+
+@pytest.mark.parametrize("model", HEALTHY)
+def test_healthy_model_passes(models, model):
+    verdict = check(models / model / "1", Gate())
+    assert verdict.refusals == ()
+    assert [each.path for each in verdict.remarks] == (
+        ["serving_default"] if model == "nodefault" else []
+    )
+
+
+def test_model_without_the_tag_is_refused_unless_it_is_asked_for(models):
+    assert refused(models / "othertag" / "1") == {"saved_model.pb"}
+    assert refused(models / "othertag" / "1", Gate(tag="train")) == set()
+
+
+def test_tflite_alone_is_refused(tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"TFL3")
+    assert refused(tmp_path) == {"saved_model.pb"}
+
+
+def test_incomplete_variables_are_refused(half):
+    (half / "variables" / "variables.data-00000-of-00001").write_bytes(b"")
+    assert refused(half) == {"variables/variables.data-00000-of-00001"}
+
+
+def test_unreadable_candidate_is_refused(half, monkeypatch):
+    def fail(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    (problem,) = check(half, Gate()).refusals
+    assert "Permission denied" in problem.message
+
+
+@pytest.mark.parametrize("filename", ["n" * 300, "a\0b"])
+def test_asset_with_an_impossible_name_is_refused(tmp_path, filename):
+    graph = meta_graph(("y", "Identity", "x"))
+    graph.asset_file_def.add(filename=filename)
+    assert refused(write(tmp_path, graph))
+
+
+class TestSignatures:
+    def test_wanted_signature_must_exist(self, half):
+        assert refused(half, Gate(signatures=("serving_default",))) == set()
+        (problem,) = check(half, Gate(signatures=("serving_defualt",))).refusals
+        assert problem.path == "serving_defualt"
+        assert "did you mean serving_default?" in problem.remedy
+
+    def test_breaking_change_is_refused_or_remarked(self, models, half):
+        other = models / "mlp" / "1"
+        verdict = check(half, Gate(), serving=other)
+        assert "serving_default.inputs.x" in {each.path for each in verdict.refusals}
+        assert "serving_default.outputs.y" in {each.path for each in verdict.remarks}
+        allowed = check(half, Gate(allow_breaking=True), serving=other)
+        assert allowed.refusals == ()
+        assert len(allowed.remarks) == len(verdict.refusals) + len(verdict.remarks)
+
+    def test_same_signatures_are_no_remark(self, models, half):
+        assert check(half, Gate(), serving=models / "half_plus_two" / "2").remarks == ()
+
+    @pytest.mark.parametrize("damage", ["missing", "broken", "othertag"])
+    def test_version_in_service_that_cannot_be_read_is_a_remark(
+        self, models, half, tmp_path, damage
+    ):
+        serving = tmp_path / "serving"
+        serving.mkdir()
+        if damage == "broken":
+            (serving / "saved_model.pb").write_bytes(b"\xff")
+        elif damage == "othertag":
+            serving = models / "othertag" / "1"
+        verdict = check(half, Gate(), serving=serving)
+        assert verdict.refusals == ()
+        (remark,) = verdict.remarks
+        assert "cannot be compared" in remark.message
+
+
+class TestOperations:
+    @pytest.fixture
+    def reader(self, tmp_path):
+        return write(tmp_path, meta_graph(("y", "ReadFile", "x")))
+
+    def test_denied_operation_is_refused(self, reader):
+        assert refused(reader) == {"ReadFile"}
+
+    @pytest.mark.parametrize("allowed", [("ReadFile",), ("*",), ("WriteFile", "ReadFile")])
+    def test_allowed_one_is_a_remark(self, reader, allowed):
+        verdict = check(reader, Gate(allow_ops=allowed))
+        assert verdict.refusals == ()
+        assert [each.path for each in verdict.remarks] == ["ReadFile"]
+
+    def test_allowing_another_one_changes_nothing(self, reader):
+        assert refused(reader, Gate(allow_ops=("WriteFile",))) == {"ReadFile"}
+
+    def test_fault_of_the_graph_cannot_be_allowed(self, tmp_path):
+        broken = write(tmp_path, meta_graph(output="nowhere"))
+        assert refused(broken, Gate(allow_ops=("*",))) == {"saved_model.pb"}
+
+    def test_warning_is_a_remark_and_info_is_not(self, tmp_path):
+        graph = meta_graph(("y", "Print", "x"))
+        add(graph.graph_def.node, "idle", "WriteFile")
+        verdict = check(write(tmp_path, graph), Gate())
+        assert verdict.refusals == ()
+        assert [each.path for each in verdict.remarks] == ["Print"]
+
+
+class TestNote:
+    @pytest.mark.parametrize(
+        ("content", "place"),
+        [
+            ({"height": 28, "width": 28, "channels": 1, "labels": ["a", "b", "c"]}, None),
+            ({}, None),
+            ({"height": 32}, "height"),
+            ({"width": 32}, "width"),
+            ({"channels": 3}, "channels"),
+            ({"labels": ["a"]}, "labels"),
+            ({"channels": 1, "mean": [1, 2, 3]}, "mean"),
+            ({"channels": 1, "std": [1, 2, 3]}, "std"),
+            ({"colour": "red"}, "colour"),
+        ],
+    )
+    def test_note_must_fit_the_signature(self, tmp_path, content, place):
+        picture_model(tmp_path)
+        put_note(tmp_path, **content)
+        expected = set() if place is None else {f"assets.extra/tfkit.json {place}"}
+        assert refused(tmp_path) == expected
+
+    @pytest.mark.parametrize(
+        ("shape", "content", "fits"),
+        [
+            ((-1, 784), {"height": 28, "width": 28, "channels": 1}, True),
+            ((-1, 784), {"height": 32, "width": 28, "channels": 1}, False),
+            ((-1, 784), {"height": 32}, True),
+            ((-1, -1, -1, 3), {"height": 32, "width": 28, "channels": 3}, True),
+            (None, {"height": 32}, True),
+        ],
+    )
+    def test_flat_and_open_inputs(self, tmp_path, shape, content, fits):
+        picture_model(tmp_path, shape)
+        put_note(tmp_path, **content)
+        assert (refused(tmp_path) == set()) is fits
+
+    @pytest.mark.parametrize("classes", [(-1, -1), None, (-1,), (-1, 1)])
+    def test_open_scores_and_other_ranks_take_any_labels(self, tmp_path, classes):
+        picture_model(tmp_path, classes=classes)
+        put_note(tmp_path, labels=["a"])
+        assert refused(tmp_path) == set()
+
+    @pytest.mark.parametrize("content", ["{", "[" * 200_000, '{"format": 2}', "\udcff"])
+    def test_note_that_cannot_be_read_is_refused(self, tmp_path, content):
+        picture_model(tmp_path)
+        put_note(tmp_path)
+        note = tmp_path / "assets.extra" / "tfkit.json"
+        note.write_bytes(content.encode("utf-8", "surrogateescape"))
+        assert refused(tmp_path)
+
+
+class TestWarmup:
+    def test_problems_of_the_requests_are_refused(self, half, monkeypatch):
+        (half / "assets.extra").mkdir()
+        (half / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no records")
+        assert len(refused(half)) == 1
+        monkeypatch.setattr(warmup, "problems", lambda folder, *, tag: [Problem(tag, "wrong")])
+        assert refused(half) == {"serve"}
+
+    def test_without_requests_nothing_is_asked(self, half, monkeypatch):
+        monkeypatch.setattr(warmup, "problems", lambda *_, **__: 1 / 0)
+        assert refused(half) == set()
+
+
+def mutated(data, dice):
+    """Return a file's bytes as a bad disk or a bad person would leave them."""
+    data = bytearray(data)
+    kind = dice.choice(["cut", "flip", "overwrite", "insert", "random"])
+    at = dice.randrange(len(data))
+    if kind == "cut":
+        del data[at:]
+    elif kind == "flip":
+        for _ in range(dice.randint(1, 8)):
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    elif kind == "overwrite":
+        data[at : at + 16] = dice.randbytes(16)
+    elif kind == "insert":
+        data[at:at] = dice.randbytes(dice.randint(1, 32))
+    else:
+        data = dice.randbytes(dice.randint(0, 400))
+    return bytes(data)
+
+
+def test_damaged_models_never_break_the_gate(models, tmp_path):
+    names = ("half_plus_two", "nodefault", "defaults", "mlp")
+    copies = [shutil.copytree(models / name / "1", tmp_path / name) for name in names]
+    text_table = meta_graph(("y", "Identity", "x"), ("path", "Const"))
+    text_table.asset_file_def.add(filename="words.txt").tensor_info.name = "path:0"
+    add(text_table.graph_def.node, "fill", "InitializeTableFromTextFileV2", "y", "path")
+    copies.append(write(tmp_path / "table", text_table))
+    files = [folder / "saved_model.pb" for folder in copies]
+    files += [folder / "variables" / "variables.index" for folder in (copies[0], copies[3])]
+    original = {file: file.read_bytes() for file in files}
+    dice, slowest_s = random.Random(7), 0.0
+    refusals = 0
+    for _ in range(1000):
+        file = dice.choice(files)
+        file.write_bytes(mutated(original[file], dice))
+        folder = next(each for each in copies if file.is_relative_to(each))
+        started_s = time.process_time()
+        try:
+            refusals += bool(check(folder, Gate(), serving=dice.choice(copies)).refusals)
+        except TfkitError:
+            refusals += 1
+        slowest_s = max(slowest_s, time.process_time() - started_s)
+        file.write_bytes(original[file])
+    assert refusals > 500
+    assert slowest_s < 5

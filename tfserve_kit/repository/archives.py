@@ -1,0 +1,342 @@
+"""Unpacking archives that need not be trusted: zip, and tar in whatever compression.
+
+What an archive is, its first bytes say, not its name. Names, sizes and counts in it are checked as
+they come (see `intake`); links, devices and encrypted members are refused, modes and owners are not
+taken over.
+
+Memory stays below 300 MiB, whatever the archive holds: 1 MiB for each of a few buffers, at most
+128 MiB for the window of xz or zstd, and about 1 KiB for each of the 100,000 files allowed.
+"""
+
+import bz2
+import contextlib
+import gzip
+import importlib
+import io
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tfserve_kit.errors import PushRefused
+from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.repository import tar
+from tfserve_kit.repository.intake import CHUNK_BYTES, Intake, Limits
+from tfserve_kit.repository.manifest import File
+
+_WINDOW_BYTES = 128 << 20
+_MAX_DIRECTORY_BYTES = 64 << 20
+_ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
+_ENCRYPTED = 1
+_UNLINKED = "pack the files themselves: `tar --dereference --hard-dereference`, zip without -y"
+_MAGIC = {
+    b"PK\3\4": "zip",
+    b"PK\5\6": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+def kind(file: Path) -> str | None:
+    """Return `zip`, `tar`, `gzip`, `bzip2`, `xz` or `zstd`; None for what is no archive."""
+    with file.open("rb") as stream:
+        start = stream.read(tar.BLOCK_BYTES)
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            return name
+    return "tar" if tar.looks_like_tar(start) else None
+
+
+def zip_names(file: Path, limits: Limits) -> set[str]:
+    """Return the names in a zip archive.
+
+    Raises:
+        PushRefused: it is damaged.
+    """
+    with translated(file.name), file.open("rb") as raw, _zip(raw, limits) as archive:
+        return {info.filename for info in archive.infolist()}
+
+
+def unpack(
+    file: Path, folder: Path, limits: Limits, *, name: str = "", progress: Progress = SILENT
+) -> Mapping[str, File]:
+    """Unpack an archive.
+
+    What macOS adds for itself (`__MACOSX`, `.DS_Store`, `._*`) is left out.
+
+    Args:
+        file: the archive.
+        folder: an empty folder that nobody else writes to.
+        limits: how much it may hold.
+        name: what errors call it; by default its file name.
+        progress: told the packed bytes read.
+
+    Returns:
+        Size and checksum of every file by its path within the folder.
+
+    Raises:
+        PushRefused: it is no archive, damaged, encrypted, beyond the limits, or holds what is no
+            file or folder or would lie outside; the folder may hold a part of it then.
+        OSError: the file system refuses.
+    """
+    found = kind(file)
+    if found is None:
+        raise PushRefused(
+            f"{name or file.name} is no archive that tfkit knows",
+            remedy="give .zip, .tar, .tar.gz, .tar.bz2, .tar.xz or .tar.zst",
+        )
+    size_bytes = file.stat().st_size
+    intake = Intake(folder, limits, size_bytes)
+    with translated(name or file.name) as at, file.open("rb") as raw:
+        watched = _Watched(raw, size_bytes, progress)
+        if found == "zip":
+            _unzip(watched, intake, limits, at)
+        else:
+            _untar(_Metered(_DECOMPRESSORS[found](watched), intake), intake, at)
+    progress.advance(size_bytes, size_bytes)
+    return intake.files
+
+
+@contextlib.contextmanager
+def translated(archive: str) -> Iterator[list[str]]:
+    """Translate what the standard library says of a damaged archive.
+
+    Yields:
+        A list whose last item is the member being read, for the message.
+    """
+    at: list[str] = [""]
+    try:
+        yield at
+    except (
+        tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+        EOFError, struct.error, ValueError, OverflowError, NotImplementedError, RuntimeError,
+        LookupError, OSError,
+    ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; those of gzip and bz2 bear no number
+        member = f" at {at[-1]!a}" if at[-1] else ""
+        raise PushRefused(
+            f"{archive} is damaged or incomplete{member}: {str(error) or type(error).__name__}",
+            remedy="copy or download it again, or pack it anew",
+        ) from error
+
+
+class _Watched(io.RawIOBase):
+    """A file that tells how far it was read, and is never read in huge pieces."""
+
+    def __init__(self, stream: BinaryIO, size_bytes: int, progress: Progress) -> None:
+        self._stream, self._size_bytes, self._progress = stream, size_bytes, progress
+        self._done = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_SET and not 0 <= offset <= self._size_bytes:
+            raise ValueError(f"it refers to its byte {offset}")
+        return self._stream.seek(offset, whence)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes; a zip's directory is asked for in one piece, by a size that may lie."""
+        left = self._size_bytes - self._stream.tell()
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > _MAX_DIRECTORY_BYTES:
+            raise ValueError(f"a directory of {wanted:,} bytes")
+        data = self._stream.read(wanted)
+        self._done = min(self._done + len(data), self._size_bytes)  # some parts are read twice
+        self._progress.advance(self._done, self._size_bytes)
+        return data
+
+
+class _Metered:
+    """What a decompressor gives, counted; reads exactly, and translates nothing."""
+
+    def __init__(self, stream: Any, intake: Intake) -> None:
+        self._stream, self._intake = stream, intake
+
+    def read(self, size_bytes: int, /) -> bytes:
+        pieces, left = [], size_bytes
+        while left and (piece := self._stream.read(left)):
+            self._intake.count(len(piece))
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+
+def _unzip(watched: _Watched, intake: Intake, limits: Limits, at: list[str]) -> None:
+    with _zip(watched, limits) as archive:
+        for info in archive.infolist():
+            name = info.orig_filename  # `filename` ends at a NUL
+            at.append(name)
+            _require_plain(info)
+            if name.endswith("/"):
+                _keep_folder(name, intake)
+            else:
+                with archive.open(info) as member:
+                    _keep(name, _zip_content(member, info.file_size, intake), intake)
+            at.pop()
+
+
+def _zip(stream: BinaryIO | _Watched, limits: Limits) -> zipfile.ZipFile:
+    """Open a zip archive whose directory is not too long to be kept in memory."""
+    size_bytes = stream.seek(0, os.SEEK_END)
+    guarded = _FewEntries(stream, size_bytes, limits.max_files)
+    return zipfile.ZipFile(guarded)
+
+
+class _FewEntries(_Watched):
+    """A zip archive that gives no directory of too many entries."""
+
+    def __init__(self, stream: Any, size_bytes: int, max_entries: int) -> None:
+        super().__init__(stream, size_bytes, SILENT)
+        self._max_entries = max_entries
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if data.startswith(_ENTRY) and data.count(_ENTRY) > self._max_entries:
+            raise PushRefused(
+                f"the archive holds more than {self._max_entries:,} files and folders",
+                remedy="pack the SavedModel alone",
+            )
+        return data
+
+
+def _require_plain(info: zipfile.ZipInfo) -> None:
+    name = ascii(info.filename)
+    if info.flag_bits & _ENCRYPTED:
+        raise PushRefused(f"{name} is encrypted", remedy="pack the model without a password")
+    if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        raise PushRefused(f"{name} is a link or a device in the archive", remedy=_UNLINKED)
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise PushRefused(
+            f"{name} is packed by method {info.compress_type}",
+            remedy="pack it by the usual one (deflate)",
+        )
+
+
+def _zip_content(member: Any, size_bytes: int, intake: Intake) -> Iterator[bytes]:
+    done = 0
+    while chunk := member.read(CHUNK_BYTES):
+        intake.count(len(chunk))
+        done += len(chunk)
+        yield chunk
+    if done != size_bytes:
+        raise ValueError(f"it has {done} bytes of {size_bytes}")
+
+
+def _untar(stream: _Metered, intake: Intake, at: list[str]) -> None:
+    for member in tar.members(stream):
+        at.append(member.name)
+        if member.kind == "folder":
+            _keep_folder(member.name, intake)
+        elif member.kind == "file":
+            _keep(member.name, tar.content(stream, member, CHUNK_BYTES), intake)
+        else:
+            text = f"{member.name!a} is a {member.kind} in the archive"
+            raise PushRefused(text.replace("special", "device"), remedy=_UNLINKED)
+        at.pop()
+    while stream.read(CHUNK_BYTES):  # the checksum of what was packed comes last
+        pass
+
+
+def _keep(name: str, chunks: Iterator[bytes], intake: Intake) -> None:
+    """Store a file, or read over it where it is none of the model's."""
+    if _is_of_macos(name):
+        for _ in chunks:
+            pass
+    else:
+        intake.add_file(name, chunks)
+
+
+def _keep_folder(name: str, intake: Intake) -> None:
+    if not _is_of_macos(name):
+        intake.add_folder(name)
+
+
+def _is_of_macos(name: str) -> bool:
+    parts = name.rstrip("/").split("/")
+    return "__MACOSX" in parts or parts[-1] == ".DS_Store" or parts[-1].startswith("._")
+
+
+class _Xz:
+    """An xz stream that is not given more memory than it should need."""
+
+    def __init__(self, stream: _Watched) -> None:
+        self._stream, self._rest = stream, b""
+        self._decompressor: lzma.LZMADecompressor | None = self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_WINDOW_BYTES + (8 << 20))
+
+    def read(self, size_bytes: int, /) -> bytes:
+        while True:
+            if self._decompressor is None or self._decompressor.eof:
+                self._next_stream()
+            if self._decompressor is None:
+                return b""
+            if self._decompressor.needs_input:
+                packed, self._rest = self._rest or self._stream.read(CHUNK_BYTES), b""
+                if not packed:
+                    raise EOFError("it ends too early")
+            else:
+                packed = b""
+            if data := self._decompressor.decompress(packed, size_bytes):
+                return data
+
+    def _next_stream(self) -> None:
+        """Go on to what follows the end of a stream: padding, another stream, nothing."""
+        if self._decompressor is not None:
+            self._rest = self._decompressor.unused_data
+        self._decompressor = None
+        while not self._rest.lstrip(b"\0"):
+            self._rest = self._stream.read(CHUNK_BYTES)
+            if not self._rest:
+                return
+        self._rest = self._rest.lstrip(b"\0")
+        self._decompressor = self._new()
+
+
+class _Zstd:
+    """A zstd stream, read by the package zstandard."""
+
+    def __init__(self, stream: _Watched) -> None:
+        try:
+            zstandard = importlib.import_module("zstandard")
+        except ImportError as error:
+            raise PushRefused(
+                "zstd archives need the package zstandard, which is not installed",
+                remedy="pip install 'tfserve-kit[zst]'",
+            ) from error
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+        self._reader = decompressor.stream_reader(stream, read_across_frames=True)
+        self._error = zstandard.ZstdError
+
+    def read(self, size_bytes: int, /) -> bytes:
+        try:
+            return bytes(self._reader.read(size_bytes))
+        except self._error as error:
+            raise ValueError(str(error)) from error
+
+
+_DECOMPRESSORS: Mapping[str, Callable[[_Watched], Any]] = {
+    "tar": lambda stream: stream,
+    "gzip": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"),
+    "bzip2": bz2.BZ2File,
+    "xz": _Xz,
+    "zstd": _Zstd,
+}

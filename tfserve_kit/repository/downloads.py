@@ -1,0 +1,114 @@
+"""Models from the web: one file, streamed to disk."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfserve_kit.errors import PushRefused
+from tfserve_kit.progress import Progress
+from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
+from tfserve_kit.repository.places import redacted, scheme
+
+if TYPE_CHECKING:
+    import requests
+
+_TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of the answer
+_REMEDIES = {
+    401: "give credentials: https://USER:PASSWORD@..., or a signed URL",
+    403: "give credentials: https://USER:PASSWORD@..., or a signed URL that has not expired",
+    404: "check the address",
+}
+
+
+def download(
+    url: str, target: Path, limits: Limits, *, progress: Progress, timeout_s: float | None = None
+) -> bool:
+    """Store what a URL gives; redirects are followed.
+
+    Args:
+        url: http or https.
+        target: the file to make.
+        limits: of which the size holds here.
+        progress: told the bytes received.
+        timeout_s: how long to wait for a connection and for each piece; None for 10 s and 60 s.
+
+    Returns:
+        Whether it came encrypted.
+
+    Raises:
+        PushRefused: the server cannot be reached, refuses, sends too much, or breaks off.
+        OSError: the file system refuses.
+    """
+    import requests
+    import urllib3
+
+    shown = redacted(url)
+    timeout = _TIMEOUT_S if timeout_s is None else (timeout_s, timeout_s)
+    # Archives are wanted as they are, not unpacked on the way.
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with requests.get(url, stream=True, timeout=timeout, headers=headers) as response:
+            _require_success(response, shown)
+            _store(response, target, limits, shown, progress)
+            return scheme(response.url) == "https"
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        # Its text and its causes hold the URL, with whatever is secret in it.
+        raise PushRefused(
+            f"cannot download {shown}: {_reason(error)}",
+            remedy="check the address and the network, then push again",
+        ) from None
+
+
+def _require_success(response: "requests.Response", shown: str) -> None:
+    if response.status_code != 200:  # noqa: PLR2004 (nor is 206 a whole file)
+        reason = f" {response.reason}" if response.reason else ""
+        raise PushRefused(
+            f"cannot download {shown}: HTTP status {response.status_code}{reason}",
+            remedy=_REMEDIES.get(
+                response.status_code, "try again later, or ask who runs the server"
+            ),
+        )
+
+
+def _store(
+    response: "requests.Response", target: Path, limits: Limits, shown: str, progress: Progress
+) -> None:
+    announced = response.headers.get("Content-Length", "")
+    total = int(announced) if announced.isdecimal() else None
+    done = 0
+    _require_size(total or 0, limits, shown)
+    with target.open("xb") as file:
+        while chunk := response.raw.read(CHUNK_BYTES, decode_content=False):
+            done += len(chunk)
+            _require_size(done, limits, shown)
+            file.write(chunk)
+            progress.advance(done, max(done, total or 0))
+    if total is not None and done != total:
+        raise PushRefused(
+            f"cannot download {shown}: {done:,} of {total:,} bytes came", remedy="push again"
+        )
+
+
+def _require_size(size_bytes: int, limits: Limits, shown: str) -> None:
+    if size_bytes > limits.max_size_bytes:
+        raise PushRefused(
+            f"{shown} is larger than {limits.max_size_bytes:,} bytes",
+            remedy="allow more with --max-size, if that is right",
+        )
+
+
+def _reason(error: Any) -> str:
+    """Say in own words what kept a request from its answer."""
+    import requests
+    import urllib3
+
+    table = (
+        (requests.exceptions.SSLError, "its certificate cannot be trusted"),
+        (requests.exceptions.ProxyError, "the proxy cannot be reached"),
+        ((requests.Timeout, urllib3.exceptions.TimeoutError), "no answer within the timeout"),
+        (requests.TooManyRedirects, "it redirects without end"),
+        (requests.exceptions.InvalidSchema, "it redirects to something that is no web address"),
+        (requests.exceptions.InvalidURL, "the address is malformed"),
+        (requests.ConnectionError, "the server cannot be reached"),
+        (urllib3.exceptions.ProtocolError, "the connection broke"),
+    )
+    return next((text for kind, text in table if isinstance(error, kind)), type(error).__name__)

@@ -1,0 +1,69 @@
+"""Whether a preprocessing note fits the signature that pictures are sent to."""
+
+from collections.abc import Iterator, Mapping
+
+from tfserve_kit.errors import Problem
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+
+_IMAGE_RANK = 4  # [batch, height, width, channels]
+_FLAT_RANK = 2  # [batch, height * width * channels], and [batch, classes] for scores
+_FLOATS = frozenset({"float", "double", "half", "bfloat16"})
+_SCORE_NAMES = ("scores", "probabilities", "predictions", "softmax", "logits")
+
+
+def problems(note: Preprocessing, signatures: Mapping[str, Signature]) -> list[Problem]:
+    """Return where a note contradicts `serving_default`, or the only signature there is.
+
+    A note that leaves something open contradicts nothing, and neither does an open shape.
+    """
+    signature = signatures.get(DEFAULT_SIGNATURE)
+    if signature is None and len(signatures) == 1:
+        (signature,) = signatures.values()
+    if signature is None:
+        return []
+    found = list(_channel_problems(note))
+    if len(signature.inputs) == 1:
+        ((alias, spec),) = signature.inputs.items()
+        found += _size_problems(note, alias, spec)
+    return found + list(_label_problems(note, signature))
+
+
+def _channel_problems(note: Preprocessing) -> Iterator[Problem]:
+    for name, values in (("mean", note.mean), ("std", note.std)):
+        if values and note.channels and len(values) not in {1, note.channels}:
+            yield Problem(name, f"has {len(values)} values for {note.channels} channels")
+
+
+def _size_problems(note: Preprocessing, alias: str, spec: TensorSpec) -> Iterator[Problem]:
+    if spec.dtype is dtypes.STRING or spec.shape is None:
+        return
+    size = (note.height, note.width, note.channels)
+    if len(spec.shape) == _IMAGE_RANK:
+        names = ("height", "width", "channels")
+        for name, wanted, have in zip(names, size, spec.shape[1:], strict=True):
+            if wanted is not None and have not in {None, wanted}:
+                yield Problem(name, f"is {wanted}, but input {alias!r} is {spec}")
+    elif len(spec.shape) == _FLAT_RANK and None not in size:
+        height, width, channels = (each or 0 for each in size)
+        if spec.shape[1] not in {None, height * width * channels}:
+            text = f"and width and channels are {height}, {width}, {channels}, "
+            yield Problem("height", f"{text}but input {alias!r} is {spec}")
+
+
+def _label_problems(note: Preprocessing, signature: Signature) -> Iterator[Problem]:
+    if note.labels is None:
+        return
+    scores = {
+        alias: spec
+        for alias, spec in signature.outputs.items()
+        if spec.dtype is not None
+        and spec.dtype.name in _FLOATS
+        and (spec.shape is None or len(spec.shape) == _FLAT_RANK)
+    }
+    alias = next((name for name in (*_SCORE_NAMES, *scores) if name in scores), None)
+    classes = scores[alias].shape if alias is not None else None
+    if classes is not None and classes[1] not in {None, len(note.labels)}:
+        text = f"are {len(note.labels)}, but output {alias!r} is {scores[alias or '']}"
+        yield Problem("labels", text)

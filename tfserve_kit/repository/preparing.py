@@ -1,0 +1,102 @@
+"""Making a version ready in a folder of our own, whatever it is to be pushed to.
+
+::
+
+    source ──▶ folder ──▶ gate ──▶ approval ──▶ manifest
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfserve_kit.errors import Problem, PushRefused
+from tfserve_kit.progress import Progress
+from tfserve_kit.repository import gate as gates
+from tfserve_kit.repository.gate import Gate
+from tfserve_kit.repository.manifest import MANIFEST_PATH, Files, Manifest
+from tfserve_kit.repository.sources import Source
+
+Approve = Callable[[Path], None]
+"""Looks at a staged version before it becomes visible; raises to refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version that may be published.
+
+    Attributes:
+        root: its directory.
+        manifest: its files; the manifest itself lies in the directory already.
+        remarks: what the gate found worth telling.
+    """
+
+    root: Path
+    manifest: Manifest
+    remarks: tuple[Problem, ...]
+
+
+def prepare(
+    source: Source,
+    folder: Path,
+    gate: Gate,
+    *,
+    serving: Callable[[], Path | None],
+    approve: Approve | None,
+    progress: Progress,
+) -> Prepared:
+    """Bring a model into a folder and see whether it may be published.
+
+    Args:
+        source: where the SavedModel is.
+        folder: an empty folder, which may be left with other things as well.
+        gate: what the version must satisfy.
+        serving: gives the directory of the version in service, None where there is none.
+        approve: looks at the staged copy last of all.
+        progress: told the steps, the bytes copied, and what the gate remarks.
+
+    Raises:
+        PushRefused: the source is no complete SavedModel, or the gate refuses it.
+        OSError: the file system refuses.
+    """
+    fetched = source.fetch(folder, tag=gate.tag, progress=progress)
+    progress.step("checking the copy")
+    remarks = _pass(fetched.root, gate, serving(), progress)
+    if approve is not None:
+        approve(fetched.root)
+    _require_as_pushed(fetched.root, fetched.files)
+    manifest = Manifest.of(fetched.files, source.described())
+    manifest.write(fetched.root)
+    return Prepared(fetched.root, manifest, remarks)
+
+
+def _pass(
+    candidate: Path, gate: Gate, serving: Path | None, progress: Progress
+) -> tuple[Problem, ...]:
+    """Let a staged version through the gate; return what it remarks."""
+    verdict = gates.check(candidate, gate, serving=serving)
+    for remark in verdict.remarks:
+        progress.note(f"Note: {remark}")
+    if verdict.refusals:
+        lines = "".join(f"\n  - {problem}" for problem in verdict.refusals)
+        raise PushRefused(f"the model is refused:{lines}")
+    return verdict.remarks
+
+
+def _require_as_pushed(root: Path, files: Files) -> None:
+    """Refuse a copy of a pushed version that is not as it was pushed."""
+    try:
+        before = Manifest.read(root)
+    except ValueError as error:
+        raise PushRefused(f"{MANIFEST_PATH} {error}", remedy="remove it") from error
+    if before is None:
+        return
+    differ = sorted(
+        name
+        for name in (files.keys() | before.files.keys()) - {MANIFEST_PATH.as_posix()}
+        if files.get(name) != before.files.get(name)
+    )
+    if differ:
+        raise PushRefused(
+            f"{', '.join(differ)} differ from the manifest that the model was pushed with before",
+            remedy=f"push an undamaged copy; if the change was meant, remove {MANIFEST_PATH}",
+        )
