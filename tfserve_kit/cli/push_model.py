@@ -15,6 +15,7 @@ from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import ServerFailed, UsageError
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository import Gate, Pushed, Source, VersionChoice, push
+from tfserve_kit.repository.intake import Limits, parse_size
 from tfserve_kit.repository.push import Approve
 from tfserve_kit.repository.remote import pin_line
 from tfserve_kit.swap import SwapReport, Traffic
@@ -46,6 +47,11 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionC
         raise click.BadParameter(f"{value!r} is not next, epoch or a whole number") from None
 
 
+def _limits(ctx: click.Context, param: click.Parameter, value: str | None) -> Limits:
+    del ctx, param
+    return Limits() if value is None else Limits(max_size_bytes=parse_size(value))
+
+
 def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (click's own name)
     kind = click.Path(exists=True, path_type=Path)
     return click.option(*names, multiple=True, metavar="FILE", type=kind, help=help)
@@ -61,6 +67,8 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--source-version", type=int, metavar="N",
               help="Of a folder of versions, take this one; the highest if left out.")  # fmt: skip
 @click.option("--sha256", metavar="HEX", help="Refuse a file or download with another checksum.")
+@click.option("--max-size", "limits", callback=_limits, metavar="SIZE",
+              help="Largest model that is unpacked or downloaded, such as 500M.")  # fmt: skip
 @click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
 @click.option("--signature", "signatures", multiple=True, metavar="NAME",
               help="Refuse a model without this signature; may be repeated.")  # fmt: skip
@@ -91,6 +99,7 @@ def command(
     version: VersionChoice,
     source_version: int | None,
     sha256: str | None,
+    limits: Limits,
     smoke_files: tuple[Path, ...],
     as_json: bool,
     tag: str,
@@ -113,7 +122,7 @@ def command(
     with output.TerminalProgress() as progress:
         todo = partial(
             push,
-            Source(place, source_version, sha256),
+            Source(place, source_version, sha256, limits),
             to,
             version=version,
             gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),

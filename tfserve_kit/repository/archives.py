@@ -55,13 +55,13 @@ def kind(file: Path) -> str | None:
     return "tar" if tar.looks_like_tar(start) else None
 
 
-def zip_names(file: Path, limits: Limits) -> set[str]:
-    """Return the names in a zip archive.
+def zip_names(file: Path, limits: Limits, name: str) -> set[str]:
+    """Return the names in a zip archive, which errors call `name`.
 
     Raises:
         PushRefused: it is damaged.
     """
-    with translated(file.name), file.open("rb") as raw, _zip(raw, limits) as archive:
+    with translated(name), file.open("rb") as raw, _zip(raw, limits) as archive:
         return {info.filename for info in archive.infolist()}
 
 

@@ -167,6 +167,7 @@ def _in_kernel(reader: int, writer: int, size_bytes: int) -> File:
     with ThreadPoolExecutor(1) as pool, os.fdopen(os.dup(reader), "rb") as stream:
         digest = pool.submit(hashlib.file_digest, stream, "sha256")
         if _cloned(reader, writer) or _copied_in_ranges(reader, writer, size_bytes):
+            os.fsync(writer)  # the disk writes while the checksum is taken
             return File(size_bytes, digest.result().hexdigest())
         digest.result()
     os.lseek(reader, 0, os.SEEK_SET)

@@ -24,12 +24,16 @@ model.export(sys.argv[2], format="tf_saved_model", verbose=False)
 """
 
 
-def suffix(file: Path, limits: Limits) -> str | None:
-    """Return `.keras` or `.h5` for a file of this kind, None for others; the content says it."""
+def suffix(file: Path, limits: Limits, name: str) -> str | None:
+    """Return `.keras` or `.h5` for a file of this kind, None for others; the content says it.
+
+    Raises:
+        PushRefused: it is a damaged zip archive, which errors call `name`.
+    """
     with file.open("rb") as stream:
         if stream.read(len(_HDF5)) == _HDF5:
             return ".h5"
-    if archives.kind(file) == "zip" and archives.zip_names(file, limits) >= _MEMBERS:
+    if archives.kind(file) == "zip" and archives.zip_names(file, limits, name) >= _MEMBERS:
         return ".keras"
     return None
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version as package_version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Manifest:
         """Return the manifest of a push that happens now."""
         others = {name: file for name, file in files.items() if name != MANIFEST_PATH.as_posix()}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(others, source, now, package_version("tfserve-kit"))
+        return cls(others, source, now, _own_version())
 
     @property
     def size_bytes(self) -> int:
@@ -99,6 +99,13 @@ class Manifest:
             return cls(files=files, **content)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"is no manifest: {error!r}") from error
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("tfserve-kit")
+    except metadata.PackageNotFoundError:  # run from a folder, or the disk is failing
+        return "unknown"
 
 
 def differences(

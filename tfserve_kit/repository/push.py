@@ -87,7 +87,8 @@ def push(
     source = source if isinstance(source, Source) else Source(str(source))
     gate = gate or Gate()
     if isinstance(base_path, str) and places.scheme(base_path):
-        sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
+        with _refusing(places.redacted(base_path)):
+            sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
         return Pushed(sent.version, sent.url, sent.size_bytes, sent.remarks, atomic=False)
     return _push(source, places.local(str(base_path)), version, gate, approve, progress)
 
@@ -105,9 +106,8 @@ def _push(
         return older[-1] if older else None
 
     with _refusing(base_path), _made(base_path):
-        choose_version(
-            taken_numbers(base_path), version, base_path
-        )  # rather now than after copying
+        taken = taken_numbers(base_path)
+        choose_version(taken, version, base_path)  # rather now than after copying
         sweep(base_path)
         with staging_folder(base_path) as folder:
             ready = prepare(
@@ -157,7 +157,7 @@ _FILE_SYSTEM_ADVICE = {
 
 
 @contextlib.contextmanager
-def _refusing(base_path: Path) -> Iterator[None]:
+def _refusing(base_path: Path | str) -> Iterator[None]:
     """Translate what the file system says."""
     try:
         yield

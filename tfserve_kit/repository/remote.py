@@ -116,13 +116,14 @@ def push(
         PushRefused: as for a push to a folder, or the store refuses. What was uploaded is removed.
     """
     store = Store(url)
-    with store.talking(), tempfile.TemporaryDirectory(prefix="tfkit-push-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tfkit-push-") as folder:
         staging, older = Path(folder) / "new", Path(folder) / "older"
         staging.mkdir()
-        there = store.files()
-        taken = _taken(there)
-        choose_version(taken, choice, store.shown)  # rather now than after copying
-        _sweep(store, there)
+        with store.talking():
+            there = store.files()
+            taken = _taken(there)
+            choose_version(taken, choice, store.shown)  # rather now than after copying
+            _sweep(store, there)
         ready = prepare(
             source,
             staging,
@@ -131,7 +132,7 @@ def push(
             approve=approve,
             progress=progress,
         )
-        with _claimed(store, choice, taken) as number:
+        with store.talking(), _claimed(store, choice, taken) as number:
             _upload(store, number, ready, progress)
     where = f"{redacted(url).rstrip('/')}/{number}"
     return Sent(number, where, ready.manifest.size_bytes, ready.remarks)
@@ -165,7 +166,8 @@ def _serving(store: Store, there: dict[str, Any], folder: Path) -> Path | None:
     if not graphs:
         return None
     folder.mkdir()
-    store.fs.get_file(graphs[max(graphs)]["name"], str(folder / GRAPH_FILE))
+    with store.talking():
+        store.fs.get_file(graphs[max(graphs)]["name"], str(folder / GRAPH_FILE))
     return folder
 
 

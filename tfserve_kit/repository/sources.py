@@ -84,18 +84,20 @@ class Source:
         store = Store(self.place)
         progress.step(f"downloading {store.shown}")
         with store.talking():
-            if store.is_file():
-                file = folder / "download"
-                store.save(file, self.limits, progress)
-                return self._from_file(file, folder, progress)
-            self._require_no_checksum()
+            is_file = store.is_file()
+            if is_file:
+                store.save(folder / "download", self.limits, progress)
+        if is_file:
+            return self._from_file(folder / "download", folder, progress)
+        self._require_no_checksum()
+        root = folder / "model"
+        root.mkdir()
+        intake = Intake(root, self.limits)
+        with store.talking():
             there = store.files()
             inner = layout.choose(layout.models_among(there), self.version, store.shown, progress)
-            root = folder / "model"
-            root.mkdir()
-            intake = Intake(root, self.limits)
             store.download(_below(there, inner), intake, progress)
-            return Fetched(root, intake.files)
+        return Fetched(root, intake.files)
 
     def _from_directory(self, path: Path, folder: Path, tag: str, progress: Progress) -> Fetched:
         self._require_no_checksum()
@@ -112,7 +114,7 @@ class Source:
         name = self.described()
         self._require_checksum(file)
         root = folder / "model"
-        if (suffix := keras_files.suffix(file, self.limits)) is not None:
+        if (suffix := keras_files.suffix(file, self.limits, name)) is not None:
             progress.step(f"exporting {name} with Keras")
             named = folder / f"source{suffix}"  # Keras goes by the name
             named.symlink_to(file.absolute())
