@@ -1,9 +1,20 @@
 """Processes that are remembered: by pid and start time, because pids are given anew."""
 
+import os
+import platform
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import psutil
+
+
+def host() -> str:
+    """Return where pids mean what they mean here: this machine, and its namespace of pids."""
+    namespace = ""
+    with suppress(OSError):  # not on Linux
+        namespace = f"-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 (a link to nowhere)
+    return platform.node() + namespace
 
 
 def started_s(pid: int) -> float:

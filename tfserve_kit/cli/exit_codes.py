@@ -16,7 +16,7 @@ TABLE: tuple[tuple[int, type[errors.TfkitError], str], ...] = (
     (4, errors.EngineUnavailable, "this machine cannot run the engine"),
     (5, errors.ServerError, "a server failed, never became ready, or does not exist"),
     (6, errors.RequestError, "a request to a server failed"),
-    (8, errors.PushRefused, "a model version was not pushed"),
+    (8, errors.PushRefused, "a model version was not pushed or rolled back, or is damaged"),
 )
 # Used by commands themselves, not by an error.
 GATE_FAILED = 7
@@ -35,7 +35,7 @@ def rows() -> list[tuple[int, str]]:
     fixed = [
         (OK, "done"),
         (BUG, "a bug in tfkit; please report it"),
-        (GATE_FAILED, "a performance gate failed"),
+        (GATE_FAILED, "a gate failed: speed, quality, or a swap that requests noticed"),
         (INTERRUPTED, "ended by Ctrl-C, after cleaning up"),
     ]
     return sorted([*fixed, *((code, meaning) for code, _, meaning in TABLE)])

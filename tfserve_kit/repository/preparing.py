@@ -84,6 +84,11 @@ def _pass(
 
 def _require_as_pushed(root: Path, files: Files) -> None:
     """Refuse a copy of a pushed version that is not as it was pushed."""
+    extra = MANIFEST_PATH.parent.as_posix()
+    if extra in files:
+        raise PushRefused(
+            f"{extra} is a file in the model, and must be a folder", remedy=f"rename {extra}"
+        )
     try:
         before = Manifest.read(root)
     except ValueError as error:

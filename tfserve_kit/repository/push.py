@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit.errors import Problem, PushRefused
+from tfserve_kit.errors import Problem
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import places, remote
 from tfserve_kit.repository.gate import Gate
 from tfserve_kit.repository.preparing import Approve, prepare
+from tfserve_kit.repository.refusals import refusing
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import (
     VersionChoice,
@@ -87,7 +88,7 @@ def push(
     source = source if isinstance(source, Source) else Source(str(source))
     gate = gate or Gate()
     if isinstance(base_path, str) and places.scheme(base_path):
-        with _refusing(places.redacted(base_path)):
+        with refusing("push to", places.redacted(base_path)):
             sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
         return Pushed(sent.version, sent.url, sent.size_bytes, sent.remarks, atomic=False)
     return _push(source, places.local(str(base_path)), version, gate, approve, progress)
@@ -105,7 +106,7 @@ def _push(
         older = [each.path for each in scan(base_path) if each.path.is_dir()]
         return older[-1] if older else None
 
-    with _refusing(base_path), _made(base_path):
+    with refusing("push to", base_path), _made(base_path):
         taken = taken_numbers(base_path)
         choose_version(taken, version, base_path)  # rather now than after copying
         sweep(base_path)
@@ -137,33 +138,3 @@ def _made(base_path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # never made, or somebody uses it by now
                 path.rmdir()
         raise
-
-
-_ACCESS = "push as a user who may read the model and write to the base path"
-_RACE = "another push took this version at the same moment; push another one"
-_FILE_SYSTEM_ADVICE = {
-    errno.ENOSPC: "free some space, or push to another disk",
-    errno.EDQUOT: "free some of your quota, or push to another disk",
-    errno.EROFS: "push to a folder on a writable file system",
-    errno.EACCES: _ACCESS,
-    errno.EPERM: _ACCESS,
-    errno.ENOTEMPTY: _RACE,
-    errno.EEXIST: _RACE,
-    errno.ENOTDIR: "give a folder as base path",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-    errno.EIO: "the disk is failing; look at the system's log (dmesg)",
-    errno.EXDEV: "push to a plain folder; this file system cannot rename directories",
-}
-
-
-@contextlib.contextmanager
-def _refusing(base_path: Path | str) -> Iterator[None]:
-    """Translate what the file system says."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise PushRefused(
-            f"cannot push to {base_path}: {error.strerror or error}{where}",
-            remedy=_FILE_SYSTEM_ADVICE.get(error.errno or 0, "look at the file system"),
-        ) from error

@@ -24,7 +24,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import tempfile
 import time
 import uuid
@@ -218,7 +217,7 @@ def _new_claim() -> bytes:
     claim = {
         "pid": os.getpid(),
         "started_s": round(processes.started_s(os.getpid()), 3),
-        "host": platform.node(),
+        "host": processes.host(),
         "claimed_s": round(time.time(), 3),
         "unique": uuid.uuid4().hex,
     }
@@ -244,7 +243,7 @@ def _is_abandoned(claim: bytes) -> bool:
         content = json.loads(claim)
         if time.time() - content["claimed_s"] > _ABANDONED_S:
             return True
-        if content["host"] != platform.node():
+        if content["host"] != processes.host():
             return False
         return processes.alive(content["pid"], content["started_s"]) is None
     except (ValueError, KeyError, TypeError):

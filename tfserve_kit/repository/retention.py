@@ -14,14 +14,14 @@ numbers is compared) and tensorflow_serving/core/availability_preserving_policy.
 """
 
 import contextlib
-import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import PushRefused
+from tfserve_kit.repository.refusals import refusing
 from tfserve_kit.repository.versions import parse_version, scan
 
 RETIRED_PREFIX = ".tfkit-retired-"
@@ -72,7 +72,7 @@ def above(base_path: Path, to: int | None = None, *, tag: str = "serve") -> tupl
     Raises:
         PushRefused: as for `rollback`.
     """
-    with _refusing(base_path, "roll back"):
+    with refusing("roll back", base_path):
         versions = {version.number: version.path for version in scan(base_path)}
         goal = _goal(base_path, list(versions), to)
         _require_sound(goal, versions[goal], tag)
@@ -144,7 +144,7 @@ def prune(
             f"cannot keep {keep} versions: nothing would be left to serve",
             remedy="keep at least 1; `tfkit stop` ends a server",
         )
-    with _refusing(base_path, "prune"):
+    with refusing("prune", base_path):
         surplus = _surplus(base_path, keep, protected, tag)
         if not dry_run:
             _sweep(base_path)
@@ -213,7 +213,7 @@ def _named(base_path: Path, prefix: str) -> dict[int, list[Path]]:
 
 def _move(base_path: Path, number: int, old: str, new: str) -> Path:
     """Give every spelling of a version another prefix; all of them or none."""
-    with _refusing(base_path, "retire" if new else "restore"):
+    with refusing(f"{'retire' if new else 'restore'} a version of", base_path):
         there = _named(base_path, old)
         if number not in there:
             listed = ", ".join(map(str, sorted(there))) or "none"
@@ -261,24 +261,3 @@ def _sweep(base_path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-_ADVICE = {
-    errno.EACCES: "do it as a user who may write to the base path",
-    errno.EPERM: "do it as a user who may write to the base path",
-    errno.EROFS: "mount the file system writable",
-    errno.ENOENT: "give the folder that holds the version folders",
-    errno.ENOTDIR: "give the folder that holds the version folders",
-}
-
-
-@contextlib.contextmanager
-def _refusing(base_path: Path, what: str) -> Iterator[None]:
-    """Translate what the file system says."""
-    try:
-        yield
-    except OSError as error:
-        raise PushRefused(
-            f"cannot {what} in {base_path}: {error.strerror or error}",
-            remedy=_ADVICE.get(error.errno or 0, "look at the file system"),
-        ) from error

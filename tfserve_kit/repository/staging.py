@@ -13,7 +13,6 @@ import ctypes
 import errno
 import itertools
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -72,7 +71,7 @@ def _staging_prefix() -> str:
         started_ms = round(processes.started_s(os.getpid()) * 1000)
     except psutil.Error as error:
         raise OSError(errno.EACCES, "the start time of this process is unknown", "/proc") from error
-    return f"{STAGING_PREFIX}{os.getpid()}.{started_ms}.{platform.node()}."
+    return f"{STAGING_PREFIX}{os.getpid()}.{started_ms}.{processes.host()}."
 
 
 def _is_abandoned(staging: Path) -> bool:
@@ -80,7 +79,7 @@ def _is_abandoned(staging: Path) -> bool:
     pid, _, rest = staging.name.removeprefix(STAGING_PREFIX).partition(".")
     started_ms, _, rest = rest.partition(".")
     host, _, _ = rest.rpartition(".")
-    if not (pid.isdecimal() and started_ms.isdecimal()) or host != platform.node():
+    if not (pid.isdecimal() and started_ms.isdecimal()) or host != processes.host():
         return False
     if not os.access(staging, os.W_OK, effective_ids=True):
         return False  # another user's, whose processes may be hidden from this one

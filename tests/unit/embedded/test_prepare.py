@@ -1,6 +1,5 @@
 """From loaded to served: batching, warm-up, and what the metrics are told of it."""
 
-
 import numpy as np
 import pytest
 
@@ -107,9 +106,7 @@ def warm(version, servable, metrics):
     """Load with a warm-up file of these messages or bytes."""
 
     def load(*messages, passes=1):
-        datas = (
-            each if isinstance(each, bytes) else each.SerializeToString() for each in messages
-        )
+        datas = (each if isinstance(each, bytes) else each.SerializeToString() for each in messages)
         tfrecord.write(version / "assets.extra" / "tf_serving_warmup_requests", datas)
         return PreparingLoader(lambda _: servable, metrics, warmup_passes=passes)(version)
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import platform
 import shutil
 import signal
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, parse_version, push
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest, differences
@@ -266,6 +266,10 @@ class TestRefusedModels:
         before = tree(base)
         assert words in refusal(source, base)
         assert tree(base) == before
+
+    def test_file_where_the_manifest_has_its_folder_is_refused(self, source, base):
+        (source / "assets.extra").write_text("mine")
+        assert "rename assets.extra" in refusal(source, base)
 
     def test_other_tag_is_refused_naming_both(self, models, base):
         text = refusal(models / "othertag" / "1", base)
@@ -543,8 +547,8 @@ class TestLeftOvers:
     def test_next_push_removes_what_killed_ones_left(self, source, base, dead):
         own_start = round(psutil.Process().create_time() * 1000)
         gone = [
-            self.staging(base, dead, 123, platform.node()),
-            self.staging(base, os.getpid(), own_start - 5, platform.node()),  # the pid's last user
+            self.staging(base, dead, 123, processes.host()),
+            self.staging(base, os.getpid(), own_start - 5, processes.host()),  # the pid's last user
         ]
         pushed = push(source, base)
         assert not any(folder.exists() for folder in gone)
@@ -553,9 +557,9 @@ class TestLeftOvers:
     def test_pushes_under_way_and_those_of_others_are_left_alone(self, source, base, dead):
         own_start = round(psutil.Process().create_time() * 1000)
         kept = [
-            self.staging(base, os.getpid(), own_start, platform.node()),
+            self.staging(base, os.getpid(), own_start, processes.host()),
             self.staging(base, dead, 123, "another.host"),
-            self.staging(base, "x", 123, platform.node()),
+            self.staging(base, "x", 123, processes.host()),
         ]
         push(source, base)
         assert all((folder / "saved_model.pb").exists() for folder in kept)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import time
@@ -16,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tfserve_kit import spec
+from tfserve_kit import processes, spec
 from tfserve_kit.cli.versions import command as versions_command
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, push, remote
@@ -274,7 +273,7 @@ def claim(**changes):
     mine = {
         "pid": os.getpid(),
         "started_s": psutil.Process().create_time(),
-        "host": platform.node(),
+        "host": processes.host(),
         "claimed_s": time.time(),
     }
     return json.dumps(mine | changes).encode()

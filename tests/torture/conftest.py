@@ -1,0 +1,55 @@
+"""Fixtures of the tests that break a push wherever it can be broken."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.torture.driver import ROOT, environment
+
+LONG = bool(os.environ.get("TFKIT_TORTURE"))  # every point, where an ordinary run takes some
+MEMORY = Path("/dev/shm")  # a file system without a disk, where a thousand pushes take seconds
+
+
+@pytest.fixture(scope="session")
+def long():
+    """Whether this is the long run (TFKIT_TORTURE=1)."""
+    return LONG
+
+
+@pytest.fixture
+def quick_folder():
+    """Return an empty folder, in memory where the system has such."""
+    where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="tfkit-torture-", dir=where))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def play(quick_folder):
+    """Run a job of the driver; give what it found."""
+
+    def run(job, scenario, points):
+        points = [] if LONG or points is None else ["--points", str(points)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.torture.driver",
+            job,
+            scenario,
+            quick_folder,
+            *points,
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
