@@ -59,6 +59,7 @@ def prepare(
         OSError: the file system refuses.
     """
     fetched = source.fetch(folder, tag=gate.tag, progress=progress)
+    _require_room(fetched.files)
     progress.step("checking the copy")
     remarks = _pass(fetched.root, gate, serving(), progress)
     if approve is not None:
@@ -82,13 +83,17 @@ def _pass(
     return verdict.remarks
 
 
-def _require_as_pushed(root: Path, files: Files) -> None:
-    """Refuse a copy of a pushed version that is not as it was pushed."""
+def _require_room(files: Files) -> None:
+    """Refuse a model that has something else where the manifest goes."""
     extra = MANIFEST_PATH.parent.as_posix()
     if extra in files:
         raise PushRefused(
             f"{extra} is a file in the model, and must be a folder", remedy=f"rename {extra}"
         )
+
+
+def _require_as_pushed(root: Path, files: Files) -> None:
+    """Refuse a copy of a pushed version that is not as it was pushed."""
     try:
         before = Manifest.read(root)
     except ValueError as error:
