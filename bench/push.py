@@ -69,7 +69,7 @@ def _swaps(scratch: Path) -> Iterator[Sides]:
     def swap() -> float:
         """Push the other model under load; return how many requests were lost or wrong."""
         source = sources[len(sent) % 2]
-        with connect(url) as client:
+        with connect(url, retries=0) as client:
             report = verify(client, "m", lambda: push(source, base_path).version, traffic=_LOAD)
         sent.append(report.sent)
         noticed = sum(report.lost.values()) + sum(report.wrong.values()) + report.stale

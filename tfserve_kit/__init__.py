@@ -1,15 +1,41 @@
 """tfkit: render, stage, launch, call and measure TensorFlow Serving.
 
-Public API: `connect` (clients), `spec` (deployments), `render`, `repository` (push, scan),
-`engines` and `launch` (servers), `errors`.
+Public API: `connect` and `connect_async` (clients), `spec` (deployments), `render`, `repository`
+(push, scan), `engines` and `launch` (servers), `errors`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfserve_kit.clients import Client, Metadata, Prediction, Target, VersionStatus, connect
+    from tfserve_kit.clients import (
+        BatchPrediction,
+        Classification,
+        Client,
+        LabelScore,
+        Metadata,
+        Options,
+        Prediction,
+        Regression,
+        Target,
+        VersionStatus,
+        connect,
+        connect_async,
+    )
 
-__all__ = ["Client", "Metadata", "Prediction", "Target", "VersionStatus", "connect"]
+__all__ = [
+    "BatchPrediction",
+    "Classification",
+    "Client",
+    "LabelScore",
+    "Metadata",
+    "Options",
+    "Prediction",
+    "Regression",
+    "Target",
+    "VersionStatus",
+    "connect",
+    "connect_async",
+]
 
 
 def __getattr__(name: str) -> Any:

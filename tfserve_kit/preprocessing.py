@@ -9,28 +9,46 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tfserve_kit.errors import Problem, SpecError
 
 NOTE_PATH = Path("assets.extra") / "tfkit.json"
 _FORMAT = 1
 
+ResizeMethod = Literal["bilinear", "nearest", "bicubic", "area"]
+Framing = Literal["stretch", "centre_crop", "pad"]
+ChannelOrder = Literal["rgb", "bgr"]
+Mode = Literal["caffe", "tf", "torch"]
+Encoding = Literal["raw", "base64", "websafe"]
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How a picture becomes one row of a model's input; None means "take it from the signature".
 
-    A pixel `p` in 0-255 becomes `low + p / 255 * (high - low)`, then `(value - mean) / std`.
+    The picture is cut and brought to its size first. Then a pixel `p` in 0-255 becomes
+    `low + p / 255 * (high - low)`, then `(value - mean) / std`.
 
     Attributes:
         height: rows of the input image, in pixels.
         width: columns of the input image, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (colour).
         value_range: (low, high) that pixels 0 and 255 are mapped to; (0, 255) changes nothing.
-        mean: per channel, subtracted after scaling; one value or `channels` values.
+        mean: per channel, subtracted after scaling; one value or `channels` values, in the
+            model's order of channels.
         std: per channel, divided by after that; one value or `channels` values.
         labels: name of each class, in the order of the scores.
+        resize: how pixels between pixels are found, as `tf.image.resize` does; `bilinear`.
+        antialias: whether `bilinear` and `bicubic` weigh all pixels that shrink into one; no.
+        framing: what happens to other proportions: `stretch`, `centre_crop` or `pad`; `stretch`.
+        crop_fraction: the middle part of height and width that is used, above 0 and up to 1,
+            before anything else, as `tf.image.central_crop`; all of it.
+        channel_order: `rgb` or `bgr`; `rgb`.
+        mode: range, mean, std and order by the name that `preprocess_input` of Keras knows them
+            by; what is set beside it wins over it.
+        encoding: what a string input gets: the bytes of the file (`raw`), or text, `base64` of
+            RFC 4648 or its `websafe` form, which `tf.io.decode_base64` reads.
     """
 
     height: int | None = None
@@ -40,11 +58,33 @@ class Preprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
+    resize: ResizeMethod | None = None
+    antialias: bool | None = None
+    framing: Framing | None = None
+    crop_fraction: float | None = None
+    channel_order: ChannelOrder | None = None
+    mode: Mode | None = None
+    encoding: Encoding | None = None
 
     def overridden_by(self, other: "Preprocessing") -> "Preprocessing":
-        """Return a copy in which every value that `other` sets replaces this one's."""
-        changes = {key: value for key, value in _fields(other).items() if value is not None}
-        return replace(self, **changes)
+        """Return a copy in which every value that `other` sets replaces this one's.
+
+        A mode replaces all that a mode stands for.
+        """
+        changes = _set_fields(other)
+        base = self if other.mode is None else replace(self, **dict.fromkeys(_OF_A_MODE))
+        if other.mode is None and changes.keys() & _OF_A_MODE:
+            base = base.resolved()
+        return replace(base, **changes)
+
+    def resolved(self) -> "Preprocessing":
+        """Return a copy without a mode, with what the mode stands for.
+
+        Source: keras/src/applications/imagenet_utils.py, `_preprocess_numpy_input`.
+        """
+        if self.mode is None:
+            return self
+        return replace(_MODES[self.mode], **_set_fields(replace(self, mode=None)))
 
     def write(self, version_dir: Path) -> Path:
         """Store the note in a version directory (or SavedModel about to be pushed).
@@ -54,8 +94,8 @@ class Preprocessing:
         """
         note = version_dir / NOTE_PATH
         note.parent.mkdir(exist_ok=True)
-        content = {key: value for key, value in _fields(self).items() if value is not None}
-        note.write_text(json.dumps({"format": _FORMAT, **content}, indent=1) + "\n", "utf-8")
+        content = {"format": _FORMAT, **_set_fields(self)}
+        note.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return note
 
     @classmethod
@@ -83,8 +123,20 @@ class Preprocessing:
         return cls(**fields)
 
 
-def _fields(note: Preprocessing) -> dict[str, Any]:
-    return asdict(note)
+def _set_fields(note: Preprocessing) -> dict[str, Any]:
+    return {key: value for key, value in asdict(note).items() if value is not None}
+
+
+_OF_A_MODE = frozenset({"value_range", "mean", "std", "channel_order"})
+_MODES: dict[Mode, Preprocessing] = {
+    "caffe": Preprocessing(
+        value_range=(0.0, 255.0), mean=(103.939, 116.779, 123.68), channel_order="bgr"
+    ),
+    "tf": Preprocessing(value_range=(-1.0, 1.0)),
+    "torch": Preprocessing(
+        value_range=(0.0, 1.0), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ),
+}
 
 
 def _problems(content: Any) -> list[Problem]:
@@ -125,14 +177,30 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _is_fraction(value: Any) -> bool:
+    return type(value) in {int, float} and 0 < value <= 1
+
+
+def _one_of(choices: Any) -> tuple[Callable[[Any], bool], str]:
+    names = get_args(choices)
+    return (lambda value: isinstance(value, str) and value in names), f"one of {', '.join(names)}"
+
+
 # What each key may hold: a test, and the words for what it asks.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "height": (_is_size, "a positive number of pixels"),
     "width": (_is_size, "a positive number of pixels"),
-    "channels": (_is_channels, "1 (grey) or 3 (RGB)"),
+    "channels": (_is_channels, "1 (grey) or 3 (colour)"),
     "value_range": (_is_range, "a list of two numbers, low and high"),
     "mean": (_are_numbers, "a list of numbers"),
     "std": (_are_divisors, "a list of numbers other than zero"),
     "labels": (_are_texts, "a list of strings"),
+    "resize": _one_of(ResizeMethod),
+    "antialias": (lambda value: isinstance(value, bool), "true or false"),
+    "framing": _one_of(Framing),
+    "crop_fraction": (_is_fraction, "a number above 0, up to 1"),
+    "channel_order": _one_of(ChannelOrder),
+    "mode": _one_of(Mode),
+    "encoding": _one_of(Encoding),
 }
 _KEYS = {"format", *_CHECKS}

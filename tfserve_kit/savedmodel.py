@@ -17,6 +17,9 @@ from tfserve_kit.tensors.dtypes import DType
 GRAPH_FILE = "saved_model.pb"
 VARIABLES_INDEX = Path("variables") / "variables.index"
 DEFAULT_SIGNATURE = "serving_default"
+# What outputs with the scores of classes are usually called, the likeliest first.
+_SCORE_NAMES = ("scores", "probabilities", "predictions", "softmax", "logits")
+_FLOATS = frozenset({"float", "double", "half", "bfloat16"})
 # The signature through which TensorFlow runs initializers; not one to call.
 _INTERNAL_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
@@ -49,6 +52,11 @@ class TensorSpec:
         return f"{self.dtype.name if self.dtype else 'opaque'} {shape}"
 
 
+def _may_be_scores(spec: TensorSpec) -> bool:
+    is_float = spec.dtype is not None and spec.dtype.name in _FLOATS
+    return is_float and (spec.shape is None or len(spec.shape) == 2)  # noqa: PLR2004 (see below)
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """One way to call a model: inputs and outputs by alias.
@@ -61,6 +69,12 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     method_name: str
     optional: frozenset[str] = frozenset()
+
+    @property
+    def score_output(self) -> str | None:
+        """The alias of the output that holds scores, float [batch, classes]; None without one."""
+        found = [alias for alias, spec in self.outputs.items() if _may_be_scores(spec)]
+        return next((name for name in (*_SCORE_NAMES, *found) if name in found), None)
 
 
 @dataclass(frozen=True, slots=True)

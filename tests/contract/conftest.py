@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.blocking import Blocking
 from tfserve_kit import connect, launch, spec
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
@@ -89,8 +90,18 @@ def server(request):
         yield handle
 
 
+# How to connect, by name: both twins.
+CONNECT = {"sync": connect, "async": Blocking}
+
+
+@pytest.fixture(params=CONNECT)
+def twin(request):
+    """Each way to connect: what takes a URL and options, and gives a client that blocks."""
+    return CONNECT[request.param]
+
+
 @pytest.fixture(params=["grpc", "rest"])
-def client(request, server):
-    """A client of every protocol, connected to every server."""
-    with connect(getattr(server.endpoints, request.param)) as client:
+def client(request, server, twin):
+    """A client of every kind and protocol, connected to every server."""
+    with twin(getattr(server.endpoints, request.param)) as client:
         yield client

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 
-from tfserve_kit import connect
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -58,13 +57,13 @@ def test_numbers_of_every_type_pass_through_and_keep_their_type(client, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["half", "uint16", "complex64"])
-def test_types_that_json_lacks_pass_over_grpc_and_are_refused_over_rest(server, dtype):
+def test_types_that_json_lacks_pass_over_grpc_and_are_refused_over_rest(twin, server, dtype):
     target = Target("dtypes", signature=dtype)
     sent = np.array([1, 2], dtypes.by_name(dtype).numpy)
-    with connect(server.endpoints.grpc) as client:
+    with twin(server.endpoints.grpc) as client:
         answer = client.predict(target, {"x": sent})
         np.testing.assert_array_equal(answer.outputs["y"], sent, strict=True)
-    with connect(server.endpoints.rest) as client, pytest.raises(InvalidRequest):
+    with twin(server.endpoints.rest) as client, pytest.raises(InvalidRequest):
         client.predict(target, {"x": sent})
 
 
@@ -214,10 +213,10 @@ def test_value_that_no_tensor_can_hold_is_refused_before_it_is_sent(client, valu
 
 
 @pytest.mark.parametrize("model", ["half_plus_two", "multi_io", "scalars", "dtypes", "strings"])
-def test_metadata_is_the_same_over_both_protocols(server, model):
+def test_metadata_is_the_same_over_both_protocols(twin, server, model):
     answers = []
     for url in both(server.endpoints):
-        with connect(url) as client:
+        with twin(url) as client:
             answers.append(client.metadata(Target(model)))
     assert answers[0] == answers[1]
     assert answers[0].signatures
@@ -285,11 +284,11 @@ def test_client_is_of_use_after_a_deadline_and_from_several_threads(client):
     assert found == {number: number / 2 + 3 for number in range(8)}
 
 
-def test_proxy_for_the_web_is_none_for_the_model_server(server, monkeypatch):
+def test_proxy_for_the_web_is_none_for_the_model_server(twin, server, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for url in both(server.endpoints):
-        with connect(url) as client:
+        with twin(url) as client:
             assert client.status(HALF)
 
 
@@ -311,17 +310,17 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_nobody_at_the_address_is_unreachable(free_port, scheme, call):
+def test_nobody_at_the_address_is_unreachable(twin, free_port, scheme, call):
     url = f"{scheme}://127.0.0.1:{free_port}"
-    with connect(url) as client, pytest.raises(ServerUnreachable) as caught:
+    with twin(url) as client, pytest.raises(ServerUnreachable) as caught:
         CALLS[call](client)
     assert url in caught.value.message
     assert "tfkit serve" in caught.value.remedy
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_host_that_does_not_exist_is_unreachable(scheme):
-    with connect(f"{scheme}://host.invalid:1") as client, pytest.raises(ServerUnreachable):
+def test_host_that_does_not_exist_is_unreachable(twin, scheme):
+    with twin(f"{scheme}://host.invalid:1") as client, pytest.raises(ServerUnreachable):
         client.status(HALF, timeout_s=5)
 
 
@@ -363,8 +362,8 @@ def website():
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_website_is_told_from_a_model_server(website, scheme, call):
-    with connect(f"{scheme}://{website()}") as client, pytest.raises(RequestError) as caught:
+def test_website_is_told_from_a_model_server(twin, website, scheme, call):
+    with twin(f"{scheme}://{website()}") as client, pytest.raises(RequestError) as caught:
         CALLS[call](client)
     assert caught.type in {ServerFault, ServerUnreachable}
     assert client.url in caught.value.message
@@ -374,9 +373,9 @@ def test_website_is_told_from_a_model_server(website, scheme, call):
 @pytest.mark.parametrize(
     "body", [b"[]", b'"x"', b"null", b"{}", b'{"model_version_status": 3, "outputs": 1}', b"\xff"]
 )
-def test_json_of_another_kind_is_told_from_a_model_server(website, body, call):
+def test_json_of_another_kind_is_told_from_a_model_server(twin, website, body, call):
     url = f"http://{website(200, 'application/json', body)}"
-    with connect(url) as client, pytest.raises(ServerFault) as caught:
+    with twin(url) as client, pytest.raises(ServerFault) as caught:
         CALLS[call](client)
     assert url in caught.value.message
 
@@ -394,19 +393,21 @@ def test_json_of_another_kind_is_told_from_a_model_server(website, body, call):
         (400, b'["no", "object"]', InvalidRequest, '["no", "object"] (HTTP 400)'),
     ],
 )
-def test_http_status_becomes_the_error_with_the_servers_words(website, status, body, error, text):
+def test_http_status_becomes_the_error_with_the_servers_words(
+    twin, website, status, body, error, text
+):
     url = f"http://{website(status, 'text/plain', body)}"
-    with connect(url) as client, pytest.raises(RequestError) as caught:
+    with twin(url) as client, pytest.raises(RequestError) as caught:
         client.status(HALF)
     assert caught.type is error
     assert caught.value.message == f"model 'half_plus_two' at {url}: {text}"
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_server_that_never_answers_exceeds_the_deadline(scheme):
+def test_server_that_never_answers_exceeds_the_deadline(twin, scheme):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
         started_s = time.perf_counter()
-        with connect(url) as client, pytest.raises(DeadlineExceeded):
+        with twin(url) as client, pytest.raises(DeadlineExceeded):
             client.status(HALF, timeout_s=0.5)
         assert 0.45 <= time.perf_counter() - started_s < 20

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.grpc import GrpcClient
+from tfserve_kit.clients.grpc_messages import GrpcWire
 
 pytestmark = pytest.mark.tensorflow
 
@@ -189,41 +189,19 @@ def test_official_stub_replaces_the_models(apis, tfkit_server, models):
 # Our client, the official classes
 
 
-class RecordingChannel:
-    """Keeps what is sent; answers everything with an empty message."""
-
-    def __init__(self):
-        self.sent = {}
-
-    def unary_unary(self, path):
-        def call(request, timeout):
-            self.sent[path] = request
-            return b""
-
-        return call
-
-    def close(self):
-        pass
+WIRE = GrpcWire("grpc://h:1")
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    channel = RecordingChannel()
-    monkeypatch.setattr("grpc.insecure_channel", lambda *_, **__: channel)
-    return channel.sent
-
-
-def test_predict_request_is_read_by_the_official_class(apis, recorded):
+def test_predict_request_is_read_by_the_official_class(apis):
     target = Target("m", version=3, signature="s")
     inputs = {
         "x": np.float32([[1, 2], [3, 4]]).T,
         "s": np.array([b"a\0", "é"], object),
         "n": 7,
     }
-    GrpcClient("h:1").predict(target, inputs, output_filter=["y", "z"])
-    request = apis.predict.PredictRequest.FromString(
-        recorded["/tensorflow.serving.PredictionService/Predict"]
-    )
+    sent = WIRE.predict(target, inputs, ["y", "z"], None).request
+    assert sent.method == "Predict"
+    request = apis.predict.PredictRequest.FromString(sent.body)
     assert request.model_spec.name == "m"
     assert request.model_spec.version.value == 3
     assert request.model_spec.signature_name == "s"
@@ -235,19 +213,16 @@ def test_predict_request_is_read_by_the_official_class(apis, recorded):
     assert apis.to_array(request.inputs["n"]) == 7
 
 
-def test_version_label_is_sent_in_the_place_of_a_version(apis, recorded):
-    GrpcClient("h:1").predict(Target("m", label="stable"), {"x": [1.0]})
-    request = apis.predict.PredictRequest.FromString(
-        recorded["/tensorflow.serving.PredictionService/Predict"]
-    )
+def test_version_label_is_sent_in_the_place_of_a_version(apis):
+    sent = WIRE.predict(Target("m", label="stable"), {"x": [1.0]}, [], None).request
+    request = apis.predict.PredictRequest.FromString(sent.body)
     assert request.model_spec.version_label == "stable"
     assert not request.model_spec.HasField("version")
 
 
-def test_status_request_is_read_by_the_official_class(apis, recorded):
-    GrpcClient("h:1").status(Target("m", version=0))
+def test_status_request_is_read_by_the_official_class(apis):
     request = apis.status.GetModelStatusRequest.FromString(
-        recorded["/tensorflow.serving.ModelService/GetModelStatus"]
+        WIRE.status(Target("m", version=0)).request.body
     )
     assert request.model_spec.name == "m"
     assert request.model_spec.HasField("version")

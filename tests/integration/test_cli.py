@@ -121,7 +121,10 @@ def test_completion_script_asks_tfkit_itself(tfkit, shell):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("tfkit re", ["render", "reload", "restart"]), ("tfkit serve --gr", ["--grpc-port"])],
+    [
+        ("tfkit re", ["render", "reload", "restart", "request"]),
+        ("tfkit serve --gr", ["--grpc-port"]),
+    ],
 )
 def test_words_are_completed_in_bash(tmp_path, words, expected):
     command = tmp_path / "tfkit"

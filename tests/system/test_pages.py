@@ -1,5 +1,6 @@
 """The commands of pages of the documentation, run word for word from top to bottom."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,4 +39,16 @@ def test_commands_of_the_native_page_work(shell, require):
 
 @pytest.mark.parametrize("page", ["push-model.md", "inspect.md", "warmup.md"])
 def test_commands_of_the_pages_about_pushing_work(shell, page):
+    run_page(shell, page)
+
+
+@pytest.mark.parametrize("page", ["pictures.md", "evaluate.md"])
+def test_commands_of_the_pages_about_using_a_model_work(shell, page):
+    shutil.copytree(DOCS.parent / "data" / "digits", shell.folder / "data" / "digits")
+    for picture in (DOCS.parent / "data" / "digits" / "jpeg").iterdir():
+        label = picture.stem.rpartition("-")[2]
+        (shell.folder / "photos" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, shell.folder / "photos" / label)
+    shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
+    shell.run(["tfkit", "serve", "--model", "digits=models/digits", "--detach"])
     run_page(shell, page)

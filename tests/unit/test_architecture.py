@@ -14,10 +14,19 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
     {"errors", "clock", "progress", "varint"},
-    {"protos", "tensors", "savedmodel", "checkpoint", "preprocessing", "processes"},
-    {"flags", "spec", "render", "repository", "lint"},
-    {"clients", "engines", "embedded", "perf"},
-    {"launch", "reload", "doctor", "pytest_plugin"},
+    {
+        "protos",
+        "tensors",
+        "savedmodel",
+        "checkpoint",
+        "graphscan",
+        "preprocessing",
+        "processes",
+        "tfrecord",
+    },
+    {"flags", "spec", "render", "repository", "lint", "prediction_log", "warmup"},
+    {"clients", "engines", "embedded", "perf", "evaluation"},
+    {"launch", "reload", "smoke", "swap", "doctor", "pytest_plugin"},
     {"__init__"},  # the public names, for users; nothing inside imports them
     {"cli"},
     {"__main__"},
@@ -25,14 +34,21 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 # Below this layer the rooms of a layer may use each other (without cycles); from it on only so:
 APART = LAYER["clients"]
-NEIGHBOURS = {("perf", "clients")}
+NEIGHBOURS = {
+    ("perf", "clients"),
+    ("evaluation", "clients"),
+    ("smoke", "launch"),
+    ("swap", "reload"),
+}
 
 # Who may import what from outside: top-level name -> modules or packages of ours.
 ONLY = {
     "tensorflow": {"embedded.loader", "embedded.tflite", "protos.generate"},
     "tensorflow_serving": {"protos.generate"},
     "google": {"protos"},
+    "google_crc32c": {"tfrecord"},
     "docker": {"engines.docker", "engines.daemon", "engines.images"},
+    "fsspec": {"repository.object_store"},
     "click": {"cli"},
     "rich": {"cli"},
 }

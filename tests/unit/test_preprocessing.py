@@ -21,6 +21,13 @@ NOTES = st.builds(
     mean=st.none() | st.lists(NUMBER).map(tuple),
     std=st.none() | st.lists(NUMBER.filter(bool)).map(tuple),
     labels=st.none() | st.lists(TEXT).map(tuple),
+    resize=st.sampled_from([None, "bilinear", "nearest", "bicubic", "area"]),
+    antialias=st.sampled_from([None, False, True]),
+    framing=st.sampled_from([None, "stretch", "centre_crop", "pad"]),
+    crop_fraction=st.none() | st.floats(0, 1, exclude_min=True),
+    channel_order=st.sampled_from([None, "rgb", "bgr"]),
+    mode=st.sampled_from([None, "caffe", "tf", "torch"]),
+    encoding=st.sampled_from([None, "raw", "base64", "websafe"]),
 )
 
 
@@ -67,6 +74,30 @@ def test_values_that_the_other_sets_win_and_the_rest_stays():
     )
 
 
+def test_mode_of_the_other_replaces_all_that_a_mode_stands_for():
+    stored = Preprocessing(height=8, value_range=(0, 1), mean=(1,), std=(2,), channel_order="bgr")
+    assert stored.overridden_by(Preprocessing(mode="tf")) == Preprocessing(height=8, mode="tf")
+    both = Preprocessing(mode="tf", mean=(3,))
+    assert stored.overridden_by(both) == Preprocessing(height=8, mode="tf", mean=(3,))
+
+
+def test_value_of_the_other_replaces_that_of_a_stored_mode():
+    stored = Preprocessing(height=8, mode="caffe")
+    assert stored.overridden_by(Preprocessing(width=9)).mode == "caffe"
+    found = stored.overridden_by(Preprocessing(mean=(1,)))
+    assert found == Preprocessing(
+        height=8, value_range=(0, 255), mean=(1,), channel_order="bgr", mode=None
+    )
+
+
+@pytest.mark.parametrize("mode", ["caffe", "tf", "torch"])
+def test_resolved_note_has_no_mode_but_its_values(mode):
+    found = Preprocessing(height=8, mode=mode).resolved()
+    assert (found.mode, found.height) == (None, 8)
+    assert found.value_range is not None
+    assert found.resolved() is found
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -89,6 +120,17 @@ def test_values_that_the_other_sets_win_and_the_rest_stays():
         ("std", [0.0]),
         ("labels", "cat"),
         ("labels", [1, 2]),
+        ("resize", "lanczos"),
+        ("resize", True),
+        ("antialias", 1),
+        ("framing", "crop"),
+        ("crop_fraction", 0),
+        ("crop_fraction", 1.01),
+        ("crop_fraction", True),
+        ("channel_order", "RGB"),
+        ("mode", "keras"),
+        ("mode", ["tf"]),
+        ("encoding", "utf-8"),
         ("lables", ["cat"]),
         ("format", 2),
         ("format", None),

@@ -2,7 +2,7 @@
 
 import click
 
-from tfserve_kit.cli import output
+from tfserve_kit.cli import live_names, output
 from tfserve_kit.cli.options import json_option, server_options
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target, connect
@@ -11,7 +11,8 @@ from tfserve_kit.savedmodel import Signature
 
 @click.command("metadata")
 @server_options
-@click.option("--version", type=click.IntRange(min=0), help="Version; the newest if left out.")
+@click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
+              help="Version; the newest if left out.")  # fmt: skip
 @click.option("--label", help="Version label instead of a version.")
 @json_option
 def command(

@@ -164,7 +164,7 @@ def _deliver(
         return Delivery(todo())
     url, name = server_of(place, watch.url, model)
     base_path = place if isinstance(place, Path) else None
-    with connect(url) as client:
+    with connect(url, retries=0) as client:
         to = Destination(client, name, base_path)
         if not watch.verify:
             return push_and_wait(

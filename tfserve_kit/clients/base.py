@@ -1,76 +1,47 @@
-"""What every client offers, whatever the protocol."""
+"""What every client offers, whatever the protocol, and what its callers need for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from tfserve_kit import protos
-from tfserve_kit.savedmodel import Signature
+from tfserve_kit.clients.results import (
+    BatchPrediction,
+    Classification,
+    LabelScore,
+    Metadata,
+    Prediction,
+    Regression,
+    Target,
+    VersionStatus,
+    version_statuses,
+)
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "BatchPrediction",
+    "Classification",
+    "Client",
+    "Closing",
+    "LabelScore",
+    "Metadata",
+    "Prediction",
+    "Regression",
+    "Target",
+    "VersionStatus",
+    "version_statuses",
+]
 
 DEFAULT_TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The model a request is for.
-
-    Attributes:
-        model: its name.
-        version: a version number; None for the one the server prefers.
-        label: a version label instead of a number.
-        signature: which of its signatures; empty for `serving_default`.
-    """
-
-    model: str
-    version: int | None = None
-    label: str | None = None
-    signature: str = ""
-
-    def __str__(self) -> str:
-        chosen = f" version {self.version}" if self.version is not None else ""
-        return f"model {self.model!r}" + (f" label {self.label!r}" if self.label else chosen)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer to a predict request.
-
-    Attributes:
-        outputs: array per output alias.
-        version: the version that answered; None over REST, which does not say.
-        duration_s: from sending the request to holding the decoded answer, in seconds.
-    """
-
-    outputs: Mapping[str, NDArray[Any]]
-    version: int | None
-    duration_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A model's signatures by name, and the version they belong to."""
-
-    version: int
-    signatures: Mapping[str, Signature]
-
-
-@dataclass(frozen=True, slots=True)
-class VersionStatus:
-    """State of one version: START, LOADING, AVAILABLE, UNLOADING or END, and the error if any."""
-
-    version: int
-    state: str
-    error: str = ""
-
-
 class Client(Protocol):
-    """A connection to one model server; a context manager. Thread-safe.
+    """The least that tfkit itself asks of a connection to a model server. Thread-safe.
 
-    Every method raises a `RequestError`: ServerUnreachable, ModelNotFound, InvalidRequest,
-    DeadlineExceeded, ServerOverloaded or ServerFault.
+    `SyncClient` is the real one and offers more. Every method raises a `RequestError`:
+    ServerUnreachable, ModelNotFound, InvalidRequest, DeadlineExceeded, ServerOverloaded or
+    ServerFault.
     """
 
     url: str
@@ -130,13 +101,3 @@ class Closing:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def version_statuses(message: Any) -> list[VersionStatus]:
-    """Return what a GetModelStatusResponse says, highest version first."""
-    names = protos.enum("ModelVersionStatus.State").values_by_number
-    found = [
-        VersionStatus(each.version, names[each.state].name, each.status.error_message)
-        for each in message.model_version_status
-    ]
-    return sorted(found, key=lambda status: -status.version)

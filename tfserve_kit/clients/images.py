@@ -1,25 +1,28 @@
 """Pictures become the input of a model, as its signature and its preprocessing note ask."""
 
-import io
+import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tfserve_kit.clients.decoding import decode
+from tfserve_kit.clients.resizing import central_crop, frame
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.preprocessing import Encoding, Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
-# Pictures with more pixels than this are refused: a small file may unpack to gigabytes. It is what
-# Pillow takes without a warning.
-MAX_PIXELS = 89_478_485
-
-_MODES = {1: "L", 3: "RGB"}
 _IMAGE_RANK, _FLAT_RANK = 4, 2  # [batch, height, width, channels] and [batch, values]
+_CHANNELS = {1, 3}  # grey and colour
+_ENCODERS: dict[Encoding, Callable[[bytes], bytes]] = {
+    "raw": bytes,
+    "base64": base64.b64encode,
+    "websafe": base64.urlsafe_b64encode,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class ImageInput:
     Attributes:
         alias: name of the input.
         spec: its dtype and shape.
-        how: the size, range and labels to use, complete.
+        how: how to prepare them, complete and without a mode.
     """
 
     alias: str
@@ -40,6 +43,13 @@ class ImageInput:
     def encoded(self) -> bool:
         """Whether the model decodes the picture itself: its input is a string."""
         return self.spec.dtype is dtypes.STRING
+
+    @property
+    def encoding(self) -> Encoding:
+        """What an encoded input gets: the note's word, else web-safe base64 if its name says so."""
+        name = self.alias.lower()
+        is_text = name.endswith("b64") or name.startswith("b64_") or "base64" in name
+        return self.how.encoding or ("websafe" if is_text else "raw")
 
 
 def image_input(signature: Signature, note: Preprocessing) -> ImageInput:
@@ -68,7 +78,7 @@ def image_input(signature: Signature, note: Preprocessing) -> ImageInput:
             f"input {alias!r} is {spec}, which is not a picture",
             remedy="choose a signature that takes [b, height, width, channels], [b, n] or string",
         )
-    how = _guess(spec).overridden_by(note)
+    how = _guess(spec).overridden_by(note).resolved()
     if how.height is None or how.width is None or how.channels is None:
         raise UsageError(
             f"the picture size for input {alias!r} ({spec}) is not known",
@@ -96,7 +106,7 @@ def _guess(spec: TensorSpec) -> Preprocessing:
 
 def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
     """Refuse values that no picture can be brought to, from whichever source they came."""
-    if how.channels not in _MODES or min(how.height or 0, how.width or 0) < 1:
+    if how.channels not in _CHANNELS or min(how.height or 0, how.width or 0) < 1:
         raise UsageError(
             f"no picture is {how.height}x{how.width} with {how.channels} channels",
             remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels",
@@ -107,6 +117,8 @@ def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
             raise UsageError(text, remedy="give one value, or one for each channel")
     if 0 in (how.std or ()):
         raise UsageError("--std holds a zero, which cannot be divided by")
+    if how.crop_fraction is not None and not 0 < how.crop_fraction <= 1:
+        raise UsageError(f"--crop-fraction {how.crop_fraction:g} is not above 0 and up to 1")
     low, high = _range(how)
     limits = spec.dtype and spec.dtype.numpy and _limits(spec.dtype.numpy)
     if limits and not limits[0] <= min(low, high) <= max(low, high) <= limits[1]:
@@ -153,56 +165,39 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
 
     Returns:
         The model's dtype, without the batch axis: bytes, [height, width, channels] or [n].
+        Integers are rounded and kept within their type, where `tf.cast` would cut and wrap.
 
     Raises:
-        InvalidRequest: the data is no picture.
+        InvalidRequest: the data is no picture, or one too large; see `decoding.decode`.
     """
     if wanted.encoded:
-        _decode(data, name)
+        decode(data, name, channels=3)
         encoded = np.empty((), object)
-        encoded[()] = data
+        encoded[()] = _ENCODERS[wanted.encoding](data)
         return encoded
     how = wanted.how
-    height, width, channels = how.height or 0, how.width or 0, how.channels or 0
-    image = _decode(data, name, mode=_MODES[channels])
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels)
-    values = _scaled(pixels, how)
+    size, channels = (how.height or 0, how.width or 0), how.channels or 0
+    pixels = _framed(decode(data, name, channels), size, how)
+    values = _scaled(pixels.astype(np.float32), how)
     dtype = wanted.spec.dtype.numpy if wanted.spec.dtype else None
-    if dtype is not None and dtype.kind in "iu":
-        values = np.rint(values)
+    if limits := dtype and _limits(dtype):
+        values = np.rint(values).clip(*limits)
     flat = wanted.spec.shape is not None and len(wanted.spec.shape) == _FLAT_RANK
-    return values.astype(dtype or np.float32).reshape(-1 if flat else (height, width, channels))
+    return values.astype(dtype or np.float32).reshape(-1 if flat else (*size, channels))
 
 
-def _decode(data: bytes, name: str, *, mode: str = "") -> Image.Image:
-    """Decode fully, so that a truncated file is noticed here; upright as its EXIF tag says."""
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # noqa: TRY301
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _eight_bits(image).convert(mode) if mode else image
-    except Image.DecompressionBombError as error:
-        text = f"{name} has more than {MAX_PIXELS} pixels: {error}"
-        raise InvalidRequest(text, remedy="make it smaller first") from error
-    except Exception as error:
-        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise InvalidRequest(
-            f"{name} is not a picture that can be read{reason}",
-            remedy="give a JPEG, PNG, WebP, BMP or GIF file",
-        ) from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a picture of 16 bits a pixel with the upper 8, as TensorFlow's decoder does."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
+def _framed(pixels: NDArray[np.uint8], size: tuple[int, int], how: Preprocessing) -> NDArray[Any]:
+    """Return a picture in its size and order of channels."""
+    if how.crop_fraction is not None:
+        pixels = central_crop(pixels, how.crop_fraction)
+    framed = frame(
+        pixels,
+        size,
+        how.framing or "stretch",
+        method=how.resize or "bilinear",
+        antialias=bool(how.antialias),
+    )
+    return framed[:, :, ::-1] if how.channel_order == "bgr" else framed
 
 
 def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float32]:

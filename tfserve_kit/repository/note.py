@@ -8,9 +8,7 @@ from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
 _IMAGE_RANK = 4  # [batch, height, width, channels]
-_FLAT_RANK = 2  # [batch, height * width * channels], and [batch, classes] for scores
-_FLOATS = frozenset({"float", "double", "half", "bfloat16"})
-_SCORE_NAMES = ("scores", "probabilities", "predictions", "softmax", "logits")
+_FLAT_RANK = 2  # [batch, height * width * channels]
 
 
 def problems(note: Preprocessing, signatures: Mapping[str, Signature]) -> list[Problem]:
@@ -23,6 +21,7 @@ def problems(note: Preprocessing, signatures: Mapping[str, Signature]) -> list[P
         (signature,) = signatures.values()
     if signature is None:
         return []
+    note = note.resolved()
     found = list(_channel_problems(note))
     if len(signature.inputs) == 1:
         ((alias, spec),) = signature.inputs.items()
@@ -55,15 +54,15 @@ def _size_problems(note: Preprocessing, alias: str, spec: TensorSpec) -> Iterato
 def _label_problems(note: Preprocessing, signature: Signature) -> Iterator[Problem]:
     if note.labels is None:
         return
-    scores = {
-        alias: spec
-        for alias, spec in signature.outputs.items()
-        if spec.dtype is not None
-        and spec.dtype.name in _FLOATS
-        and (spec.shape is None or len(spec.shape) == _FLAT_RANK)
-    }
-    alias = next((name for name in (*_SCORE_NAMES, *scores) if name in scores), None)
-    classes = scores[alias].shape if alias is not None else None
-    if classes is not None and classes[1] not in {None, len(note.labels)}:
-        text = f"are {len(note.labels)}, but output {alias!r} is {scores[alias or '']}"
-        yield Problem("labels", text)
+    alias = signature.score_output
+    spec = signature.outputs[alias] if alias is not None else None
+    if (
+        spec is not None
+        and spec.shape is not None
+        and spec.shape[1]
+        not in {
+            None,
+            len(note.labels),
+        }
+    ):
+        yield Problem("labels", f"are {len(note.labels)}, but output {alias!r} is {spec}")

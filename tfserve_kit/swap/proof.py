@@ -42,7 +42,8 @@ def verify(
     those of the new one with its first and with one that is asked for by number at the end.
 
     Args:
-        client: a gRPC client of the server; over REST an answer does not say its version.
+        client: a gRPC client of the server, without retries, which would hide lost requests; over
+            REST an answer does not say its version.
         model: name of the model; a version of it must be served.
         push: pushes the new version and returns its number; called once, under traffic.
         traffic: what is sent.

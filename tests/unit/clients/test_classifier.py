@@ -155,6 +155,49 @@ def test_answer_of_another_shape_is_the_servers_fault(outputs, shape):
     )
 
 
+# Several pictures in one request
+
+
+def test_prepared_pictures_are_one_batch_and_each_gets_its_row():
+    client = FixedClient(scores=np.float32([[0.1, 0.7, 0.2], [0.9, 0, 0.1]]))
+    given = classifier(client, note=Preprocessing(labels=("ant", "bee", "cat")))
+    pictures = [given.prepare(png(), name="a"), given.prepare(png((51, 0, 0)), name="b")]
+    found = given.score(pictures, top=1)
+    ((_, inputs, _),) = client.sent
+    assert inputs["image"].shape == (2, 1, 1, 3)
+    np.testing.assert_allclose(inputs["image"][:, 0, 0, 0], [1, 0.2], atol=1e-6)
+    assert [each.scores[0].label for each in found] == ["bee", "ant"]
+    assert [(each.batch_rows, each.request_s, each.version) for each in found] == [(2, 0.25, 7)] * 2
+    assert [each.prepare_s for each in found] == [each.prepare_s for each in pictures]
+
+
+def test_each_row_has_its_own_labels_in_the_answer():
+    names = np.array([[b"ant", b"bee"], [b"cow", b"dog"]], object)
+    client = FixedClient(scores=np.float32([[1, 2], [2, 1]]), names=names)
+    given = classifier(client, signature(scores=tensor("float", (None, 2))))
+    found = given.score([given.prepare(png(), name="a")] * 2, top=1)
+    assert [each.scores[0].label for each in found] == ["bee", "cow"]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 1), (3, 3), (None, None)])
+def test_number_of_rows_is_that_of_the_signature(rows, expected):
+    given = signature({"image": tensor("float", (rows, 1, 1, 3))}, scores=SCORES)
+    assert classifier(FixedClient(), given).fixed_rows == expected
+    unknown = signature({"image": tensor("string", None)}, scores=SCORES)
+    assert classifier(FixedClient(), unknown).fixed_rows is None
+
+
+def test_batch_of_a_fixed_size_is_filled_with_the_last_picture():
+    client = FixedClient(scores=np.float32([[3, 2, 1], [1, 2, 3], [1, 2, 3]]))
+    fixed = signature({"image": tensor("float", (3, 1, 1, 3))}, scores=SCORES)
+    given = classifier(client, fixed)
+    pictures = [given.prepare(png(), name="a"), given.prepare(png((51, 0, 0)), name="b")]
+    found = given.score(pictures, top=1)
+    sent = client.sent[0][1]["image"]
+    np.testing.assert_allclose(sent[:, 0, 0, 0], [1, 0.2, 0.2], atol=1e-6)
+    assert [each.scores[0].index for each in found] == [0, 2]
+
+
 def test_data_that_is_no_picture_is_refused_before_anything_is_sent():
     client = FixedClient(scores=np.float32([[1, 2, 3]]))
     with pytest.raises(InvalidRequest, match=r"notes\.txt is not a picture"):

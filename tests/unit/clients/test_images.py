@@ -1,14 +1,15 @@
 """Pictures of every kind into inputs of every kind."""
 
+import base64
 import io
 import random
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.clients import images
 from tfserve_kit.clients.images import image_input, prepare, read_file
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.preprocessing import Preprocessing
@@ -117,6 +118,8 @@ def test_note_may_split_a_flat_input_in_its_own_way():
         (signature(), Preprocessing(mean=(1, 2)), "--mean has 2 values for 3 channels"),
         (signature(), Preprocessing(std=(1, 2)), "--std has 2 values for 3 channels"),
         (signature(), Preprocessing(std=(1, 0, 1)), "--std holds a zero"),
+        (signature(), Preprocessing(crop_fraction=0), "--crop-fraction 0 is not above 0"),
+        (signature(), Preprocessing(crop_fraction=1.5), "--crop-fraction 1.5 is not above 0"),
         (signature("int8"), NO_NOTE, "from 0 to 255 do not fit"),
         (signature("uint8"), Preprocessing(value_range=(-1, 1)), "from -1 to 1 do not fit"),
         (signature("uint8"), Preprocessing(value_range=(256, 0)), "from 256 to 0 do not fit"),
@@ -186,12 +189,97 @@ def test_integer_pixels_are_rounded_not_cut():
     assert row.ravel().tolist() == [6]  # 5.53
 
 
-def test_picture_of_another_size_is_resized_height_first():
+# What note makes of black and white columns, 0 0 0 0 255 255 255 255, in four or six columns.
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        (Preprocessing(), [0, 0, 1, 1]),
+        (Preprocessing(resize="bilinear", antialias=False), [0, 0, 1, 1]),
+        (Preprocessing(antialias=True), [0, 0.125, 0.875, 1]),
+        (Preprocessing(resize="area"), [0, 0, 1, 1]),
+        (Preprocessing(resize="nearest"), [0, 0, 1, 1]),
+        (Preprocessing(resize="bicubic"), [0, -0.0625, 1.0625, 1]),
+        (Preprocessing(framing="stretch", crop_fraction=0.5), [0, 0, 1, 1]),
+        (Preprocessing(crop_fraction=0.25), [0, 0.25, 0.75, 1]),
+        (Preprocessing(framing="centre_crop"), [0, 0, 1, 1]),
+    ],
+)
+def test_picture_of_another_size_is_resized_height_first(note, expected):
     wide = np.zeros((4, 8, 3), np.uint8)
     wide[:, 4:] = 255
-    row = prepared(encode(wide), shape=(None, 2, 4, 3))
+    row = prepared(encode(wide), shape=(None, 2, 4, 3), note=note)
     assert row.shape == (2, 4, 3)
-    np.testing.assert_allclose(row[:, :, 0], [[0, 0.125, 0.875, 1]] * 2, atol=0.01)
+    np.testing.assert_allclose(row[:, :, 0], [expected] * 2, atol=1e-6)
+
+
+def test_padding_is_black_before_the_pixels_are_scaled():
+    note = Preprocessing(framing="pad", value_range=(-1, 1), mean=(1,))
+    row = prepared(encode(np.full((2, 4, 3), 255)), shape=(None, 4, 4, 3), note=note)
+    assert row[:, 0, 0].tolist() == [-2, 0, 0, -2]
+
+
+def test_centre_crop_takes_the_middle_in_the_proportions_of_the_input():
+    wide = np.repeat(np.uint8([[0, 10, 20, 30, 40, 50]]), 2, axis=0)
+    note = Preprocessing(framing="centre_crop")
+    row = prepared(encode(wide), "uint8", (None, 2, 2, 1), note)
+    assert row[:, :, 0].tolist() == [[20, 30]] * 2
+
+
+def test_blue_comes_first_in_bgr_and_mean_counts_in_that_order():
+    note = Preprocessing(channel_order="bgr", value_range=(0, 255), mean=(1, 2, 3))
+    row = prepared(encode([[[10, 20, 30]]]), shape=(None, 1, 1, 3), note=note)
+    assert row.ravel().tolist() == [29, 18, 7]
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        (Preprocessing(mode="tf"), [1, -1, -0.6]),
+        (Preprocessing(mode="torch"), [2.2489, -2.0357, -0.9156]),
+        (Preprocessing(mode="caffe"), [51 - 103.939, -116.779, 255 - 123.68]),
+        (Preprocessing(mode="tf", value_range=(0, 1)), [1, 0, 0.2]),
+        (Preprocessing(mode="caffe", channel_order="rgb", mean=(0,)), [255, 0, 51]),
+    ],
+)
+def test_mode_stands_for_what_is_not_said_beside_it(note, expected):
+    row = prepared(encode([[[255, 0, 51]]]), shape=(None, 1, 1, 3), note=note)
+    np.testing.assert_allclose(row.ravel(), expected, atol=1e-3)
+
+
+def test_integer_pixels_stay_within_their_type():
+    wide = np.zeros((1, 8), np.uint8)
+    wide[:, 4:] = 255
+    note = Preprocessing(resize="bicubic")  # which overshoots
+    row = prepared(encode(wide), "uint8", (None, 1, 4, 1), note)
+    assert row.ravel().tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("alias", "note", "text"),
+    [
+        ("x", NO_NOTE, False),
+        ("image_bytes", NO_NOTE, False),
+        ("image_b64", NO_NOTE, True),
+        ("B64", NO_NOTE, True),
+        ("b64_image", NO_NOTE, True),
+        ("base64_jpeg", NO_NOTE, True),
+        ("image_b64", Preprocessing(encoding="raw"), False),
+        ("x", Preprocessing(encoding="websafe"), True),
+    ],
+)
+def test_string_input_gets_text_if_its_name_or_the_note_says_so(alias, note, text):
+    data = encode(FOUR)
+    wanted = image_input(Signature("s", {alias: tensor("string", (None,))}, {}, ""), note)
+    sent = prepare(data, wanted, name="cat.png")[()]
+    assert sent == (base64.urlsafe_b64encode(data) if text else data)
+
+
+def test_plain_base64_is_that_of_rfc_4648():
+    data = encode(FOUR, "BMP") + b"\xff" * 30
+    note = Preprocessing(encoding="base64")
+    sent = prepared(data, "string", (None,), note)[()]
+    assert b"/" in sent
+    assert base64.b64decode(sent, validate=True) == data
 
 
 # Kinds of pictures
@@ -207,11 +295,63 @@ def test_picture_of_any_mode_becomes_colour_or_grey(mode):
     np.testing.assert_allclose(grey[:, :, 0], [[0, 1], [1, 0]], atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_picture_of_every_usual_format_is_read(kind):
     red = np.tile(np.uint8([200, 30, 30]), (16, 16, 1))
     row = prepared(encode(red, kind), "uint8", (None, 16, 16, 3))
     assert abs(row.astype(int) - [200, 30, 30]).max() <= 8
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte():
+    row = prepared(png_of_sixteen_bits([0x1234, 0x80FF, 0xFFFF]), "uint8", (None, 1, 1, 3))
+    assert row.ravel().tolist() == [0x12, 0x80, 0xFF]
+
+
+def png_of_sixteen_bits(pixel):
+    """A PNG of one pixel, red, green and blue with 16 bits each, which Pillow cannot write."""
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + check
+
+    header = chunk(b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 16, 2, 0, 0, 0]))
+    rows = zlib.compress(b"\0" + b"".join(each.to_bytes(2, "big") for each in pixel))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
+def test_transparent_colour_of_a_palette_is_that_colour(transparency):
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.uint8([[0, 1, 2]]), "L").convert("P")
+    picture.putpalette([9, 8, 7, 1, 2, 3, 255, 0, 51])
+    picture.save(buffer, "PNG", transparency=transparency)
+    row = prepared(buffer.getvalue(), "uint8", (None, 1, 3, 3))
+    assert row.tolist() == [[[9, 8, 7], [1, 2, 3], [255, 0, 51]]]
+
+
+def test_first_frame_of_an_animation_is_the_picture():
+    buffer = io.BytesIO()
+    first, *more = [Image.new("L", (2, 2), grey) for grey in (10, 200, 90)]
+    first.save(buffer, "GIF", save_all=True, append_images=more)
+    row = prepared(buffer.getvalue(), "uint8", (None, 2, 2, 1))
+    assert (row == 10).all()
+
+
+def test_damaged_exif_tag_leaves_the_picture_as_it_is():
+    exif = b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\x7f" + bytes(range(100))
+    data = encode(np.full((8, 8), 90), "JPEG", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks about the damage
+        row = prepared(data, "uint8", (None, 8, 8, 1))
+    assert (row == 90).all()
+
+
+def test_much_exif_is_no_obstacle():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "x" * 60_000
+    data = encode(np.full((8, 16), 90), "JPEG", exif=exif)
+    assert prepared(data, "uint8", (None, 8, 8, 1)).shape == (8, 8, 1)
 
 
 def test_transparency_is_dropped():
@@ -298,19 +438,28 @@ def bmp(width, height):
 
 
 @pytest.mark.parametrize("size", [(9460, 9460), (20_000, 20_000)], ids=["over", "far-over"])
-def test_decompression_bomb_is_refused_before_it_unpacks(size):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decompression_bomb_is_refused_before_it_unpacks(size, channels):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(InvalidRequest) as caught:
-            prepared(bmp(*size))
-    assert caught.value.message.startswith(f"cat.png has more than {images.MAX_PIXELS} pixels")
-    assert caught.value.remedy == "make it smaller first"
+            prepared(bmp(*size), shape=(None, 2, 2, channels))
+    assert caught.value.message.startswith("cat.png has more than 89,478,485 pixels: ")
+    assert "--max-pixels" in caught.value.remedy
 
 
-def test_number_of_pixels_up_to_the_limit_is_not_what_is_refused():
-    assert images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS == 17_895_697 * 5
-    with pytest.raises(InvalidRequest, match="not a picture that can be read"):
-        prepared(bmp(17_895_697, 5))
+@pytest.mark.parametrize("limit", [99, 100, None])
+def test_limit_of_pixels_is_that_of_pillow(monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    data = encode(np.zeros((10, 10)))
+    if limit != 99:
+        assert prepared(data).shape == (2, 2, 3)
+        return
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(InvalidRequest, match="more than 99 pixels: 10 x 10"),
+    ):
+        prepared(data)
 
 
 def test_damaged_data_is_refused_or_read_but_breaks_nothing():

@@ -1,0 +1,117 @@
+"""Whatever bytes come, reading them ends in an answer or in one of the errors that are named."""
+
+import contextlib
+import json
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfserve_kit.clients.effects import Loss, Lost, Reply
+from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.http_bodies import TooLarge
+from tfserve_kit.clients.http_messages import Cut, Malformed, reading
+from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import RequestError, ServerFault
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes, predict_response
+
+TARGET = Target("m")
+FLOAT = TensorSpec("x:0", dtypes.by_name("float"), None)
+SIGNATURE = Signature("serving_default", {"x": FLOAT}, {"y": FLOAT}, "")
+SOME = settings(max_examples=150, deadline=None)
+
+HEADS = st.sampled_from(
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 503\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 "]
+)
+LINES = st.sampled_from(
+    [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Encoding: gzip\r\n",
+     b"\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n", b"\x1f\x8b\x08", b"Connection: close\r\n"]
+)  # fmt: skip
+ANSWERS = st.tuples(HEADS, st.lists(LINES | st.binary(max_size=20), max_size=8)).map(
+    lambda parts: parts[0] + b"".join(parts[1])
+)
+
+
+def read(text, size):
+    reader = reading(50)
+    next(reader)
+    try:
+        for at in range(0, len(text), size):
+            reader.send(text[at : at + size])
+        for _ in range(5):
+            reader.send(b"")
+    except StopIteration as end:
+        return end.value
+    except (Malformed, Cut, TooLarge, ValueError) as error:
+        return type(error)
+    raise AssertionError("it wants more after the end")
+
+
+@SOME
+@given(ANSWERS | st.binary(max_size=200), st.integers(1, 30))
+def test_http_is_read_or_refused_and_the_same_in_all_pieces(text, size):
+    found = read(text, size)
+    whole = read(text, len(text) or 1)
+    if isinstance(found, type):
+        assert found is whole
+    else:  # only what comes in one piece with it tells of bytes beyond the answer
+        assert (found.status, found.body) == (whole.status, whole.body)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["outputs", "predictions", "results", "model_spec", "metadata", "version",
+                         "signature_def", "model_version_status", "error", "y", "b64"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@SOME
+@given(JSON)
+def test_json_of_any_kind_is_an_answer_or_a_fault(document):
+    wire, body = RestWire("http://h"), json.dumps(document).encode()
+    calls = [
+        wire.predict(TARGET, {"x": [1.0]}, (), SIGNATURE),
+        wire.classify(TARGET, []),
+        wire.regress(TARGET, []),
+        wire.metadata(TARGET),
+        wire.status(TARGET),
+    ]
+    for call in calls:
+        with contextlib.suppress(ServerFault):
+            call.read(body)
+    error = wire.error(Reply(False, body, "400", "Bad Request"), TARGET, 1.0)
+    assert isinstance(error, RequestError)
+
+
+GOOD = predict_response({"y": np.float32([1, 2, 3]), "s": np.array([b"a"], object)}, b"")
+
+
+@SOME
+@given(st.binary(max_size=60) | st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)))
+def test_protobuf_of_any_kind_is_an_answer_or_a_fault(change):
+    body = change if isinstance(change, bytes) else bytearray(GOOD)
+    if isinstance(body, bytearray):
+        body[change[0]] = change[1]
+    wire = GrpcWire("grpc://h:1")
+    calls = [
+        wire.predict(TARGET, {"x": [1.0]}, (), None),
+        wire.classify(TARGET, []),
+        wire.regress(TARGET, []),
+        wire.multi_inference(TARGET, {"a": "classify"}, []),
+        wire.metadata(TARGET),
+        wire.status(TARGET),
+    ]
+    for call in calls:
+        with contextlib.suppress(ServerFault):
+            call.read(bytes(body))
+
+
+def test_outcome_of_another_protocol_is_a_fault_too():
+    error = GrpcWire("grpc://h:1").error(Lost(Loss.BROKEN, "why"), TARGET, 1.0)
+    assert isinstance(error, ServerFault)

@@ -1,0 +1,253 @@
+"""What is remembered of models, and how batches are cut: flows over made-up servers."""
+
+import numpy as np
+import pytest
+
+from tests.unit.clients.scripts import Batch, FakeClock, Run, failed, operations, predict_batch
+from tfserve_kit import protos
+from tfserve_kit.clients.effects import Reply
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFault,
+    ServerUnreachable,
+)
+from tfserve_kit.tensors import from_proto, predict_response
+
+TARGET = Target("m")
+SIGNATURES = """
+    signature_def { key: "serving_default" value {
+      inputs { key: "x" value { dtype: DTYPE tensor_shape { dim { size: -1 } } } }
+      outputs { key: "y" value { dtype: DT_FLOAT tensor_shape {
+        dim { size: -1 } dim { size: 3 } dim { size: -1 } } } }
+    } }
+"""
+
+
+class Model:
+    """Answers y = x over gRPC: metadata and predict requests, as a server would.
+
+    Attributes:
+        version: the one that answers.
+        dtype: of the input.
+        limit: rows it takes at most.
+        bad: rows with these values make a request fail.
+        asked: the method of each request, and its rows.
+    """
+
+    def __init__(self, **options):
+        self.version, self.dtype, self.limit, self.bad = 1, "DT_FLOAT", None, set()
+        self.fault, self.answer, self.asked = None, None, []
+        self.__dict__.update(options)
+
+    def __call__(self, request):
+        if request.method == "GetModelMetadata":
+            self.asked.append("metadata")
+            return Reply(True, self._metadata())
+        message = protos.PredictRequest.FromString(request.body)
+        rows = from_proto(message.inputs["x"])
+        self.asked.append(len(rows) if rows.ndim else "scalar")
+        if self.fault:
+            return self.fault
+        if self.limit and len(rows) > self.limit:
+            text = f"Task size {len(rows)} is larger than maximum input batch size {self.limit}"
+            return failed("INVALID_ARGUMENT", text)
+        if self.bad & set(rows.ravel().tolist()):
+            return failed("INTERNAL", "poisoned")
+        spec = protos.ModelSpec(name="m", version={"value": self.version})
+        answer = self.answer(rows) if self.answer else rows
+        return Reply(True, predict_response({"y": answer}, spec.SerializeToString()))
+
+    def _metadata(self):
+        signatures = protos.from_text("SignatureDefMap", SIGNATURES.replace("DTYPE", self.dtype))
+        answer = protos.GetModelMetadataResponse(model_spec={"version": {"value": self.version}})
+        answer.metadata["signature_def"].Pack(signatures)
+        return answer.SerializeToString()
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+class Session:
+    """One connection to a model."""
+
+    def __init__(self, clock, model, **options):
+        self.clock, self.model = clock, model
+        self.operations = operations(clock, **options)
+
+    def predict(self, inputs, target=TARGET):
+        return Run(self.operations.predict(target, inputs, (), 30.0), self.model, self.clock).result
+
+    def batch(self, inputs, timeout_s=30.0, takes_s=0.0, **wanted):
+        flow = predict_batch(self.operations, TARGET, inputs, Batch(**wanted), timeout_s)
+        return Run(flow, self.model, self.clock, takes_s).result
+
+
+@pytest.fixture
+def session(clock):
+    def make(options=None, **model):
+        return Session(clock, Model(**model), **(options or {}))
+
+    return make
+
+
+# Signatures
+
+
+def test_signature_is_read_once_for_a_model(session):
+    made = session()
+    for _ in range(3):
+        assert made.predict([1, 2]).version == 1
+    assert made.model.asked == ["metadata", 2, 2, 2]
+
+
+def test_each_version_and_label_has_signatures_of_its_own(session):
+    made = session()
+    for target in (TARGET, Target("m", 1), Target("m", label="stable"), Target("m", 1)):
+        made.predict([1], target)
+    assert made.model.asked.count("metadata") == 3
+
+
+def test_signature_is_read_again_when_another_version_answered(session):
+    made = session()
+    made.predict([1])
+    made.model.version = 2
+    made.predict([1])
+    made.predict([1])
+    assert made.model.asked == ["metadata", 1, 1, "metadata", 1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [("NOT_FOUND", ModelNotFound), ("INVALID_ARGUMENT", InvalidRequest)]
+)
+def test_signature_is_read_again_after_a_refusal(session, status, kind):
+    made = session()
+    made.predict([1])
+    made.model.fault = failed(status)
+    with pytest.raises(kind):
+        made.predict([1])
+    made.model.fault = None
+    made.predict([1])
+    assert made.model.asked == ["metadata", 1, 1, "metadata", 1]
+
+
+def test_input_is_refused_only_after_a_look_at_the_signature_as_it_is_now(session):
+    made = session(dtype="DT_INT32")
+    made.predict([1])
+    with pytest.raises(InvalidRequest, match="it is double, the model takes int32"):
+        made.predict([1.5])
+    made.model.dtype = "DT_FLOAT"
+    made.predict([1.5])
+    assert made.model.asked == ["metadata", 1, "metadata", "metadata", 1]
+
+
+def test_without_the_check_no_signature_is_read(session):
+    made = session({"check": False})
+    made.predict({"x": np.float32([1])})
+    assert made.model.asked == [1]
+
+
+def test_faults_do_not_make_it_forget(session):
+    made = session({"retries": 0})
+    made.predict([1])
+    made.model.fault = failed("UNAVAILABLE")
+    with pytest.raises(ServerUnreachable):
+        made.predict([1])
+    made.model.fault = None
+    made.predict([1])
+    assert made.model.asked == ["metadata", 1, 1, 1]
+
+
+# Batches
+
+
+def test_batch_goes_as_one_request_where_there_is_no_limit(session):
+    found = session().batch(np.arange(1000))
+    assert (found.requests, len(found.outputs["y"]), found.versions) == (1, 1000, {1})
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"), [(4, [10, 4, 4, 2]), (5, [10, 5, 5]), (1, [10] + [1] * 10)]
+)
+def test_batch_is_cut_by_the_limit_the_server_names(session, limit, sizes):
+    made = session(limit=limit)
+    found = made.batch(np.arange(10))
+    assert made.model.asked == ["metadata", *sizes]
+    assert found.outputs["y"].tolist() == list(range(10))
+    assert found.rows.tolist() == list(range(10))
+
+
+def test_limit_that_has_become_smaller_cuts_the_parts_again(session):
+    made = session(limit=4)
+    made.batch(np.arange(4))
+    made.model.limit = 2
+    assert made.batch(np.arange(6), batch_size=4).outputs["y"].tolist() == list(range(6))
+    assert made.model.asked == ["metadata", 4, 4, 2, 2, 2]
+
+
+def test_old_servers_word_the_limit_differently(session):
+    made = session(answer=None)
+    made.model.fault = failed("INVALID_ARGUMENT", "Task size 9 is larger than maximum batch size 3")
+    with pytest.raises(InvalidRequest):
+        made.batch(np.arange(9))
+    assert made.model.asked == ["metadata", 9, 3]  # no endless cutting
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("bad", [[3], [0, 9], [4, 5, 6], list(range(10))])
+def test_bad_rows_are_found_by_halving(session, limit, bad):
+    made = session(limit=limit, bad=set(bad))
+    found = made.batch(np.arange(10), on_error="isolate")
+    assert sorted(found.errors) == bad
+    good = [row for row in range(10) if row not in bad]
+    assert found.rows.tolist() == good
+    assert found.outputs.get("y", np.zeros(0)).tolist() == good
+    assert {type(error) for error in found.errors.values()} == {ServerFault}
+
+
+def test_one_bad_row_in_many_costs_few_requests(session):
+    found = session(bad={700}).batch(np.arange(1024), on_error="isolate")
+    assert found.requests == 1 + 2 * 10
+
+
+def test_server_that_goes_away_is_no_reason_to_halve(session):
+    made = session({"retries": 0})
+    made.model.fault = failed("UNAVAILABLE")
+    found = made.batch(np.arange(8), on_error="isolate", batch_size=4)
+    assert found.requests == 2
+    assert sorted(found.errors) == list(range(8))
+    assert found.outputs == {}
+
+
+def test_rows_that_were_not_reached_in_time_have_the_deadline_as_their_error(session):
+    found = session().batch(
+        np.arange(8), on_error="isolate", batch_size=2, timeout_s=2.5, takes_s=1.0
+    )
+    assert found.rows.tolist() == [0, 1]  # the signature took the first second
+    assert {type(error) for error in found.errors.values()} == {DeadlineExceeded}
+    assert sorted(found.errors) == [2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("answer", [lambda rows: rows.sum(), lambda rows: rows[:1]])
+def test_outputs_that_are_not_row_by_row_are_no_batch(session, answer):
+    with pytest.raises(ServerFault, match="use predict"):
+        session(answer=answer).batch(np.arange(3))
+
+
+def test_parts_that_do_not_go_together_are_no_batch(session):
+    made = session(answer=lambda rows: np.zeros((len(rows), len(rows)), np.float32))
+    with pytest.raises(ServerFault, match="do not go together"):
+        made.batch(np.arange(5), batch_size=3)
+
+
+def test_batch_without_rows_has_outputs_as_far_as_the_signature_tells(session):
+    made = session()
+    found = made.batch(np.zeros(0))
+    assert (found.outputs["y"].shape, found.outputs["y"].dtype) == ((0, 3, 0), np.float32)
+    assert made.model.asked == ["metadata"]
+    with pytest.raises(InvalidRequest, match="without rows"):
+        session({"check": False}).batch({"x": np.zeros(0, np.float32)})

@@ -1,0 +1,198 @@
+"""Where pictures come from, and what is refused before anything is sent."""
+
+import io
+import os
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from tfserve_kit.clients import picture_files
+from tfserve_kit.clients.picture_files import find
+from tfserve_kit.errors import InvalidRequest, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with pictures, a text and a hidden folder; the current one."""
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp", "deep/d.jpeg", "[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*given):
+    return [file.name for file in find(given, io.BytesIO(), timeout_s=5)]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["b.JPG", "a.png"], ["b.JPG", "a.png"]),
+        (["a.png", "a.png"], ["a.png", "a.png"]),
+        (["notes.txt"], ["notes.txt"]),  # named by itself, whatever it is
+        (["missing.png"], ["missing.png"]),  # found out when its turn comes
+        (["deep"], ["deep/d.jpeg", "deep/er/c.webp"]),
+        (["."], ["[1].png", "a.png", "b.JPG", "deep/d.jpeg", "deep/er/c.webp"]),
+        (["*.png"], ["[1].png", "a.png"]),  # no folders
+        (["[1].png"], ["[1].png"]),  # a file's name comes before a pattern
+        (["[ab].*"], ["a.png", "b.JPG"]),
+        (["**/*.webp"], ["deep/er/c.webp"]),
+        (["-"], ["standard input"]),
+    ],
+)
+def test_name_stands_for_files_in_order(folder, given, found):
+    assert names(*given) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["folder.png"], "folder.png has no pictures"),
+        (["*.tiff"], "no file matches '*.tiff'"),
+        (["-", "-"], "give it once"),
+    ],
+)
+def test_name_that_stands_for_nothing_is_refused(folder, given, text):
+    with pytest.raises(UsageError) as caught:
+        names("a.png", *given)
+    assert text in caught.value.message
+
+
+def read(name, stdin=b"", timeout_s=5):
+    (file,) = find([name], io.BytesIO(stdin), timeout_s=timeout_s)
+    return file.read()
+
+
+def test_each_file_is_read_by_itself(folder):
+    found = find(["deep", "a.png"], io.BytesIO(), timeout_s=5)
+    assert [each.read() for each in found] == [b"deep/d.jpeg", b"deep/er/c.webp", b"a.png"]
+
+
+def test_standard_input_is_read():
+    assert read("-", b"\0picture") == b"\0picture"
+
+
+def test_missing_file_is_refused_by_name(folder):
+    with pytest.raises(InvalidRequest, match=r"cannot read missing\.png: No such file"):
+        read("missing.png")
+
+
+def test_name_that_is_too_long_is_refused_by_name(folder):
+    with pytest.raises(InvalidRequest, match="cannot read aaa"):
+        read("a" * 5000)
+
+
+def test_name_that_is_no_text_is_read_and_can_be_shown(folder):
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / name).write_bytes(b"cup")
+    assert read(name) == b"cup"
+    assert names(name) == ["caf\ufffd.png"]
+    (folder / name).unlink()
+    with pytest.raises(InvalidRequest, match=r"cannot read caf.\.png"):
+        read(name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "-"])
+def test_file_beyond_the_limit_is_refused(folder, monkeypatch, name):
+    monkeypatch.setattr(picture_files, "MAX_BYTES", 5)
+    assert read("-", b"12345") == b"12345"
+    (folder / "a.png").write_bytes(b"123456")
+    with pytest.raises(InvalidRequest, match="has more than 5 bytes"):
+        read(name, b"123456")
+
+
+# The web
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        status, body = {"/cat.png": (200, b"cat"), "/slow.png": (200, b"slow")}.get(
+            self.path, (404, b"no such cat")
+        )
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/cat.png")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) + (self.path == "/slow.png")))
+        self.end_headers()
+        self.wfile.write(body)
+        if self.path == "/slow.png":
+            self.server.patience.wait(10)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextmanager
+def web():
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        server.patience = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.patience.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_url_is_downloaded_through_redirects():
+    with web() as url:
+        assert names(f"{url}/cat.png") == [f"{url}/cat.png"]
+        assert read(f"{url}/cat.png") == b"cat"
+        assert read(f"{url}/moved.png") == b"cat"
+
+
+def test_url_that_answers_with_an_error_is_refused_by_name():
+    with web() as url, pytest.raises(InvalidRequest) as caught:
+        read(f"{url}/dog.png")
+    assert caught.value.message.startswith(f"cannot read {url}/dog.png: 404")
+
+
+def test_url_where_nobody_answers_is_refused_by_name():
+    with web() as url:
+        pass
+    with pytest.raises(InvalidRequest, match=f"cannot read {url}/cat.png"):
+        read(f"{url}/cat.png")
+
+
+def test_download_beyond_the_limit_is_cut_off(monkeypatch):
+    monkeypatch.setattr(picture_files, "MAX_BYTES", 2)
+    with web() as url, pytest.raises(InvalidRequest, match="has more than 2 bytes"):
+        read(f"{url}/cat.png")
+
+
+def test_download_that_stops_halfway_is_refused_in_time():
+    with web() as url, pytest.raises(InvalidRequest) as caught:
+        read(f"{url}/slow.png", timeout_s=0.2)
+    assert caught.value.message.startswith(f"cannot read {url}/slow.png")
+
+
+def test_download_that_trickles_on_is_refused_at_its_deadline():
+    with pytest.raises(InvalidRequest, match="in time"):
+        picture_files._body(iter([b"a", b"b"]), "http://x", ends_s=0.0)
+
+
+def test_every_suffix_is_one_that_is_decoded():
+    from PIL import Image
+
+    from tfserve_kit.clients import decoding
+
+    Image.init()
+    kinds = {Image.EXTENSION[suffix] for suffix in picture_files.SUFFIXES}
+    assert kinds <= set(decoding._FORMATS)
+    assert Path("x.JPG").suffix.lower() in picture_files.SUFFIXES

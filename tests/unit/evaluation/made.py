@@ -1,0 +1,73 @@
+"""A made-up model and set for the tests of evaluation."""
+
+import numpy as np
+
+from tfserve_kit.clients import Prediction, Target
+from tfserve_kit.clients.images import ImageInput
+from tfserve_kit.evaluation.classes import Classes
+from tfserve_kit.evaluation.examples import Rows
+from tfserve_kit.evaluation.run import Answer, Failure, Outcome
+from tfserve_kit.evaluation.subjects import Subject
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import TensorSpec
+from tfserve_kit.tensors import dtypes
+
+
+def tensor(dtype, shape):
+    return TensorSpec("t:0", dtypes.by_name(dtype) if dtype else None, shape)
+
+
+def subject(*, version=1, shape=(None, 3), labels=None, names=(), **target):
+    """A subject whose input are the scores themselves."""
+    return Subject(
+        f"version {version}",
+        Target("m", version, **target),
+        version,
+        ImageInput("x", tensor("float", shape), Preprocessing()),
+        "scores",
+        Classes(labels, names),
+    )
+
+
+def dataset(scores, labels):
+    """A set whose rows are the scores that the model answers with."""
+    rows = [row if isinstance(row, Exception) else np.float32(row) for row in scores]
+    return Rows("set", labels, lambda: iter(rows), ready=True)
+
+
+class EchoClient:
+    """Answers with what was sent, after a function of one's choice; remembers the requests.
+
+    Args:
+        answer: given target and rows, returns the scores or raises.
+    """
+
+    url = "grpc://echo"
+
+    def __init__(self, answer=lambda target, rows: rows, *, says_version=True):
+        self._answer, self._says_version = answer, says_version
+        self.sent = []
+        self.serves = 1
+
+    def predict(self, target, inputs, *, timeout_s=30.0):
+        rows = inputs["x"]
+        self.sent.append((target.version, len(rows), timeout_s))
+        scores = self._answer(target, rows)
+        version = (target.version or self.serves) if self._says_version else None
+        return Prediction({"scores": np.asarray(scores)}, version, 0.0)
+
+    def metadata(self, target, *, timeout_s=30.0):
+        class Found:
+            version = self.serves
+
+        return Found()
+
+
+def answer(index, true, predicted, score=0.9, rank=None, name=None):
+    place = (0 if true == predicted else 1) if rank is None else rank
+    return Answer(index, name or f"{index}.png", true, predicted, score, place, 1)
+
+
+def outcome(answers, *, classes=3, failures=0, probabilities=True, versions=(1,), **about):
+    failed = [Failure(900 + i, f"lost{i}.png", "ServerFault: it broke") for i in range(failures)]
+    return Outcome(subject(**about), answers, failed, versions, classes, probabilities)

@@ -1,0 +1,249 @@
+"""Sending a set: batches, threads, bad examples, failed requests, versions."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from tests.unit.evaluation.made import EchoClient, dataset, subject
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFault,
+    UsageError,
+)
+from tfserve_kit.evaluation.examples import Rows
+from tfserve_kit.evaluation.run import PATIENCE, Sending, evaluate
+
+SCORES = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.2, 0.6, 0.2], [0.5, 0.5, 0.0]]
+LABELS = [0, 2, 1, 1, 1]
+
+
+def run(client, subjects=None, rows=SCORES, labels=LABELS, wanted=None, progress=None, **how):
+    sending = Sending(**{"batch_size": 2, "concurrency": 1, "timeout_s": 5.0, **how})
+    chosen = range(len(rows)) if wanted is None else wanted
+    more = {} if progress is None else {"progress": progress}
+    return evaluate(client, subjects or [subject()], dataset(rows, labels), chosen, sending, **more)
+
+
+class Steps:
+    def __init__(self):
+        self.seen = []
+
+    def advance(self, done, total):
+        self.seen.append((done, total))
+
+
+def test_answers_are_judged_in_the_order_of_the_set():
+    client, steps = EchoClient(), Steps()
+    found = run(client, progress=steps)
+    (outcome,) = found.outcomes
+    judged = [(a.index, a.true, a.predicted, a.rank) for a in outcome.answers]
+    assert judged == [(0, 0, 0, 0), (1, 2, 2, 0), (2, 1, 2, 2), (3, 1, 1, 0), (4, 1, 0, 1)]
+    assert [a.score for a in outcome.answers] == pytest.approx([0.7, 0.7, 0.4, 0.6, 0.5])
+    assert outcome.answers[2].name == "set[2]"
+    assert (outcome.classes, outcome.versions, outcome.are_probabilities) == (3, (1,), True)
+    assert client.sent == [(1, 2, 5.0), (1, 2, 5.0), (1, 1, 5.0)]
+    assert steps.seen == [(2, 5), (4, 5), (5, 5)]
+    assert (found.source, found.examples, found.unusable) == ("set", 5, [])
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+def test_every_example_is_answered_once_by_any_number_of_threads(concurrency):
+    rows = np.random.default_rng(0).random((501, 3))
+    found = run(EchoClient(), rows=rows, labels=[0] * 501, concurrency=concurrency, batch_size=7)
+    (outcome,) = found.outcomes
+    assert [a.index for a in outcome.answers] == list(range(501))
+    assert [a.predicted for a in outcome.answers] == rows.argmax(axis=1).tolist()
+
+
+def test_as_many_requests_as_asked_for_are_in_flight():
+    together = threading.Barrier(3, timeout=30)
+
+    def answer(target, rows):
+        together.wait()  # breaks unless three are here at once
+        return rows
+
+    found = run(EchoClient(answer), rows=SCORES[:3], labels=LABELS[:3], batch_size=1, concurrency=3)
+    assert len(found.outcomes[0].answers) == 3
+
+
+def test_only_what_is_wanted_is_sent():
+    found = run(EchoClient(), wanted=[1, 4])
+    assert [a.index for a in found.outcomes[0].answers] == [1, 4]
+    assert found.examples == 2
+
+
+def test_model_of_a_fixed_batch_gets_full_batches():
+    client = EchoClient()
+    found = run(client, [subject(shape=(4, 3))], batch_size=32)
+    assert [rows for _, rows, _ in client.sent] == [4, 4]
+    assert [a.index for a in found.outcomes[0].answers] == [0, 1, 2, 3, 4]
+
+
+class TestBadExamples:
+    def test_they_are_named_and_the_others_sent(self):
+        rows = [SCORES[0], InvalidRequest("holds no number"), SCORES[1], [1.0, 2.0]]
+        found = run(EchoClient(), rows=rows, labels=[0, 0, 2, 0])
+        assert [a.index for a in found.outcomes[0].answers] == [0, 2]
+        assert [(bad.index, bad.name) for bad in found.unusable] == [(1, "set[1]"), (3, "set[3]")]
+        assert found.unusable[0].reason == "holds no number"
+        assert "has the shape [2]" in found.unusable[1].reason
+
+    @pytest.mark.parametrize(
+        ("label", "reason"),
+        [(3, "its class is 3, and the model has 3"), (-1, "its class is -1"),
+         ("bird", "no class 'bird'")],
+    )  # fmt: skip
+    def test_class_that_the_model_lacks(self, label, reason):
+        about = subject(labels=("cat", "dog", "cow"), names={"cat", "bird"})
+        found = run(EchoClient(), [about], rows=SCORES[:2], labels=["cat", label])
+        assert [a.index for a in found.outcomes[0].answers] == [0]
+        assert reason in found.unusable[0].reason
+
+    def test_a_set_of_nothing_else_is_refused_with_the_first(self):
+        rows = [InvalidRequest("is empty"), InvalidRequest("is full")]
+        with pytest.raises(
+            UsageError, match=r"none of the 2 examples of set .* set\[0\]: is empty"
+        ):
+            run(EchoClient(), rows=rows, labels=[0, 0])
+
+    def test_labels_of_another_model_end_the_run(self):
+        with pytest.raises(UsageError, match="2 labels for a model with 3 classes"):
+            run(EchoClient(), [subject(labels=("a", "b"))], concurrency=2)
+
+    def test_a_fault_of_one_thread_ends_the_others(self):
+        def answer(target, rows):
+            if len(client.sent) == 3:
+                raise RuntimeError("a bug")
+            return rows
+
+        client = EchoClient(answer)
+        with pytest.raises(RuntimeError, match="a bug"):
+            run(client, rows=SCORES * 2000, labels=LABELS * 2000, batch_size=1, concurrency=2)
+        assert len(client.sent) < 10_000
+
+    def test_a_set_that_breaks_off_ends_the_run(self):
+        def rows():
+            yield np.float32(SCORES[0])
+            raise UsageError("the file is damaged")
+
+        broken = Rows("set", LABELS, rows, ready=True)
+        with pytest.raises(UsageError, match="damaged"):
+            evaluate(EchoClient(), [subject()], broken, range(5), Sending(concurrency=3))
+
+
+class TestFailedRequests:
+    def test_each_example_of_the_request_counts(self):
+        def answer(target, rows):
+            if rows[0, 0] == np.float32(0.3):
+                raise DeadlineExceeded("no answer within 5 s")
+            return rows
+
+        (outcome,) = run(EchoClient(answer)).outcomes
+        assert [a.index for a in outcome.answers] == [0, 1, 4]
+        assert [failure.index for failure in outcome.failures] == [2, 3]
+        assert outcome.failures[0].reason == "DeadlineExceeded: no answer within 5 s"
+
+    def test_one_refused_input_does_not_cost_its_neighbours(self):
+        def answer(target, rows):
+            if np.float32(0.4) in rows:
+                raise InvalidRequest("not this one")
+            return rows
+
+        (outcome,) = run(EchoClient(answer), batch_size=5).outcomes
+        assert [a.index for a in outcome.answers] == [0, 1, 3, 4]
+        assert [failure.index for failure in outcome.failures] == [2]
+
+    def test_without_any_answer_the_first_error_is_raised(self):
+        def answer(target, rows):
+            raise ModelNotFound("no such model")
+
+        with pytest.raises(ModelNotFound, match="no such model"):
+            run(EchoClient(answer))
+
+    def test_dead_server_is_not_asked_for_ever(self):
+        def answer(target, rows):
+            if len(client.sent) > 1:
+                raise DeadlineExceeded("late")
+            return rows
+
+        client = EchoClient(answer)
+        (outcome,) = run(client, rows=SCORES * 20, labels=LABELS * 20, batch_size=1).outcomes
+        assert len(client.sent) == 1 + PATIENCE
+        assert len(outcome.failures) == 99
+        assert "not sent" in outcome.failures[-1].reason
+
+    def test_refused_inputs_are_no_sign_of_a_dead_server(self):
+        def answer(target, rows):
+            if len(client.sent) > 1:
+                raise InvalidRequest("no")
+            return rows
+
+        client = EchoClient(answer)
+        run(client, rows=SCORES * 20, labels=LABELS * 20, batch_size=1)
+        assert len(client.sent) == 100
+
+    @pytest.mark.parametrize(
+        ("scores", "reason"),
+        [
+            ([[0.1, np.nan, 0.2]], "NaN"),
+            ([[0.1, np.inf, 0.2]], "infinite"),
+            ([[0.1], [0.2]], r"should be \[1, classes\], is \[2, 1\]"),
+            ([0.1, 0.2], r"is \[2\]"),
+            (np.zeros((1, 0)), r"is \[1, 0\]"),
+        ],
+    )
+    def test_answers_that_are_no_scores_are_the_server_s_fault(self, scores, reason):
+        client = EchoClient(lambda target, rows: scores)
+        with pytest.raises(ServerFault, match=reason):
+            run(client, rows=SCORES[:1], labels=[0])
+
+    def test_minus_infinity_is_a_score(self):
+        client = EchoClient(lambda target, rows: [[-np.inf, 0.0, -1.0]])
+        (outcome,) = run(client, rows=SCORES[:1], labels=[2]).outcomes
+        assert (outcome.answers[0].predicted, outcome.answers[0].rank) == (1, 1)
+        assert not outcome.are_probabilities
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_one_answer_that_is_no_probability_decides(place):
+    rows = [*SCORES[:place], [3.0, -1.0, 0.5], *SCORES[place + 1 :]]
+    assert not run(EchoClient(), rows=rows).outcomes[0].are_probabilities
+
+
+class TestVersions:
+    def test_two_subjects_answer_the_same_examples(self):
+        def answer(target, rows):
+            return rows if target.version == 1 else rows[:, ::-1]
+
+        client = EchoClient(answer)
+        first, second = run(client, [subject(version=1), subject(version=2)]).outcomes
+        assert [a.index for a in first.answers] == [a.index for a in second.answers]
+        assert [a.predicted for a in first.answers[:2]] == [0, 2]
+        assert [a.predicted for a in second.answers[:2]] == [2, 0]
+        assert (first.versions, second.versions) == ((1,), (2,))
+
+    def test_failures_of_one_subject_are_not_the_other_s(self):
+        def answer(target, rows):
+            if target.version == 2 and len(client.sent) > 3:
+                raise ServerFault("broken")
+            return rows
+
+        client = EchoClient(answer)
+        first, second = run(client, [subject(version=1), subject(version=2)]).outcomes
+        assert (len(first.answers), len(first.failures)) == (5, 0)
+        assert (len(second.answers), len(second.failures)) == (2, 3)
+
+    @pytest.mark.parametrize("says_version", [True, False])
+    def test_a_swap_during_the_run_is_seen(self, says_version):
+        def answer(target, rows):
+            client.serves = 2 if len(client.sent) > 1 else 1
+            return rows
+
+        client = EchoClient(answer, says_version=says_version)
+        about = subject()
+        newest = type(about)(about.name, type(about.target)("m"), 1, about.input, "scores",
+                             about.classes)  # fmt: skip
+        assert run(client, [newest]).outcomes[0].versions == (1, 2)

@@ -1,0 +1,226 @@
+"""`tfkit evaluate`."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli.target import Destination, destination
+from tfserve_kit.clients import Client, Target, connect
+from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # numpy and Pillow come with them
+    from tfserve_kit.evaluation.examples import Dataset
+    from tfserve_kit.evaluation.report import Report
+    from tfserve_kit.evaluation.run import Answer, Run
+    from tfserve_kit.evaluation.subjects import Subject
+
+
+def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a share, such as 0.1 or 10%") from None
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{value!r} is not between 0 and 1, or 0% and 100%")
+    return share
+
+
+_file = click.Path(path_type=Path)
+
+
+@click.command("evaluate")
+@click.argument("data", nargs=-1, required=True, metavar="DATA...", type=_file)
+@server_options
+@click.option("--version", type=click.IntRange(min=0), help="Version; the newest if left out.")
+@click.option("--label", help="Version label instead of a version.")
+@click.option("--signature", default="", help="Signature; serving_default if left out.")
+@click.option("--compare", metavar="VERSION_OR_LABEL",
+              help="Evaluate this version too, on the same examples.")  # fmt: skip
+@click.option("--labels", "labels_file", type=_file, metavar="FILE",
+              help="Class names, one on each line, in the model's order.")  # fmt: skip
+@click.option("--base-path", type=_file, metavar="DIR",
+              help="Base path of the model, to find its preprocessing note.")  # fmt: skip
+@click.option("--num-tests", type=click.IntRange(min=1), metavar="N",
+              help="How many examples to use; all if left out.")  # fmt: skip
+@click.option("--shuffle", "seed", type=click.IntRange(min=0), metavar="SEED",
+              help="Draw the N examples at random; the first N if left out.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True,
+              help="Examples in a request.")  # fmt: skip
+@click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True,
+              help="Requests in flight, at most.")  # fmt: skip
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K",
+              help="How many classes count for the top-K error rate.")  # fmt: skip
+@click.option("--max-error-rate", callback=_share, metavar="SHARE",
+              help="Fail if the error rate, of --compare if given, is higher.")  # fmt: skip
+@click.option("--max-worse", callback=_share, metavar="SHARE",
+              help="Fail if --compare errs more often by more than this.")  # fmt: skip
+@click.option("--report", "page_file", type=_file, metavar="FILE",
+              help="Write a page with tables and the worst mistakes as HTML.")  # fmt: skip
+@click.option("--predictions", "predictions_file", type=_file, metavar="FILE",
+              help="Write true class, predicted class, score and path as CSV.")  # fmt: skip
+@json_option
+def command(
+    data: tuple[Path, ...],
+    url: str | None,
+    model: str | None,
+    protocol: str,
+    timeout_s: float,
+    version: int | None,
+    label: str | None,
+    signature: str,
+    compare: str | None,
+    labels_file: Path | None,
+    base_path: Path | None,
+    num_tests: int | None,
+    seed: int | None,
+    batch_size: int,
+    concurrency: int,
+    top: int,
+    max_error_rate: float | None,
+    max_worse: float | None,
+    page_file: Path | None,
+    predictions_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Measure how good a model is on labelled examples.
+
+    DATA is a folder with one folder of pictures per class; MNIST's two files, or the folder that
+    holds them; a CSV file of path,label or label,pixel,pixel,... rows; or an .npz file with x and
+    y. Pictures are prepared as predict does it.
+    """
+    from tfserve_kit.evaluation import datasets, examples, report
+    from tfserve_kit.evaluation import run as runs
+
+    if version is not None and label is not None:
+        raise UsageError("give --version or --label, not both")
+    if max_worse is not None and compare is None:
+        raise UsageError("--max-worse needs a second version", remedy="add --compare")
+    _require_folders(page_file, predictions_file)
+    dataset = datasets.open_dataset(data)
+    where = destination(url, protocol, model)
+    targets = [Target(where.model, version, label, signature)]
+    targets += [_second(where.model, compare, signature)] if compare else []
+    place = Destination(where.url, where.model, base_path or where.base_path)
+    sending = runs.Sending(batch_size, concurrency, timeout_s)
+    wanted = examples.choose(len(dataset), num_tests, seed)
+    with connect(where.url) as client, output.TerminalProgress() as progress:
+        known = _known(labels_file)
+        subjects = [_subject(client, each, dataset, place, known, timeout_s) for each in targets]
+        if subjects[0].classes.is_guessed:
+            progress.note("The model's labels are not known: its classes are taken to be those of "
+                          "the set, sorted by name.")  # fmt: skip
+        progress.step(f"Evaluating {len(wanted)} examples")
+        done = runs.evaluate(client, subjects, dataset, wanted, sending, progress)
+    found = report.build(done, top)
+    missed = report.missed_gates(found, max_error_rate, max_worse)
+    if page_file:
+        _write_page(page_file, found, done, dataset)
+    if predictions_file:
+        _write_predictions(predictions_file, done)
+    shown = {**report.as_data(found), "missed_gates": missed}
+    output.result("evaluation", shown, as_json=as_json, text=report.as_text(found))
+    return _exit_code(found.failed, missed)
+
+
+def _require_folders(*files: Path | None) -> None:
+    """Notice before the run, not after it, that a result cannot be written."""
+    for file in files:
+        if file and not file.parent.is_dir():
+            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+
+
+def _second(model: str, compare: str, signature: str) -> Target:
+    if compare.isascii() and compare.isdigit():
+        return Target(model, int(compare), signature=signature)
+    return Target(model, label=compare, signature=signature)
+
+
+def _known(labels_file: Path | None) -> Preprocessing:
+    from tfserve_kit.clients.labels import read_labels
+
+    return Preprocessing(labels=read_labels(labels_file) if labels_file else None)
+
+
+def _subject(
+    client: Client,
+    target: Target,
+    dataset: "Dataset",
+    place: Destination,
+    known: Preprocessing,
+    timeout_s: float,
+) -> "Subject":
+    from tfserve_kit.clients.classifier import choose_signature, score_output
+    from tfserve_kit.evaluation.classes import Classes
+    from tfserve_kit.evaluation.subjects import Subject, choose_input
+
+    found = client.metadata(target, timeout_s=timeout_s)
+    chosen = choose_signature(found.signatures, target.signature)
+    stored = Preprocessing()
+    if place.base_path:
+        stored = Preprocessing.read(place.base_path / str(found.version))
+    note = stored.overridden_by(known)
+    return Subject(
+        f"label {target.label}" if target.label else f"version {found.version}",
+        target,
+        found.version,
+        choose_input(chosen, note, ready=dataset.ready),
+        score_output(chosen),
+        Classes(note.labels, dataset.class_names),
+    )
+
+
+def _write_page(file: Path, found: "Report", done: "Run", dataset: "Dataset") -> None:
+    from tfserve_kit.evaluation import page
+
+    pictures = page.thumbnails(found, dataset, done.outcomes[0].subject.input.how)
+    with _writing(file) as stream:
+        stream.write(page.render(found, pictures))
+
+
+def _write_predictions(file: Path, done: "Run") -> None:
+    """Write a row for each example that was answered; with --compare, two more columns."""
+    first, *others = ({each.index: each for each in o.answers} for o in done.outcomes)
+    header = ["true", "predicted", "score", "path"]
+    header += ["compared_predicted", "compared_score"] * len(others)
+    with _writing(file) as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for answer in first.values():
+            row = _prediction(answer, done, 0)
+            true = done.outcomes[0].subject.classes.name(answer.true)
+            also = [_prediction(o.get(answer.index), done, 1) for o in others]
+            writer.writerow([true, *row, answer.name, *(cell for each in also for cell in each)])
+
+
+def _prediction(answer: "Answer | None", done: "Run", place: int) -> tuple[str, str]:
+    if answer is None:
+        return "", ""
+    return done.outcomes[place].subject.classes.name(answer.predicted), f"{answer.score:.6g}"
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[IO[str]]:
+    try:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            yield stream
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _exit_code(failed: int, missed: Sequence[str]) -> int:
+    for text in missed:
+        output.note(f"Gate failed: {text}.")
+    if failed:
+        output.note(f"{failed} examples got no answer.")
+        return exit_codes.exit_code(RequestError(""))
+    return exit_codes.GATE_FAILED if missed else exit_codes.OK

@@ -1,0 +1,90 @@
+"""Options that say how a picture becomes a model's input; they win over the stored note."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from tfserve_kit.preprocessing import ChannelOrder, Encoding, Framing, Mode, Preprocessing
+from tfserve_kit.preprocessing import ResizeMethod as Resize
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        height, width = (int(part) for part in value.lower().split("x"))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, such as 224x224") from None
+    return height, width
+
+
+def _numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from None
+
+
+def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; `preprocessing` takes what they were set to."""
+    for option in (
+        click.option("--encoding", type=click.Choice(get_args(Encoding)),
+                     help="What a string input gets: the file itself (raw), or base64 text."),
+        click.option("--channel-order", type=click.Choice(get_args(ChannelOrder)),
+                     help="What the model takes; rgb if left out."),
+        click.option("--std", callback=_numbers, metavar="S[,S,S]", help="Divided by after that."),
+        click.option("--mean", callback=_numbers, metavar="M[,M,M]",
+                     help="Subtracted after scaling."),
+        click.option("--range", "value_range", callback=_numbers, metavar="LOW,HIGH",
+                     help="What black and white become, such as 0,1 or -1,1 or 0,255."),
+        click.option("--mode", type=click.Choice(get_args(Mode)),
+                     help="Range, mean, std and channel order as in preprocess_input of Keras."),
+        click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), metavar="PART",
+                     help="Use the middle part of height and width, such as 0.875."),
+        click.option("--framing", type=click.Choice(get_args(Framing)),
+                     help="What happens to other proportions; stretch if left out."),
+        click.option("--antialias/--no-antialias", default=None,
+                     help="Whether bilinear and bicubic weigh every pixel; no if left out."),
+        click.option("--resize", type=click.Choice(get_args(Resize)),
+                     help="As tf.image.resize; bilinear if left out."),
+        click.option("--channels", type=click.Choice(["1", "3"]),
+                     help="1 for grey, 3 for colour."),
+        click.option("--size", callback=_size, metavar="HEIGHTxWIDTH",
+                     help="Size of the model's input."),
+        click.option("--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Class names, one on each line."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def preprocessing(
+    *,
+    labels_file: Path | None,
+    size: tuple[int, int] | None,
+    channels: str | None,
+    **same: Any,
+) -> Preprocessing:
+    """Return what the options of `picture_options` say.
+
+    Raises:
+        UsageError: the labels cannot be read.
+    """
+    from tfserve_kit.clients.labels import read_labels
+
+    height, width = size or (None, None)
+    return Preprocessing(
+        height=height,
+        width=width,
+        channels=int(channels) if channels else None,
+        labels=read_labels(labels_file) if labels_file else None,
+        **same,
+    )

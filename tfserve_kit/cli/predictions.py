@@ -1,0 +1,145 @@
+"""How classified pictures are shown: for people, as JSON at the end or line by line, as CSV."""
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.clients.classifier import Classified
+from tfserve_kit.clients.many_pictures import Outcome
+from tfserve_kit.errors import RequestError, UsageError
+
+_CSV_COLUMNS = ("image", "rank", "index", "label", "score")
+
+
+class Shown:
+    """Shows what became of each picture; errors on stderr, by the picture's name.
+
+    Args:
+        as_json: keep all and show them as one result, by `finish`.
+        as_jsonl: show each as a result of its own, at once.
+        as_csv: show a row for each class, at once; nothing of pictures that failed.
+
+    Attributes:
+        count: how many pictures were added.
+        exit_code: that of the worst of them.
+
+    Raises:
+        UsageError: more than one form is asked for.
+    """
+
+    def __init__(self, *, as_json: bool, as_jsonl: bool, as_csv: bool) -> None:
+        if as_json + as_jsonl + as_csv > 1:
+            raise UsageError("give one of --json, --jsonl and --csv")
+        self._kept: list[dict[str, Any]] = []
+        self._as_json, self._as_csv = as_json, as_csv
+        self._print = _line if as_jsonl else _csv if as_csv else _text
+        self._progress = output.TerminalProgress()
+        self._started_s = time.perf_counter()
+        self._prepare_s = self._answer_s = 0.0
+        self._expected = self._failed = self.count = 0
+        self.exit_code = exit_codes.OK
+
+    def expect(self, pictures: int, *, many: bool) -> None:
+        """Say how many pictures will come; with many, the progress is shown.
+
+        Where the results themselves run down the terminal, they are progress enough.
+        """
+        self._expected, self._started_s = pictures, time.perf_counter()
+        if self._as_csv:
+            output.result("predict", None, as_json=False, text=",".join(_CSV_COLUMNS))
+        if many and (self._as_json or not sys.stdout.isatty()):
+            self._progress.step(f"classifying {pictures} pictures")
+
+    def add(self, outcome: Outcome, model: str, version: int) -> None:
+        """Show one picture.
+
+        Args:
+            outcome: what became of it.
+            model: which model was asked.
+            version: the one that answered, where the answer does not say.
+        """
+        data = _data(outcome, model, version)
+        if self._as_json:
+            self._kept.append(data)
+        else:
+            self._print(data)
+        self._add_up(outcome.result)
+        self._progress.advance(self.count, self._expected)
+
+    def _add_up(self, found: Classified | RequestError) -> None:
+        self.count += 1
+        if isinstance(found, RequestError):
+            self._failed += 1
+            self.exit_code = exit_codes.exit_code(found)
+            self._progress.note(click.style("Error: ", fg="red") + str(found))
+        else:
+            self._prepare_s += found.prepare_s
+            self._answer_s += found.request_s / found.batch_rows
+
+    def finish(self) -> None:
+        """Show what was kept, and where the time went."""
+        with self._progress:
+            pass  # takes its line off the terminal
+        if self._as_json:
+            output.result("predict", self._kept, as_json=True, text="")
+        if self._expected > 1:
+            took_s = time.perf_counter() - self._started_s
+            output.note(
+                f"{self.count} of {self._expected} pictures in {took_s:.2f} s "
+                f"({self.count / took_s:.1f} per second): preparing took {self._prepare_s:.2f} s, "
+                f"beside that answering {self._answer_s:.2f} s; {self._failed} failed"
+            )
+
+
+def _data(outcome: Outcome, model: str, version: int) -> dict[str, Any]:
+    found = outcome.result
+    if isinstance(found, RequestError):
+        error = {"error": type(found).__name__, "message": found.message, "remedy": found.remedy}
+        return {"image": outcome.name, **error}
+    return {
+        "image": outcome.name,
+        "model": model,
+        "version": found.version if found.version is not None else version,
+        "prepare_ms": round(found.prepare_s * 1e3, 3),
+        "request_ms": round(found.request_s * 1e3, 3),
+        "batch_rows": found.batch_rows,
+        "scores": [
+            {"index": each.index, "label": each.label, "score": each.score} for each in found.scores
+        ],
+    }
+
+
+def _line(data: dict[str, Any]) -> None:
+    output.result("prediction", data, as_json=True, text="")
+
+
+def _text(data: dict[str, Any]) -> None:
+    if "error" in data:
+        return
+    many = f" with {data['batch_rows'] - 1} more" if data["batch_rows"] > 1 else ""
+    head = (
+        f"{data['image']}: {data['model']} version {data['version']}, "
+        f"prepared in {data['prepare_ms']:.1f} ms, answered{many} in {data['request_ms']:.1f} ms"
+    )
+    rows = [
+        f"  {each['score']:9.4f}  {each['index']:5d}  {each['label'] or ''}".rstrip()
+        for each in data["scores"]
+    ]
+    output.result("predict", None, as_json=False, text="\n".join([head, *rows]))
+
+
+def _csv(data: dict[str, Any]) -> None:
+    if "error" in data:
+        return
+    import csv
+    import io
+
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    for rank, each in enumerate(data["scores"], start=1):
+        score = f"{each['score']:.9g}"  # as many digits as 32 bits hold
+        writer.writerow((data["image"], rank, each["index"], each["label"] or "", score))
+    output.result("predict", None, as_json=False, text=lines.getvalue().rstrip("\n"))

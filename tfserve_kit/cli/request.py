@@ -1,0 +1,89 @@
+"""`tfkit request`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfserve_kit.cli import live_names, output
+from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli.target import destination
+from tfserve_kit.clients import Prediction, Target, connect
+from tfserve_kit.clients.classifier import choose_signature
+from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.clients.outputs import describe, write_npz
+from tfserve_kit.errors import UsageError
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.tensors.json import to_value
+
+
+@click.command("request")
+@click.argument("inputs", nargs=-1, required=True, metavar="FILE...",
+                type=click.Path(path_type=Path))  # fmt: skip
+@server_options
+@click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
+              help="Version; the newest if left out.")  # fmt: skip
+@click.option("--label", help="Version label instead of a version.")
+@click.option("--signature", default="", help="Signature; serving_default if left out.")
+@click.option("--base-path", type=click.Path(path_type=Path), metavar="DIR",
+              help="Base path of the model, to find its preprocessing note.")  # fmt: skip
+@click.option("--output-filter", "wanted", multiple=True, metavar="NAME",
+              help="Output to ask for; may be repeated; all if left out.")  # fmt: skip
+@click.option("--output", "file", type=click.Path(path_type=Path), metavar="FILE.npz",
+              help="Store the outputs for numpy.load.")  # fmt: skip
+@json_option
+def command(
+    inputs: tuple[Path, ...],
+    url: str | None,
+    model: str | None,
+    protocol: str,
+    timeout_s: float,
+    version: int | None,
+    label: str | None,
+    signature: str,
+    base_path: Path | None,
+    wanted: tuple[str, ...],
+    file: Path | None,
+    as_json: bool,
+) -> None:
+    """Call any signature with what files hold, and show its outputs.
+
+    FILE is JSON (the body of a REST request: "instances", "inputs" or "examples"), .npy for a
+    signature's one input, .npz with an array per input, or a picture. Files with the same input
+    are joined, row after row.
+    """
+    if version is not None and label is not None:
+        raise UsageError("give --version or --label, not both")
+    where = destination(url, protocol, model)
+    target = Target(where.model, version, label, signature)
+    with connect(where.url) as client:
+        found = client.metadata(target, timeout_s=timeout_s)
+        chosen = choose_signature(found.signatures, signature)
+        folder = base_path or where.base_path
+        note = Preprocessing.read(folder / str(found.version)) if folder else Preprocessing()
+        arrays = read_inputs(inputs, chosen, note)
+        answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
+    if file:
+        write_npz(file, answer.outputs)
+        output.note(f"Wrote {file}")
+    version = answer.version if answer.version is not None else found.version
+    head = {"model": where.model, "version": version, "signature": chosen.name}
+    data = {**head, "request_ms": round(answer.duration_s * 1e3, 3)}
+    if as_json:
+        data["outputs"] = _values(answer)
+    output.result("request", data, as_json=as_json, text=_text(data, answer))
+
+
+def _values(answer: Prediction) -> dict[str, Any]:
+    try:
+        return {alias: to_value(array) for alias, array in answer.outputs.items()}
+    except TypeError as error:
+        raise UsageError(str(error), remedy="store the outputs with --output FILE.npz") from error
+
+
+def _text(data: dict[str, Any], answer: Prediction) -> str:
+    head = (
+        f"{data['model']} version {data['version']}, {data['signature']}, "
+        f"answered in {data['request_ms']:.1f} ms"
+    )
+    return head + "\n" + output.table(("OUTPUT", "TYPE", "VALUES"), describe(answer.outputs))

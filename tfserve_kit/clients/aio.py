@@ -1,0 +1,165 @@
+"""The client for asyncio: each method awaits the flow of the same name; the twin of `sync.py`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tfserve_kit.clients.async_driver import AsyncTransport, run_async
+from tfserve_kit.clients.attempts import Attempts
+from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S
+from tfserve_kit.clients.batches import Batch, OnError, predict_batch
+from tfserve_kit.clients.checking import Inputs
+from tfserve_kit.clients.effects import Flow
+from tfserve_kit.clients.examples import Features
+from tfserve_kit.clients.operations import Operations
+from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.results import (
+    BatchPrediction,
+    Classification,
+    Metadata,
+    Prediction,
+    Regression,
+    Target,
+    VersionStatus,
+)
+from tfserve_kit.clients.targets import named
+from tfserve_kit.clients.wire import Inferred, Wire
+from tfserve_kit.clock import SystemClock
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to one model server, for one event loop; an asynchronous context manager.
+
+    Its methods, their arguments and errors are those of `SyncClient`.
+
+    Args:
+        wire: the protocol.
+        transport: what sends requests of that protocol.
+        options: how the client behaves.
+    """
+
+    def __init__(self, wire: Wire, transport: AsyncTransport, options: Options) -> None:
+        self.url = wire.url
+        self._transport = transport
+        attempts = Attempts(wire, options, SystemClock())
+        self._operations = Operations(wire, attempts, check=options.check)
+
+    async def predict(
+        self,
+        target: Target | str,
+        inputs: Inputs,
+        *,
+        signature: str = "",
+        output_filter: Sequence[str] = (),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Prediction:
+        """Run a signature; see `SyncClient.predict`."""
+        where = named(target, signature)
+        return await self._run(self._operations.predict(where, inputs, output_filter, timeout_s))
+
+    async def predict_batch(  # noqa: PLR0913 (predict, and how to cut)
+        self,
+        target: Target | str,
+        inputs: Inputs,
+        *,
+        signature: str = "",
+        output_filter: Sequence[str] = (),
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> BatchPrediction:
+        """Run a signature on any number of rows; see `SyncClient.predict_batch`."""
+        batch = Batch(output_filter, batch_size, on_error)
+        where = named(target, signature)
+        return await self._run(predict_batch(self._operations, where, inputs, batch, timeout_s))
+
+    async def classify(
+        self,
+        target: Target | str,
+        examples: Iterable[Features],
+        *,
+        signature: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Classification:
+        """Return labels and scores of examples; see `SyncClient.classify`."""
+        where = named(target, signature)
+        return await self._run(self._operations.classify(where, examples, timeout_s))
+
+    async def regress(
+        self,
+        target: Target | str,
+        examples: Iterable[Features],
+        *,
+        signature: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Regression:
+        """Return a value for each example; see `SyncClient.regress`."""
+        where = named(target, signature)
+        return await self._run(self._operations.regress(where, examples, timeout_s))
+
+    async def multi_inference(
+        self,
+        target: Target | str,
+        tasks: Mapping[str, str],
+        examples: Iterable[Features],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> dict[str, Inferred]:
+        """Ask several signatures in one request; see `SyncClient.multi_inference`."""
+        where = named(target, "")
+        return await self._run(self._operations.multi_inference(where, tasks, examples, timeout_s))
+
+    async def metadata(
+        self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Metadata:
+        """Return the model's signatures, read anew."""
+        return await self._run(self._operations.metadata(named(target, ""), timeout_s))
+
+    async def status(
+        self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[VersionStatus]:
+        """Return the state of the model's versions; see `SyncClient.status`."""
+        return await self._run(self._operations.status(named(target, ""), timeout_s))
+
+    async def reload(self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Replace the whole set of served models; see `SyncClient.reload`."""
+        await self._run(self._operations.reload(config, timeout_s))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _run(self, flow: Flow[T]) -> T:
+        return await run_async(flow, self._transport)
+
+
+def grpc_client(address: str, options: Options, *, secure: bool) -> AsyncClient:
+    """Return a client that talks gRPC to `host:port` or `unix:/path`."""
+    from tfserve_kit.clients.grpc import grpc_url
+    from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport
+    from tfserve_kit.clients.grpc_messages import GrpcWire
+
+    transport = AsyncGrpcTransport(address, options, secure=secure)
+    return AsyncClient(GrpcWire(grpc_url(address, secure=secure)), transport, options)
+
+
+def rest_client(url: str, options: Options) -> AsyncClient:
+    """Return a client that talks REST to `http://host:port`."""
+    from tfserve_kit.clients.http_aio import AsyncHttpTransport
+    from tfserve_kit.clients.rest_messages import RestWire
+
+    url = url.rstrip("/")
+    return AsyncClient(RestWire(url), AsyncHttpTransport(url, options), options)

@@ -1,0 +1,128 @@
+"""One call until it has an answer: deadline, repeated attempts, pauses between them."""
+
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+from tfserve_kit.clients.budget import RetryBudget
+from tfserve_kit.clients.effects import Call, Flow, Loss, Lost, Outcome, Send, Sleep
+from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.results import Target
+from tfserve_kit.clients.wire import Wire
+from tfserve_kit.clock import Clock
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    RequestError,
+    ServerOverloaded,
+    ServerUnreachable,
+)
+
+T = TypeVar("T")
+
+# The longest pause before the first repeated attempt; it doubles with each further one.
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+
+
+class Deadline:
+    """The moment by which a whole operation must have ended, however many requests it takes.
+
+    Args:
+        timeout_s: how long it may take, in seconds.
+        clock: what it is measured with.
+    """
+
+    __slots__ = ("_clock", "began_s", "timeout_s")
+
+    def __init__(self, timeout_s: float, clock: Clock) -> None:
+        self.timeout_s, self._clock = timeout_s, clock
+        self.began_s = clock.now_s()
+
+    def left_s(self) -> float:
+        """Return how many seconds are left; not positive when time is up."""
+        return self.began_s + self.timeout_s - self._clock.now_s()
+
+
+class Attempts:
+    """Sends a call, and sends it again where that is safe and promises something.
+
+    Args:
+        wire: the protocol, for the errors it makes of outcomes.
+        options: how often, and whether at all.
+        clock: what time is measured with.
+        chance: returns a number from 0 up to 1; pauses are that part of the longest one, so that
+            clients that failed together do not come back together.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        options: Options,
+        clock: Clock,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._wire, self._options, self._clock = wire, options, clock
+        self._chance = chance
+        self._budget = RetryBudget(options.retry_share)
+
+    def deadline(self, timeout_s: float) -> Deadline:
+        """Start the time of an operation."""
+        return Deadline(timeout_s, self._clock)
+
+    def call(self, call: Call[T], deadline: Deadline) -> Flow[T]:
+        """Return the answer of a call.
+
+        Raises:
+            RequestError: the last attempt failed, or time is up.
+        """
+        self._budget.earn()
+        number = 0
+        while True:
+            left_s = deadline.left_s()
+            if left_s <= 0:
+                raise self._late(call.about, deadline)
+            outcome: Outcome = yield self._send(call, left_s)
+            if outcome.ok:
+                return call.read(outcome.body)  # type: ignore[union-attr]
+            error = self._wire.error(outcome, call.about, deadline.timeout_s)
+            pause_s = self._chance() * min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
+            if not self._is_worth_another(call, error, outcome, number, deadline, pause_s):
+                raise error from outcome.cause
+            yield Sleep(pause_s)
+            number += 1
+
+    def _send(self, call: Call[T], left_s: float) -> Send:
+        hedge_after_s = None if call.is_probe else self._options.hedge_after_s
+        if hedge_after_s is None:
+            return Send(call.request, left_s)
+        return Send(call.request, left_s, hedge_after_s, self._budget.spend)
+
+    def _is_worth_another(
+        self,
+        call: Call[T],
+        error: RequestError,
+        outcome: Outcome,
+        number: int,
+        deadline: Deadline,
+        pause_s: float,
+    ) -> bool:
+        return (
+            not call.is_probe
+            and number < self._options.retries
+            and pause_s < deadline.left_s()
+            and self._is_safe(error, outcome)
+            and self._budget.spend()
+        )
+
+    def _is_safe(self, error: RequestError, outcome: Outcome) -> bool:
+        """Say whether sending again does no harm and may help."""
+        if isinstance(error, ServerOverloaded):
+            return True  # refused before any work
+        if not isinstance(error, ServerUnreachable):
+            return False
+        unsent = isinstance(outcome, Lost) and outcome.how is Loss.UNSENT
+        return unsent or self._options.idempotent
+
+    def _late(self, about: Target, deadline: Deadline) -> DeadlineExceeded:
+        text = f"{about} at {self._wire.url}: no answer within {deadline.timeout_s:g} s"
+        return DeadlineExceeded(text, remedy="raise --timeout")

@@ -1,0 +1,201 @@
+"""Inputs held against a signature before they are sent: names, types, shapes.
+
+The server refuses a wrong type in words of its own, and does not look at shapes at all: there the
+model fails somewhere inside. What can be converted without loss is converted here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import InvalidRequest, did_you_mean
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.dtypes import DType
+
+Inputs = Mapping[str, ArrayLike] | ArrayLike
+"""Array per input alias; or an array alone, for a signature with one input."""
+
+
+def choose(signatures: Mapping[str, Signature], target: Target) -> Signature:
+    """Return the signature that a target names.
+
+    Raises:
+        InvalidRequest: the model has none of that name.
+    """
+    name = target.signature or DEFAULT_SIGNATURE
+    if name not in signatures:
+        raise InvalidRequest(
+            f"{target} has no signature {name!r}", remedy=did_you_mean(name, signatures)
+        )
+    return signatures[name]
+
+
+def fit(
+    inputs: Inputs, signature: Signature, target: Target, *, takes_defaults: bool = True
+) -> dict[str, NDArray[Any]]:
+    """Return the inputs as arrays of exactly the types that the signature names.
+
+    Integers and bools are converted where every value stays the same; real numbers may be rounded,
+    as numpy's own float64 is to float32, but not cut to integers. Text goes as UTF-8.
+
+    Args:
+        inputs: array per alias, or one alone where the signature has one input.
+        signature: what they are for.
+        target: the model, for the messages.
+        takes_defaults: whether inputs for which the model has a default may be left out.
+
+    Raises:
+        InvalidRequest: an input is missing, unknown, of another type or shape.
+    """
+    named = _named(inputs, signature, target)
+    fitted = {}
+    for alias, value in named.items():
+        spec = signature.inputs.get(alias)
+        if spec is None:
+            raise InvalidRequest(
+                f"{target} has no input {alias!r} in signature {signature.name!r}",
+                remedy=did_you_mean(alias, signature.inputs),
+            )
+        fitted[alias] = _fitted(value, alias, spec, target)
+    if len(fitted) != len(signature.inputs):
+        _check_missing(fitted, signature, target, takes_defaults=takes_defaults)
+    return fitted
+
+
+def check_filter(output_filter: Iterable[str], signature: Signature, target: Target) -> None:
+    """Refuse output aliases that the signature does not have.
+
+    Raises:
+        InvalidRequest: it names another.
+    """
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            raise InvalidRequest(
+                f"{target} has no output {alias!r} in signature {signature.name!r}",
+                remedy=did_you_mean(alias, signature.outputs),
+            )
+
+
+def unchecked(inputs: Inputs) -> Mapping[str, ArrayLike]:
+    """Return inputs by alias where the signature is not known.
+
+    Raises:
+        InvalidRequest: they have no names.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    raise InvalidRequest(
+        "cannot send the input: it has no name, and the signature is not looked at",
+        remedy="give {alias: array}, or leave check=False out",
+    )
+
+
+def _named(inputs: Inputs, signature: Signature, target: Target) -> Mapping[str, ArrayLike]:
+    if isinstance(inputs, Mapping):
+        return inputs
+    needed = [alias for alias in signature.inputs if alias not in signature.optional]
+    names = needed or list(signature.inputs)
+    if len(names) != 1:
+        raise InvalidRequest(
+            f"{target} has {len(names)} inputs, and what was given has no name",
+            remedy=f"give {{alias: array}} with the inputs {', '.join(names)}",
+        )
+    return {names[0]: inputs}
+
+
+def _check_missing(
+    fitted: Mapping[str, object], signature: Signature, target: Target, *, takes_defaults: bool
+) -> None:
+    missing = [alias for alias in signature.inputs if alias not in fitted]
+    if needed := [alias for alias in missing if alias not in signature.optional]:
+        raise InvalidRequest(
+            f"{target} needs the inputs {', '.join(needed)} too, for {signature.name!r}",
+            remedy="give them as well; `tfkit metadata` lists what the model takes",
+        )
+    if missing and not takes_defaults:
+        raise InvalidRequest(
+            f"{target} has defaults for the inputs {', '.join(missing)}, but not over REST",
+            remedy="give them as well, or use gRPC",
+        )
+
+
+def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> NDArray[Any]:
+    """Return one input in the type of the signature; the first lines are the usual case."""
+    try:
+        array = value if isinstance(value, np.ndarray) else _array(value)
+        given = dtypes.by_numpy(array.dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            f"cannot send the input {alias!r} of {target}: {error}",
+            remedy=f"give it as {spec}, in lists of equal length on each level",
+        ) from error
+    wanted = spec.dtype
+    if given is not wanted and wanted is not None:
+        array = _converted(array, given, wanted, f"the input {alias!r} of {target}")
+    if spec.shape is not None and not has_shape(array.shape, spec.shape):
+        raise InvalidRequest(
+            f"cannot send the input {alias!r} of {target}: its shape is {list(array.shape)}, "
+            f"the model takes {spec}",
+            remedy=_remedy_for_shape(array.shape, spec.shape),
+        )
+    return array
+
+
+def _array(value: ArrayLike) -> NDArray[Any]:
+    """Return an array of Python values; numpy alone would cut trailing zeros off bytes."""
+    array = np.asarray(value)
+    return np.array(value, object) if array.dtype.kind in "SU" else array
+
+
+def has_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Say whether a shape fits one with None where any size goes."""
+    if len(shape) != len(wanted):
+        return False
+    for have, want in zip(shape, wanted, strict=True):
+        if want is not None and have != want:
+            return False
+    return True
+
+
+def _converted(array: NDArray[Any], given: DType, wanted: DType, what: str) -> NDArray[Any]:
+    if not array.size and wanted.numpy is not None and dtypes.STRING not in {given, wanted}:
+        return array.astype(wanted.numpy)  # an empty list is float64 for want of better
+    refusal = f"cannot send {what}: it is {given.name}, the model takes {wanted.name}"
+    if dtypes.STRING in {given, wanted} or wanted.numpy is None:
+        raise InvalidRequest(refusal, remedy=f"give values of type {wanted.name}")
+    kind, target_kind = _kind(given), _kind(wanted)
+    if kind == "c" and target_kind != "c":
+        raise InvalidRequest(
+            refusal, remedy="the imaginary part would be lost: take .real or .imag"
+        )
+    if kind == "f" and target_kind in "iub":
+        raise InvalidRequest(refusal, remedy="round as you mean it, such as numpy.rint(x).astype")
+    with np.errstate(all="ignore"):
+        converted: NDArray[Any] = array.astype(wanted.numpy)
+        back = converted.real if target_kind == "c" else converted
+        kept = (
+            np.isfinite(converted) | ~np.isfinite(array)
+            if kind in "fc"
+            else (back.astype(array.dtype) == array) & ((back < 0) == (array < 0))
+        )
+    if not kept.all():
+        lost = array[~kept].ravel()[0]
+        raise InvalidRequest(
+            f"{refusal}, which cannot hold {lost}", remedy="scale or clip the values first"
+        )
+    return converted
+
+
+def _kind(dtype: DType) -> str:
+    """Return numpy's letter of a kind; numpy itself takes bfloat16 for raw bytes."""
+    return "f" if dtype is dtypes.BFLOAT16 or dtype.numpy is None else dtype.numpy.kind
+
+
+def _remedy_for_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> str:
+    if len(shape) + 1 == len(wanted) and has_shape([1, *shape], wanted):
+        return "the batch axis is missing: send array[numpy.newaxis]"
+    return "a ? takes any size; reshape the input"

@@ -1,0 +1,113 @@
+"""What an operation asks of the world, and what the world answers: the border of all input/output.
+
+An operation is a `Flow`, a generator that does no input or output itself. It yields a `Send` or a
+`Sleep`, is resumed with what came of it, and returns its result. `driver.py` and `async_driver.py`
+run flows over a transport; tests run them over lists.
+"""
+
+from collections.abc import Callable, Generator
+from enum import Enum
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from tfserve_kit.clients.results import Target
+
+T = TypeVar("T")
+
+
+class GrpcRequest(NamedTuple):
+    """A unary call: short name of the method, and the serialized message."""
+
+    method: str
+    body: bytes
+
+
+class HttpRequest(NamedTuple):
+    """An HTTP request: verb, path from `/v1` on, and body."""
+
+    verb: str
+    path: str
+    body: bytes | None = None
+
+
+Request = GrpcRequest | HttpRequest
+
+
+class Reply(NamedTuple):
+    """What the server answered.
+
+    Attributes:
+        ok: whether it is an answer rather than an error.
+        body: its bytes; of an HTTP error, the error's body.
+        status: name of the gRPC code or number of the HTTP status.
+        text: gRPC's details, or HTTP's reason.
+        cause: the exception it was taken from, if any.
+    """
+
+    ok: bool
+    body: bytes
+    status: str = ""
+    text: str = ""
+    cause: BaseException | None = None
+
+
+class Loss(Enum):
+    """Why there is no whole answer."""
+
+    UNSENT = "there is no connection, so the server knows nothing of the request"
+    BROKEN = "the connection ended before the whole answer was there"
+    LATE = "the time is up"
+    TOO_LARGE = "the answer is larger than the client accepts"
+    GARBLED = "what came is not of the protocol"
+
+
+class Lost(NamedTuple):
+    """No whole answer came: why, in words of the transport, and the exception behind it."""
+
+    how: Loss
+    text: str
+    cause: BaseException | None = None
+    ok: bool = False
+
+
+Outcome = Reply | Lost
+
+
+class Send(NamedTuple):
+    """Send a request; the flow is resumed with the `Outcome`.
+
+    Attributes:
+        request: what to send.
+        timeout_s: how long it may take in all, in seconds.
+        hedge_after_s: after how many seconds to send it a second time; None never.
+        may_hedge: asked before that; False keeps it from being sent again.
+    """
+
+    request: Request
+    timeout_s: float
+    hedge_after_s: float | None = None
+    may_hedge: Callable[[], bool] | None = None
+
+
+class Sleep(NamedTuple):
+    """Let time pass; the flow is resumed with None."""
+
+    duration_s: float
+
+
+Flow = Generator[Send | Sleep, Any, T]
+
+
+class Call(NamedTuple, Generic[T]):
+    """One request of a protocol, and how its answer is read.
+
+    Attributes:
+        request: what to send.
+        read: given the body of the answer, returns the result; raises ServerFault.
+        about: what it is for, as errors name it.
+        is_probe: asks whether the server answers; never repeated, so that it says what is.
+    """
+
+    request: Request
+    read: Callable[[bytes], T]
+    about: Target
+    is_probe: bool = False

@@ -1,0 +1,144 @@
+"""gRPC over grpcio's channels, blocking and with asyncio."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from tfserve_kit import protos
+from tfserve_kit.clients.effects import GrpcRequest, Outcome, Reply
+from tfserve_kit.clients.options import Options, read_pem
+
+
+class GrpcTransport:
+    """Sends unary calls over one channel. Thread-safe.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        options: TLS files, headers, compression, size of answers.
+        secure: whether to use TLS.
+    """
+
+    def __init__(self, address: str, options: Options, *, secure: bool = False) -> None:
+        arguments = {"options": _arguments(options), "compression": _compression(options)}
+        self._channel = (
+            grpc.secure_channel(address, _credentials(options), **arguments)
+            if secure
+            else grpc.insecure_channel(address, **arguments)
+        )
+        self._headers = tuple(options.headers.items()) or None
+        self._calls = {
+            name: self._channel.unary_unary(method.path) for name, method in protos.METHODS.items()
+        }
+
+    def send(self, request: GrpcRequest, timeout_s: float) -> Outcome:
+        """Make a call; see `Transport.send`."""
+        try:
+            body = self._calls[request.method](
+                request.body, timeout=timeout_s, metadata=self._headers
+            )
+        except grpc.RpcError as error:
+            return _failure(error)
+        except ValueError as error:  # the channel is closed, or a header is none
+            return Reply(False, b"", "CANCELLED", str(error), error)
+        return Reply(True, body)
+
+    def start(
+        self, request: GrpcRequest, timeout_s: float, done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        """Make a call in the background; see `Transport.start`."""
+
+        def finished(future: Any) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            done(Reply(True, future.result()) if error is None else _failure(error))
+
+        call = self._calls[request.method]
+        future = call.future(request.body, timeout=timeout_s, metadata=self._headers)
+        future.add_done_callback(finished)
+        return lambda: future.cancel() and None
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Sends unary calls over one channel, opened in the event loop of the first call.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        options: TLS files, headers, compression, size of answers.
+        secure: whether to use TLS.
+    """
+
+    def __init__(self, address: str, options: Options, *, secure: bool = False) -> None:
+        self._address, self._options = address, options
+        self._credentials = _credentials(options) if secure else None
+        self._headers = tuple(options.headers.items()) or None
+        self._channel: Any = None
+        self._calls: dict[str, Any] = {}
+
+    async def send(self, request: GrpcRequest, timeout_s: float) -> Outcome:
+        """Make a call; see `AsyncTransport.send`."""
+        if self._channel is None:
+            self._open()
+        try:
+            body = await self._calls[request.method](
+                request.body, timeout=timeout_s, metadata=self._headers
+            )
+        except grpc.aio.AioRpcError as error:
+            return _failure(error)
+        except (ValueError, grpc.aio.UsageError) as error:  # the channel is closed, or a bad header
+            return Reply(False, b"", "CANCELLED", str(error), error)
+        return Reply(True, body)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _open(self) -> None:
+        arguments = {
+            "options": _arguments(self._options),
+            "compression": _compression(self._options),
+        }
+        self._channel = (
+            grpc.aio.secure_channel(self._address, self._credentials, **arguments)
+            if self._credentials is not None
+            else grpc.aio.insecure_channel(self._address, **arguments)
+        )
+        self._calls = {
+            name: self._channel.unary_unary(method.path) for name, method in protos.METHODS.items()
+        }
+
+
+def _failure(error: Any) -> Reply:
+    return Reply(False, b"", error.code().name, error.details() or "", error)
+
+
+def _arguments(options: Options) -> list[tuple[str, int]]:
+    return [
+        # The server accepts any size; grpcio's own limit of 4 MiB on answers is too small.
+        ("grpc.max_receive_message_length", options.max_answer_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A proxy for the web is none for the model server.
+        ("grpc.enable_http_proxy", 0),
+        # What may be repeated is decided in `attempts.py` alone.
+        ("grpc.enable_retries", 0),
+        # A server that comes back is found after a tenth of a second, not after one or more.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+
+
+def _compression(options: Options) -> Any:
+    return grpc.Compression.Gzip if options.gzip else None
+
+
+def _credentials(options: Options) -> Any:
+    return grpc.ssl_channel_credentials(
+        read_pem(options.ca_file), read_pem(options.key_file), read_pem(options.cert_file)
+    )

@@ -1,0 +1,143 @@
+"""Where pictures come from: files, folders, patterns, the web, standard input."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tfserve_kit.errors import InvalidRequest, UsageError
+
+# Larger files are no pictures but a mistake, and would fill the memory.
+MAX_BYTES = 256 * 1024 * 1024
+# What is looked for in folders; any name will do for a file that is named itself.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+STDIN = "-"
+_CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture that was not read yet.
+
+    Attributes:
+        name: as it was given, or its path in the folder that was.
+        read: returns its bytes; raises InvalidRequest.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[PictureFile]:
+    """Return the pictures that names stand for, in order; nothing is read yet.
+
+    Args:
+        given: paths of files; folders, searched through all levels for names that end as pictures
+            do; patterns with `*`, `?`, `[...]` and `**`; http and https URLs; `-`.
+        stdin: what `-` means.
+        timeout_s: how long the answer to a URL may take as a whole, in seconds.
+
+    Raises:
+        UsageError: a folder or pattern has no picture, or `-` stands twice.
+    """
+    names = list(given)
+    if names.count(STDIN) > 1:
+        raise UsageError("- stands for one picture on standard input; give it once")
+    return [file for name in names for file in _files(name, stdin, timeout_s)]
+
+
+def _files(name: str, stdin: BinaryIO, timeout_s: float) -> Iterator[PictureFile]:
+    if name == STDIN:
+        yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
+    elif name.lower().startswith(("http://", "https://")):
+        yield PictureFile(name, lambda: _download(name, timeout_s))
+    else:
+        for path in _paths(name):
+            yield PictureFile(_printable(path), lambda path=path: _read(path))  # type: ignore[misc]
+
+
+def _printable(path: str) -> str:
+    """Return a path as text, whatever bytes it was made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _paths(name: str) -> list[str]:
+    try:
+        if Path(name).is_dir():
+            return _in_folder(name)
+        is_file = Path(name).exists()
+    except OSError:  # such as a name that is too long: reading it says so
+        return [name]
+    return [name] if is_file or not any(sign in name for sign in "*?[") else _matching(name)
+
+
+def _in_folder(name: str) -> list[str]:
+    found = sorted(
+        str(each)
+        for each in Path(name).rglob("*")
+        if each.suffix.lower() in SUFFIXES and each.is_file()
+    )
+    if not found:
+        endings = " ".join(sorted(SUFFIXES))
+        raise UsageError(f"{name} has no pictures, no file that ends in {endings}")
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    from glob import glob
+
+    found = sorted(each for each in glob(pattern, recursive=True) if not Path(each).is_dir())  # noqa: PTH207 (absolute patterns too)
+    if not found:
+        raise UsageError(f"no file matches {pattern!r}")
+    return found
+
+
+def _read(path: str) -> bytes:
+    name = _printable(path)
+    try:
+        with Path(path).open("rb") as stream:
+            return _limited(stream, name)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {name}: {error.strerror}") from error
+
+
+def _limited(stream: BinaryIO, name: str) -> bytes:
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _too_large(name)
+    return data
+
+
+def _too_large(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} has more than {MAX_BYTES:,} bytes", remedy="make it smaller")
+
+
+def _download(url: str, timeout_s: float) -> bytes:
+    import requests
+
+    try:
+        with requests.get(url, stream=True, timeout=timeout_s) as response:
+            response.raise_for_status()
+            return _body(response.iter_content(_CHUNK_BYTES), url, time.monotonic() + timeout_s)
+    except requests.Timeout as error:
+        raise _too_slow(url) from error
+    except requests.RequestException as error:
+        raise InvalidRequest(f"cannot read {url}: {error}") from error
+
+
+def _body(chunks: Iterable[bytes], url: str, ends_s: float) -> bytes:
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise _too_large(url)
+        if time.monotonic() > ends_s:
+            raise _too_slow(url)
+    return bytes(data)
+
+
+def _too_slow(url: str) -> InvalidRequest:
+    return InvalidRequest(f"cannot read {url} in time", remedy="raise --timeout")

@@ -1,0 +1,228 @@
+"""The REST protocol as pure functions: requests to JSON, JSON to results, statuses to errors.
+
+Source: tensorflow/serving's docs, api_rest.md, and tensorflow_serving/util/json_tensor.cc.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+
+from tfserve_kit import protos, savedmodel
+from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
+from tfserve_kit.clients.examples import to_json
+from tfserve_kit.clients.json_text import read_json, to_text
+from tfserve_kit.clients.results import (
+    Classification,
+    LabelScore,
+    Metadata,
+    Regression,
+    Target,
+    VersionStatus,
+    version_statuses,
+)
+from tfserve_kit.clients.wire import Answer, Inferred
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RequestError,
+    ServerFault,
+    ServerOverloaded,
+    ServerUnreachable,
+    UsageError,
+)
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
+from tfserve_kit.tensors import TensorError
+from tfserve_kit.tensors import json as tensor_json
+
+T = TypeVar("T")
+
+_ERRORS: dict[str, tuple[type[RequestError], str]] = {
+    "400": (InvalidRequest, "compare the input with `tfkit metadata`"),
+    "404": (ModelNotFound, "`tfkit status` lists what the server has"),
+    "501": (InvalidRequest, "the REST API of this server cannot do it; gRPC may"),
+    "429": (ServerOverloaded, "send less at once, or repeat later"),
+    "503": (ServerOverloaded, "send less at once, or repeat later"),
+    "504": (DeadlineExceeded, "raise --rest_api_timeout_in_ms of the server"),
+}
+# What an answer that is JSON, but not the answer, makes the readers below stumble over.
+_SHAPELESS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+class RestWire:
+    """TensorFlow Serving's REST API; see `Wire`.
+
+    Args:
+        url: the server, as errors name it.
+    """
+
+    needs_signature = True  # answers name neither types nor, if there is one, the output
+    takes_defaults = False
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def predict(
+        self,
+        target: Target,
+        inputs: Mapping[str, Any],
+        output_filter: Sequence[str],
+        signature: Signature | None,
+    ) -> Call[Answer]:
+        """Ask for outputs; the filter is applied to the answer, for REST requests have none."""
+        try:
+            columns = to_text(inputs)
+        except TypeError as error:
+            raise InvalidRequest(f"cannot send the input: {error}") from error
+        name = json.dumps(target.signature or DEFAULT_SIGNATURE).encode()
+        body = b'{"signature_name":%b,"inputs":%b}' % (name, columns)
+        outputs = signature.outputs if signature else {}
+        dtypes = {alias: spec.dtype for alias, spec in outputs.items() if spec.dtype is not None}
+
+        def read(document: Any) -> Answer:
+            found = tensor_json.answer(document, dtypes)
+            if unknown := [alias for alias in output_filter if alias not in found]:
+                text = f"{target} at {self.url} has no output {', '.join(unknown)}"
+                raise InvalidRequest(text, remedy=f"its outputs are {', '.join(found)}")
+            return {alias: found[alias] for alias in output_filter or found}, None
+
+        return self._call("POST", _path(target) + ":predict", target, read, body)
+
+    def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
+        """Ask for classes; see `Wire.classify`."""
+
+        def read(document: Any) -> Classification:
+            rows = (
+                tuple(LabelScore(str(label), float(score)) for label, score in row)
+                for row in document["results"]
+            )
+            return Classification(tuple(rows), None, 0.0)
+
+        body = _examples(target, examples)
+        return self._call("POST", _path(target) + ":classify", target, read, body)
+
+    def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
+        """Ask for values; see `Wire.regress`."""
+
+        def read(document: Any) -> Regression:
+            return Regression(
+                np.array(list(map(float, document["results"])), np.float32), None, 0.0
+            )
+
+        body = _examples(target, examples)
+        return self._call("POST", _path(target) + ":regress", target, read, body)
+
+    def multi_inference(
+        self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
+    ) -> Call[dict[str, Inferred]]:
+        """Refuse: the REST API has no such call."""
+        del target, tasks, examples
+        self._grpc_only("multi_inference")
+
+    def metadata(self, target: Target) -> Call[Metadata]:
+        """Ask for the signatures; see `Wire.metadata`."""
+
+        def read(document: Any) -> Metadata:
+            spec = document["model_spec"]
+            definitions = protos.from_json("SignatureDefMap", document["metadata"]["signature_def"])
+            return Metadata(int(spec["version"]), savedmodel.signatures(definitions.signature_def))
+
+        return self._call("GET", _path(target) + "/metadata", target, read)
+
+    def status(self, target: Target) -> Call[list[VersionStatus]]:
+        """Ask for the versions; see `Wire.status`."""
+
+        def read(document: Any) -> list[VersionStatus]:
+            versions = {"model_version_status": document["model_version_status"]}
+            return version_statuses(protos.from_json("GetModelStatusResponse", versions))
+
+        return self._call("GET", _path(target), target, read, is_probe=True)
+
+    def reload(self, config: Any) -> Call[None]:
+        """Refuse: the REST API has no such call."""
+        del config
+        self._grpc_only("reload")
+
+    def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
+        """Return what a status means, or that there was none; see `Wire.error`."""
+        if isinstance(outcome, Lost):
+            return self._lost(outcome, target, timeout_s)
+        try:
+            details = read_json(outcome.body)["error"]
+        except _SHAPELESS:
+            details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
+        kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
+        text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
+        return kind(text, remedy=remedy)
+
+    def _lost(self, outcome: Lost, target: Target, timeout_s: float) -> RequestError:
+        if outcome.how is Loss.LATE:
+            text = f"{target} at {self.url}: no answer within {timeout_s:g} s"
+            return DeadlineExceeded(text, remedy="raise --timeout")
+        if outcome.how is Loss.TOO_LARGE:
+            text = f"{target} at {self.url}: {outcome.text}"
+            return InvalidRequest(text, remedy="send fewer rows at once, or raise max_answer_bytes")
+        if outcome.how is Loss.GARBLED:
+            return ServerFault(
+                f"{self.url} sent an unreadable answer: {outcome.text}",
+                remedy="is this a model server's REST port?",
+            )
+        if outcome.how is Loss.BROKEN:
+            return ServerUnreachable(
+                f"{target} at {self.url}: the connection ended before the whole answer was there: "
+                f"{outcome.text}",
+                remedy="look at the server's log; is this a model server's REST port?",
+            )
+        return ServerUnreachable(
+            f"no model server answers at {self.url}: {outcome.text}",
+            remedy="start one with `tfkit serve`, or give its address with --url",
+        )
+
+    def _call(
+        self,
+        verb: str,
+        path: str,
+        target: Target,
+        read: Callable[[Any], T],
+        body: bytes | None = None,
+        *,
+        is_probe: bool = False,
+    ) -> Call[T]:
+        def read_body(data: bytes) -> T:
+            try:
+                document = read_json(data)
+            except (ValueError, RecursionError) as error:
+                start = data[:320].decode("utf-8", "replace")[:80]
+                text = f"{self.url} did not answer with JSON but with {start!r}"
+                raise ServerFault(text) from error
+            try:
+                return read(document)
+            except _SHAPELESS as error:
+                said = str(error) if isinstance(error, TensorError) else repr(error)
+                raise ServerFault(f"{self.url} sent an unreadable answer: {said}") from error
+
+        return Call(HttpRequest(verb, path, body), read_body, target, is_probe)
+
+    def _grpc_only(self, name: str) -> NoReturn:
+        raise UsageError(
+            f"{name} has no REST form, and {self.url} is a REST address",
+            remedy="connect to the server's gRPC port",
+        )
+
+
+def _path(target: Target) -> str:
+    path = f"/v1/models/{quote(target.model, safe='')}"
+    if target.label:
+        return f"{path}/labels/{quote(target.label, safe='')}"
+    return path if target.version is None else f"{path}/versions/{target.version}"
+
+
+def _examples(target: Target, examples: Sequence[Any]) -> bytes:
+    document = {
+        "signature_name": target.signature or DEFAULT_SIGNATURE,
+        "examples": [to_json(example) for example in examples],
+    }
+    return json.dumps(document).encode()

@@ -1,0 +1,135 @@
+"""What requests are for, and what comes back: plain values, the same over both protocols."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.errors import RequestError
+from tfserve_kit.savedmodel import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model a request is for.
+
+    Attributes:
+        model: its name.
+        version: a version number; None for the one the server prefers.
+        label: a version label instead of a number.
+        signature: which of its signatures; empty for `serving_default`.
+    """
+
+    model: str
+    version: int | None = None
+    label: str | None = None
+    signature: str = ""
+
+    def __str__(self) -> str:
+        chosen = f" version {self.version}" if self.version is not None else ""
+        return f"model {self.model!r}" + (f" label {self.label!r}" if self.label else chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to a predict request.
+
+    Attributes:
+        outputs: array per output alias.
+        version: the version that answered; None over REST, which does not say.
+        duration_s: from sending the request to holding the decoded answer, in seconds.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    version: int | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPrediction:
+    """The answers to the parts of a batch, put together.
+
+    Attributes:
+        outputs: array [answered rows, ...] per output alias, in the order of the rows sent.
+        rows: int64 [answered rows], the index of each in the batch; all of them unless failures
+            are isolated.
+        errors: the error of each row that failed, by its index; empty unless isolated.
+        versions: the versions that answered; more than one if a swap fell between two parts, none
+            over REST, which does not say.
+        requests: how many requests were answered or refused, without repeated ones.
+        duration_s: from sending the first request to holding the last answer, in seconds.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    rows: NDArray[Any]
+    errors: Mapping[int, RequestError]
+    versions: frozenset[int]
+    requests: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One class of one example: its label, empty if the model has none, and its score."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to a classify request.
+
+    Attributes:
+        classes: for each example its classes, in the order of the model.
+        version: the version that answered; None over REST, which does not say.
+        duration_s: as for `Prediction`.
+    """
+
+    classes: tuple[tuple[LabelScore, ...], ...]
+    version: int | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """The answer to a regress request.
+
+    Attributes:
+        values: float32 [examples].
+        version: the version that answered; None over REST, which does not say.
+        duration_s: as for `Prediction`.
+    """
+
+    values: NDArray[Any]
+    version: int | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """A model's signatures by name, and the version they belong to."""
+
+    version: int
+    signatures: Mapping[str, Signature]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """State of one version: START, LOADING, AVAILABLE, UNLOADING or END, and the error if any."""
+
+    version: int
+    state: str
+    error: str = ""
+
+
+def version_statuses(message: Any) -> list[VersionStatus]:
+    """Return what a GetModelStatusResponse says, highest version first."""
+    names = protos.enum("ModelVersionStatus.State").values_by_number
+    found = [
+        VersionStatus(each.version, names[each.state].name, each.status.error_message)
+        for each in message.model_version_status
+    ]
+    return sorted(found, key=lambda status: -status.version)

@@ -1,0 +1,29 @@
+"""What a server says only in words: the one place where texts of errors are matched.
+
+TensorFlow Serving gives these different refusals the same code as others, and they need another
+treatment. Where a text is not recognized the plain meaning of its code counts.
+
+Source: tensorflow/core/kernels/batching_util/batch_resource_base.cc and
+tensorflow_serving/batching/batching_session.cc (task size), batch_scheduler_utils.cc and
+basic_batch_scheduler.h (full queue); grpc's message_size_filter.cc (message larger than max).
+"""
+
+import re
+
+_TASK_SIZE = re.compile(r"Task size \d+ is larger than maximum (?:input )?batch size (\d+)")
+
+
+def batch_limit(text: str) -> int | None:
+    """Return the largest number of rows, where a request was refused because it has more."""
+    found = _TASK_SIZE.search(text)
+    return int(found[1]) if found and int(found[1]) > 0 else None
+
+
+def is_full_queue(text: str) -> bool:
+    """Say whether a request was refused, before any work, because the batching queue is full."""
+    return "batching queue" in text or "batch scheduling queue" in text
+
+
+def is_message_too_large(text: str) -> bool:
+    """Say whether either side refused a gRPC message for its size."""
+    return "message larger than max" in text

@@ -1,0 +1,239 @@
+"""Sets stored as arrays: IDX, the format of MNIST, and numpy's .npz.
+
+An IDX file is `00 00 08 d`, then `d` sizes as big-endian 32-bit integers, then the values, one byte
+each. Both formats are read row by row, compressed or not.
+"""
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.errors import UsageError
+from tfserve_kit.evaluation.examples import Content, Label, Rows
+
+_IDX_MAGIC = b"\x00\x00\x08"  # two zeros, then the code of unsigned bytes
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK_BYTES = 1 << 20
+# Ranks of pictures: [height, width], [height, width, channels]; or their pixels in one row.
+_PICTURE_RANKS = (1, 2, 3)
+_COLOUR_RANK = 3
+# What reading a damaged .npz file raises; a RuntimeError if it is encrypted, a KeyError for what is
+# no array.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# Held out from training first: that is what an error rate is measured on.
+_IDX_PARTS = ("t10k", "test", "")
+
+
+def idx_files_in(folder: Path) -> tuple[Path, Path] | None:
+    """Return the IDX files of images and labels in a folder; None where there are none.
+
+    Of MNIST's four files it is those of the test set.
+
+    Raises:
+        UsageError: there are images and no labels.
+    """
+    found = sorted(folder.glob("*images*idx3*"))
+    for part in _IDX_PARTS:
+        for images in found:
+            if images.name.startswith(part):
+                return images, labels_beside(images)
+    return None
+
+
+def labels_beside(images: Path) -> Path:
+    """Return the file of labels that belongs to a file of images by its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
+    if labels == images or not labels.is_file():
+        raise UsageError(
+            f"there is no file of labels beside {images}",
+            remedy="give both files: IMAGES LABELS",
+        )
+    return labels
+
+
+def open_idx(first: Path, second: Path | None = None) -> Rows:
+    """Open two IDX files, images and labels in either order; or images with labels beside them.
+
+    Raises:
+        UsageError: a file is no IDX file of bytes, is truncated or too long, or they do not belong
+            together.
+    """
+    if second is not None and len(_idx_shape(first)) == 1:
+        first, second = second, first
+    shape = _idx_shape(first)
+    second = second or labels_beside(first)
+    if len(shape) - 1 not in _PICTURE_RANKS:
+        raise UsageError(f"{first} has the shape {list(shape)}, which are no images")
+    labels = np.frombuffer(_idx_values(second), np.uint8)
+    if _idx_shape(second) != shape[:1]:
+        found = list(_idx_shape(second))
+        raise UsageError(f"{second}: labels of shape {found} for {shape[0]} images")
+    _require_colours(first, shape[1:])
+    return Rows(str(first), _labels(labels), lambda: _idx_rows(first, shape))
+
+
+def _open_idx_stream(file: Path) -> IO[bytes] | gzip.GzipFile:
+    """Open by content: some tools unpack a download and leave the `.gz` in its name."""
+    try:
+        raw = file.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    is_gzip = raw.read(2) == _GZIP_MAGIC
+    raw.seek(0)
+    if not is_gzip:
+        return raw
+    raw.close()
+    return gzip.open(file)
+
+
+def _idx_shape(file: Path) -> tuple[int, ...]:
+    """Return the shape that a file states and holds."""
+    try:
+        with _open_idx_stream(file) as stream:
+            shape = _idx_header(file, stream)
+            size_bytes = 0
+            while chunk := stream.read(_CHUNK_BYTES):
+                size_bytes += len(chunk)
+    except EOFError as error:
+        raise UsageError(f"{file}: truncated: its gzip data ends too early") from error
+    except (OSError, zlib.error) as error:
+        raise UsageError(f"{file}: damaged: {error}") from error
+    expected = math.prod(shape)
+    if size_bytes != expected:
+        fault = "truncated" if size_bytes < expected else "too long"
+        text = f"{file}: {fault}: {size_bytes} values where shape {list(shape)} needs {expected}"
+        raise UsageError(text, remedy="download it again")
+    return shape
+
+
+def _idx_header(file: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[int, ...]:
+    magic = stream.read(4)
+    if len(magic) < 4 or not magic.startswith(_IDX_MAGIC) or not magic[3]:  # noqa: PLR2004
+        text = f"{file} starts with {magic.hex(' ') or 'nothing'}, not with the IDX 00 00 08"
+        raise UsageError(text, remedy="give MNIST's files, a .csv or an .npz file, or a folder")
+    sizes = stream.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise UsageError(f"{file}: truncated within its header", remedy="download it again")
+    return struct.unpack(f">{magic[3]}I", sizes)
+
+
+def _idx_values(file: Path) -> bytes:
+    with _open_idx_stream(file) as stream:
+        _idx_header(file, stream)
+        return stream.read()
+
+
+def _idx_rows(file: Path, shape: tuple[int, ...]) -> Iterator[Content]:
+    with _open_idx_stream(file) as stream:
+        _idx_header(file, stream)
+        yield from _rows(stream, shape, np.dtype(np.uint8))
+
+
+def _rows(
+    stream: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[Content]:
+    size_bytes = math.prod(shape[1:]) * dtype.itemsize
+    for _ in range(shape[0]):
+        yield np.frombuffer(stream.read(size_bytes), dtype).reshape(shape[1:])
+
+
+def _require_colours(file: Path, shape: tuple[int, ...]) -> None:
+    if len(shape) == _COLOUR_RANK and shape[-1] not in {1, 3}:
+        raise UsageError(f"{file}: pictures of shape {list(shape)} have {shape[-1]} channels, "
+                         "not 1 or 3")  # fmt: skip
+
+
+def _labels(labels: NDArray[Any]) -> list[Label]:
+    found: list[Label] = labels.tolist()
+    return found
+
+
+def open_npz(file: Path) -> Rows:
+    """Open an .npz file with `x`, [examples, ...], and `y`, [examples].
+
+    An `x` of uint8 holds pictures, [height, width], [height, width, channels] or [pixels]; of any
+    other type it holds rows of the model's input, to be sent as they are. `y` holds indices, names,
+    or one-hot rows.
+
+    Raises:
+        UsageError: the file is damaged, or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            if missing := {"x", "y"} - names:
+                lacking = " and no ".join(sorted(missing))
+                raise UsageError(
+                    f"{file} has no {lacking}; it has {', '.join(sorted(names)) or 'nothing'}",
+                    remedy="save it with np.savez(file, x=..., y=...)",
+                )
+            with archive.open("y.npy") as stream:
+                labels = _npz_labels(file, np.lib.format.read_array(stream, allow_pickle=False))
+            with archive.open("x.npy") as stream:
+                shape, dtype = _npy_header(stream)
+    except _UNREADABLE as error:
+        raise UsageError(f"cannot read {file}: {error}") from error
+    if not shape or shape[0] != len(labels):
+        raise UsageError(f"{file}: x has the shape {list(shape)} for {len(labels)} labels in y")
+    is_picture = dtype == np.uint8
+    if is_picture:
+        if len(shape) - 1 not in _PICTURE_RANKS:
+            raise UsageError(f"{file}: x has the shape {list(shape)}, which are no pictures")
+        _require_colours(file, shape[1:])
+    return Rows(str(file), labels, lambda: _npz_rows(file), ready=not is_picture)
+
+
+def _npz_labels(file: Path, labels: NDArray[Any]) -> list[Label]:
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":  # noqa: PLR2004
+        labels = labels.argmax(axis=1)
+    elif labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004 (a column, as keras keeps it)
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise UsageError(
+            f"{file}: y is {labels.dtype} of shape {list(labels.shape)}, which are no labels",
+            remedy="store a whole number or a name for each example",
+        )
+    return _labels(labels)
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, is_fortran, dtype = read(stream)
+    if is_fortran and len(shape) > 1:
+        raise ValueError("x is stored column by column; save np.ascontiguousarray(x)")
+    if dtype.hasobject:
+        raise ValueError("x holds Python objects")
+    return shape, dtype
+
+
+def _npz_rows(file: Path) -> Iterator[Content]:
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open("x.npy") as stream:
+            yield from _rows(stream, *_npy_header(stream))
+    except _UNREADABLE as error:
+        raise UsageError(f"cannot read {file}: {error}") from error

@@ -1,0 +1,301 @@
+"""What an evaluation amounts to: as numbers, as data for JSON, as text for a terminal."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tfserve_kit.evaluation.comparison import Comparison, compare
+from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Run
+from tfserve_kit.evaluation.scores import (
+    Calibration,
+    ClassScores,
+    Confusion,
+    Interval,
+    calibration,
+    confusion_matrix,
+    most_confused,
+    per_class,
+    top_k_error,
+    wilson_interval,
+)
+from tfserve_kit.evaluation.scores import worst_mistakes as positions_of_worst
+
+# Models with more classes have no matrix that could be read.
+MOST_MATRIX_CLASSES = 40
+_MOST_TEXT_CLASSES = 20
+_WORST, _WORST_IN_TEXT = 24, 5
+_CONFUSED, _CONFUSED_IN_TEXT = 20, 5
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How one subject fared.
+
+    Attributes:
+        name: what was asked, such as `version 3` or `label canary`.
+        versions: the versions that answered; more than one if it changed during the run.
+        answered: how many examples were.
+        wrong: how many of them got another class.
+        error_rate: share of the wrong, 0-1.
+        interval: 95 % interval of the error rate.
+        top_k: how many classes count for `top_k_error_rate`.
+        top_k_error_rate: share of examples whose class is not among the k best.
+        class_names: name of each class.
+        classes: precision, recall and F1 of each class.
+        matrix: counts, true by row and predicted by column; None for many classes.
+        confused: the most frequent mistakes.
+        calibration: None where scores are no probabilities.
+        worst: the wrong answers with the highest scores.
+        failures: examples whose requests failed.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    answered: int
+    wrong: int
+    error_rate: float
+    interval: Interval
+    top_k: int
+    top_k_error_rate: float
+    class_names: tuple[str, ...]
+    classes: list[ClassScores]
+    matrix: list[list[int]] | None
+    confused: list[Confusion]
+    calibration: Calibration | None
+    worst: list[Answer]
+    failures: list[Failure]
+
+    @property
+    def title(self) -> str:
+        """The name, with the version where that is not said by it."""
+        said = ", ".join(f"version {version}" for version in self.versions)
+        return said if self.name == said or not self.name else f"{self.name} ({said})"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How one or two subjects fared on a set.
+
+    Attributes:
+        model: name of the model.
+        source: name of the set.
+        examples: how many were used.
+        unusable: those that were not sent.
+        summaries: one for each subject.
+        comparison: the second against the first, None for one.
+    """
+
+    model: str
+    source: str
+    examples: int
+    unusable: list[Failure]
+    summaries: list[Summary]
+    comparison: Comparison | None
+
+    @property
+    def failed(self) -> int:
+        """How many requests for an example failed."""
+        return sum(len(each.failures) for each in self.summaries)
+
+
+def build(run: Run, top_k: int) -> Report:
+    """Return what a run amounts to.
+
+    Args:
+        run: with answers of every subject.
+        top_k: how many classes count for the top-k error rate.
+    """
+    model = run.outcomes[0].subject.target.model
+    summaries = [summarize(outcome, top_k) for outcome in run.outcomes]
+    comparison = _compare(run.outcomes) if len(run.outcomes) > 1 else None
+    return Report(model, run.source, run.examples, run.unusable, summaries, comparison)
+
+
+def summarize(outcome: Outcome, top_k: int) -> Summary:
+    """Return how one subject fared; it has at least one answer."""
+    answers, classes = outcome.answers, outcome.classes
+    true = np.array([answer.true for answer in answers], np.int64)
+    predicted = np.array([answer.predicted for answer in answers], np.int64)
+    ranks = np.array([answer.rank for answer in answers], np.int64)
+    scores = np.array([answer.score for answer in answers])
+    right, wrong = true == predicted, int(np.count_nonzero(true != predicted))
+    shows_matrix = classes <= MOST_MATRIX_CLASSES
+    return Summary(
+        name=outcome.subject.name,
+        versions=outcome.versions,
+        answered=len(answers),
+        wrong=wrong,
+        error_rate=wrong / len(answers),
+        interval=wilson_interval(wrong, len(answers)),
+        top_k=top_k,
+        top_k_error_rate=top_k_error(ranks, top_k),
+        class_names=tuple(outcome.subject.classes.name(index) for index in range(classes)),
+        classes=per_class(true, predicted, classes),
+        matrix=confusion_matrix(true, predicted, classes).tolist() if shows_matrix else None,
+        confused=most_confused(true, predicted, _CONFUSED),
+        calibration=calibration(scores, right) if outcome.are_probabilities else None,
+        worst=[answers[i] for i in positions_of_worst(true, predicted, scores, _WORST)],
+        failures=outcome.failures,
+    )
+
+
+def _compare(outcomes: Sequence[Outcome]) -> Comparison | None:
+    first, second = ({each.index: each.is_right for each in o.answers} for o in outcomes)
+    both = sorted(first.keys() & second.keys())
+    if not both:
+        return None
+    return compare(
+        np.array([first[index] for index in both]), np.array([second[index] for index in both])
+    )
+
+
+def missed_gates(
+    report: Report, max_error_rate: float | None, max_worse: float | None
+) -> list[str]:
+    """Return a sentence for each limit that was missed.
+
+    Args:
+        report: what was measured.
+        max_error_rate: the highest error rate, 0-1, of the last subject: with two of them the first
+            is what is there already; None for any.
+        max_worse: how much higher that of the second may be than that of the first, 0-1.
+    """
+    found, judged = [], report.summaries[-1]
+    if max_error_rate is not None and judged.error_rate > max_error_rate:
+        rates = f"{percent(judged.error_rate)}, is above {percent(max_error_rate)}"
+        found.append(f"the error rate of {judged.title}, {rates}")
+    if max_worse is not None and len(report.summaries) > 1:
+        if report.comparison is None:
+            found.append("no example was answered by both, so they cannot be compared")
+        elif report.comparison.difference > max_worse:
+            found.append(
+                f"the error rate of {judged.title} is higher by "
+                f"{points(report.comparison.difference)}, more than {points(max_worse)}"
+            )
+    return found
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage with as many decimals as it needs, two at most."""
+    return f"{share * 100:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def points(difference: float) -> str:
+    """Return a difference of two shares in percentage points."""
+    return percent(difference).removesuffix("%") + " points"
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """Return everything a report holds, for JSON."""
+    compared = report.comparison
+    return {
+        "model": report.model,
+        "source": report.source,
+        "examples": report.examples,
+        "unusable": [asdict(each) for each in report.unusable],
+        "results": [_summary_data(each) for each in report.summaries],
+        "comparison": compared and {**asdict(compared), "verdict": compared.verdict},
+    }
+
+
+def _summary_data(summary: Summary) -> dict[str, Any]:
+    data = asdict(summary)
+    names = data.pop("class_names")
+    for each in data["classes"]:
+        each["label"] = names[each["index"]]
+    return data
+
+
+def as_text(report: Report) -> str:
+    """Return a report for a terminal."""
+    parts = [_summary_text(report, each) for each in report.summaries]
+    if report.comparison is not None:
+        parts.append(_comparison_text(report, report.comparison))
+    if report.unusable:
+        parts.append(_named("example could not be used", "examples could not be used",
+                            report.unusable))  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _summary_text(report: Report, summary: Summary) -> str:
+    low, high = percent(summary.interval.low), percent(summary.interval.high)
+    lines = [
+        f"{report.model} {summary.title}, {summary.answered} examples of {report.source}",
+        f"Inference error rate: {percent(summary.error_rate)}",
+        f"{summary.wrong} of {summary.answered} wrong, 95% interval {low} to {high}",
+        f"Top-{summary.top_k} error rate: {percent(summary.top_k_error_rate)}",
+    ]
+    if summary.calibration is not None:
+        error = percent(summary.calibration.expected_error)
+        lines.append(f"Expected calibration error: {error}")
+    if len(summary.versions) > 1:
+        lines.append(f"The version changed during the run: {summary.title}")
+    if summary.failures:
+        lines.append(_named("request failed", "requests failed", summary.failures))
+    return "\n".join(lines + _mistakes(summary) + _class_table(summary))
+
+
+def _mistakes(summary: Summary) -> list[str]:
+    names = [_shown(name) for name in summary.class_names]
+    if not summary.wrong:
+        return []
+    confused = [
+        f"{names[each.true]} for {names[each.predicted]} ({each.count})"
+        for each in summary.confused[:_CONFUSED_IN_TEXT]
+    ]
+    worst = [
+        f"  {each.score:9.4f}  {names[each.true]} for {names[each.predicted]}  {_shown(each.name)}"
+        for each in summary.worst[:_WORST_IN_TEXT]
+    ]
+    return ["Most often taken: " + ", ".join(confused), "Mistakes with the highest scores:", *worst]
+
+
+def _class_table(summary: Summary) -> list[str]:
+    if len(summary.classes) > _MOST_TEXT_CLASSES:
+        return []
+    names = [_shown(name) for name in summary.class_names]
+    width = max(5, *map(len, names))
+    rows = [
+        f"{names[each.index]:<{width}}{each.support:>10}{share(each.precision):>11}"
+        f"{share(each.recall):>9}{share(each.f1):>9}"
+        for each in summary.classes
+    ]
+    head = f"{'class':<{width}}{'examples':>10}{'precision':>11}{'recall':>9}{'F1':>9}"
+    return ["", head, *rows]
+
+
+def share(value: float | None) -> str:
+    """Return a share of a table, a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _shown(name: str) -> str:
+    """Return a name without what would end a line or steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def _comparison_text(report: Report, compared: Comparison) -> str:
+    first, second = (each.title for each in report.summaries)
+    low, high = points(compared.interval.low), points(compared.interval.high)
+    change = "the same"
+    if compared.difference:
+        direction = "higher" if compared.difference > 0 else "lower"
+        change = f"{direction} by {points(abs(compared.difference))}"
+    return (
+        f"{second} against {first}: {compared.verdict}\n"
+        f"Error rate {change}, 95% interval {low} to {high}\n"
+        f"On {compared.examples} examples only {first} was right {compared.only_first_right} "
+        f"times, only {second} {compared.only_second_right} times (McNemar's exact test: "
+        f"p = {compared.p_value:.3g})"
+    )
+
+
+def _named(singular: str, plural: str, failures: Sequence[Failure]) -> str:
+    lines = [f"  {_shown(each.name)}: {_shown(each.reason)}" for each in failures[:_NAMED]]
+    more = len(failures) - len(lines)
+    lines += [f"  and {more} more"] if more else []
+    noun = singular if len(failures) == 1 else plural
+    return "\n".join([f"{len(failures)} {noun}:", *lines])
