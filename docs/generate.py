@@ -1,11 +1,18 @@
 """Generates the reference pages from the code: `make docs`; a test compares them.
 
 docs/cli.md from the commands, docs/spec.md from the schema, docs/flags.md from the table of flags,
-docs/exit-codes.md from the table of exit codes, docs/lint.md from the tables of rules.
+docs/exit-codes.md from the table of exit codes, docs/lint.md from the tables of rules, docs/api.md
+from the docstrings.
 """
 
+import ast
+import inspect
 import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -138,7 +145,75 @@ def lint_page() -> str:
     return "".join(parts)
 
 
+# What a program may use, in the order of a first use: module -> names, its `__all__` if empty.
+API: dict[str, tuple[str, ...]] = {
+    "tfserve_kit": (),
+    "tfserve_kit.clients.sync": ("SyncClient",),
+    "tfserve_kit.clients.aio": ("AsyncClient",),
+    "tfserve_kit.errors": (),
+    "tfserve_kit.preprocessing": ("Preprocessing",),
+    "tfserve_kit.clients.images": ("read_file", "image_input", "prepare"),
+    "tfserve_kit.spec": ("build", "load"),
+    "tfserve_kit.render": ("render",),
+    "tfserve_kit.repository": (),
+    "tfserve_kit.warmup": ("build", "write", "problems"),
+    "tfserve_kit.launch": ("up", "plan", "check"),
+    "tfserve_kit.reload": ("reload",),
+    "tfserve_kit.engines": (),
+    "tfserve_kit.swap": (),
+    "tfserve_kit.embedded.server": ("EmbeddedServer",),
+    "tfserve_kit.pytest_plugin": ("tfkit_server",),
+}
+
+
+def api_page() -> str:
+    """Return signature and docstring of all that a program may use."""
+    parts = ["# Python API\n\n", MADE, "What the command line does, programs can do as well.\n"]
+    for module, names in API.items():
+        room = import_module(module)
+        parts.append(f"\n## {module}\n\n{(room.__doc__ or '').split(chr(10))[0]}\n")
+        for name in names or getattr(room, "__all__", None) or _own(room):
+            parts += _documented(getattr(room, name), name)
+    return "".join(parts)
+
+
+def _own(room: ModuleType) -> list[str]:
+    """Return the classes and functions that a module defines itself, in its order."""
+    return [
+        name
+        for name, value in vars(room).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == room.__name__
+    ]
+
+
+def _documented(thing: Any, name: str) -> Iterator[str]:
+    thing = inspect.unwrap(getattr(thing, "_get_wrapped_function", lambda: thing)())
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return  # an alias of a type
+    yield f"\n### {name}\n\n"
+    if inspect.isfunction(thing):
+        yield _block(f"{_signature(thing)}\n\n{inspect.getdoc(thing)}")
+        return
+    yield _block(str(inspect.getdoc(thing)))
+    for method in vars(thing).values():
+        function = getattr(method, "__func__", method)
+        if inspect.isfunction(function) and function.__doc__ and function.__name__[0] != "_":
+            yield "\n" + _block(f"{_signature(function)}\n\n{inspect.getdoc(function)}")
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """Return the head of a function as its source has it: defaults have no address of memory."""
+    source = textwrap.dedent(inspect.getsource(function))
+    (node,) = ast.parse(source).body
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        raise TypeError(f"{function} is no plain function")
+    start = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"{start}{node.name}({ast.unparse(node.args)}){returns}"
+
+
 PAGES = {
+    "api.md": api_page,
     "cli.md": cli_page,
     "spec.md": spec_page,
     "flags.md": flags_page,

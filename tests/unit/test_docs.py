@@ -16,7 +16,9 @@ def _generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "spec.md", "flags.md", "exit-codes.md", "lint.md"])
+@pytest.mark.parametrize(
+    "name", ["api.md", "cli.md", "spec.md", "flags.md", "exit-codes.md", "lint.md"]
+)
 def test_reference_page_equals_what_the_code_generates(name):
     assert (ROOT / "docs" / name).read_text() == _generator().PAGES[name](), "run `make docs`"
 
