@@ -54,7 +54,7 @@ class TensorSpec:
 
 def _may_be_scores(spec: TensorSpec) -> bool:
     is_float = spec.dtype is not None and spec.dtype.name in _FLOATS
-    return is_float and (spec.shape is None or len(spec.shape) == 2)  # noqa: PLR2004 (see below)
+    return is_float and (spec.shape is None or len(spec.shape) == 2)  # noqa: PLR2004 ([batch, classes])
 
 
 @dataclass(frozen=True, slots=True)
