@@ -66,9 +66,7 @@ def command(
     output.result("rollback", data, as_json=as_json, text=_text(done))
 
 
-def _places(
-    base_path: Path, waits: bool, url: str | None, model: str | None
-) -> list[Place] | None:
+def _places(base_path: Path, waits: bool, url: str | None, model: str | None) -> list[Place] | None:
     """Return where to wait: nowhere, at the address given, or None for our own servers."""
     if not waits:
         return []

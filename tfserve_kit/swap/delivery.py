@@ -130,9 +130,7 @@ def _take_back(
         older = [version.number for version in scan(to.base_path)]
         if not older:
             return f"version {pushed.version} was retired, and no older one is there"
-        wait(
-            to.client, to.model, older[-1], timeout_s=timeout_s, clock=clock, progress=progress
-        )
+        wait(to.client, to.model, older[-1], timeout_s=timeout_s, clock=clock, progress=progress)
     except (PushRefused, ServerFailed, RequestError) as error:
         return f"rolling back failed: {error.message}"
     return f"it was retired again, and version {older[-1]} serves"
