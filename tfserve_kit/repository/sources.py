@@ -68,6 +68,10 @@ class Source:
         if scheme:
             return self._from_store(folder, progress)
         path = places.local(self.place)
+        if not path.exists():
+            raise PushRefused(
+                f"there is no {path}", remedy="give a SavedModel directory, an archive or a URL"
+            )
         if path.is_file():
             return self._from_file(path, folder, progress)
         return self._from_directory(path, folder, tag, progress)

@@ -251,7 +251,7 @@ DAMAGE = {
     "no shard": (lambda model: (model / SHARD).unlink(), SHARD),
     "cut shard": (lambda model: shorten(model / SHARD), "224 bytes"),
     "no variables": (lambda model: shutil.rmtree(model / "variables"), "variables"),
-    "no folder": (shutil.rmtree, "saved_model.pb"),
+    "no folder": (shutil.rmtree, "there is no "),
     "dangling link": (lambda model: (model / "vocab").symlink_to("nowhere"), "vocab"),
     "pipe": (lambda model: os.mkfifo(model / "pipe"), "pipe"),
     "circle": (lambda model: (model / "circle").symlink_to(model), "circle"),
