@@ -152,7 +152,7 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.clients.aio": ("AsyncClient",),
     "tfserve_kit.errors": (),
     "tfserve_kit.preprocessing": ("Preprocessing",),
-    "tfserve_kit.clients.images": ("read_file", "image_input", "prepare"),
+    "tfserve_kit.pictures.prepare": ("read_file", "image_input", "prepare"),
     "tfserve_kit.spec": ("build", "load"),
     "tfserve_kit.render": ("render",),
     "tfserve_kit.repository": (),

@@ -64,13 +64,15 @@ def serve(tmp_path_factory):
     """Run a server with most of the models for a `with` block."""
 
     @contextmanager
-    def run(make_engine):
+    def run(make_engine, **sections):
         names = "half_plus_two mlp image strings scalars dtypes multi_io batchy legacy"
         models = {name: {"base_path": name} for name in names.split()}
         models["half_plus_two"]["versions"] = "all"
         server = {"name": "session", "grpc_port": 0, "rest_port": 0}
         deployment = spec.build(
-            {"models": models, "server": server}, source="tests", folder=DATA / "models"
+            {"models": models, "server": server, **sections},
+            source="tests",
+            folder=DATA / "models",
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TFKIT_STATE_DIR", str(tmp_path_factory.mktemp("session")))

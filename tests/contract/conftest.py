@@ -76,7 +76,8 @@ def deployment(docker_options):
 
 
 @pytest.fixture(
-    scope="session", params=[pytest.param("embedded", marks=pytest.mark.tensorflow), "native"]
+    scope="session",
+    params=[pytest.param("embedded", marks=pytest.mark.tensorflow), "native", "docker"],
 )
 def server(request):
     """Every server that speaks TensorFlow Serving, with most of the models: its handle."""
@@ -85,8 +86,13 @@ def server(request):
             request.getfixturevalue("require")("tensorflow", "the tensorflow wheel is missing")
         yield request.getfixturevalue("embedded_server")
         return
-    binary = request.getfixturevalue("native_binary")
-    with request.getfixturevalue("serve")(lambda: process.native(binary)) as handle:
+    serve = request.getfixturevalue("serve")
+    if request.param == "docker":
+        running = serve(DockerEngine, docker={"image": request.getfixturevalue("docker_image")})
+    else:
+        binary = request.getfixturevalue("native_binary")
+        running = serve(lambda: process.native(binary))
+    with running as handle:
         yield handle
 
 

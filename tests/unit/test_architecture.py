@@ -24,7 +24,7 @@ LAYERS = (
         "processes",
         "tfrecord",
     },
-    {"flags", "spec", "render", "repository", "lint", "prediction_log", "warmup"},
+    {"flags", "spec", "render", "repository", "lint", "prediction_log", "warmup", "pictures"},
     {"clients", "engines", "embedded", "perf", "evaluation"},
     {"launch", "reload", "smoke", "swap", "doctor", "pytest_plugin"},
     {"__init__"},  # the public names, for users; nothing inside imports them

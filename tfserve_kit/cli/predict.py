@@ -17,8 +17,8 @@ from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.many_pictures import Outcome, choose_batch_rows, classify_all
-from tfserve_kit.clients.picture_files import find
 from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.pictures.files import find
 from tfserve_kit.preprocessing import Preprocessing
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Client, Target
-from tfserve_kit.clients.images import ImageInput, image_input, prepare
 from tfserve_kit.clients.labels import ClassScore, top_scores
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
+from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
 from tfserve_kit.tensors import dtypes

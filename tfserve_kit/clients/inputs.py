@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.clients.images import ImageInput, image_input, prepare, read_file
 from tfserve_kit.errors import InvalidRequest, did_you_mean
+from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TypeVar
 
 from tfserve_kit.clients.classifier import Classified, Classifier, PreparedPicture
-from tfserve_kit.clients.picture_files import PictureFile
 from tfserve_kit.errors import (
     DeadlineExceeded,
     ModelNotFound,
@@ -17,6 +16,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
     UsageError,
 )
+from tfserve_kit.pictures.files import PictureFile
 
 # Rows of a request if nobody says; enough to keep a server busy, little to wait for.
 DEFAULT_BATCH_ROWS = 16

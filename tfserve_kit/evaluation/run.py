@@ -19,7 +19,7 @@ from tfserve_kit.evaluation.subjects import Subject
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from tfserve_kit.clients.images import ImageInput
+    from tfserve_kit.pictures.prepare import ImageInput
 
 # After so many failed requests without an answer between them, the rest is not sent.
 PATIENCE = 16

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.images import ImageInput, image_input, prepare
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Content
+from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 

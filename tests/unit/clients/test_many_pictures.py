@@ -8,7 +8,6 @@ import pytest
 from tfserve_kit.clients import many_pictures
 from tfserve_kit.clients.classifier import Classified, PreparedPicture
 from tfserve_kit.clients.many_pictures import choose_batch_rows, classify_all
-from tfserve_kit.clients.picture_files import PictureFile
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -18,6 +17,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
     UsageError,
 )
+from tfserve_kit.pictures.files import PictureFile
 
 
 class FakeClassifier:

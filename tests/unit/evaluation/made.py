@@ -3,11 +3,11 @@
 import numpy as np
 
 from tfserve_kit.clients import Prediction, Target
-from tfserve_kit.clients.images import ImageInput
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Rows
 from tfserve_kit.evaluation.run import Answer, Failure, Outcome
 from tfserve_kit.evaluation.subjects import Subject
+from tfserve_kit.pictures.prepare import ImageInput
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -9,7 +9,6 @@ from PIL import Image
 from tests.unit.evaluation.made import tensor
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.classifier import score_output
-from tfserve_kit.clients.images import ImageInput, prepare
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.subjects import (
@@ -18,6 +17,7 @@ from tfserve_kit.evaluation.subjects import (
     choose_input,
     thumbnail,
 )
+from tfserve_kit.pictures.prepare import ImageInput, prepare
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients.decoding import decode
-from tfserve_kit.clients.resizing import central_crop, frame
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.pictures.decoding import decode
+from tfserve_kit.pictures.resizing import central_crop, frame
 from tfserve_kit.preprocessing import Encoding, Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tfserve_kit.clients import picture_files
-from tfserve_kit.clients.picture_files import find
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.pictures import files
+from tfserve_kit.pictures.files import find
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_name_that_is_no_text_is_read_and_can_be_shown(folder):
 
 @pytest.mark.parametrize("name", ["a.png", "-"])
 def test_file_beyond_the_limit_is_refused(folder, monkeypatch, name):
-    monkeypatch.setattr(picture_files, "MAX_BYTES", 5)
+    monkeypatch.setattr(files, "MAX_BYTES", 5)
     assert read("-", b"12345") == b"12345"
     (folder / "a.png").write_bytes(b"123456")
     with pytest.raises(InvalidRequest, match="has more than 5 bytes"):
@@ -171,7 +171,7 @@ def test_url_where_nobody_answers_is_refused_by_name():
 
 
 def test_download_beyond_the_limit_is_cut_off(monkeypatch):
-    monkeypatch.setattr(picture_files, "MAX_BYTES", 2)
+    monkeypatch.setattr(files, "MAX_BYTES", 2)
     with web() as url, pytest.raises(InvalidRequest, match="has more than 2 bytes"):
         read(f"{url}/cat.png")
 
@@ -184,15 +184,15 @@ def test_download_that_stops_halfway_is_refused_in_time():
 
 def test_download_that_trickles_on_is_refused_at_its_deadline():
     with pytest.raises(InvalidRequest, match="in time"):
-        picture_files._body(iter([b"a", b"b"]), "http://x", ends_s=0.0)
+        files._body(iter([b"a", b"b"]), "http://x", ends_s=0.0)
 
 
 def test_every_suffix_is_one_that_is_decoded():
     from PIL import Image
 
-    from tfserve_kit.clients import decoding
+    from tfserve_kit.pictures import decoding
 
     Image.init()
-    kinds = {Image.EXTENSION[suffix] for suffix in picture_files.SUFFIXES}
+    kinds = {Image.EXTENSION[suffix] for suffix in files.SUFFIXES}
     assert kinds <= set(decoding._FORMATS)
-    assert Path("x.JPG").suffix.lower() in picture_files.SUFFIXES
+    assert Path("x.JPG").suffix.lower() in files.SUFFIXES

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.clients.images import image_input, prepare, read_file
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.pictures.prepare import image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

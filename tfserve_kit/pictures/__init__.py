@@ -1,0 +1,1 @@
+"""Pictures as TensorFlow prepares them, without tensorflow."""
