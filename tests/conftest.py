@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tfserve_kit import launch, spec
 from tfserve_kit.engines import process
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_configure(config):
+    """Listen to Ctrl-C, so that the commands that tests start and interrupt do so too.
+
+    What a shell without job control puts in the background is deaf to it, and so are its children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
