@@ -15,6 +15,7 @@ class Compare(Enum):
 
     RATIO = ""
     DIFFERENCE = " s"
+    MICROSECONDS = " us"
     COUNT = " requests"
     SPEED = "x"
 
@@ -24,8 +25,9 @@ class Goal:
     """What to reach.
 
     Attributes:
-        limit: the median may be at most this: a factor, seconds with `DIFFERENCE`, a number with
-            `COUNT`; with `SPEED` it must be at least this factor.
+        limit: the median may be at most this: a factor, seconds with `DIFFERENCE`, microseconds
+            with `MICROSECONDS`, a number with `COUNT`; with `SPEED` it must be at least this
+            factor.
         compare: subject / baseline or subject - baseline in time, or how many times as fast the
             subject is.
         equality: the goal is to be as fast as the baseline, not faster or a known factor slower.
@@ -67,6 +69,8 @@ def compared(turns: Turns, compare: Compare) -> float:
     subject = math.fsum(turns.subject_s) / len(turns.subject_s)
     if compare in {Compare.DIFFERENCE, Compare.COUNT}:
         return subject - baseline
+    if compare is Compare.MICROSECONDS:
+        return (subject - baseline) * 1e6
     return baseline / subject if compare is Compare.SPEED else subject / baseline
 
 

@@ -36,9 +36,17 @@ def cli_page() -> str:
     for name in COMMANDS:
         command = cli.get_command(context, name)
         if command is not None:
-            text = command.get_help(click.Context(command, info_name=name, parent=context))
-            parts.append(f"\n## tfkit {name}\n\n{_block(text)}")
+            parts += _command_help(command, name, context)
     return "".join(parts)
+
+
+def _command_help(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
+    """Return the help of a command, and of those within it."""
+    context = click.Context(command, info_name=name, parent=parent)
+    yield f"\n## {context.command_path}\n\n{_block(command.get_help(context))}"
+    if isinstance(command, click.Group):
+        for inner, each in command.commands.items():
+            yield from _command_help(each, inner, context)
 
 
 def _block(text: str) -> str:
@@ -162,6 +170,9 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.engines": (),
     "tfserve_kit.swap": (),
     "tfserve_kit.embedded.server": ("EmbeddedServer",),
+    "tfserve_kit.perf.samples": ("Run", "read", "write"),
+    "tfserve_kit.perf.stats": ("summarize",),
+    "tfserve_kit.perf.compare": ("compare",),
     "tfserve_kit.pytest_plugin": ("tfkit_server",),
 }
 

@@ -1,37 +1,241 @@
-"""A summary as text and as data."""
+"""Runs and comparisons as data and as text; latencies in milliseconds where people read them."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tfserve_kit.perf.stats import Summary
+from tfserve_kit.perf import metrics
+from tfserve_kit.perf.compare import CONFIDENCE as COMPARED_AT
+from tfserve_kit.perf.compare import Comparison, Difference
+from tfserve_kit.perf.intervals import CONFIDENCE
+from tfserve_kit.perf.samples import Run, latency_ns, service_ns, succeeded
+from tfserve_kit.perf.stats import Distribution, Summary
+
+_UNKNOWN = "-"
 
 
-def as_data(summary: Summary, environment: dict[str, Any]) -> dict[str, Any]:
-    """Return everything a report holds, for JSON."""
-    return {**asdict(summary), "errors": dict(summary.errors), "environment": environment}
+def as_data(summary: Summary, run: Run) -> dict[str, Any]:
+    """Return everything a report holds, for JSON: times in seconds, None where unknown."""
+    return {
+        "loop": summary.loop,
+        "requests": summary.requests,
+        "errors": dict(summary.errors),
+        "poisoned": dict(summary.poisoned),
+        "unfinished": summary.latency.unfinished,
+        "offered_rate": summary.offered_rate,
+        "achieved_rate": summary.achieved_rate,
+        "latency_s": _numbers(summary.latency),
+        "latency_interval_s": {
+            each.name: [each.low_s, each.high_s]
+            for each in summary.latency.quantiles
+            if each.low_s is not None
+        },
+        "confidence": CONFIDENCE,
+        "service_s": _numbers(summary.service),
+        "first_byte_s": _numbers(summary.first_byte),
+        "warmup_latency_s": _numbers(summary.warmup),
+        "steady": {"start_s": summary.steady.start_ns / 1e9, "how": summary.steady.how},
+        "lag_p99_s": summary.lag_p99_s,
+        "lag_max_s": summary.lag_max_s,
+        "sent_bytes_per_s": summary.sent_bytes_per_s,
+        "received_bytes_per_s": summary.received_bytes_per_s,
+        "mean_parts_s": parts_s(run),
+        "series": {"width_s": summary.width_s, "slices": [asdict(each) for each in summary.series]},
+        "marks": [asdict(mark) for mark in run.marks],
+        "notes": list(summary.notes),
+        "invalid": summary.invalid,
+        "remedy": summary.remedy,
+        "settings": dict(run.settings),
+        "environment": dict(run.environment),
+        "server": dict(run.server),
+    }
 
 
-def as_text(summary: Summary, environment: dict[str, Any]) -> str:
-    """Return a report for a terminal; latencies in milliseconds."""
-    errors = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.errors.items()))
-    lines = [f"INVALID: {summary.invalid}"] if summary.invalid else []
+def parts_s(run: Run) -> dict[str, float]:
+    """Return where the mean latency went, in seconds, see `metrics.split`; {} without answers.
+
+    It is that of the whole run, because the server counts so.
+    """
+    good = succeeded(run.samples)
+    if not len(good):
+        return {}
+    service_s = float(service_ns(good).mean()) / 1e9
+    wait_s = float(latency_ns(good).mean()) / 1e9 - service_s
+    return metrics.split(service_s, wait_s, run.server.get("difference") or {})
+
+
+def as_text(summary: Summary, run: Run) -> str:
+    """Return a report for a terminal."""
+    lines = [f"INVALID: {summary.invalid}\n  Try: {summary.remedy}"] if summary.invalid else []
+    rates = f"offered {rate(summary.offered_rate)}, achieved {rate(summary.achieved_rate)}"
     lines += [
-        f"{summary.requests} requests, errors: {errors or 'none'}",
-        f"offered {summary.offered_rate:,.1f}/s, achieved {summary.achieved_rate:,.1f}/s",
+        f"{summary.requests} requests, errors: {counted(summary.errors)}",
+        f"{rates} ({summary.loop} loop); {summary.steady.how}",
         "",
-        _row("ms", list(summary.latency_s)),
-        _row("latency (from due)", _ms(summary.latency_s)),
-        _row("service (from sent)", _ms(summary.service_s)),
+        *_table(summary),
+        *_too_few(summary.latency),
         "",
-        f"harness lag p99 {summary.lag_p99_s * 1e3:.3f} ms",
-        "; ".join(f"{key} {value}" for key, value in environment.items()),
+        *_details(summary, run),
+        *(f"note: {note}" for note in summary.notes),
+        "; ".join(f"{key} {value}" for key, value in run.environment.items()),
     ]
     return "\n".join(lines)
 
 
-def _ms(distribution: Any) -> list[str]:
-    return [f"{value * 1e3:.3f}" for value in distribution.values()]
+def as_markdown(summary: Summary, run: Run) -> str:
+    """Return a report for a pull request."""
+    header = ["", "mean", *(each.name for each in summary.latency.quantiles), "max"]
+    rows = [
+        ["latency (ms)", *_cells(summary.latency)],
+        [f"{CONFIDENCE:.0%} interval", "", *_intervals(summary.latency), ""],
+        ["service (ms)", *_cells(summary.service)],
+    ]
+    place = "; ".join(f"{key} {value}" for key, value in run.environment.items())
+    lines = [f"> **INVALID**: {summary.invalid}\n" if summary.invalid else ""]
+    rates = f"**{rate(summary.achieved_rate)}** achieved of {rate(summary.offered_rate)} offered"
+    lines += [
+        f"{rates}, {summary.requests} requests, errors: {counted(summary.errors)}\n",
+        _markdown_table(header, rows),
+        *(f"\n- {note}" for note in summary.notes),
+        f"\n<sub>{_cell(summary.steady.how)}; {_cell(place)}</sub>",
+    ]
+    return "\n".join(line for line in lines if line)
 
 
-def _row(name: str, cells: list[str]) -> str:
-    return f"{name:<20}" + "".join(f"{cell:>11}" for cell in cells)
+def as_sweep(runs: Sequence[tuple[str, Summary]]) -> str:
+    """Return several runs as a table for a terminal, a line each."""
+    lines = [_row("", ["offered/s", "achieved/s", "p50 ms", "p99 ms", "errors", ""])]
+    for name, summary in runs:
+        found = [summary.offered_rate, summary.achieved_rate]
+        cells = [_UNKNOWN if each is None else f"{each:,.1f}" for each in found]
+        cells += [ms(summary.latency.value_s(which)) for which in ("p50", "p99")]
+        cells += [f"{summary.error_share:.2%}", "INVALID" if summary.invalid else ""]
+        lines.append(_row(name, cells))
+    return "\n".join(lines)
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison for JSON; changes as shares of the first run."""
+    return {
+        "confidence": COMPARED_AT,
+        "differences": [asdict(each) for each in comparison.differences],
+        "notes": list(comparison.notes),
+    }
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return a comparison for a terminal."""
+    columns = ["before", "after", "change", f"{COMPARED_AT:.0%} interval", ""]
+    lines = [_row("", columns, 17)]
+    lines += [_row(each.name, _difference(each), 17) for each in comparison.differences]
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Return a comparison for a pull request."""
+    header = ["", "before", "after", "change", f"{COMPARED_AT:.0%} interval", "verdict"]
+    rows = [[each.name, *_difference(each)] for each in comparison.differences]
+    notes = [f"- {note}" for note in comparison.notes]
+    return "\n".join([_markdown_table(header, rows), "", *notes]).rstrip()
+
+
+def rate(value: float | None) -> str:
+    """Return a rate with its unit."""
+    return _UNKNOWN if value is None else f"{value:,.1f}/s"
+
+
+def ms(value_s: float | None) -> str:
+    """Return seconds as milliseconds, without the unit."""
+    return _UNKNOWN if value_s is None else f"{value_s * 1e3:.3f}"
+
+
+def counted(errors: Mapping[str, int]) -> str:
+    """Return how many there were of each kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items())) or "none"
+
+
+def _numbers(found: Distribution | None) -> dict[str, float | None]:
+    if found is None or found.mean_s is None:
+        return {}
+    named = {each.name: each.value_s for each in found.quantiles}
+    return {"mean": found.mean_s, **named, "max": found.max_s}
+
+
+def _table(summary: Summary) -> Iterator[str]:
+    latency = summary.latency
+    yield _row("ms", ["mean", *(each.name for each in latency.quantiles), "max"])
+    yield _row("latency (from due)", _cells(latency))
+    for name, which in (("  from", 0), ("  to", 1)):
+        ends = [ms((each.low_s, each.high_s)[which]) for each in latency.quantiles]
+        yield _row(f"{name}, at {CONFIDENCE:.0%}", ["", *ends, ""])
+    yield _row("service (from sent)", _cells(summary.service))
+    if summary.first_byte:
+        yield _row("first byte", _cells(summary.first_byte))
+    if summary.warmup and summary.warmup.count:
+        yield _row("warm-up latency", _cells(summary.warmup))
+
+
+def _too_few(latency: Distribution) -> list[str]:
+    count = latency.count + latency.unfinished
+    short = [each for each in latency.quantiles if count < each.needs]
+    if not short:
+        return []
+    needs = ", ".join(f"{each.name} {each.needs:,}" for each in short)
+    return [f"{_UNKNOWN} too few of {count:,} requests to say; needed: {needs}"]
+
+
+def _details(summary: Summary, run: Run) -> Iterator[str]:
+    if len(parts := parts_s(run)) > 2:  # noqa: PLR2004 (more than sent and answered)
+        yield "mean latency of the whole run: " + ", ".join(
+            f"{name} {ms(s)} ms" for name, s in parts.items()
+        )
+    seen = run.server.get("difference") or {}
+    if batches := seen.get("batches"):
+        yield (
+            f"batches: {batches['count']:,} of {batches['mean_rows']:.2f} rows, "
+            f"{batches['padding_share']:.1%} padding"
+        )
+    if usage := run.server.get("usage"):
+        busy = sum(each["processors"] for each in usage) / len(usage)
+        most = max(each["memory_bytes"] for each in usage)
+        yield f"server process: {busy:.2f} processors busy, {most / 1e6:,.0f} MB at most"
+    if summary.poisoned:
+        yield f"invalid requests sent on purpose: {counted(summary.poisoned)}"
+    for mark in run.marks:
+        yield f"at {mark.at_ns / 1e9:.2f} s: {mark.what}"
+    lag = f"99th percentile {ms(summary.lag_p99_s)} ms, at most {ms(summary.lag_max_s)} ms"
+    yield f"lag of the generator: {lag}"
+
+
+def _cells(found: Distribution) -> list[str]:
+    return [ms(found.mean_s), *(ms(each.value_s) for each in found.quantiles), ms(found.max_s)]
+
+
+def _intervals(found: Distribution) -> list[str]:
+    return [
+        _UNKNOWN if each.low_s is None else f"{ms(each.low_s)} to {ms(each.high_s)}"
+        for each in found.quantiles
+    ]
+
+
+def _difference(each: Difference) -> list[str]:
+    values = [
+        f"{value:,.1f}/s" if each.name == "rate" else f"{ms(value)} ms"
+        for value in (each.before, each.after)
+    ]
+    unknown = each.low is None or each.high is None
+    interval = "too short" if unknown else f"{each.low:+.1%} to {each.high:+.1%}"
+    return [*values, f"{each.change:+.1%}", interval, each.outcome]
+
+
+def _row(name: str, cells: Sequence[str], width: int = 11) -> str:
+    return (f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells)).rstrip()
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -3,11 +3,37 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from tfserve_kit.errors import RequestError
-from tfserve_kit.perf.samples import Sample
 
 Send = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request; times in nanoseconds since the start of the run.
+
+    Attributes:
+        sequence: number of the request, from 0.
+        due_ns: when it should have been sent.
+        free_ns: when the sender was free to send it.
+        sent_ns: when it was sent.
+        done_ns: when its answer was there.
+        status: `OK`, or the name of the error.
+    """
+
+    sequence: int
+    due_ns: int
+    free_ns: int
+    sent_ns: int
+    done_ns: int
+    status: str
+
+    @property
+    def latency_s(self) -> float:
+        """From due to done: what a user waits, in seconds."""
+        return (self.done_ns - self.due_ns) / 1e9
 
 
 def closed_loop(send: Send, *, concurrency: int, duration_s: float) -> list[Sample]:

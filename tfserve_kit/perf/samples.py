@@ -1,50 +1,195 @@
-"""What happened to each request: raw, complete, and saved as it is."""
+"""What happened to each request of a run: raw, complete, and saved as it is."""
 
 import csv
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.errors import UsageError
+
+# Times are nanoseconds since the start of the run, on one monotonic clock for all workers.
+SAMPLE = np.dtype([
+    ("sequence", "i8"),  # number of the request, from 0
+    ("due_ns", "i8"),  # when it should have been sent; in a closed loop, when its slot was free
+    ("free_ns", "i8"),  # when the sender was free to send it
+    ("sent_ns", "i8"),
+    ("first_byte_ns", "i8"),  # of the answer; `done_ns` where the sender cannot tell
+    ("done_ns", "i8"),
+    ("status", "i2"),  # 0, a gRPC status code, or one of the three below
+    ("sent_bytes", "i4"),
+    ("received_bytes", "i4"),
+    ("worker", "i2"),
+])  # fmt: skip
+
+OK = 0
+CANCELLED_AT_END = 100
+CONNECTION_LOST = 101
+UNREADABLE_ANSWER = 102
+
+# Source of the gRPC names: https://grpc.io/docs/guides/status-codes/
+STATUS_NAMES: Mapping[int, str] = dict(enumerate((
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+    "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",
+    "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+))) | {
+    CANCELLED_AT_END: "cancelled at the end",
+    CONNECTION_LOST: "connection lost",
+    UNREADABLE_ANSWER: "unreadable answer",
+}  # fmt: skip
+
+Samples = NDArray[np.void]  # of dtype SAMPLE, shape [requests]
+Nanoseconds = NDArray[np.int64]
+
+# What a file that is no run makes its readers stumble over.
+_NO_RUN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+
+# Raised when a file of today could no longer be read as this module reads it.
+_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One request; times in nanoseconds since the start of the run.
+class Mark:
+    """Something that happened during a run.
 
     Attributes:
-        sequence: number of the request, from 0.
-        due_ns: when it should have been sent.
-        free_ns: when the sender was free to send it.
-        sent_ns: when it was sent.
-        done_ns: when its answer was there.
-        status: `OK`, or the name of the error.
+        at_ns: when, in nanoseconds since the start of the run.
+        what: what, in a few words.
     """
 
-    sequence: int
-    due_ns: int
-    free_ns: int
-    sent_ns: int
-    done_ns: int
-    status: str
-
-    @property
-    def latency_s(self) -> float:
-        """From due to done: what a user waits, in seconds."""
-        return (self.done_ns - self.due_ns) / 1e9
-
-    @property
-    def service_s(self) -> float:
-        """From sent to done, in seconds."""
-        return (self.done_ns - self.sent_ns) / 1e9
-
-    @property
-    def lag_s(self) -> float:
-        """How late the sender was although it was free: the harness's own fault, in seconds."""
-        return (self.sent_ns - max(self.due_ns, self.free_ns)) / 1e9
+    at_ns: int
+    what: str
 
 
-def write(samples: Iterable[Sample], file: Path) -> None:
-    """Save all samples as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(field.name for field in fields(Sample))
-        writer.writerows(astuple(sample) for sample in samples)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that is known of one run.
+
+    Attributes:
+        samples: one record of dtype SAMPLE per request, none left out.
+        settings: what was asked for, as JSON can hold it.
+        environment: where it was measured, see `environment.describe`.
+        marks: what happened meanwhile.
+        server: what the server said of itself, see `metrics.Watch`.
+    """
+
+    samples: Samples
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()
+    server: Mapping[str, Any] = field(default_factory=dict)
+
+
+def status_name(code: int) -> str:
+    """Return the name of a sample's status."""
+    return STATUS_NAMES.get(code, f"status {code}")
+
+
+def latency_ns(samples: Samples) -> Nanoseconds:
+    """Return due to done of each sample, int64 [requests], in nanoseconds."""
+    found: Nanoseconds = samples["done_ns"] - samples["due_ns"]
+    return found
+
+
+def service_ns(samples: Samples) -> Nanoseconds:
+    """Return sent to done of each sample, int64 [requests], in nanoseconds."""
+    found: Nanoseconds = samples["done_ns"] - samples["sent_ns"]
+    return found
+
+
+def lag_ns(samples: Samples) -> Nanoseconds:
+    """Return how late the generator was although it was free, int64 [requests], in nanoseconds."""
+    found: Nanoseconds = samples["sent_ns"] - np.maximum(samples["due_ns"], samples["free_ns"])
+    return found
+
+
+def succeeded(samples: Samples) -> Samples:
+    """Return the samples whose answer was a success."""
+    found: Samples = samples[samples["status"] == OK]
+    return found
+
+
+def is_error(samples: Samples) -> NDArray[np.bool_]:
+    """Return which samples failed, bool [requests]; what had no answer at the end did not."""
+    mask: NDArray[np.bool_] = (samples["status"] != OK) & (samples["status"] != CANCELLED_AT_END)
+    return mask
+
+
+def end_ns(samples: Samples) -> int:
+    """Return when the last request was done, in nanoseconds; 0 without any."""
+    return int(samples["done_ns"].max(initial=0))
+
+
+def write(run: Run, file: Path) -> None:
+    """Save a run as `.npz`: `samples` as they are, and `about`, a JSON text in UTF-8.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    about = {
+        "format": _FORMAT,
+        "settings": run.settings,
+        "environment": run.environment,
+        "marks": [asdict(mark) for mark in run.marks],
+        "server": run.server,
+    }
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    try:
+        with file.open("wb") as stream:
+            np.savez_compressed(stream, samples=run.samples, about=text)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def read(file: Path) -> Run:
+    """Return a run that `write` saved.
+
+    Raises:
+        UsageError: there is no such file, or it holds no run.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            samples, about = arrays["samples"], json.loads(arrays["about"].tobytes())
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}")  # noqa: TRY301 (one translation for all)
+        if samples.dtype != SAMPLE:
+            raise ValueError(f"columns {samples.dtype}")  # noqa: TRY301
+        marks = tuple(Mark(**mark) for mark in about["marks"])
+        return Run(samples, about["settings"], about["environment"], marks, about["server"])
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise UsageError(
+            f"{file} is no run that can be read: {error}",
+            remedy="give a file that `tfkit perf --output` wrote",
+        ) from error
+
+
+def write_csv(samples: Samples, file: Path) -> None:
+    """Save all samples as CSV, a column for each field of SAMPLE.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(SAMPLE.names or ())
+            writer.writerows(samples.tolist())
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {file}: {error.strerror}", remedy="name another file")

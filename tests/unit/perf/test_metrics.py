@@ -1,0 +1,140 @@
+"""What the server says of itself is read right, and taken apart as far as it is known."""
+
+import os
+import threading
+
+import pytest
+
+from tfserve_kit.embedded import metrics as ours
+from tfserve_kit.perf import metrics, usage
+
+PAGE = """\
+# TYPE :tensorflow:serving:request_count counter
+:tensorflow:serving:request_count{model_name="a \\"b\\" \\\\ \\n",status="OK"} 3
+# TYPE plain gauge
+plain 1.5e3
+with_time{le="+Inf"} 7 1395066363000
+broken{
+not_a_number{} x
+nan_is_one NaN
+"""
+
+
+def test_every_value_of_a_page_is_read_with_its_labels():
+    found = metrics.parse(PAGE)
+    key = ":tensorflow:serving:request_count", (("model_name", 'a "b" \\ \n'), ("status", "OK"))
+    assert found[key] == 3
+    assert found["plain", ()] == 1500
+    assert found["with_time", (("le", "+Inf"),)] == 7
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(("url", "page"), [
+    ("http://host:8501", "http://host:8501/monitoring/prometheus/metrics"),
+    ("https://host/", "https://host/monitoring/prometheus/metrics"),
+    ("grpc://host:8500", None),
+])  # fmt: skip
+def test_the_page_is_known_for_rest_addresses_only(url, page):
+    assert metrics.page_url(url) == page
+
+
+@pytest.fixture
+def server():
+    """The metrics of a server that has answered one request before anybody looked."""
+    found = ours.Metrics()
+    answer(found, 999_999)
+    return found
+
+
+def answer(server, micros):
+    server.add(ours.REQUEST_COUNT, ("m", "OK"))
+    server.observe(ours.REQUEST_LATENCY, micros, ("m", "Predict", "GRPC"))
+    server.observe(ours.RUNTIME_LATENCY, micros / 2, ("m", "Predict", "TF2"))
+    server.observe(ours.QUEUING_LATENCY, micros / 10, ("",))
+
+
+def batch(server, rows, padded):
+    server.observe(ours.PADDING_SIZE, padded - rows, (str(padded),))
+    server.observe(ours.PROCESSED_BATCH_SIZE, padded)
+
+
+def test_a_difference_counts_only_what_came_between(server):
+    before = metrics.parse(server.page())
+    for micros in (1000, 3000):
+        answer(server, micros)
+    server.add(ours.REQUEST_COUNT, ("m", "INVALID_ARGUMENT"))
+    found = metrics.difference(before, metrics.parse(server.page()))
+    assert found["requests"] == {"OK": 2, "INVALID_ARGUMENT": 1}
+    assert found["request_s"] == pytest.approx(0.002)
+    assert found["runtime_s"] == pytest.approx(0.001)
+    assert found["queue_s"] == pytest.approx(0.0002)
+    assert found["batches"] is None
+
+
+def test_batches_tell_rows_from_padding(server):
+    before = metrics.parse(server.page())
+    batch(server, 3, 4)
+    batch(server, 7, 8)
+    batch(server, 8, 8)
+    found = metrics.difference(before, metrics.parse(server.page()))["batches"]
+    assert (found["count"], found["rows"], found["executed_rows"]) == (3, 18, 20)
+    assert found["padding_share"] == pytest.approx(0.1)
+    assert found["mean_rows"] == pytest.approx(6)
+    assert found["sizes"] == {"8": 1, "16": 2}
+
+
+def test_nothing_done_is_nothing_said(server):
+    page = metrics.parse(server.page())
+    found = metrics.difference(page, page)
+    assert (found["requests"], found["request_s"], found["batches"]) == ({}, None, None)
+
+
+@pytest.mark.parametrize(("seen", "parts"), [
+    ({}, {"client": 1, "service": 10}),
+    ({"request_s": 6}, {"client": 1, "wire": 4, "server": 6}),
+    ({"request_s": 6, "runtime_s": 5}, {"client": 1, "wire": 4, "server": 1, "compute": 5}),
+    ({"request_s": 6, "runtime_s": 5, "queue_s": 2},
+     {"client": 1, "wire": 4, "server": 1, "queue": 2, "compute": 3}),
+    ({"request_s": None, "runtime_s": None}, {"client": 1, "service": 10}),
+])  # fmt: skip
+def test_latency_is_split_as_far_as_it_is_known_and_nothing_is_lost(seen, parts):
+    found = metrics.split(10, 1, seen)
+    assert found == pytest.approx(parts)
+    assert sum(found.values()) == pytest.approx(11)
+
+
+def test_a_watch_looks_before_during_and_after(server):
+    looks = threading.Semaphore(0)
+
+    def read():
+        looks.release()
+        return server.page()
+
+    with metrics.Watch(read, usage.of_process(os.getpid()), every_s=0.01) as watch:
+        answer(server, 1000)
+        for _ in range(4):
+            assert looks.acquire(timeout=30)
+    found = watch.data(0)
+    assert found["difference"]["requests"] == {"OK": 1}
+    assert len(found["pages"]) >= 4
+    assert found["pages"][-1]["requests"] == 2
+    assert all(each["memory_bytes"] > 0 for each in found["usage"])
+
+
+def test_a_watch_of_a_server_without_a_page_says_nothing():
+    with metrics.Watch(lambda: None) as watch:
+        pass
+    assert watch.data(0) == {}
+
+
+def test_a_page_that_does_not_answer_is_no_page():
+    assert metrics.reader("http://127.0.0.1:9")() is None
+    assert metrics.reader("grpc://127.0.0.1:9")() is None
+
+
+def test_usage_of_a_process_that_ended_is_unknown():
+    assert usage.of_process(2**22 + 1)() is None
+    assert usage.of_container("no-such-container")() is None
+    own = usage.of_process(os.getpid())()
+    assert own.processor_s > 0
+    assert own.memory_bytes > 1_000_000

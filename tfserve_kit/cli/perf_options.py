@@ -1,0 +1,158 @@
+"""What the options of `tfkit perf` accept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfserve_kit.errors import UsageError
+
+_file = click.Path(path_type=Path)
+_positive = click.FloatRange(min=0, min_open=True)
+_count = click.IntRange(min=1)
+
+
+def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    del ctx, param
+    try:
+        counts = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise click.BadParameter(f"{value!r} is no count above 0, nor a list such as 1,8,32")
+    return counts
+
+
+def _ramp(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        first, last = (float(part) for part in value.split(":"))
+    except ValueError:
+        first = last = 0.0
+    if first <= 0 or last <= 0:
+        raise click.BadParameter(f"{value!r} is not FROM:TO, such as 10:500")
+    return first, last
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to send, how, and where the results go."""
+    for option in reversed((*_WHAT, *_WHEN, *_HOW, *_RESULTS)):
+        function = option(function)
+    return function
+
+
+_WHAT = (
+    click.option("--signature", default="", help="Signature; serving_default if left out."),
+    click.option("--input", "source", metavar="FILE", default="random", show_default=True,
+                 help="What to send: a picture, .json, .npy or .npz; a folder of such; or random."),
+    click.option("--batch", type=_count, default=1, show_default=True,
+                 help="Rows in each request."),
+)  # fmt: skip
+_WHEN = (
+    click.option("--duration", "duration_s", type=_positive, default=10.0, show_default=True,
+                 metavar="SECONDS", help="How long to send."),
+    click.option("--requests", type=_count, metavar="N", help="Send no more than this."),
+    click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
+                 help="How much of the beginning is left out; detected if not given."),
+    click.option("--concurrency", callback=_counts, default="8", show_default=True, metavar="N,...",
+                 help="Requests in flight; several, such as 1,8,32, are run one by one."),
+    click.option("--rate", type=_positive, metavar="PER_SECOND",
+                 help="Send at this rate, whatever the server does."),
+    click.option("--arrivals", type=click.Choice(["constant", "poisson"]), default="constant",
+                 show_default=True, help="Spacing of requests with a rate."),
+    click.option("--ramp", callback=_ramp, metavar="FROM:TO",
+                 help="Send at a rate that changes evenly."),
+    click.option("--find-max", is_flag=True,
+                 help="Look for the highest rate that keeps --slo; --rate is tried first."),
+    click.option("--slo", metavar="LIMIT", help="What --find-max keeps, such as p99=50ms."),
+    click.option("--during", default="", metavar="COMMAND|poison|overload",
+                 help="Run a shell command after a third of the time; or make every 100th request "
+                 "invalid; or double the rate in the middle third."),
+)  # fmt: skip
+_HOW = (
+    click.option("--sender", type=click.Choice(["auto", "own", "grpcio"]), default="auto",
+                 show_default=True, help="What sends: grpcio is slower, and knows TLS."),
+    click.option("--connections", type=_count, default=1, show_default=True,
+                 help="Connections that requests are spread over."),
+    click.option("--processes", type=_count, default=1, show_default=True,
+                 help="Processes that send."),
+    click.option("--max-in-flight", type=_count, default=1000, show_default=True,
+                 help="Requests in flight with a rate, at most."),
+    click.option("--metrics-url", metavar="URL",
+                 help="REST address whose metrics are read; known for a server that tfkit runs."),
+)  # fmt: skip
+_RESULTS = (
+    click.option("--gate", "gates", multiple=True, metavar="CONDITION",
+                 help="Fail unless it holds: p99<50ms, rate>1000, errors<0.1%. Repeatable."),
+    click.option("--output", "outputs", multiple=True, type=_file, metavar="FILE",
+                 help="Keep the whole run as .npz, or the summary as .json. Repeatable."),
+    click.option("--samples", "samples_file", type=_file, metavar="FILE",
+                 help="Save every request's times as CSV."),
+    click.option("--report", "page_file", type=_file, metavar="FILE",
+                 help="Write a page with plots as HTML."),
+    click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
+                 help="Write a summary for a pull request."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the options were set to; see their help."""
+
+    url: str | None
+    model: str | None
+    protocol: str
+    timeout_s: float
+    signature: str
+    source: str
+    batch: int
+    duration_s: float
+    requests: int | None
+    warmup_s: float | None
+    concurrency: tuple[int, ...]
+    rate: float | None
+    arrivals: str
+    ramp: tuple[float, float] | None
+    find_max: bool
+    slo: str | None
+    during: str
+    sender: str
+    connections: int
+    processes: int
+    max_in_flight: int
+    metrics_url: str | None
+    gates: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    samples_file: Path | None
+    page_file: Path | None
+    markdown_file: Path | None
+
+    def refuse_contradictions(self) -> None:
+        """Refuse options that cannot go together.
+
+        Raises:
+            UsageError: there are such.
+        """
+        if self.rate and self.ramp:
+            raise UsageError("--rate and --ramp both say how fast to send", remedy="give one")
+        if self.find_max != (self.slo is not None):
+            raise UsageError("--find-max needs --slo, and the other way round",
+                             remedy="write --find-max --slo p99=50ms")  # fmt: skip
+        if self.find_max and (self.ramp or self.requests):
+            raise UsageError("--find-max chooses rates itself", remedy="leave out the rest")
+        with_rate = self.rate or self.ramp or self.find_max
+        if with_rate and len(self.concurrency) > 1:
+            raise UsageError("several --concurrency with a rate", remedy="give --max-in-flight")
+        if self.during == "overload" and not self.rate:
+            raise UsageError("--during overload doubles a rate", remedy="give --rate")
+        if self.during == "poison" and self.processes > 1:
+            raise UsageError("--during poison with several --processes", remedy="give just one")
+        for file in self.outputs:
+            if file.suffix not in {".npz", ".json"}:
+                raise UsageError(f"--output {file}", remedy="name it .npz or .json")

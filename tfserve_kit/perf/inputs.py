@@ -1,0 +1,47 @@
+"""What to send as arrays: random numbers, a file, or a folder of files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.errors import UsageError
+from tfserve_kit.perf.payloads import Inputs, recorded_inputs, several_random_inputs
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature
+
+RANDOM = "random"
+_DISTINCT = 8  # enough that no cache of the machine holds just one
+
+
+def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing) -> list[Inputs]:
+    """Return the inputs of each distinct request.
+
+    Args:
+        source: `random`; a file as `tfkit request` takes it; or a folder of such files, in the
+            order of their names.
+        signature: the one that will be called.
+        batch: rows in each request; 1 takes a file as it is. A file with one row is repeated, one
+            with more is cut into several requests.
+        note: how pictures are prepared.
+
+    Raises:
+        UsageError: there is nothing to send, or a file has too few rows.
+        InvalidRequest: a file cannot be read or does not fit the signature.
+    """
+    if source == RANDOM:
+        return several_random_inputs(signature, batch, seed=0, count=_DISTINCT)
+    path = Path(source)
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"{source} holds no files", remedy="give a file, a folder or random")
+    read = (read_inputs([file], signature, note) for file in files)
+    return [inputs for arrays in read for inputs in _batches(arrays, batch)]
+
+
+def _batches(arrays: Inputs, batch: int) -> list[Inputs]:
+    if batch == 1:
+        return [arrays]
+    if all(len(np.atleast_1d(array)) == 1 for array in arrays.values()):
+        return [{alias: np.repeat(array, batch, axis=0) for alias, array in arrays.items()}]
+    return recorded_inputs(arrays, batch)

@@ -1,0 +1,263 @@
+"""What the server says of itself: its Prometheus page before, during and after a run.
+
+Source: tensorflow_serving/util/prometheus_exporter.cc (layout of the page; names keep their
+colons), tensorflow_serving/servables/tensorflow/util.cc and tensorflow_serving/batching/ (names).
+All times on the page are microseconds.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from tfserve_kit.perf.usage import Usage
+
+PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
+_PREFIX = ":tensorflow:serving:"
+_TIMEOUT_S = 5.0
+_LINE = re.compile(r"(?P<name>[^\s{]+)(?P<labels>\{.*\})?\s+(?P<value>[^\s]+)(?:\s+-?\d+)?")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+# Name and labels, such as (":tensorflow:serving:request_count", (("model_name", "resnet"), ...)).
+Key = tuple[str, tuple[tuple[str, str], ...]]
+Page = Mapping[Key, float]
+Read = Callable[[], str | None]
+
+
+def parse(text: str) -> dict[Key, float]:
+    """Return every value of a page in the Prometheus text format; what is no value is passed over.
+
+    Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+    found = {}
+    for line in text.splitlines():
+        match = None if line.startswith("#") else _LINE.fullmatch(line.strip())
+        if match:
+            with contextlib.suppress(ValueError):
+                labels = tuple(
+                    (name, re.sub(r"\\[\\\"n]", lambda each: _ESCAPES[each[0]], value))
+                    for name, value in _LABEL.findall(match["labels"] or "")
+                )
+                found[match["name"], labels] = float(match["value"])
+    return found
+
+
+def page_url(url: str) -> str | None:
+    """Return where a server's page is, None for an address that is no REST address."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"}:
+        return None
+    return f"{parts.scheme}://{parts.netloc}{PROMETHEUS_PATH}"
+
+
+def reader(url: str) -> Read:
+    """Return what reads a server's page; it returns None where there is no page.
+
+    Args:
+        url: the address of the REST API.
+    """
+    import requests
+
+    session, address = requests.Session(), page_url(url)
+
+    def read() -> str | None:
+        if address is None:
+            return None
+        try:
+            answer = session.get(address, timeout=_TIMEOUT_S)
+        except requests.RequestException:
+            return None
+        return answer.text if answer.ok else None
+
+    return read
+
+
+class Watch:
+    """Reads a server's page and its process for the duration of a `with` block.
+
+    Args:
+        read: returns the page; see `reader`.
+        usage: returns what the server's process uses; None where nobody can tell.
+        every_s: how often, in seconds.
+    """
+
+    def __init__(
+        self, read: Read, usage: Callable[[], Usage | None] | None = None, every_s: float = 1.0
+    ) -> None:
+        self._read, self._usage, self._every_s = read, usage, every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._pages: list[tuple[int, dict[Key, float]]] = []
+        self._usages: list[tuple[int, Usage]] = []
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def data(self, start_ns: int) -> dict[str, Any]:
+        """Return what was seen, as JSON can hold it; to be called after the block.
+
+        Args:
+            start_ns: `time.monotonic_ns()` at the start of the run.
+
+        Returns:
+            `difference` (see `difference`), `pages` (time and the number of requests, batches and
+            rows until then) and `usage` (time, processors busy, bytes of memory); times in seconds
+            since the start.
+        """
+        if not self._pages:
+            return {"usage": self._usage_data(start_ns)} if self._usages else {}
+        first, last = self._pages[0][1], self._pages[-1][1]
+        return {
+            "difference": difference(first, last),
+            "pages": [{"at_s": (at - start_ns) / 1e9, **_counts(page)} for at, page in self._pages],
+            "usage": self._usage_data(start_ns),
+        }
+
+    def _usage_data(self, start_ns: int) -> list[dict[str, float]]:
+        pairs = zip(self._usages, self._usages[1:], strict=False)
+        return [
+            {
+                "at_s": (now - start_ns) / 1e9,
+                "processors": (usage.processor_s - before.processor_s) * 1e9 / (now - then),
+                "memory_bytes": usage.memory_bytes,
+            }
+            for (then, before), (now, usage) in pairs
+            if now > then
+        ]
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        if (text := self._read()) is not None:
+            self._pages.append((time.monotonic_ns(), parse(text)))
+        if self._usage and (usage := self._usage()) is not None:
+            self._usages.append((time.monotonic_ns(), usage))
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    count: float
+    total: float
+    buckets: dict[str, float]
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+def difference(before: Page, after: Page) -> dict[str, Any]:
+    """Return what a server did between two of its pages, as JSON can hold it.
+
+    Returns:
+        `requests` by status, means in seconds of `request_s` (the whole of a request),
+        `runtime_s` (the session run, waiting in a batch queue included) and `queue_s` (that wait),
+        and `batches`: `count`, `rows` (asked for), `executed_rows` (padding included),
+        `padding_share`, `mean_rows`, `sizes` (upper bound to how many). None where the server has
+        no such metric.
+    """
+    requests = _by_label(before, after, "request_count", "status")
+    means = {
+        key: None if mean is None else mean / 1e6
+        for key, name in (
+            ("request_s", "request_latency"),
+            ("runtime_s", "runtime_latency"),
+            ("queue_s", "batching_session:queuing_latency"),
+        )
+        for mean in [_histogram(before, after, name).mean]
+    }
+    return {"requests": requests, **means, "batches": _batches(before, after)}
+
+
+def split(service_s: float | None, wait_s: float, seen: Mapping[str, Any]) -> dict[str, float]:
+    """Return where the mean latency went, in seconds, as far as it is known.
+
+    Args:
+        service_s: mean from sent to done.
+        wait_s: mean from due to sent.
+        seen: what `difference` returned.
+
+    Returns:
+        `client` (due to sent), `wire` (network, HTTP and gRPC, both programs' queues), `server`
+        (reading and writing messages), `queue` (waiting for a batch) and `compute`; one `service`
+        for all but the first where the server says nothing.
+    """
+    parts = {"client": wait_s}
+    rest, name = service_s, "service" if seen.get("request_s") is None else "wire"
+    for inner, next_name in (("request_s", "server"), ("runtime_s", "compute")):
+        if rest is None or seen.get(inner) is None:
+            break
+        parts[name], rest, name = max(0.0, rest - seen[inner]), seen[inner], next_name
+    if rest is None:
+        return parts
+    if name == "compute" and seen.get("queue_s") is not None:
+        parts["queue"] = min(rest, seen["queue_s"])
+        rest -= parts["queue"]
+    return parts | {name: rest}
+
+
+def _batches(before: Page, after: Page) -> dict[str, Any] | None:
+    executed = _histogram(before, after, "batching_session:processed_batch_size")
+    if not executed.count:
+        return None
+    padding = _histogram(before, after, "batching_session:padding_size").total
+    rows = executed.total - padding
+    return {
+        "count": int(executed.count),
+        "rows": int(rows),
+        "executed_rows": int(executed.total),
+        "padding_share": padding / executed.total if executed.total else 0.0,
+        "mean_rows": rows / executed.count,
+        "sizes": {bound: int(count) for bound, count in executed.buckets.items() if count},
+    }
+
+
+def _counts(page: Page) -> dict[str, float]:
+    empty: Page = {}
+    batches = _histogram(empty, page, "batching_session:processed_batch_size")
+    return {
+        "requests": sum(_by_label(empty, page, "request_count", "status").values()),
+        "batches": batches.count,
+        "rows": batches.total,
+    }
+
+
+def _by_label(before: Page, after: Page, name: str, label: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, value in after.items():
+        if key[0] == _PREFIX + name and (more := value - before.get(key, 0)):
+            kind = dict(key[1]).get(label, "")
+            found[kind] = found.get(kind, 0) + int(more)
+    return found
+
+
+def _histogram(before: Page, after: Page, name: str) -> _Histogram:
+    """Return a histogram over all labels: how many came, their sum, and how many in each bucket."""
+    sums = {"_count": 0.0, "_sum": 0.0}
+    at_most: dict[str, float] = {}
+    for key, value in after.items():
+        if not key[0].startswith(_PREFIX + name):
+            continue
+        more, kind = value - before.get(key, 0), key[0].removeprefix(_PREFIX + name)
+        if kind in sums:
+            sums[kind] += more
+        elif kind == "_bucket":
+            bound = dict(key[1])["le"]
+            at_most[bound] = at_most.get(bound, 0) + more
+    buckets, below = {}, 0.0
+    for bound in sorted(at_most, key=float):
+        buckets[bound], below = at_most[bound] - below, at_most[bound]
+    return _Histogram(sums["_count"], sums["_sum"], buckets)

@@ -1,0 +1,240 @@
+"""Runs as one page of HTML that needs nothing else: no script, no font, no picture."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfserve_kit.perf import report
+from tfserve_kit.perf.charts import Axis, Line, Plot, Point, bars, covering
+from tfserve_kit.perf.intervals import CONFIDENCE
+from tfserve_kit.perf.samples import Run, latency_ns, succeeded
+from tfserve_kit.perf.series import Slice
+from tfserve_kit.perf.stats import Summary, measured
+
+_DECADES = ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"))
+_TONES = 6
+_SHOWN_POINTS = 300
+_FIRST = 1 / (1 - 0.1)  # the quickest tenth would stretch the plot for nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A run with a name to tell it from others."""
+
+    name: str
+    run: Run
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot with what to say about it."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    legend: tuple[tuple[str, int], ...] = ()  # labels and the numbers of their colours
+
+
+def _figure(plot: Plot, title: str, caption: str) -> Figure:
+    legend = tuple((line.label, line.tone) for line in plot.lines if line.label)
+    return Figure(title, plot.svg(), caption, legend)
+
+
+def page(runs: Sequence[Named], *, title: str = "Performance report") -> str:
+    """Return a page about one run, or several side by side.
+
+    Args:
+        runs: at least one.
+        title: of the page.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tfserve_kit.perf", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"ms": report.ms, "rate": report.rate, "counted": report.counted}
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        runs=[_section(each) for each in runs],
+        overview=_overview(runs),
+        confidence=f"{CONFIDENCE:.0%}",
+    )
+
+
+def _section(named: Named) -> dict[str, Any]:
+    summary, run = named.summary, named.run
+    return {
+        "name": named.name,
+        "summary": summary,
+        "figures": list(_figures(named)),
+        "marks": run.marks,
+        "settings": run.settings,
+        "environment": run.environment,
+        "batches": (run.server.get("difference") or {}).get("batches"),
+    }
+
+
+def _overview(runs: Sequence[Named]) -> list[Figure]:
+    """Return what only several runs can show: all quantiles, and what throughput costs."""
+    if len(runs) == 1:
+        return []
+    known = [
+        (each.name, each.summary.achieved_rate, each.summary.latency)
+        for each in runs
+        if each.summary.achieved_rate
+        and each.summary.latency.value_s("p50")
+        and not each.summary.invalid
+    ]
+    found = [_quantiles(runs)]
+    if len(known) > 1:
+        lines = [
+            Line(
+                name,
+                [(rate, _ms(latency.value_s(name))) for _, rate, latency in known
+                 if latency.value_s(name)],
+                tone,
+                dots=[label if tone == 1 else "" for label, _, latency in known
+                      if latency.value_s(name)],
+            )
+            for tone, name in ((1, "p50"), (2, "p99"))
+        ]  # fmt: skip
+        x = covering("answers per second", [rate for _, rate, _ in known if rate])
+        y = covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
+        plot = Plot("Latency by throughput", x, y, [line for line in lines if line.points])
+        found.append(_figure(plot, "Throughput and latency", "a point for each valid run"))
+    return found
+
+
+def _figures(named: Named) -> Iterator[Figure]:
+    run = named.run
+    yield _quantiles([named])
+    yield _over_time(named)
+    yield _rates(named)
+    if parts := report.parts_s(run):
+        rows = [(name, value, f"{value * 1e3:.3f} ms") for name, value in parts.items()]
+        yield Figure(
+            "Where the mean latency went",
+            bars("Parts of the mean latency", rows),
+            "of the whole run, warm-up included",
+        )
+    server = run.server
+    if batches := (server.get("difference") or {}).get("batches"):
+        rows = [(f"under {le} rows", count, f"{count:,}") for le, count in batches["sizes"].items()]
+        caption = (
+            f"{batches['count']:,} batches of {batches['mean_rows']:.2f} rows in the mean, "
+            f"{batches['padding_share']:.1%} of what was computed was padding"
+        )
+        yield Figure("Batches", bars("Sizes of batches", rows), caption)
+    if len(usage := server.get("usage") or []) > 1:
+        yield _usage(usage)
+
+
+def _quantiles(runs: Sequence[Named]) -> Figure:
+    """Return latency by quantile, where each decade of slow requests takes equal room."""
+    lines, bands, most, highest = [], [], 0.5, []
+    for number, each in enumerate(runs):
+        _, samples, _ = measured(each.run)
+        values = np.sort(latency_ns(succeeded(samples))) / 1e6
+        if not len(values):
+            continue
+        tone = number % _TONES + 1
+        places = _places(len(values))
+        points = [(len(values) / (len(values) - i), float(values[i])) for i in places]
+        points = [point for point in points if point[0] >= _FIRST] or points[-1:]
+        lines.append(Line(each.name if len(runs) > 1 else "", points, tone))
+        most = max(most, points[-1][0])
+        highest += [y for _, y in points]
+        if len(runs) == 1:
+            bands.append((_band(each.summary), tone))
+    ticks = tuple((1 / (1 - q), label) for q, label in _DECADES)
+    x = Axis("share of requests that took no longer", _FIRST, max(most, 10.0), True, ticks)
+    y = covering("latency, ms", highest, is_log=True)
+    plot = Plot("Latency by quantile", x, y, lines, bands=[band for band in bands if band[0]])
+    caption = (
+        f"from due to done; shaded: {CONFIDENCE:.0%} intervals" if bands else "from due to done"
+    )
+    return _figure(plot, "Latency distribution", caption)
+
+
+def _places(count: int) -> list[int]:
+    """Return which of the sorted values to draw: evenly spaced on the axis of decades."""
+    slower = np.geomspace(count, 1, _SHOWN_POINTS)
+    return sorted({count - max(1, round(float(each))) for each in slower})
+
+
+def _band(summary: Summary) -> list[Point]:
+    known = [each for each in summary.latency.quantiles if each.low_s and each.high_s]
+    above = [(1 / (1 - each.q), _ms(each.high_s)) for each in known]
+    below = [(1 / (1 - each.q), _ms(each.low_s)) for each in reversed(known)]
+    return above + below
+
+
+def _over_time(named: Named) -> Figure:
+    summary = named.summary
+    lines = [
+        Line(label, [(at, _ms(value)) for at, value in found if value], tone)
+        for label, found, tone in (
+            ("max", _column(summary.series, "max_s"), 5),
+            ("p99", _column(summary.series, "p99_s"), 2),
+            ("p50", _column(summary.series, "p50_s"), 1),
+        )
+    ]
+    y = covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
+    plot = _timed("Latency over time", named, y, [line for line in lines if line.points])
+    caption = f"by when requests were due, each {summary.width_s:g} s"
+    return _figure(plot, "Latency over time", caption)
+
+
+def _rates(named: Named) -> Figure:
+    summary = named.summary
+    lines = [
+        Line(label, [(at, value / summary.width_s) for at, value in found], tone)
+        for label, found, tone in (
+            ("due", _column(summary.series, "due"), 5),
+            ("answered", _column(summary.series, "answered"), 1),
+            ("failed", _column(summary.series, "failed"), 3),
+        )
+        if any(value for _, value in found)
+    ]
+    y = covering("per second", [y for line in lines for _, y in line.points])
+    plot = _timed("Requests per second over time", named, y, lines)
+    caption = f"by when they were due and when they ended, each {summary.width_s:g} s"
+    return _figure(plot, "Requests and answers", caption)
+
+
+def _timed(title: str, named: Named, y: Axis, lines: Sequence[Line]) -> Plot:
+    last = named.summary.series[-1].at_s + named.summary.width_s
+    start_s = named.summary.steady.start_ns / 1e9
+    return Plot(
+        title,
+        Axis("seconds", 0.0, last),
+        y,
+        lines,
+        marks=[(mark.at_ns / 1e9, str(n)) for n, mark in enumerate(named.run.marks, start=1)],
+        until=start_s or None,
+        shade="warm-up",
+    )
+
+
+def _usage(usage: Sequence[dict[str, float]]) -> Figure:
+    busy = Line("", [(each["at_s"], each["processors"]) for each in usage])
+    x = Axis("seconds", 0.0, max(each["at_s"] for each in usage) or 1.0)
+    y = covering("processors busy", [value for _, value in busy.points])
+    most = max(each["memory_bytes"] for each in usage) / 1e6
+    plot = Plot("Processors that the server kept busy", x, y, [busy])
+    return _figure(plot, "Server process", f"memory: {most:,.0f} MB at most")
+
+
+def _column(series: Sequence[Slice], name: str) -> list[tuple[float, float]]:
+    return [(each.at_s, getattr(each, name)) for each in series]
+
+
+def _ms(value_s: float | None) -> float:
+    return (value_s or 0.0) * 1e3

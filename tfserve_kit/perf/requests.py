@@ -1,0 +1,36 @@
+"""Requests as bytes, as tfkit's own clients would send them, made before the clock starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tfserve_kit import protos
+from tfserve_kit.clients import Target
+from tfserve_kit.clients.effects import GrpcRequest
+from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.perf.sending.load import Payload, Protocol
+
+_JSON = ((b"content-type", b"application/json"),)
+
+
+def predict(
+    protocol: Protocol, url: str, target: Target, inputs: Mapping[str, NDArray[Any]]
+) -> Payload:
+    """Return a Predict request.
+
+    Args:
+        protocol: `grpc` or `rest`.
+        url: the server, as errors name it.
+        target: model, version or label, and signature.
+        inputs: array per input alias, of the dtype and shape the signature names.
+
+    Raises:
+        InvalidRequest: an input cannot be sent.
+    """
+    wire = GrpcWire(url) if protocol == "grpc" else RestWire(url)
+    sent = wire.predict(target, inputs, (), None).request
+    if isinstance(sent, GrpcRequest):
+        return Payload(protos.METHODS[sent.method].path, (), sent.body)
+    return Payload(sent.path, _JSON, sent.body or b"")

@@ -1,0 +1,195 @@
+"""The loop: sends what is due, notes what comes back, gives up what takes too long.
+
+Times are kept in columns of 64-bit integers, which take a request's worth of memory each, and
+become samples at the end. Nothing here waits busily for long: the loop sleeps until 150 us before
+a request is due and looks at its connections without pause for the rest, because a thread that
+is woken comes up to 100 us late.
+"""
+
+import threading
+import time
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.perf.samples import CANCELLED_AT_END, SAMPLE, Samples
+from tfserve_kit.perf.sending import statuses
+from tfserve_kit.perf.sending.feed import Feed
+from tfserve_kit.perf.sending.pool import Pool
+
+_SPIN_NS = 150_000
+_MOST_PAUSE_NS = 50_000_000  # how soon a stop is noticed
+_TELL_NS = 500_000_000
+_SECOND_NS = 1e9
+_UNDONE = -1
+
+
+class Driver:
+    """One run of one process.
+
+    Args:
+        pool: what to send with, open.
+        feed: what to send when.
+        sizes: length of each payload's body, in bytes.
+        timeout_s: how long one answer may take.
+        grace_s: how long answers are waited for after a stop.
+    """
+
+    def __init__(
+        self, pool: Pool, feed: Feed, sizes: list[int], timeout_s: float, grace_s: float
+    ) -> None:
+        self._pool, self._feed, self._sizes = pool, feed, sizes
+        self._timeout_ns, self._grace_ns = round(timeout_s * 1e9), round(grace_s * 1e9)
+        self._due, self._free, self._sent = array("q"), array("q"), array("q")
+        self._first, self._done = array("q"), array("q")
+        self._status, self._received = array("h"), array("q")
+        self._in_flight = 0
+        self._oldest = 0  # no earlier request is in flight
+
+    def run(
+        self,
+        start_ns: int,
+        stop: threading.Event,
+        tell: Callable[[int, int], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> Samples:
+        """Send everything and return a sample of each request, in the order they were sent.
+
+        Args:
+            start_ns: when the run begins, on the clock.
+            stop: once set, nothing more is sent; answers are waited for a while.
+            tell: called now and then with the number of requests that ended, and the time.
+            clock: monotonic, in nanoseconds.
+        """
+        end_ns, tell_ns = None, 0
+        while (left_ns := start_ns - clock()) > 0:
+            self._pool.wait(left_ns / _SECOND_NS)
+        while True:
+            now_ns = clock() - start_ns
+            if now_ns > tell_ns:
+                tell(len(self._due) - self._in_flight, now_ns)
+                tell_ns = now_ns + _TELL_NS
+            if end_ns is None:
+                if stop.is_set():
+                    end_ns = now_ns + self._grace_ns
+                    self._give_up_waiting(now_ns)
+                else:
+                    self._send(now_ns, start_ns, clock)
+            is_over = end_ns is not None or self._feed.is_over(now_ns)
+            if is_over and (not self._in_flight or now_ns > (end_ns or now_ns)):
+                break
+            self._receive(self._pause_ns(now_ns, end_ns), start_ns)
+            self._expire(clock() - start_ns)
+        self._cancel(clock() - start_ns)
+        return self._samples()
+
+    def _send(self, now_ns: int, start_ns: int, clock: Callable[[], int]) -> None:
+        """Send what is due."""
+        taken = self._feed.take(now_ns)
+        if not taken:
+            return
+        first, count = len(self._due), len(taken)
+        for due_ns, free_ns in taken:
+            self._due.append(due_ns)
+            self._free.append(free_ns)
+        zeros = bytes(8 * count)
+        self._first.frombytes(zeros)
+        self._done.frombytes(zeros)
+        self._received.frombytes(zeros)
+        self._status.extend([_UNDONE] * count)
+        self._in_flight += count
+        if self._pool.sends_at_once:
+            for key in range(first, first + count):
+                self._sent.append(clock() - start_ns)
+                self._pool.start((key,))
+        else:
+            self._pool.start(range(first, first + count))
+            self._sent.extend([clock() - start_ns] * count)
+        self._pool.flush()
+
+    def _pause_ns(self, now_ns: int, end_ns: int | None) -> int:
+        """Return how long there is nothing to do unless an answer comes."""
+        until_ns = now_ns + _MOST_PAUSE_NS
+        if self._oldest < len(self._sent):
+            until_ns = min(until_ns, self._sent[self._oldest] + self._timeout_ns)
+        if end_ns is not None:
+            return max(0, min(until_ns, end_ns) - now_ns)
+        wake_ns = self._feed.wake_ns()
+        if wake_ns is not None:
+            until_ns = min(until_ns, wake_ns - _SPIN_NS)
+        return max(0, until_ns - now_ns)
+
+    def _receive(self, pause_ns: int, start_ns: int) -> None:
+        status_of = self._status
+        for key, status, first_ns, done_ns, received in self._pool.wait(pause_ns / _SECOND_NS):
+            if status_of[key] != _UNDONE:
+                continue  # it came too late
+            self._first[key] = first_ns - start_ns
+            self._done[key] = done_ns - start_ns
+            self._received[key] = received
+            status_of[key] = status
+            self._in_flight -= 1
+            self._feed.freed(done_ns - start_ns)
+
+    def _expire(self, now_ns: int) -> None:
+        """Give up requests whose time is over; they are in the order they were sent."""
+        at, last, status_of = self._oldest, len(self._sent), self._status
+        while at < last and status_of[at] != _UNDONE:
+            at += 1
+        self._oldest = at
+        if at == last or now_ns < self._sent[at] + self._timeout_ns:
+            return
+        late = set()
+        while at < last and now_ns >= self._sent[at] + self._timeout_ns:
+            if status_of[at] == _UNDONE:
+                late.add(at)
+            at += 1
+        self._end(late, statuses.DEADLINE_EXCEEDED, now_ns)
+
+    def _give_up_waiting(self, now_ns: int) -> None:
+        """Note the requests that were due before the stop and found no room."""
+        for due_ns in self._feed.waiting(now_ns):
+            self._due.append(due_ns)
+            for column in (self._free, self._sent, self._first, self._done):
+                column.append(now_ns)
+            self._received.append(0)
+            self._status.append(CANCELLED_AT_END)
+
+    def _cancel(self, now_ns: int) -> None:
+        """Give up what is still in flight."""
+        left = range(self._oldest, len(self._status))
+        self._end({at for at in left if self._status[at] == _UNDONE}, CANCELLED_AT_END, now_ns)
+
+    def _end(self, keys: set[int], status: int, now_ns: int) -> None:
+        if not keys:
+            return
+        self._pool.cancel(keys)
+        for key in keys:
+            self._first[key] = self._done[key] = now_ns
+            self._status[key] = status
+            self._feed.freed(now_ns)
+        self._in_flight -= len(keys)
+
+    def _samples(self) -> Samples:
+        found = np.zeros(len(self._due), SAMPLE)
+        found["sequence"] = np.arange(len(found))
+        columns: dict[str, array[int]] = {
+            "due_ns": self._due,
+            "free_ns": self._free,
+            "sent_ns": self._sent,
+            "first_byte_ns": self._first,
+            "done_ns": self._done,
+            "received_bytes": self._received,
+        }
+        for name, column in columns.items():
+            found[name] = _as_numpy(column)
+        found["status"] = np.frombuffer(self._status, np.int16) if len(found) else 0
+        sizes = np.array(self._sizes, np.int64)
+        found["sent_bytes"] = sizes[found["sequence"] % len(sizes)]
+        return found
+
+
+def _as_numpy(column: "array[int]") -> NDArray[np.int64]:
+    return np.frombuffer(column, np.int64) if len(column) else np.zeros(0, np.int64)

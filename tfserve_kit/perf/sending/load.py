@@ -1,0 +1,182 @@
+"""What to send, where to, and when: plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.clients.options import Options
+from tfserve_kit.errors import UsageError
+
+Protocol = Literal["grpc", "rest"]
+Sender = Literal["own", "grpcio"]
+
+_SCHEMES: dict[str, Protocol] = {"grpc": "grpc", "grpcs": "grpc", "http": "rest", "https": "rest"}
+_PORTS = {"http": 80, "https": 443}
+
+
+class Payload(NamedTuple):
+    """One request, ready to send.
+
+    Attributes:
+        path: of the URL: a gRPC method's, or one of the REST API.
+        headers: names in lower case and values, besides those that the protocol itself needs.
+        body: the serialized message, or the JSON text.
+    """
+
+    path: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Keep a number of requests in flight: send the next one when an answer is there.
+
+    Attributes:
+        concurrency: requests in flight.
+        duration_s: how long new requests are sent, in seconds; None for no end.
+        requests: how many are sent; None for any number. One of the two must be given.
+    """
+
+    concurrency: int
+    duration_s: float | None = None
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Open:
+    """Send at given times, whatever the server does.
+
+    Attributes:
+        due_ns: int64 [requests], nanoseconds since the start of the run, rising.
+        max_in_flight: requests in flight at most; one that is due beyond it waits, and is late.
+    """
+
+    due_ns: NDArray[np.int64]
+    max_in_flight: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A run.
+
+    Attributes:
+        url: `grpc://host:port`, `grpcs://host:port`, `http://host:port` or `https://host:port`.
+        protocol: `grpc` or `rest`; must fit the URL.
+        schedule: when to send.
+        connections: over how many connections gRPC requests are spread; over REST, where a
+            connection carries one request at a time, how many are open before the start.
+        processes: how many processes send.
+        timeout_s: how long one answer may take, in seconds from when the request was sent.
+        sender: `own` is quick; `grpcio` sends gRPC the way Python programs usually do, for a
+            comparison. TLS needs `grpcio`.
+        grace_s: how long answers are waited for after the run was stopped, in seconds.
+        options: TLS files; the rest of it is for clients.
+    """
+
+    url: str
+    protocol: Protocol
+    schedule: Closed | Open
+    connections: int = 1
+    processes: int = 1
+    timeout_s: float = 60.0
+    sender: Sender = "own"
+    grace_s: float = 2.0
+    options: Options = field(default_factory=Options)
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the connections use TLS."""
+        return urlsplit(self.url).scheme in {"grpcs", "https"}
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many requests can be in flight."""
+        if isinstance(self.schedule, Closed):
+            return self.schedule.concurrency
+        return self.schedule.max_in_flight
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+
+    @property
+    def prefix(self) -> str:
+        """The path before each request's own, where a proxy wants one."""
+        return urlsplit(self.url).path.rstrip("/") if self.protocol == "rest" else ""
+
+
+def check(load: Load, payloads: Sequence[Payload]) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        UsageError: a value is out of its range, or the URL does not fit the protocol.
+    """
+    _check_url(load)
+    if not payloads:
+        raise UsageError("there is nothing to send", remedy="give at least one payload")
+    schedule = load.schedule
+    in_flight = load.most_in_flight
+    counts = {
+        "connections": load.connections,
+        "processes": load.processes,
+        "concurrency": in_flight,
+    }
+    for name in (name for name, count in counts.items() if count < 1):
+        raise UsageError(f"{name} is {counts[name]}, which is less than one")
+    if not load.timeout_s > 0:
+        raise UsageError(f"timeout_s is {load.timeout_s:g}, which is no time to wait")
+    if isinstance(schedule, Closed) and schedule.duration_s is None and schedule.requests is None:
+        raise UsageError("the run would never end", remedy="give duration_s or requests")
+    if isinstance(schedule, Open) and (np.diff(schedule.due_ns) < 0).any():
+        raise UsageError("the due times do not rise", remedy="sort them")
+
+
+def _check_url(load: Load) -> None:
+    try:
+        parts = urlsplit(load.url)
+        fits = _SCHEMES.get(parts.scheme) == load.protocol and load.address[0]
+        port = load.address[1]
+    except ValueError:
+        fits, port = "", 0
+    if not fits or not port:
+        raise UsageError(
+            f"{load.url!r} is no address for {load.protocol}",
+            remedy="write grpc://host:port or http://host:port",
+        )
+
+
+def shares(load: Load) -> list[Load]:
+    """Return the part of a load that each process takes; together they are the whole.
+
+    Requests are dealt out in turn, so that each process sends a thinner copy of the whole. There
+    are no more processes than requests in flight.
+    """
+    schedule = load.schedule
+    in_flight = load.most_in_flight
+    count = min(load.processes, in_flight)
+    parts: list[Load] = []
+    for worker in range(count):
+        part: Closed | Open
+        if isinstance(schedule, Open):
+            part = Open(schedule.due_ns[worker::count], _share(in_flight, worker, count))
+        else:
+            requests = schedule.requests
+            part = Closed(
+                _share(in_flight, worker, count),
+                schedule.duration_s,
+                None if requests is None else _share(requests, worker, count),
+            )
+        connections = max(1, _share(load.connections, worker, count))
+        parts.append(replace(load, schedule=part, connections=connections, processes=1))
+    return parts
+
+
+def _share(whole: int, worker: int, count: int) -> int:
+    return whole // count + (worker < whole % count)

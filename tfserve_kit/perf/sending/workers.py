@@ -1,0 +1,271 @@
+"""One process that sends, or several whose samples are put together.
+
+Other processes are fresh interpreters: nothing of this one's threads and locks is copied, and its
+main module is not run again. They are told what to do on standard input, and they stop when it
+ends, so that none outlives its parent.
+"""
+
+import contextlib
+import gc
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfserve_kit.errors import TfkitError, UsageError
+from tfserve_kit.perf.samples import Samples, status_name
+from tfserve_kit.perf.sending.driving import Driver
+from tfserve_kit.perf.sending.feed import feed
+from tfserve_kit.perf.sending.load import Load, Open, Payload
+from tfserve_kit.perf.sending.pool import Pool
+from tfserve_kit.progress import SILENT, Progress
+
+_LEAST_OPEN_S, _MOST_OPEN_S = 1.0, 10.0
+_HEAD_START_NS = 50_000_000
+_LENGTH = struct.Struct(">Q")
+_CODE = "from tfserve_kit.perf.sending import workers; workers.main()"
+_WATCH_S = 0.05
+
+
+class Control(NamedTuple):
+    """How a run and its caller talk to each other; see `sending.run`."""
+
+    stop: threading.Event
+    progress: Progress
+    started: Callable[[int], object]
+
+
+def alone(load: Load, payloads: Sequence[Payload], control: Control) -> Samples:
+    """Send in this thread; see `sending.run`."""
+    with _opened(load, payloads) as pool:
+        start_ns = time.monotonic_ns()
+        control.started(start_ns)
+        samples = _drive(pool, load, payloads, control, start_ns)
+        _tell(pool.notes, control.progress)
+    return samples
+
+
+def _drive(
+    pool: Pool, load: Load, payloads: Sequence[Payload], control: Control, start_ns: int
+) -> Samples:
+    schedule = feed(load.schedule)
+    sizes = [len(payload.body) for payload in payloads]
+    driver = Driver(pool, schedule, sizes, load.timeout_s, load.grace_s)
+
+    def tell(ended: int, now_ns: int) -> None:
+        del now_ns
+        control.progress.advance(ended, schedule.total or ended)
+
+    with _no_garbage_collection():
+        return driver.run(start_ns, control.stop, tell)
+
+
+@contextlib.contextmanager
+def _opened(load: Load, payloads: Sequence[Payload]) -> Iterator[Pool]:
+    pool = _pool(load, payloads)
+    try:
+        pool.open(min(_MOST_OPEN_S, max(_LEAST_OPEN_S, load.timeout_s)))
+        yield pool
+    finally:
+        pool.close()
+
+
+def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
+    if load.protocol == "rest":
+        from tfserve_kit.perf.sending.http1 import Http1Pool
+
+        return Http1Pool(load, payloads)
+    if load.is_secure or load.sender == "grpcio":
+        from tfserve_kit.perf.sending.grpcio import GrpcioPool
+
+        return GrpcioPool(load, payloads)
+    from tfserve_kit.perf.sending.http2_pool import Http2Pool
+
+    return Http2Pool(load, payloads)
+
+
+def _tell(notes: dict[int, str], progress: Progress) -> None:
+    for status, message in sorted(notes.items()):
+        progress.note(f"{status_name(status)}: {message or 'no message'}")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the collector from pausing the loop, which makes no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C of a `with` block set an event, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if not stop.is_set():
+            stop.set()
+        elif callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Control) -> Samples:
+    """Send from a process per part, all of which start at the same moment; see `sending.run`."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker()) for _ in parts]
+        for worker, part in zip(workers, parts, strict=True):
+            _write(worker.stdin, (part, payloads))
+        for worker in workers:
+            _answer(worker)
+        start_ns = time.monotonic_ns() + _HEAD_START_NS
+        control.started(start_ns)
+        for worker in workers:
+            _write(worker.stdin, start_ns)
+        found: list[tuple[Samples, dict[int, str]]] = []
+        with _passing_on(control.stop, workers):
+            found += [_answer(worker) for worker in workers]
+    _tell(
+        {code: text for _, notes in reversed(found) for code, text in notes.items()},
+        control.progress,
+    )
+    is_open = isinstance(parts[0].schedule, Open)
+    return _merged([samples for samples, _ in found], is_open=is_open)
+
+
+def _merged(parts: Sequence[Samples], *, is_open: bool) -> Samples:
+    """Put the samples of all workers in one order, and number them so."""
+    for number, part in enumerate(parts):
+        part["worker"] = number
+        if is_open:  # as they were dealt out
+            part["sequence"] = part["sequence"] * len(parts) + number
+    merged = np.concatenate(parts)
+    if is_open:
+        return merged[np.argsort(merged["sequence"], kind="stable")]
+    merged = merged[np.argsort(merged["sent_ns"], kind="stable")]
+    merged["sequence"] = np.arange(len(merged))
+    return merged
+
+
+@contextlib.contextmanager
+def _worker() -> Iterator["subprocess.Popen[bytes]"]:
+    path = os.pathsep.join(each or os.getcwd() for each in sys.path)  # noqa: PTH109 (as it stands)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CODE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C is for the parent, who passes it on
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def _passing_on(
+    stop: threading.Event, workers: Sequence["subprocess.Popen[bytes]"]
+) -> Iterator[None]:
+    """Tell the workers when to stop."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.is_set():
+            if stop.wait(_WATCH_S):
+                for worker in workers:
+                    _write(worker.stdin, None)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _answer(worker: "subprocess.Popen[bytes]") -> Any:
+    """Return what a worker says next.
+
+    Raises:
+        TfkitError: it failed, in the way it says.
+        UsageError: it was killed.
+    """
+    try:
+        found = _read(worker.stdout)
+    except EOFError as error:
+        raise UsageError(
+            "a process that sends was killed before its end",
+            remedy="send from fewer processes, or less at once",
+        ) from error
+    if isinstance(found, TfkitError):
+        raise found
+    return found
+
+
+def _write(stream: Any, value: Any) -> None:
+    data = pickle.dumps(value)
+    with contextlib.suppress(BrokenPipeError):  # whoever has ended is found out by reading
+        stream.write(_LENGTH.pack(len(data)) + data)
+        stream.flush()
+
+
+def _read(stream: Any) -> Any:
+    """Read a value without reading ahead, and without a lock that a blocked thread would keep."""
+    (length,) = _LENGTH.unpack(_exactly(stream.fileno(), _LENGTH.size))
+    return pickle.loads(_exactly(stream.fileno(), length))  # noqa: S301 (parent and child of one run)
+
+
+def _exactly(file: int, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        data = os.read(file, size - len(found))
+        if not data:
+            raise EOFError
+        found += data
+    return bytes(found)
+
+
+def main() -> None:
+    """Be a worker: read a share and the moment to start, write the samples."""
+    source, sink = sys.stdin, sys.stdout.buffer
+    load, payloads = _read(source)
+    try:
+        with _opened(load, payloads) as pool:
+            _write(sink, None)
+            start_ns = _read(source)
+            stop = threading.Event()
+            threading.Thread(target=_heed, args=(source.fileno(), stop), daemon=True).start()
+            control = Control(stop, SILENT, int)
+            _write(sink, (_drive(pool, load, payloads, control, start_ns), pool.notes))
+    except TfkitError as error:
+        _write(sink, error)
+
+
+def _heed(source: int, stop: threading.Event) -> None:
+    """Stop at the parent's word, and at its end."""
+    os.read(source, 1)
+    stop.set()

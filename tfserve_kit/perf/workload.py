@@ -1,0 +1,102 @@
+"""What is asked of a run, and the load that it becomes: pure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfserve_kit.errors import UsageError
+from tfserve_kit.perf import pacing
+from tfserve_kit.perf.pacing import Arrivals, Stretch
+from tfserve_kit.perf.sending.load import Closed, Load, Open, Payload, Protocol, Sender
+
+POISON_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One run as it was asked for.
+
+    Attributes:
+        url: the server.
+        protocol: `grpc` or `rest`.
+        duration_s: how long to send; with `requests`, at most so long.
+        requests: how many to send; None for as many as the time allows.
+        concurrency: requests in flight, where no rate is given.
+        rate: requests per second, whatever the server does; None for as fast as it answers.
+        end_rate: the rate at the end, where it changes evenly.
+        arrivals: how requests with a rate are spaced.
+        is_overload: whether the rate is doubled in the middle third.
+        max_in_flight: with a rate: requests in flight, at most.
+        connections: see `Load`.
+        processes: see `Load`.
+        timeout_s: see `Load`.
+        sender: see `Load`.
+    """
+
+    url: str
+    protocol: Protocol
+    duration_s: float = 10.0
+    requests: int | None = None
+    concurrency: int = 8
+    rate: float | None = None
+    end_rate: float | None = None
+    arrivals: Arrivals = "constant"
+    is_overload: bool = False
+    max_in_flight: int = 1000
+    connections: int = 1
+    processes: int = 1
+    timeout_s: float = 30.0
+    sender: Sender = "own"
+
+    @property
+    def name(self) -> str:
+        """A few words to tell it from others."""
+        if self.rate is None:
+            return f"concurrency {self.concurrency}"
+        ramp = "" if self.end_rate is None else f" to {self.end_rate:g}/s"
+        return f"{self.rate:g}/s{ramp}"
+
+    def load(self) -> Load:
+        """Return what is sent.
+
+        Raises:
+            UsageError: no request would ever be due.
+        """
+        schedule: Closed | Open = Closed(self.concurrency, self.duration_s, self.requests)
+        if self.rate is not None:
+            due = pacing.due_ns(self._stretches(self.rate), self.arrivals)[: self.requests]
+            if not len(due):
+                raise UsageError("no request was due", remedy="raise --rate or --duration")
+            schedule = Open(due, self.max_in_flight)
+        return Load(
+            self.url,
+            self.protocol,
+            schedule,
+            connections=self.connections,
+            processes=self.processes,
+            timeout_s=self.timeout_s,
+            sender=self.sender,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all of it, as a run keeps it."""
+        moot = {"concurrency"} if self.rate is not None else {"arrivals", "max_in_flight"}
+        loop = "closed" if self.rate is None else "open"
+        asked = {key: value for key, value in asdict(self).items() if key not in moot}
+        return {"loop": loop} | {key: value for key, value in asked.items() if value is not None}
+
+    def _stretches(self, rate: float) -> list[Stretch]:
+        if self.is_overload:
+            return pacing.steps([rate, 2 * rate, rate], self.duration_s / 3)
+        return pacing.ramp(rate, self.end_rate or rate, self.duration_s)
+
+
+def poisoned(payloads: Sequence[Payload]) -> list[Payload]:
+    """Return payloads of which every `POISON_EVERY`-th is no request that a server can read."""
+    turns = range(POISON_EVERY * max(1, len(payloads)))
+    return [
+        payloads[i % len(payloads)]._replace(body=b"\xff\xff not a request \xff")
+        if i % POISON_EVERY == POISON_EVERY - 1
+        else payloads[i % len(payloads)]
+        for i in turns
+    ]
