@@ -27,6 +27,12 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.embedded  ## Train, push, serve, predict and swap, from nothing
 	$(BIN)/python examples/digits/demo.py
 
+.PHONY: examples
+examples: $(VENV)/.embedded  ## Run all examples, one after the other
+	@set -e; for example in examples/digits/demo.py examples/*/run.py; do \
+	  echo "\n== $$example"; $(BIN)/python $$example; \
+	done
+
 .PHONY: setup
 setup: $(VENV)/.dev  ## Set up everything for development
 
@@ -60,12 +66,14 @@ torture: $(VENV)/.dev  ## Kill, fail and cut off pushes and swaps everywhere; ta
 	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py $(ARGS)
 
 .PHONY: protos
-protos: $(VENV)/.dev  ## Make the protobuf schema anew from the official packages
+protos: $(VENV)/.dev  ## Make the protobuf schema from the official packages, and the example's
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tfserve_kit.protos.generate
+	$(BIN)/python examples/classification_service/compile_protos.py
 
 .PHONY: protos-check
-protos-check: $(VENV)/.dev  ## Compare the schema with the installed official packages
+protos-check: $(VENV)/.dev  ## Compare both with what would be made now
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tfserve_kit.protos.generate --check
+	$(BIN)/python examples/classification_service/compile_protos.py --check
 
 .PHONY: docs
 docs: $(VENV)/.dev  ## Generate the reference pages in docs/
@@ -86,6 +94,10 @@ bench-push: $(VENV)/.dev  ## Run the benchmarks of pushing alone (S1 to S3)
 .PHONY: bench-client
 bench-client: $(VENV)/.dev  ## Run the benchmarks of the clients alone (C1 to C5)
 	$(BIN)/python -m bench --only C
+
+.PHONY: bench-perf
+bench-perf: $(VENV)/.dev  ## Run the benchmarks of the load harness alone (P1 to P4)
+	$(BIN)/python -m bench --only P
 
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## Build the wheel into dist/

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tfserve_kit import protos, savedmodel
+from tfserve_kit.clients import server_texts
 from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.examples import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
@@ -155,6 +156,7 @@ class RestWire:
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
+        remedy = server_texts.batch_remedy(str(details)) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
 

@@ -27,3 +27,11 @@ def is_full_queue(text: str) -> bool:
 def is_message_too_large(text: str) -> bool:
     """Say whether either side refused a gRPC message for its size."""
     return "message larger than max" in text
+
+
+def batch_remedy(text: str) -> str | None:
+    """Return what to do where a request was refused because it has too many rows, else None."""
+    if (limit := batch_limit(text)) is None:
+        return None
+    rows = "one row" if limit == 1 else f"at most {limit} rows"
+    return f"send {rows} at once, as predict_batch does, or raise max_batch_size in [batching]"

@@ -154,6 +154,13 @@ def test_batch_limit_is_found_in_the_words(text, limit):
     assert server_texts.batch_limit(text) == limit
 
 
+@pytest.mark.parametrize(("limit", "rows"), [(1, "send one row"), (12, "send at most 12 rows")])
+def test_remedy_for_too_many_rows_names_the_limit(limit, rows):
+    text = f"Task size 20 is larger than maximum input batch size {limit}"
+    assert server_texts.batch_remedy(text).startswith(rows)
+    assert server_texts.batch_remedy("Task size") is None
+
+
 def test_other_words_of_servers():
     full = "The batch scheduling queue to which this task was submitted is full; currently 1"
     assert server_texts.is_full_queue(full)
