@@ -8,7 +8,7 @@ from tests.system.example import EXAMPLES, ROOT, assert_readme_shows, run_exampl
 from tests.system.shell import Shell, blocks, commands
 
 NAME = "resnet_testbed"
-CHAPTER = (ROOT / "docs" / "tutorials" / "06-batching.md").read_text("utf-8")
+CHAPTER = (ROOT / "docs" / "tutorials" / "05-batching.md").read_text("utf-8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 
