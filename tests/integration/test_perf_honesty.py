@@ -62,7 +62,7 @@ def payload():
     return Payload("/test.S/Echo", (), b"hello")
 
 
-def sent(server, protocol, schedule, act, **options):
+def sent(server, protocol, schedule, act, stop=None, **options):
     """Run a load while `act(start_ns)` goes on beside it; return samples and start."""
     starts, threads = [], []
 
@@ -72,7 +72,7 @@ def sent(server, protocol, schedule, act, **options):
         threads[0].start()
 
     load = Load(server.urls[protocol], protocol, schedule, **options)
-    samples = run(load, [payload()], started=started)
+    samples = run(load, [payload()], stop=stop, started=started)
     threads[0].join()
     return samples, starts[0]
 
@@ -162,12 +162,8 @@ def test_a_frozen_server_makes_requests_time_out_or_be_cancelled_but_none_is_mis
         threading.Timer(1.2, stop.set).start()
         server.freeze(2.0)
 
-    starts = []
-    load = Load(server.urls[protocol], protocol, Open(DUE_NS, 8), timeout_s=0.5, grace_s=0.2)
-    acting = threading.Thread(target=act, args=(0,))
-    acting.start()
-    samples = run(load, [payload()], stop=stop, started=starts.append)
-    acting.join()
+    limits = {"timeout_s": 0.5, "grace_s": 0.2}
+    samples, _ = sent(server, protocol, Open(DUE_NS, 8), act, stop, **limits)
     counts = {status: int((samples["status"] == status).sum()) for status in set(samples["status"])}
     assert set(counts) == {0, 4, CANCELLED_AT_END}
     assert sum(counts.values()) == len(samples)
