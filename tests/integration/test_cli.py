@@ -199,7 +199,7 @@ def test_every_exit_code_has_one_meaning():
         (["predict", "x", "--size", "8"], 2, "'8' is not HEIGHTxWIDTH"),
         (["predict", "x", "--mean", "a"], 2, "'a' is not a list of numbers"),
         (["predict", "x", "--channels", "4"], 2, "'4' is not one of '1', '3'"),
-        (["push-model", "nowhere", "--model", "m"], 8, "saved_model.pb"),
+        (["push-model", "nowhere", "--model", "m"], 8, "there is no nowhere"),
     ],
 )  # fmt: skip
 def test_wrong_call_ends_with_the_code_of_the_table_and_says_why(tfkit, arguments, code, text):

@@ -418,7 +418,7 @@ def test_prune_command_spares_what_the_deployment_file_names(tfkit, tmp_path, ba
     [
         (["prune", "nowhere", "--keep", 1], 2, "cannot read nowhere: No such file"),
         (["prune", "half", "--keep", 0], 2, "0 is not in the range x>=1"),
-        (["rollback", "nowhere"], 8, "cannot roll back in nowhere: No such file"),
+        (["rollback", "nowhere"], 8, "cannot roll back nowhere: No such file"),
         (["rollback", "half"], 8, "there is no older version to go back to"),
         (["rollback", "half", "--to", 1, "--restore", 2], 2, "not both"),
         (["rollback", "half", "--restore", 2], 8, "there is no retired version 2"),

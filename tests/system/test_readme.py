@@ -18,7 +18,7 @@ def section(title: str) -> str:
 
 
 def test_readme_commands_work_in_order(shell):
-    for title in ("Push", "Serve", "Predict", "Perf"):
+    for title in ("Push", "Serve", "Predict", "Perf", "Swap"):
         for argv in commands(section(title)):
             if argv[:2] == ["tfkit", "serve"] and not {"--detach", "--dry-run"} & set(argv):
                 shell.run_until_ready_then_interrupt(argv)
