@@ -59,4 +59,4 @@ def test_swaps_of_a_large_model_leave_no_old_version_in_memory(tmp_path):
     )  # fmt: skip
     with swapping(version) as (before, swap):
         swap(8)
-        assert settles(swap, before + 60 * MB)  # eight old ones would be 480
+        assert settles(swap, before + 120 * MB)  # eight old ones would be 480

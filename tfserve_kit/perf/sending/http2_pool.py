@@ -15,8 +15,9 @@ from tfserve_kit.perf.sending.load import Load, Payload
 from tfserve_kit.perf.sending.pool import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
 
-# How often a request that was turned away is sent again.
-_MOST_MOVES = 3
+# How often a request that was turned away is sent again. A busy server counts a stream for a while
+# after its client has seen the end of it, and then turns the next one away several times.
+_MOST_MOVES = 20
 _SECOND_NS = 1_000_000_000
 _POLL_S = 0.05
 
@@ -43,7 +44,7 @@ class Http2Pool:
 
     A connection that is lost is made anew, at once and then every 100 ms. Requests that were on
     it end as "connection lost"; those that the server turned away unseen (GOAWAY,
-    REFUSED_STREAM) are sent again, three times at most, as gRPC's own clients do. While no
+    REFUSED_STREAM) are sent again, twenty times at most, as gRPC's own clients do. While no
     connection can be made, each failed attempt ends the requests that waited for it.
 
     Args:
