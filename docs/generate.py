@@ -43,6 +43,7 @@ def cli_page() -> str:
 def _command_help(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
     """Return the help of a command, and of those within it."""
     context = click.Context(command, info_name=name, parent=parent)
+    command._help_option = None  # noqa: SLF001 (click keeps the names that it first had)
     yield f"\n## {context.command_path}\n\n{_block(command.get_help(context))}"
     if isinstance(command, click.Group):
         for inner, each in command.commands.items():
