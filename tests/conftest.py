@@ -63,9 +63,11 @@ def require():
 def docker_image(require):
     """The image that containers run; see tests/integration/images.py."""
     try:
-        return images.image_under_test()
+        image = images.image_under_test()
     except images.NoImage as missing:
         require("docker", str(missing))
+    images.remove_left_containers()
+    return image
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +79,7 @@ def serve(tmp_path_factory):
         names = "half_plus_two mlp image strings scalars dtypes multi_io batchy legacy"
         models = {name: {"base_path": name} for name in names.split()}
         models["half_plus_two"]["versions"] = "all"
-        server = {"name": "session", "grpc_port": 0, "rest_port": 0}
+        server = {"name": f"session-{os.getpid()}", "grpc_port": 0, "rest_port": 0}
         deployment = spec.build(
             {"models": models, "server": server, **sections},
             source="tests",

@@ -26,6 +26,7 @@ from tfserve_kit.errors import (
 
 STARTER = Path(__file__).with_name("start_server.py")
 PATIENCE_S = 30.0
+WEB = f"web-{os.getpid()}"  # containers share one namespace with all that runs on the machine
 RUNNING, GONE = State(Phase.RUNNING), State(Phase.GONE)
 
 
@@ -40,7 +41,7 @@ def eventually(probe):
 def plan(engine, deployment):
     """Make a plan of the engine for a server of some name."""
 
-    def make(name="a"):
+    def make(name=WEB):
         spec = deployment(name)
         return engine.plan(spec, render.render(spec))
 
@@ -51,7 +52,7 @@ def plan(engine, deployment):
 def fake_plan(fake_engine, deployment):
     """Make a plan of the fake binary, with a life of one's choice."""
 
-    def make(name="a", life="", **server):
+    def make(name=WEB, life="", **server):
         spec = deployment(name, **server)
         made = fake_engine.plan(spec, render.render(spec))
         return replace(made, argv=(*made.argv, f"--fake={life}"))
@@ -102,9 +103,9 @@ def test_plan_has_no_effect_and_is_a_value(engine, deployment, state_dir):
 
 
 def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
-    spec = deployment("web", host="127.0.0.1")
+    spec = deployment(WEB, host="127.0.0.1")
     plan = engine.plan(spec, render.render(spec))
-    assert (plan.server_name, plan.engine) == ("web", engine.name)
+    assert (plan.server_name, plan.engine) == (WEB, engine.name)
     assert plan.models == {"half_plus_two": spec.models["half_plus_two"].base_path}
     assert plan.endpoints.grpc == f"grpc://127.0.0.1:{spec.server.grpc_port}"
     assert plan.endpoints.rest == f"http://127.0.0.1:{spec.server.rest_port}"
@@ -118,9 +119,9 @@ def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
 
 
 def test_plan_shows_where_its_files_will_be(engine, deployment, state_dir):
-    spec = deployment("web")
+    spec = deployment(WEB)
     plan = engine.plan(spec, {"model_config.txt": "text"})
-    file = str(state_dir / "servers" / "web" / "config" / "model_config.txt")
+    file = str(state_dir / "servers" / WEB / "config" / "model_config.txt")
     assert plan.files == {file: "text"}
     assert f"--model_config_file={file}" in plan.argv
 
@@ -145,11 +146,11 @@ def test_engine_that_can_is_told_where_to_listen(deployment, state_dir):
 
 
 def test_started_server_runs_and_is_found_with_what_it_serves(engine, plan, start):
-    todo = plan("web")
+    todo = plan(WEB)
     handle = start(engine, todo)
     assert handle.state() == RUNNING
-    for found in (handle, engine.find("web"), *engine.list()):
-        assert (found.server_name, found.engine) == ("web", engine.name)
+    for found in (handle, engine.find(WEB), *engine.list()):
+        assert (found.server_name, found.engine) == (WEB, engine.name)
         assert (found.endpoints, found.models) == (todo.endpoints, todo.models)
         assert found.state() == RUNNING
     for file, text in todo.files.items():
@@ -163,9 +164,9 @@ def test_servers_are_listed_by_name(fake_engine, fake_plan, start):
 
 
 def test_engine_does_not_see_the_servers_of_another(fake_engine, fake_plan, start):
-    start(fake_engine, fake_plan("web"))
+    start(fake_engine, fake_plan(WEB))
     other = ProcessEngine("other", ["x"], Availability(True, ""), binds_host=False)
-    assert other.find("web") is None
+    assert other.find(WEB) is None
     assert other.list() == []
 
 
@@ -175,19 +176,19 @@ def test_unknown_name_is_not_found(engine):
 
 
 def test_stopped_server_is_gone_without_a_trace(engine, plan, start, state_dir):
-    handle = start(engine, plan("web"))
-    assert Record.read(state_dir / "servers" / "web").endpoints == handle.endpoints
+    handle = start(engine, plan(WEB))
+    assert Record.read(state_dir / "servers" / WEB).endpoints == handle.endpoints
     handle.stop()
     assert handle.state().phase is Phase.GONE
-    assert engine.find("web") is None
+    assert engine.find(WEB) is None
     assert engine.list() == []
-    assert not (state_dir / "servers" / "web").exists()
+    assert not (state_dir / "servers" / WEB).exists()
     assert list(handle.logs()) == []
 
 
 def test_stop_may_be_repeated_by_anyone_who_holds_the_server(engine, plan, start):
-    handle = start(engine, plan("web"))
-    found = engine.find("web")
+    handle = start(engine, plan(WEB))
+    found = engine.find(WEB)
     found.stop()
     handle.stop()
     found.stop()
@@ -206,24 +207,24 @@ def test_stop_is_polite_first(fake_engine, fake_plan, start, state_dir):
 def test_server_that_will_not_end_is_killed(fake_engine, fake_plan, start, grace_s):
     handle = start(fake_engine, fake_plan(life="deaf"))
     assert eventually(lambda: "Running gRPC ModelServer" in list(handle.logs()))
-    found = fake_engine.find("a")
+    found = fake_engine.find(WEB)
     found.stop(grace_s=grace_s)
     assert found.state() == GONE
 
 
 def test_process_of_a_stopped_server_is_gone(fake_engine, fake_plan, start, state_dir):
-    handle = start(fake_engine, fake_plan("web"))
-    pid = Record.read(state_dir / "servers" / "web").pid
+    handle = start(fake_engine, fake_plan(WEB))
+    pid = Record.read(state_dir / "servers" / WEB).pid
     handle.stop()
     assert not psutil.pid_exists(pid)
 
 
 def test_state_folder_that_cannot_be_written_is_named(engine, plan, state_dir):
-    todo = plan("web")
+    todo = plan(WEB)
     state_dir.mkdir(exist_ok=True)
     (state_dir / "servers").write_text("in the way")
     with pytest.raises(
-        ServerFailed, match=r"cannot keep server 'web' in .*/state/servers"
+        ServerFailed, match=rf"cannot keep server '{WEB}' in .*/state/servers"
     ) as caught:
         engine.start(todo)
     assert "TFKIT_STATE_DIR" in caught.value.remedy
@@ -234,33 +235,33 @@ def test_state_folder_that_cannot_be_written_is_named(engine, plan, state_dir):
 
 
 def test_second_server_of_a_name_is_refused_and_the_first_untouched(engine, plan, start):
-    first = start(engine, plan("web"))
+    first = start(engine, plan(WEB))
     log = list(first.logs())
     with pytest.raises(ServerExists) as caught:
-        engine.start(plan("web"))
-    assert "'web'" in caught.value.message
-    assert "tfkit stop web" in caught.value.remedy
+        engine.start(plan(WEB))
+    assert f"'{WEB}'" in caught.value.message
+    assert f"tfkit stop {WEB}" in caught.value.remedy
     assert first.state() == RUNNING
     assert list(first.logs())[: len(log)] == log
-    assert engine.find("web").endpoints == first.endpoints
+    assert engine.find(WEB).endpoints == first.endpoints
 
 
 def test_name_of_a_server_that_ended_may_be_given_anew(engine, plan, start):
-    old = start(engine, broken(plan("web")))
+    old = start(engine, broken(plan(WEB)))
     ended(old)
-    new = start(engine, plan("web"))
+    new = start(engine, plan(WEB))
     assert new.state() == RUNNING
     assert old.state().phase is Phase.GONE
     assert list(old.logs()) == []
 
 
 def test_stop_through_an_old_handle_leaves_the_new_server_of_that_name_alone(engine, plan, start):
-    old = start(engine, plan("web"))
+    old = start(engine, plan(WEB))
     old.stop()
-    new = start(engine, plan("web"))
+    new = start(engine, plan(WEB))
     old.stop()
     assert new.state() == RUNNING
-    assert engine.find("web").state() == RUNNING
+    assert engine.find(WEB).state() == RUNNING
 
 
 class Starter:
@@ -289,19 +290,19 @@ class Starter:
 
 @pytest.fixture
 def starter(tmp_path, fake_plan, fake_engine):
-    """Make processes that will start a server named `web`; the server is stopped at the end."""
+    """Make processes that will start a server named WEB; the server is stopped at the end."""
     arguments = ("fake", [*fake_plan().argv[:2]], fake_engine.available())
     starters = []
 
     def make():
         file = tmp_path / f"start-{len(starters)}"
-        file.write_bytes(pickle.dumps(((arguments, {"binds_host": False}), fake_plan("web"))))
+        file.write_bytes(pickle.dumps(((arguments, {"binds_host": False}), fake_plan(WEB))))
         starters.append(Starter(file))
         assert starters[-1].says() == "ready"
         return starters[-1]
 
     yield make
-    if (handle := fake_engine.find("web")) is not None:
+    if (handle := fake_engine.find(WEB)) is not None:
         handle.stop(grace_s=0)
     for each in starters:
         each.close()
@@ -312,11 +313,11 @@ def test_of_two_starts_at_once_exactly_one_wins(fake_engine, starter):
     for each in both:
         each.go()
     assert sorted(each.says() for each in both) == ["ServerExists", "started"]
-    assert fake_engine.find("web").state() == RUNNING
+    assert fake_engine.find(WEB).state() == RUNNING
     running = [
         each
         for each in psutil.process_iter(["cmdline"])
-        if any("servers/web" in part for part in each.info["cmdline"] or ())
+        if any(f"servers/{WEB}" in part for part in each.info["cmdline"] or ())
     ]
     assert len(running) == 1
 
@@ -325,7 +326,7 @@ def test_stop_does_not_wait_for_a_parent_that_never_looks(fake_engine, starter):
     careless = starter()
     careless.go()
     assert careless.says() == "started"
-    found = fake_engine.find("web")
+    found = fake_engine.find(WEB)
     started_s = SystemClock().now_s()
     found.stop(grace_s=PATIENCE_S)
     assert SystemClock().now_s() - started_s < PATIENCE_S / 2
@@ -338,9 +339,9 @@ def test_server_outlives_a_starter_that_is_killed(fake_engine, starter):
     assert dying.says() == "started"
     dying.process.send_signal(signal.SIGKILL)
     assert dying.process.wait(PATIENCE_S) == -signal.SIGKILL
-    found = fake_engine.find("web")
+    found = fake_engine.find(WEB)
     assert found.state() == RUNNING
-    assert [each.server_name for each in fake_engine.list()] == ["web"]
+    assert [each.server_name for each in fake_engine.list()] == [WEB]
     found.stop()
     assert found.state() == GONE
 
@@ -349,16 +350,16 @@ def test_server_outlives_a_starter_that_is_killed(fake_engine, starter):
 
 
 def test_log_and_status_of_a_server_that_ended_are_kept_until_stop(engine, plan, start):
-    handle = start(engine, broken(plan("web")))
+    handle = start(engine, broken(plan(WEB)))
     state = ended(handle)
     assert state.exit_code not in {0, None}
-    found = engine.find("web")
+    found = engine.find(WEB)
     # A process's parent alone knows the status; Docker tells everybody.
     assert found.state() in {State(Phase.EXITED, None), state}
     assert "/nonexistent/models.config" in "".join(found.logs())
-    assert [each.server_name for each in engine.list()] == ["web"]
+    assert [each.server_name for each in engine.list()] == [WEB]
     found.stop()
-    assert engine.find("web") is None
+    assert engine.find(WEB) is None
     assert handle.state().phase is Phase.GONE
 
 
@@ -370,7 +371,7 @@ def test_exit_status_is_known_to_who_started_it(fake_engine, fake_plan, start, c
 
 def test_server_that_was_killed_has_the_signal_as_its_status(fake_engine, fake_plan, start):
     handle = start(fake_engine, fake_plan())
-    os.kill(Record.read(Path(process.state_folder()) / "servers" / "a").pid, signal.SIGKILL)
+    os.kill(Record.read(Path(process.state_folder()) / "servers" / WEB).pid, signal.SIGKILL)
     assert ended(handle) == State(Phase.EXITED, -signal.SIGKILL)
 
 
@@ -385,25 +386,25 @@ def stranger():
 def test_process_that_got_the_pid_of_an_old_server_is_left_alone(
     fake_engine, fake_plan, start, state_dir, stranger
 ):
-    start(fake_engine, fake_plan("web"))
-    home = state_dir / "servers" / "web"
+    start(fake_engine, fake_plan(WEB))
+    home = state_dir / "servers" / WEB
     real = Record.read(home)
     replace(real, pid=stranger.pid, started_s=real.started_s - 60).write(home)
-    found = fake_engine.find("web")
+    found = fake_engine.find(WEB)
     assert found.state() == State(Phase.EXITED)
     found.stop()
     assert stranger.poll() is None
-    assert fake_engine.find("web") is None
+    assert fake_engine.find(WEB) is None
 
 
 def test_command_that_does_not_exist_leaves_nothing_behind(deployment, state_dir):
     absent = ProcessEngine("x", ["/no/such/command"], Availability(True, ""), binds_host=False)
-    spec = deployment("web")
+    spec = deployment(WEB)
     with pytest.raises(ServerFailed) as caught:
         absent.start(absent.plan(spec, render.render(spec)))
     assert caught.value.message == "cannot start /no/such/command: No such file or directory"
-    assert absent.find("web") is None
-    assert not (state_dir / "servers" / "web").exists()
+    assert absent.find(WEB) is None
+    assert not (state_dir / "servers" / WEB).exists()
 
 
 def test_record_that_cannot_be_read_is_no_server(fake_engine, fake_plan, start, state_dir):
@@ -440,7 +441,7 @@ def test_log_is_followed_until_the_server_ends(fake_engine, fake_plan, start):
     log = handle.logs(follow=True)
     first = next(log)
     assert first.startswith("fake model server")
-    os.kill(Record.read(Path(process.state_folder()) / "servers" / "a").pid, signal.SIGTERM)
+    os.kill(Record.read(Path(process.state_folder()) / "servers" / WEB).pid, signal.SIGTERM)
     assert list(log)[-1] == "ended as it was told to"
 
 

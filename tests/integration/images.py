@@ -60,6 +60,17 @@ def require_docker() -> None:
         raise NoImage(error.stderr.strip()) from None
 
 
+def remove_left_containers() -> None:
+    """Remove the ended containers of test runs that were killed: they hold names and disk."""
+    template = '{{.ID}} {{.Label "tfkit.folder"}}'
+    ended = docker("ps", "--filter", "status=exited", "--filter", "label=tfkit.folder",
+                   "--format", template)  # fmt: skip
+    for line in ended.splitlines():
+        container, folder = line.split(maxsplit=1)
+        if Path(folder).is_relative_to(tempfile.gettempdir()):
+            docker("rm", "--volumes", container)
+
+
 def stand_in() -> str:
     """Return the name of the stand-in, made anew if the package has changed since.
 

@@ -5,27 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.integration.commands import Done
 from tfserve_kit import launch, spec
-from tfserve_kit.cli import main
 from tfserve_kit.engines import process
 from tfserve_kit.repository import push, retention, scan
 
 SHARD = "variables/variables.data-00000-of-00001"
-
-
-@pytest.fixture
-def tfkit(state_dir, tmp_path, monkeypatch, capfd):
-    """Run a command in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(each) for each in arguments])
-        out, err = capfd.readouterr()
-        return Done(ended.value.code, out, err)
-
-    return run
 
 
 @pytest.fixture

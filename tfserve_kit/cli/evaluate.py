@@ -9,7 +9,13 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli.options import (
+    base_path_option,
+    json_option,
+    server_options,
+    signature_option,
+    version_options,
+)
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import RequestError, UsageError
@@ -41,15 +47,13 @@ _file = click.Path(path_type=Path)
 @click.command("evaluate")
 @click.argument("data", nargs=-1, required=True, metavar="DATA...", type=_file)
 @server_options
-@click.option("--version", type=click.IntRange(min=0), help="Version; the newest if left out.")
-@click.option("--label", help="Version label instead of a version.")
-@click.option("--signature", default="", help="Signature; serving_default if left out.")
+@version_options
+@signature_option
 @click.option("--compare", metavar="VERSION_OR_LABEL",
               help="Evaluate this version too, on the same examples.")  # fmt: skip
 @click.option("--labels", "labels_file", type=_file, metavar="FILE",
               help="Class names, one on each line, in the model's order.")  # fmt: skip
-@click.option("--base-path", type=_file, metavar="DIR",
-              help="Base path of the model, to find its preprocessing note.")  # fmt: skip
+@base_path_option
 @click.option("--num-tests", type=click.IntRange(min=1), metavar="N",
               help="How many examples to use; all if left out.")  # fmt: skip
 @click.option("--shuffle", "seed", type=click.IntRange(min=0), metavar="SEED",

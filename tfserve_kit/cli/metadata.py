@@ -2,8 +2,8 @@
 
 import click
 
-from tfserve_kit.cli import live_names, output
-from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli import output
+from tfserve_kit.cli.options import json_option, server_options, version_options
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.savedmodel import Signature
@@ -11,9 +11,7 @@ from tfserve_kit.savedmodel import Signature
 
 @click.command("metadata")
 @server_options
-@click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
-              help="Version; the newest if left out.")  # fmt: skip
-@click.option("--label", help="Version label instead of a version.")
+@version_options
 @json_option
 def command(
     url: str | None,

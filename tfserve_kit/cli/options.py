@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,6 +9,15 @@ import click
 from tfserve_kit.cli import live_names
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+signature_option = click.option(
+    "--signature", default="", help="Signature; serving_default if left out."
+)
+
+base_path_option = click.option(
+    "--base-path", type=click.Path(path_type=Path), metavar="DIR",
+    help="Base path of the model, to find its preprocessing note.",
+)  # fmt: skip
 
 name_argument = click.argument("name", required=False)
 
@@ -25,6 +35,17 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--url", envvar="TFKIT_URL", metavar="URL",
                      help="grpc://HOST:PORT or http://HOST:PORT; without it, the server that tfkit "
                      "runs."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def version_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which version of a model is meant."""
+    for option in (
+        click.option("--label", help="Version label instead of a version."),
+        click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
+                     help="Version; the newest if left out."),
     ):  # fmt: skip
         function = option(function)
     return function

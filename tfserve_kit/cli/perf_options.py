@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tfserve_kit.cli.options import signature_option
 from tfserve_kit.errors import UsageError
 
 _file = click.Path(path_type=Path)
@@ -48,7 +49,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _WHAT = (
-    click.option("--signature", default="", help="Signature; serving_default if left out."),
+    signature_option,
     click.option("--input", "source", metavar="FILE", default="random", show_default=True,
                  help="What to send: a picture, .json, .npy or .npz; a folder of such; or random."),
     click.option("--batch", type=_count, default=1, show_default=True,

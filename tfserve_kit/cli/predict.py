@@ -9,8 +9,14 @@ from typing import Any
 
 import click
 
-from tfserve_kit.cli import exit_codes, live_names, output
-from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli.options import (
+    base_path_option,
+    json_option,
+    server_options,
+    signature_option,
+    version_options,
+)
 from tfserve_kit.cli.picture_options import picture_options, preprocessing
 from tfserve_kit.cli.predictions import Shown
 from tfserve_kit.cli.target import destination
@@ -26,16 +32,13 @@ from tfserve_kit.preprocessing import Preprocessing
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...",
                 type=click.Path(readable=False, allow_dash=True))  # fmt: skip
 @server_options
-@click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
-              help="Version; the newest if left out.")  # fmt: skip
-@click.option("--label", help="Version label instead of a version.")
-@click.option("--signature", default="", help="Signature; serving_default if left out.")
+@version_options
+@signature_option
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K",
               help="How many classes to show.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Pictures in each request; up to 16 if left out.")  # fmt: skip
-@click.option("--base-path", type=click.Path(path_type=Path), metavar="DIR",
-              help="Base path of the model, to find its preprocessing note.")  # fmt: skip
+@base_path_option
 @picture_options
 @click.option("--max-pixels", type=click.IntRange(min=1), metavar="N",
               help="Refuse larger pictures; 89478485 if left out.")  # fmt: skip

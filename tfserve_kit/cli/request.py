@@ -5,8 +5,14 @@ from typing import Any
 
 import click
 
-from tfserve_kit.cli import live_names, output
-from tfserve_kit.cli.options import json_option, server_options
+from tfserve_kit.cli import output
+from tfserve_kit.cli.options import (
+    base_path_option,
+    json_option,
+    server_options,
+    signature_option,
+    version_options,
+)
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Prediction, Target, connect
 from tfserve_kit.clients.classifier import choose_signature
@@ -21,12 +27,9 @@ from tfserve_kit.tensors.json import to_value
 @click.argument("inputs", nargs=-1, required=True, metavar="FILE...",
                 type=click.Path(path_type=Path))  # fmt: skip
 @server_options
-@click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
-              help="Version; the newest if left out.")  # fmt: skip
-@click.option("--label", help="Version label instead of a version.")
-@click.option("--signature", default="", help="Signature; serving_default if left out.")
-@click.option("--base-path", type=click.Path(path_type=Path), metavar="DIR",
-              help="Base path of the model, to find its preprocessing note.")  # fmt: skip
+@version_options
+@signature_option
+@base_path_option
 @click.option("--output-filter", "wanted", multiple=True, metavar="NAME",
               help="Output to ask for; may be repeated; all if left out.")  # fmt: skip
 @click.option("--output", "file", type=click.Path(path_type=Path), metavar="FILE.npz",

@@ -12,7 +12,7 @@ from tfserve_kit.errors import Problem
 from tfserve_kit.lint.facts import Base, Facts
 from tfserve_kit.lint.findings import Rule, Severity
 from tfserve_kit.repository import parse_version
-from tfserve_kit.repository.staging import HIDDEN_PREFIX
+from tfserve_kit.repository.versions import HIDDEN_PREFIX
 from tfserve_kit.savedmodel import GRAPH_FILE
 
 # Folders named so were probably meant as versions: v1, 1.0, 1e3, version-2, 3.tmp

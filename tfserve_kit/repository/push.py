@@ -14,6 +14,7 @@ from pathlib import Path
 from tfserve_kit.errors import Problem
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import places, remote
+from tfserve_kit.repository.durable import sync, sync_path
 from tfserve_kit.repository.gate import Gate
 from tfserve_kit.repository.preparing import Approve, prepare
 from tfserve_kit.repository.refusals import refusing
@@ -24,8 +25,6 @@ from tfserve_kit.repository.staging import (
     publish,
     staging_folder,
     sweep,
-    sync,
-    sync_path,
     taken_numbers,
 )
 from tfserve_kit.repository.versions import scan

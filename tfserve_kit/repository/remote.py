@@ -43,8 +43,8 @@ from tfserve_kit.repository.object_store import Store, at_once
 from tfserve_kit.repository.places import redacted
 from tfserve_kit.repository.preparing import Approve, Prepared, prepare
 from tfserve_kit.repository.sources import Source
-from tfserve_kit.repository.staging import HIDDEN_PREFIX, VersionChoice, choose_version
-from tfserve_kit.repository.versions import parse_version
+from tfserve_kit.repository.staging import VersionChoice, choose_version
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version
 from tfserve_kit.savedmodel import GRAPH_FILE
 
 CLAIM_PREFIX = f"{HIDDEN_PREFIX}claim-"

@@ -14,18 +14,18 @@ numbers is compared) and tensorflow_serving/core/availability_preserving_policy.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import PushRefused
+from tfserve_kit.repository.durable import rename
 from tfserve_kit.repository.refusals import refusing
-from tfserve_kit.repository.versions import parse_version, scan
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version, scan
 
-RETIRED_PREFIX = ".tfkit-retired-"
-PRUNED_PREFIX = ".tfkit-pruned-"
+RETIRED_PREFIX = f"{HIDDEN_PREFIX}retired-"
+PRUNED_PREFIX = f"{HIDDEN_PREFIX}pruned-"
 
 
 def retire(base_path: Path, number: int) -> Path:
@@ -150,7 +150,7 @@ def prune(
             _sweep(base_path)
             for children in surplus.values():
                 for child in children:
-                    _rename(child, base_path / f"{PRUNED_PREFIX}{child.name}")
+                    rename(child, base_path / f"{PRUNED_PREFIX}{child.name}")
             _sweep(base_path)
     return list(surplus)
 
@@ -230,28 +230,14 @@ def _move(base_path: Path, number: int, old: str, new: str) -> Path:
         moves = [(each, _prefixed(each, old, new)) for each in there[number]]
         with contextlib.ExitStack() as undo:
             for before, after in moves:
-                _rename(before, after)
-                undo.callback(_rename, after, before)
+                rename(before, after)
+                undo.callback(rename, after, before)
             undo.pop_all()
     return moves[-1][1]
 
 
 def _prefixed(path: Path, old: str, new: str) -> Path:
     return path.with_name(new + path.name.removeprefix(old))
-
-
-def _rename(before: Path, after: Path) -> None:
-    """Rename durably, or not at all."""
-    before.rename(after)
-    try:
-        descriptor = os.open(after.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        after.rename(before)
-        raise
 
 
 def _sweep(base_path: Path) -> None:

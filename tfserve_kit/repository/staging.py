@@ -9,7 +9,6 @@ what a killed one left.
 """
 
 import contextlib
-import ctypes
 import errno
 import itertools
 import os
@@ -22,15 +21,13 @@ from typing import Literal
 
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
+from tfserve_kit.repository.durable import rename
 from tfserve_kit.repository.retention import retired
-from tfserve_kit.repository.versions import MAX_VERSION, scan
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, MAX_VERSION, scan
 
-HIDDEN_PREFIX = ".tfkit-"  # of all that is ours in a base path and no version
 STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
 _SWEPT_PREFIX = f"{HIDDEN_PREFIX}swept-"
 
-# From here on one sync of the file system is quicker than one of each file.
-_MANY_FILES = 64
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 VersionChoice = int | Literal["next", "epoch"]
@@ -134,58 +131,9 @@ def publish(content: Path, base_path: Path, choice: VersionChoice) -> int:
     while True:
         number = choose_version(taken_numbers(base_path), choice, base_path)
         try:
-            _rename(content, base_path / str(number))
+            rename(content, base_path / str(number))
         except OSError as error:
             if error.errno not in _TAKEN or not isinstance(choice, str):
                 raise
         else:
             return number
-
-
-def _rename(content: Path, target: Path) -> None:
-    """Give the version its name, and take it back if that cannot be made durable."""
-    content.rename(target)
-    try:
-        sync_path(target.parent)
-    except BaseException:
-        target.rename(content)
-        raise
-
-
-def sync(directory: Path) -> None:
-    """Make a tree durable.
-
-    A few files are synced one by one, the folders after what they hold. Many are synced together
-    with all else on their file system: each fsync would be a commit of its own.
-    """
-    places = list(os.walk(directory, topdown=False))
-    if sum(len(names) for _, _, names in places) > _MANY_FILES and _sync_file_system(directory):
-        return
-    for place, _, names in places:
-        for name in names:
-            sync_path(Path(place) / name)
-        sync_path(Path(place))
-
-
-def _sync_file_system(path: Path) -> bool:
-    """Write a whole file system to disk; return False where the system has no such call."""
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None:
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if syncfs(descriptor):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def sync_path(path: Path) -> None:
-    """Make a file's content durable, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_VERSION = 2**63 - 1
+HIDDEN_PREFIX = ".tfkit-"  # of all that is ours in a base path and no version
 
 # What absl::SimpleAtoi accepts: surrounding white space, a sign, decimal digits.
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)[ \t\n\v\f\r]*", re.ASCII)
