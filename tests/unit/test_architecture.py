@@ -26,7 +26,7 @@ LAYERS = (
     },
     {"flags", "spec", "render", "repository", "lint", "prediction_log", "warmup", "pictures"},
     {"clients", "engines", "embedded", "perf", "evaluation"},
-    {"launch", "reload", "smoke", "swap", "doctor", "pytest_plugin"},
+    {"launch", "reload", "smoke", "swap", "tuning", "doctor", "pytest_plugin"},
     {"__init__"},  # the public names, for users; nothing inside imports them
     {"cli"},
     {"__main__"},
@@ -39,6 +39,7 @@ NEIGHBOURS = {
     ("evaluation", "clients"),
     ("smoke", "launch"),
     ("swap", "reload"),
+    ("tuning", "launch"),
 }
 
 # Who may import what from outside: top-level name -> modules or packages of ours.
@@ -49,6 +50,8 @@ ONLY = {
     "google_crc32c": {"tfrecord"},
     "docker": {"engines.docker", "engines.daemon", "engines.images"},
     "fsspec": {"repository.object_store"},
+    "optuna": {"tuning.study"},
+    "tomlkit": {"tuning.results"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "Measure how good a model is on labelled examples.",
     "request": "Call any signature with what files hold, and show its outputs.",
     "perf": "Measure latency and throughput.",
+    "tune": "Find the batching parameters and thread flags that serve a model best.",
     "doctor": "Check what this machine can run.",
     "completion": "Print what makes a shell complete commands.",
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # A slow rate takes long to try: a start that is so far off deserves another command.
-_MOST_HALVINGS = 6
+_MOST_STEPS_DOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,13 @@ def find_max(
     precision: float = 0.05,
     confirmations: int = 2,
     most_trials: int = 30,
+    growth: float = 2.0,
 ) -> tuple[float, list[Trial]]:
     """Return the highest rate that holds, and every trial on the way.
 
-    The rate doubles until one fails, or halves until one holds; then the gap between the two is
-    halved until it is small. The last rate must hold `confirmations` times more: where it does
-    not, it was luck, and the search goes on below it.
+    The rate doubles until one fails, or halves until one holds (or changes by another factor);
+    then the gap between the two is halved until it is small. The last rate must hold
+    `confirmations` times more: where it does not, it was luck, and the search goes on below it.
 
     Args:
         holds: tries a rate, in requests per second.
@@ -40,6 +41,7 @@ def find_max(
         precision: how far the answer may lie below a rate that failed, as a share.
         confirmations: how often the answer is tried again.
         most_trials: how many trials there may be.
+        growth: by how much the rate grows or shrinks before there is a gap.
 
     Returns:
         The rate, 0.0 if none held every time; and the trials in order. Where there were too many of
@@ -51,8 +53,8 @@ def find_max(
         trials.append(Trial(rate, holds(rate)))
         return trials[-1].held
 
-    low, high = _bracket(held, start, trials, most_trials)
-    while low >= start / 2**_MOST_HALVINGS and len(trials) < most_trials:
+    low, high = _bracket(held, start, growth, most_trials - 1)
+    while low >= start / growth**_MOST_STEPS_DOWN and len(trials) < most_trials:
         if high is not None and high > low * (1 + precision):
             middle = (low + high) / 2
             low, high = (middle, high) if held(middle) else (low, middle)
@@ -70,19 +72,19 @@ def highest(trials: list[Trial]) -> float:
 
 
 def _bracket(
-    held: Callable[[float], bool], rate: float, trials: list[Trial], most: int
+    held: Callable[[float], bool], rate: float, growth: float, most: int
 ) -> tuple[float, float | None]:
-    """Return a rate that held and, if any, one above it that did not."""
+    """Return a rate that held and, if any, one above it that did not; at most so many more."""
     if held(rate):
-        while len(trials) < most:
-            if not held(2 * rate):
-                return rate, 2 * rate
-            rate *= 2
+        for _ in range(most):
+            if not held(growth * rate):
+                return rate, growth * rate
+            rate *= growth
         return rate, None
-    for _ in range(_MOST_HALVINGS):
-        if held(rate / 2):
-            return rate / 2, rate
-        rate /= 2
+    for _ in range(min(most, _MOST_STEPS_DOWN)):
+        if held(rate / growth):
+            return rate / growth, rate
+        rate /= growth
     return 0.0, rate
 
 

@@ -1,0 +1,77 @@
+"""`tfkit tune` against real servers."""
+
+import json
+import signal
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+
+QUICK = ("--rate", "50", "--quantile", "p50", "--trials", "2", "--duration", "0.5", "--rounds", "1")
+
+
+@pytest.fixture
+def search(models):
+    """Arguments of a short search."""
+    pytest.importorskip("tensorflow")
+    return ("tune", "--engine", "embedded", "--model", f"mlp={models / 'mlp'}", *QUICK)
+
+
+def test_candidates_are_served_measured_and_kept(tfkit, search, tmp_path):
+    done = tfkit(*search, "--json")
+    assert done.code == 0, done.err
+    default, without = done.data["candidates"]
+    assert default["batching"] == {} and without["batching"] is None
+    for each in (default, without):
+        assert each["failure"] == "" and max(run["rate"] for run in each["runs"]) > 20
+    assert done.data["goal"] == "lowest p50 at 50/s"
+    assert (tmp_path / "tuned" / "search.journal").is_file()
+    assert tfkit("ps", "--json").data == []
+    for file in done.data["files"]:
+        assert tomllib.loads((tmp_path / file).read_text())["models"]["mlp"]
+    again = tfkit(*search, "--json")
+    assert again.data["candidates"][0] == default  # nothing was measured anew
+    assert "candidate" not in again.err
+
+
+def test_ctrl_c_stops_the_server_and_tells_what_was_found(state_dir, search, tmp_path):
+    argv = [sys.executable, "-m", "tfserve_kit", *map(str, search), "--trials", "50", "--json"]
+    process = subprocess.Popen(
+        argv, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for line in process.stderr:
+        if line.startswith("candidate 3"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    data = json.loads(out)["data"]
+    assert data["interrupted"] and len(data["candidates"]) == 2
+    assert not list(state_dir.glob("servers/*/"))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "--slo or --rate says what is best"),
+        (("--slo", "p99=50ms", "--rate", "5"), 2, "--slo or --rate says what is best"),
+        (("--slo", "rate>5"), 2, "limits no latency"),
+        (("--slo", "p98=5ms"), 2, "p98"),
+        (("--rate", "5", "--quantile", "errors"), 2, "errors"),
+        (("--slo", "p99=50ms", "--measure", "mpl"), 2, "no model 'mpl' is deployed"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_starts(
+    tfkit, models, options, code, message
+):
+    done = tfkit("tune", "--engine", "embedded", "--model", f"mlp={models / 'mlp'}", *options)
+    assert done.code == code and message in done.err
+
+
+def test_one_of_several_models_must_be_named(tfkit, models):
+    given = ("--model", f"a={models / 'mlp'}", "--model", f"b={models / 'mlp'}")
+    done = tfkit("tune", *given, "--slo", "p99=50ms")
+    assert done.code == 2 and "--measure MODEL" in done.err

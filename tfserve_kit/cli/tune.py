@@ -1,0 +1,170 @@
+"""`tfkit tune`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfserve_kit.cli import deployment, exit_codes, output
+from tfserve_kit.cli.options import json_option, signature_option
+from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.spec import DEFAULT_FILE
+
+if TYPE_CHECKING:  # numpy comes with them
+    from tfserve_kit.spec.schema import Spec
+    from tfserve_kit.tuning import Goal, Tuned
+
+_count = click.IntRange(min=1)
+_positive = click.FloatRange(min=0, min_open=True)
+
+
+@click.command("tune")
+@deployment.deployment_options
+@click.option("--slo", metavar="LIMIT",
+              help="Look for the highest rate with this, such as p99=50ms.")  # fmt: skip
+@click.option("--rate", type=_positive, metavar="PER_SECOND",
+              help="Look for the lowest latency at this rate instead.")  # fmt: skip
+@click.option("--quantile", default="p99", show_default=True, help="Which latency that is.")
+@click.option("--trials", type=_count, default=20, show_default=True, metavar="N",
+              help="Candidates to try in all.")  # fmt: skip
+@click.option("--duration", "duration_s", type=_positive, default=3.0, show_default=True,
+              metavar="SECONDS", help="How long each run is, at least.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=0), default=6, show_default=True, metavar="N",
+              help="Rounds of the proof; 0 for none.")  # fmt: skip
+@click.option("--output", "folder", type=click.Path(file_okay=False, path_type=Path),
+              default="tuned", show_default=True, metavar="DIR",
+              help="Where the search is kept and its results go; it goes on there.")  # fmt: skip
+@click.option("--measure", metavar="MODEL", help="Which model gets requests, if there are several.")
+@signature_option
+@click.option("--input", "source", metavar="FILE", default="random", show_default=True,
+              help="What to send, as for `tfkit perf`.")  # fmt: skip
+@click.option("--batch", type=_count, default=1, show_default=True, help="Rows in each request.")
+@click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc", show_default=True)
+@click.option("--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson",
+              show_default=True, help="Spacing of requests.")  # fmt: skip
+@click.option("--engine", metavar="auto|docker|native|embedded", help="What runs the servers.")
+@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+              help="tensorflow_model_server for the native engine.")  # fmt: skip
+@click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE", help="Image for the Docker engine.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of what is drawn.")  # fmt: skip
+@json_option
+def command(
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    image: str | None,
+    folder: Path,
+    as_json: bool,
+    **asked: Any,
+) -> int:
+    """Find the batching parameters and thread flags that serve a model best.
+
+    Starts a server for each candidate on free ports, measures it, and proves the best one against
+    the server's default batching in paired runs. What proved better is written to --output:
+    batching_config.txt, and tfkit.toml to serve with. Ctrl-C keeps what was found; the same command
+    goes on from there.
+    """
+    _require_optuna()
+    goal = _goal(asked["slo"], asked["rate"], asked["quantile"])
+    server = {"engine": asked["engine"], "binary": asked["binary"]}
+    spec = deployment.load(config, models, server=server, docker={"image": image})
+    if not models and config is None:
+        config = Path(DEFAULT_FILE)
+    with output.TerminalProgress() as progress:
+        tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
+    from tfserve_kit.tuning import results
+
+    text, data = results.as_text(tuned), results.as_data(tuned) | {"files": []}
+    if tuned.is_better and tuned.winner is not None:
+        files = results.write(tuned.winner.candidate, spec, config, folder)
+        data["files"] = [str(file) for file in files]
+        text += "".join(f"\nWrote {file}" for file in files)
+    output.result("tune", data, as_json=as_json, text=text)
+    if tuned.is_interrupted:
+        output.note("The same command goes on from here")
+    return exit_codes.INTERRUPTED if tuned.is_interrupted else exit_codes.OK
+
+
+def _require_optuna() -> None:
+    if find_spec("optuna") is None or find_spec("tomlkit") is None:
+        raise UsageError("Optuna is not installed", remedy="`pip install 'tfserve-kit[tune]'`")
+
+
+def _goal(slo: str | None, rate: float | None, quantile: str) -> "Goal":
+    """Return what is looked for.
+
+    Raises:
+        UsageError: the options contradict each other, or say nothing.
+    """
+    from tfserve_kit.perf import gate
+    from tfserve_kit.perf.stats import QUANTILES
+    from tfserve_kit.tuning import HighestRate, LowestLatency
+
+    if (slo is None) == (rate is None):
+        raise UsageError("--slo or --rate says what is best", remedy="give one: --slo p99=50ms")
+    limit = gate.parse(slo.replace("=", "<") if slo else f"{quantile}<1s")
+    if limit.name in {"rate", "errors"} or not limit.below or limit.is_change:
+        raise UsageError(f"{slo or quantile} limits no latency", remedy="write --slo p99=50ms")
+    known = ["mean", "max", *(f"p{q * 100:g}" for q in QUANTILES)]
+    if limit.name not in known:
+        raise UsageError(
+            f"no run is asked for {limit.name}", remedy=f"use one of {', '.join(known)}"
+        )
+    return HighestRate(limit) if rate is None else LowestLatency(rate, limit.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the options say, and the deployment."""
+
+    spec: "Spec"
+    templates: Path | None
+    folder: Path
+    options: Mapping[str, Any]
+
+    def model(self) -> str:
+        """Return the model that gets the requests."""
+        known, named = self.spec.models, self.options["measure"]
+        if named is None and len(known) == 1:
+            return next(iter(known))
+        if named is None:
+            raise UsageError(
+                f"the deployment has {len(known)} models", remedy="give --measure MODEL"
+            )
+        if named not in known:
+            raise UsageError(f"no model {named!r} is deployed", remedy=did_you_mean(named, known))
+        return str(named)
+
+
+def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
+    from tfserve_kit.engines import registry
+    from tfserve_kit.perf import preparing
+    from tfserve_kit.perf.workload import Workload
+    from tfserve_kit.tuning import Effort, Space, Testbed, tune
+
+    spec, options, model = asked.spec, asked.options, asked.model()
+    engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
+    output.note(f"Engine {engine.name}: {why}.")
+    requests = preparing.Asked(
+        model, options["signature"], options["source"], options["batch"],
+        Path(spec.models[model].base_path),
+    )  # fmt: skip
+    work = Workload(
+        "", options["protocol"], duration_s=options["duration_s"], rate=1.0,
+        arrivals=options["arrivals"],
+    )  # fmt: skip
+    sender = preparing.Preparer(requests)
+    bed = Testbed(spec, engine, work, sender, goal.quantile, asked.templates, progress)
+    space = Space(os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s)
+    about = {
+        "model": spec.models[model].base_path,
+        "engine": engine.name,
+        **{key: options[key] for key in ("signature", "source", "batch", "protocol", "arrivals")},
+    }
+    effort = Effort(asked.folder, options["trials"], options["rounds"], about, options["seed"])
+    return tune(bed, goal, space, effort)
