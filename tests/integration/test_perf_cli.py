@@ -1,13 +1,24 @@
 """`tfkit perf`: what is measured, kept, reported and compared, and with which exit code."""
 
 import csv
+import fcntl
 import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
 
 import numpy as np
 import pytest
 
+from tests.integration.commands import PATIENCE_S
 from tests.unit.perf.runs import queued, run_of, sample
+from tfserve_kit import savedmodel, tfrecord, warmup
 from tfserve_kit.perf import samples, sending
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 
 
 @pytest.fixture
@@ -87,6 +98,10 @@ def test_an_invalid_run_says_so_first_and_passes_no_gate(tfkit, kept):
     ("--concurrency", "0"), ("--concurrency", "1,x"), ("--concurrency", "1,2", "--rate", "5"),
     ("--during", "overload"), ("--during", "poison", "--processes", "2"), ("--gate", "p99"),
     ("--output", "run.txt"), ("--report", "no/r.html"),
+    ("--speed", "2"), ("--replay", "log", "--batch", "2"), ("--replay", "log", "--input", "random"),
+    ("--replay", "log", "--ramp", "1:2"), ("--replay", "log", "--find-max", "--slo", "p99=5ms"),
+    ("--replay", "log", "--duration", "5"), ("--replay", "log", "--concurrency", "8"),
+    ("--replay", "log", "--rate", "5", "--speed", "2"), ("--replay", "log", "--during", "overload"),
     ("--find-max", "--slo", "fast"), ("--gate", "p99<+5%", "--url", "grpc://localhost:9"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(tfkit, arguments, tmp_path):
@@ -133,7 +148,8 @@ class TestAgainstAServer:
         assert done.code == 0
         assert "concurrency 1" in done.out and "concurrency 3" in done.out
         assert len(samples.read(tmp_path / "r-2.npz").samples) == 30
-        assert "Throughput and latency" in (tmp_path / "r.html").read_text()
+        page = (tmp_path / "r.html").read_text()
+        assert "<h2>concurrency 1</h2>" in page and "<h2>concurrency 3</h2>" in page
 
     def test_poison_is_answered_with_errors_that_are_counted_apart(self, perf):
         done = perf("--requests", "250", "--during", "poison", "--json")
@@ -190,6 +206,108 @@ class TestAgainstAServer:
         assert found.code == 130
         assert found.data["max_rate"] == 10
         assert found.data["held"] == [True]
+
+
+@pytest.mark.tensorflow
+class TestReplay:
+    """Requests of 1, 2, 3 ... rows: how long an answer is tells which one it belongs to."""
+
+    COUNT = 24
+    GAP_S = 0.02
+
+    @pytest.fixture
+    def perf(self, tfkit, embedded_server):
+        def run(*arguments, protocol="grpc"):
+            url = getattr(embedded_server.endpoints, protocol)
+            return tfkit("perf", "--url", url, "--model", "half_plus_two", *arguments)
+
+        return run
+
+    @pytest.fixture
+    def log(self, tmp_path):
+        lines = [
+            {"at": 1e9 + n * self.GAP_S, "instances": [0.5] * (n + 1)} for n in range(self.COUNT)
+        ]
+        lines[3]["signature_name"] = DEFAULT_SIGNATURE
+        text = "\n".join(map(json.dumps, lines[::-1]))  # logs are often written at the end
+        (tmp_path / "log").write_text(text)
+        return "log"
+
+    @pytest.fixture
+    def records(self, tmp_path, models):
+        signature = savedmodel.read(models / "half_plus_two" / "1").signatures[DEFAULT_SIGNATURE]
+        rows = {"x": np.full(self.COUNT, 0.5, np.float32)}
+        made = warmup.build(rows, signature, model="old", sizes=range(1, self.COUNT + 1))
+        tfrecord.write(tmp_path / "records", made)
+        return "records"
+
+    @pytest.mark.parametrize("processes", [1, 3])
+    @pytest.mark.parametrize("protocol", ["grpc", "rest"])
+    def test_every_request_is_sent_when_it_came_with_what_it_held(
+        self, perf, log, protocol, processes, tmp_path
+    ):
+        done = perf("--replay", log, "--speed", "2", "--processes", processes,
+                    "--output", "run.npz", "--json", protocol=protocol)  # fmt: skip
+        assert done.code == 0
+        settings = done.data["settings"]
+        assert (settings["replay"], settings["speed"], settings["loop"]) == (log, 2.0, "open")
+        sent = samples.read(tmp_path / "run.npz").samples
+        due_s = np.arange(self.COUNT) * self.GAP_S / 2
+        assert sent["due_ns"] / 1e9 == pytest.approx(due_s, abs=1e-6)
+        assert set(sent["status"]) == {samples.OK}
+        assert (np.diff(sent["sent_bytes"]) > 0).all()
+        assert (np.diff(sent["received_bytes"]) > 0).all()
+
+    def test_a_part_is_enough(self, perf, log):
+        assert perf("--replay", log, "--requests", "5", "--json").data["requests"] == 5
+
+    def test_records_without_times_are_sent_at_a_rate(self, perf, records, tmp_path):
+        done = perf("--replay", records, "--rate", "200", "--output", "run.npz", "--json")
+        assert done.code == 0
+        sent = samples.read(tmp_path / "run.npz").samples
+        assert len(sent) == self.COUNT
+        assert (np.diff(sent["received_bytes"]) > 0).all()
+        assert done.data["settings"]["rate"] == 200
+        more = perf("--replay", records, "--rate", "200", "--arrivals", "poisson",
+                    "--requests", self.COUNT + 3, "--output", "run.npz")  # fmt: skip
+        assert more.code == 0
+        again = samples.read(tmp_path / "run.npz").samples["received_bytes"]
+        assert again[-3:].tolist() == again[:3].tolist()
+
+    @pytest.mark.parametrize(("kind", "options"), [
+        ("log", ("--rate", "5")), ("log", ("--arrivals", "poisson")), ("records", ()),
+        ("records", ("--speed", "2")),
+    ])  # fmt: skip
+    def test_a_rate_and_times_contradict_each_other(self, perf, log, records, kind, options):
+        done = perf("--replay", {"log": log, "records": records}[kind], *options)
+        assert done.code == 2
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_shows_how_the_run_stands_until_ctrl_c(embedded_server, state_dir, processes):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    command = [sys.executable, "-m", "tfserve_kit", "perf", "--model", "half_plus_two",
+               "--url", embedded_server.endpoints.grpc, "--rate", "50", "--duration", "300",
+               "--processes", str(processes)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as popen:
+        os.close(theirs)
+        try:
+            shown = b""
+            while shown.count(b"/s, 0 errors, p50 ") < 2:
+                shown += os.read(ours, 4096)
+            popen.send_signal(signal.SIGINT)
+            out, _ = popen.communicate(timeout=PATIENCE_S)
+        finally:
+            popen.kill()
+            os.close(ours)
+    assert popen.returncode == 130
+    assert "requests, errors: none" in out
+    line = shown.decode().split("\r\x1b[2K")[-1]
+    assert line.startswith("Sending, 50/s: ")
+    assert "/300 s, " in line and "/15,000 ended, " in line
+    assert " in flight, " in line and line.endswith(" ms late")
 
 
 def server_that_bears(rate):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tfserve_kit.cli.options import signature_option
 from tfserve_kit.errors import UsageError
@@ -54,6 +55,11 @@ _WHAT = (
                  help="What to send: a picture, .json, .npy or .npz; a folder of such; or random."),
     click.option("--batch", type=_count, default=1, show_default=True,
                  help="Rows in each request."),
+    click.option("--replay", type=_file, metavar="LOG",
+                 help="Send recorded requests, when they came: JSON Lines with \"at\"; or, with "
+                 "--rate, a TFRecord file of PredictionLog."),
+    click.option("--speed", type=_positive, metavar="FACTOR",
+                 help="Replay so many times as fast as it was recorded."),
 )  # fmt: skip
 _WHEN = (
     click.option("--duration", "duration_s", type=_positive, default=10.0, show_default=True,
@@ -72,9 +78,10 @@ _WHEN = (
     click.option("--find-max", is_flag=True,
                  help="Look for the highest rate that keeps --slo; --rate is tried first."),
     click.option("--slo", metavar="LIMIT", help="What --find-max keeps, such as p99=50ms."),
-    click.option("--during", default="", metavar="COMMAND|poison|overload",
-                 help="Run a shell command after a third of the time; or make every 100th request "
-                 "invalid; or double the rate in the middle third."),
+    click.option("--during", default="", metavar="push|restart|poison|overload|COMMAND",
+                 help="After a third of the time, push the version in service again, restart the "
+                 "server, or run a shell command; or make every 100th request invalid; or double "
+                 "the rate in the middle third."),
 )  # fmt: skip
 _HOW = (
     click.option("--sender", type=click.Choice(["auto", "own", "grpcio"]), default="auto",
@@ -113,6 +120,8 @@ class Asked:
     signature: str
     source: str
     batch: int
+    replay: Path | None
+    speed: float | None
     duration_s: float
     requests: int | None
     warmup_s: float | None
@@ -133,6 +142,7 @@ class Asked:
     samples_file: Path | None
     page_file: Path | None
     markdown_file: Path | None
+    given: frozenset[str] = frozenset()  # names of the options that were not left out
 
     def refuse_contradictions(self) -> None:
         """Refuse options that cannot go together.
@@ -154,6 +164,59 @@ class Asked:
             raise UsageError("--during overload doubles a rate", remedy="give --rate")
         if self.during == "poison" and self.processes > 1:
             raise UsageError("--during poison with several --processes", remedy="give just one")
+        self._refuse_beside_replay()
         for file in self.outputs:
             if file.suffix not in {".npz", ".json"}:
                 raise UsageError(f"--output {file}", remedy="name it .npz or .json")
+
+    def _refuse_beside_replay(self) -> None:
+        if self.replay is None:
+            if self.speed is not None:
+                raise UsageError("--speed is for --replay", remedy="leave it out, or give --rate")
+            return
+        if wrong := [option for name, option in _LOG_SAYS.items() if name in self.given]:
+            raise UsageError(
+                f"--replay with {', '.join(wrong)}: the log says what is sent and when",
+                remedy="leave that out; --requests N sends the first N",
+            )
+        if self.during == "overload":
+            raise UsageError("--during overload with --replay", remedy="give --speed 2 instead")
+        if self.rate and self.speed is not None:
+            raise UsageError("--rate and --speed both say how fast to send", remedy="give one")
+
+    def refuse_times(self, *, has_times: bool) -> None:
+        """Refuse a log that has times besides --rate, and one that has none without.
+
+        Raises:
+            UsageError: it is so.
+        """
+        if has_times and ("rate" in self.given or "arrivals" in self.given):
+            raise UsageError(
+                f"{self.replay} says itself when requests come",
+                remedy="leave out --rate and --arrivals; --speed 2 sends it twice as fast",
+            )
+        if not has_times and not self.rate:
+            raise UsageError(
+                f"{self.replay} does not say when requests came",
+                remedy="give --rate, and no --speed",
+            )
+
+
+def given_options(context: click.Context) -> frozenset[str]:
+    """Return the names of the options that were not left out."""
+    left_out = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) not in left_out
+    )
+
+
+# Options that say what a log says itself.
+_LOG_SAYS = {
+    "source": "--input",
+    "batch": "--batch",
+    "duration_s": "--duration",
+    "concurrency": "--concurrency",
+    "ramp": "--ramp",
+    "find_max": "--find-max",
+    "slo": "--slo",
+}

@@ -55,6 +55,25 @@ def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing
     return {alias: _joined(alias, arrays) for alias, arrays in found.items()}
 
 
+def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
+    """Return the inputs in the body of a REST request that was read from JSON; see `read_inputs`.
+
+    Args:
+        document: the body; keys that are none of a Predict request's are passed over.
+        signature: the one that will be called.
+        place: where it was read, for messages.
+
+    Raises:
+        InvalidRequest: it is no request, or does not fit the signature.
+    """
+    source = Path(place)
+    try:
+        arrays = dict(_columns(document, signature, source))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{place} is no request: {error}") from error
+    return {alias: _fitted(array, alias, signature, source) for alias, array in arrays.items()}
+
+
 def _joined(alias: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if len(arrays) == 1:
         return arrays[0]

@@ -1,14 +1,13 @@
 """One measurement from beginning to end: watch the server, send, mark what happens, keep it all."""
 
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from tfserve_kit.perf import environment
+from tfserve_kit.perf.drills import OVERLOAD, POISON, Command, Drill, command_of
 from tfserve_kit.perf.gate import Gate, judge
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
@@ -17,12 +16,9 @@ from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import POISON_EVERY, Workload, poisoned
 from tfserve_kit.progress import SILENT, Progress
 
-POISON, OVERLOAD = "poison", "overload"
-
 # What a server must keep besides the limit on latency.
 _MOST_ERRORS = 0.001
 _LEAST_ANSWERED = 0.95
-_COMMAND_GRACE_S = 30.0
 
 
 class Send(Protocol):
@@ -49,10 +45,12 @@ class Bench:
         send: what sends them.
         about: settings to keep besides those of the workload.
         during: `poison` makes every hundredth request invalid, `overload` doubles the rate in the
-            middle third; anything else is a command for the shell, run after a third of the time.
+            middle third; anything else is a command for the shell, run after a third of the time,
+            if `command` is none.
         watch: makes what looks at the server meanwhile.
         stop: ends a run early.
         progress: is told how many requests have ended.
+        command: what is run after a third of the time, where `during` is but a name for it.
     """
 
     payloads: Sequence[Payload]
@@ -62,6 +60,7 @@ class Bench:
     watch: Callable[[], Watch] | None = None
     stop: threading.Event | None = None
     progress: Progress = SILENT
+    command: Command | None = None
 
     def measure(self, work: Workload) -> Run:
         """Send a workload and return all that is known of it."""
@@ -74,7 +73,7 @@ class Bench:
             about["during"] = self.during
         load, place = work.load(), environment.describe()
         watch = self.watch() if self.watch else None
-        drill = Drill(self.during, work.duration_s / 3)
+        drill = Drill(self.command or command_of(self.during), work.duration_s / 3)
         with watch or nullcontext(), drill:
             samples = self.send(
                 load, payloads, stop=self.stop, progress=self.progress, started=drill.begin
@@ -101,62 +100,3 @@ def _overload_marks(work: Workload) -> Iterator[Mark]:
         third_ns = round(work.duration_s / 3 * 1e9)
         yield Mark(third_ns, "begin: twice the rate")
         yield Mark(2 * third_ns, "end: twice the rate")
-
-
-class Drill:
-    """Runs a shell command beside a run; a `with` block that ends when both have.
-
-    Args:
-        command: the command; nothing is run if it is empty, `poison` or `overload`.
-        after_s: when it begins, in seconds since the run began.
-
-    Attributes:
-        start_ns: `time.monotonic_ns()` at the start of the run; 0 before that.
-        marks: when the command began and ended; to be read after the block.
-    """
-
-    def __init__(self, command: str, after_s: float) -> None:
-        self._command, self._after_s = command, after_s
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.start_ns = 0
-        self.marks: list[Mark] = []
-
-    def begin(self, start_ns: int) -> None:
-        """Take note that the run has begun."""
-        self.start_ns = start_ns
-        if self._command not in {"", POISON, OVERLOAD}:
-            self._thread = threading.Thread(target=self._run)
-            self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        if self._thread:
-            self._thread.join()
-
-    def _run(self) -> None:
-        if not self._over.wait(self._after_s):
-            self._mark(f"begin: {self._command}")
-            ended = _shell(self._command, self._over)
-            self._mark(f"end: {self._command} ({ended})")
-
-    def _mark(self, what: str) -> None:
-        self.marks.append(Mark(time.monotonic_ns() - self.start_ns, what))
-
-
-def _shell(command: str, over: threading.Event) -> str:
-    """Run a command, and return its exit code or that it did not end with the run."""
-    with subprocess.Popen(  # noqa: S602 (the user's own command line, in the user's own shell)
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as process:
-        late_s = 0.0
-        while process.poll() is None and late_s < _COMMAND_GRACE_S:
-            time.sleep(0.05)
-            late_s += 0.05 * over.is_set()
-        if process.poll() is None:
-            process.kill()
-            return "killed: it outlived the run"
-        return f"exit code {process.returncode}"

@@ -113,8 +113,9 @@ class Watch:
 
         Returns:
             `difference` (see `difference`), `pages` (time and the number of requests, batches and
-            rows until then) and `usage` (time, processors busy, bytes of memory); times in seconds
-            since the start.
+            rows until then) and `usage` (time, processors busy, bytes of memory; where they are
+            known, GPUs of the machine that are busy, and bytes of their memory in use); times in
+            seconds since the start.
         """
         if not self._pages:
             return {"usage": self._usage_data(start_ns)} if self._usages else {}
@@ -132,9 +133,10 @@ class Watch:
                 "at_s": (now - start_ns) / 1e9,
                 "processors": (usage.processor_s - before.processor_s) * 1e9 / (now - then),
                 "memory_bytes": usage.memory_bytes,
+                **_gpus(usage),
             }
             for (then, before), (now, usage) in pairs
-            if now > then
+            if now > then and usage.process == before.process
         ]
 
     def _watch(self) -> None:
@@ -157,6 +159,12 @@ class _Histogram:
     @property
     def mean(self) -> float | None:
         return self.total / self.count if self.count else None
+
+
+def _gpus(usage: Usage) -> dict[str, float]:
+    if usage.gpus_busy is None or usage.gpu_memory_bytes is None:
+        return {}
+    return {"gpus_busy": usage.gpus_busy, "gpu_memory_bytes": usage.gpu_memory_bytes}
 
 
 def difference(before: Page, after: Page) -> dict[str, Any]:

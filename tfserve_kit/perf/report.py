@@ -139,6 +139,16 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join([_markdown_table(header, rows), "", *notes]).rstrip()
 
 
+def gpus_text(usage: Sequence[Mapping[str, float]]) -> str:
+    """Return how busy GPUs were in the mean, and their memory; nothing where none were seen."""
+    seen = [each for each in usage if "gpus_busy" in each]
+    if not seen:
+        return ""
+    busy = sum(each["gpus_busy"] for each in seen) / len(seen)
+    most = max(each["gpu_memory_bytes"] for each in seen)
+    return f"{busy:.2f} busy, {most / 1e6:,.0f} MB at most"
+
+
 def rate(value: float | None) -> str:
     """Return a rate with its unit."""
     return _UNKNOWN if value is None else f"{value:,.1f}/s"
@@ -199,6 +209,8 @@ def _details(summary: Summary, run: Run) -> Iterator[str]:
         busy = sum(each["processors"] for each in usage) / len(usage)
         most = max(each["memory_bytes"] for each in usage)
         yield f"server process: {busy:.2f} processors busy, {most / 1e6:,.0f} MB at most"
+        if gpus := gpus_text(usage):
+            yield f"GPUs of the machine: {gpus}"
     if summary.poisoned:
         yield f"invalid requests sent on purpose: {counted(summary.poisoned)}"
     for mark in run.marks:

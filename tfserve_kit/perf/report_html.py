@@ -224,12 +224,18 @@ def _timed(title: str, named: Named, y: Axis, lines: Sequence[Line]) -> Plot:
 
 
 def _usage(usage: Sequence[dict[str, float]]) -> Figure:
-    busy = Line("", [(each["at_s"], each["processors"]) for each in usage])
+    gpus = [(each["at_s"], each["gpus_busy"]) for each in usage if "gpus_busy" in each]
+    busy = [(each["at_s"], each["processors"]) for each in usage]
+    lines = [Line("processors" if gpus else "", busy)]
+    lines += [Line("GPUs of the machine", gpus, 2)] if gpus else []
     x = Axis("seconds", 0.0, max(each["at_s"] for each in usage) or 1.0)
-    y = covering("processors busy", [value for _, value in busy.points])
+    y = covering("busy" if gpus else "processors busy", [value for _, value in busy + gpus])
     most = max(each["memory_bytes"] for each in usage) / 1e6
-    plot = Plot("Processors that the server kept busy", x, y, [busy])
-    return _figure(plot, "Server process", f"memory: {most:,.0f} MB at most")
+    caption = f"memory: {most:,.0f} MB at most"
+    if gpus:
+        caption += f"; GPUs: {report.gpus_text(usage)}"
+    plot = Plot("Processors that the server kept busy", x, y, lines)
+    return _figure(plot, "Server process", caption)
 
 
 def _column(series: Sequence[Slice], name: str) -> list[tuple[float, float]]:

@@ -36,48 +36,23 @@ class Sample:
         return (self.done_ns - self.due_ns) / 1e9
 
 
-def closed_loop(send: Send, *, concurrency: int, duration_s: float) -> list[Sample]:
-    """Keep `concurrency` requests in flight: each sender sends as soon as it has its answer.
-
-    Args:
-        send: sends one request and waits for the answer; raises RequestError.
-        concurrency: number of senders.
-        duration_s: how long new requests are sent, in seconds.
-
-    Returns:
-        A sample of every request, in the order they were sent.
-    """
-
-    def dues(now_s: Callable[[], float]) -> Iterator[float]:
-        while (due_s := now_s()) < duration_s:
-            yield due_s
-
-    return _run(send, dues, concurrency)
-
-
 def open_loop(send: Send, due_s: Iterator[float], *, concurrency: int) -> list[Sample]:
     """Send at given times, whatever the server does, as far as `concurrency` senders can.
 
     Args:
-        send: as for `closed_loop`.
+        send: sends one request and waits for the answer; raises RequestError.
         due_s: when each request is due, in seconds since the start.
         concurrency: number of senders; a request that finds none free is late, and counts so.
 
     Returns:
         A sample of every request, in the order they were due.
     """
-    return _run(send, lambda _: due_s, concurrency)
-
-
-def _run(
-    send: Send, dues: Callable[[Callable[[], float]], Iterator[float]], concurrency: int
-) -> list[Sample]:
     start_ns = time.perf_counter_ns()
 
     def now_ns() -> int:
         return time.perf_counter_ns() - start_ns
 
-    numbered = enumerate(dues(lambda: now_ns() / 1e9))
+    numbered = enumerate(due_s)
     turn = threading.Lock()
     samples: list[Sample] = []
 

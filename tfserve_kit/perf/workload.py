@@ -1,8 +1,12 @@
 """What is asked of a run, and the load that it becomes: pure."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import pacing
@@ -31,6 +35,8 @@ class Workload:
         processes: see `Load`.
         timeout_s: see `Load`.
         sender: see `Load`.
+        due_ns: int64 [requests], when recorded requests are due, in nanoseconds since the start,
+            rising; with a rate, that is but what they were made of.
     """
 
     url: str
@@ -47,10 +53,13 @@ class Workload:
     processes: int = 1
     timeout_s: float = 30.0
     sender: Sender = "own"
+    due_ns: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """A few words to tell it from others."""
+        if self.due_ns is not None:
+            return "replay"
         if self.rate is None:
             return f"concurrency {self.concurrency}"
         ramp = "" if self.end_rate is None else f" to {self.end_rate:g}/s"
@@ -63,8 +72,11 @@ class Workload:
             UsageError: no request would ever be due.
         """
         schedule: Closed | Open = Closed(self.concurrency, self.duration_s, self.requests)
-        if self.rate is not None:
-            due = pacing.due_ns(self._stretches(self.rate), self.arrivals)[: self.requests]
+        due = self.due_ns
+        if due is None and self.rate is not None:
+            due = pacing.due_ns(self._stretches(self.rate), self.arrivals)
+        if due is not None:
+            due = due[: self.requests]
             if not len(due):
                 raise UsageError("no request was due", remedy="raise --rate or --duration")
             schedule = Open(due, self.max_in_flight)
@@ -80,10 +92,14 @@ class Workload:
 
     def settings(self) -> dict[str, Any]:
         """Return all of it, as a run keeps it."""
-        moot = {"concurrency"} if self.rate is not None else {"arrivals", "max_in_flight"}
-        loop = "closed" if self.rate is None else "open"
-        asked = {key: value for key, value in asdict(self).items() if key not in moot}
-        return {"loop": loop} | {key: value for key, value in asked.items() if value is not None}
+        is_open = self.rate is not None or self.due_ns is not None
+        moot = {"concurrency"} if is_open else {"arrivals", "max_in_flight"}
+        moot |= {"due_ns"} if self.rate is not None else {"due_ns", "arrivals"}
+        asked = {each.name: getattr(self, each.name) for each in fields(self)}
+        known = {key: value for key, value in asked.items() if value is not None}
+        return {"loop": "open" if is_open else "closed"} | {
+            key: value for key, value in known.items() if key not in moot
+        }
 
     def _stretches(self, rate: float) -> list[Stretch]:
         if self.is_overload:
@@ -93,7 +109,7 @@ class Workload:
 
 def poisoned(payloads: Sequence[Payload]) -> list[Payload]:
     """Return payloads of which every `POISON_EVERY`-th is no request that a server can read."""
-    turns = range(POISON_EVERY * max(1, len(payloads)))
+    turns = range(math.lcm(POISON_EVERY, len(payloads)))
     return [
         payloads[i % len(payloads)]._replace(body=b"\xff\xff not a request \xff")
         if i % POISON_EVERY == POISON_EVERY - 1

@@ -6,24 +6,6 @@ from tfserve_kit.errors import ServerOverloaded
 from tfserve_kit.perf import runner
 
 
-def test_closed_loop_keeps_exactly_the_asked_number_in_flight():
-    meeting = threading.Barrier(3, timeout=10)  # passes only when three are in flight at once
-    rounds = iter(range(6))
-
-    def send():
-        if next(rounds, None) is not None:
-            meeting.wait()
-
-    taken = runner.closed_loop(send, concurrency=3, duration_s=0.2)
-    assert len(taken) >= 6
-    assert [sample.sequence for sample in taken] == list(range(len(taken)))
-
-
-def test_closed_loop_stops_sending_after_the_duration():
-    taken = runner.closed_loop(lambda: None, concurrency=2, duration_s=0.05)
-    assert all(sample.due_ns < 0.05e9 for sample in taken)
-
-
 def test_open_loop_sends_each_due_request_once_and_never_early():
     due = [0.0, 0.01, 0.02, 0.05]
     taken = runner.open_loop(lambda: None, iter(due), concurrency=2)

@@ -37,7 +37,8 @@ def run(
         stop: once set, nothing more is sent; answers are waited for `load.grace_s`, and what is
             still in flight then is cancelled. Ctrl-C does the same, in the main thread; a second
             one raises KeyboardInterrupt.
-        progress: is told how many requests have ended, and the first message of each failure.
+        progress: is told how many requests have ended, and the first message of each failure; an
+            Onlooker is told more, see `glances`.
         started: called once all connections stand, with the moment that the samples count from,
             on `time.monotonic_ns`'s clock.
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.perf.samples import CANCELLED_AT_END, SAMPLE, Samples
+from tfserve_kit.perf.samples import CANCELLED_AT_END, OK, SAMPLE, Samples
 from tfserve_kit.perf.sending import statuses
 from tfserve_kit.perf.sending.feed import Feed
+from tfserve_kit.perf.sending.glances import Glance
 from tfserve_kit.perf.sending.pool import Pool
 
 _SPIN_NS = 150_000
@@ -47,6 +48,7 @@ class Driver:
         self._status, self._received = array("h"), array("q")
         self._in_flight = 0
         self._oldest = 0  # no earlier request is in flight
+        self._failed, self._late_ns, self._latencies = 0, 0, array("q")  # see `glance`
 
     def run(
         self,
@@ -68,15 +70,15 @@ class Driver:
             self._pool.wait(left_ns / _SECOND_NS)
         while True:
             now_ns = clock() - start_ns
-            if now_ns > tell_ns:
-                tell(len(self._due) - self._in_flight, now_ns)
-                tell_ns = now_ns + _TELL_NS
             if end_ns is None:
                 if stop.is_set():
                     end_ns = now_ns + self._grace_ns
                     self._give_up_waiting(now_ns)
                 else:
                     self._send(now_ns, start_ns, clock)
+            if now_ns > tell_ns:
+                tell(len(self._due) - self._in_flight, now_ns)
+                tell_ns = now_ns + _TELL_NS
             is_over = end_ns is not None or self._feed.is_over(now_ns)
             if is_over and (not self._in_flight or now_ns > (end_ns or now_ns)):
                 break
@@ -84,6 +86,23 @@ class Driver:
             self._expire(clock() - start_ns)
         self._cancel(clock() - start_ns)
         return self._samples()
+
+    def glance(self, now_ns: int) -> Glance:
+        """Return how the run stands; for `tell`, in the same thread."""
+        latencies, self._latencies = self._latencies, array("q")
+        late_ns = self._feed.late_ns(now_ns)
+        if late_ns is not None:
+            late_ns, self._late_ns = max(late_ns, self._late_ns), 0
+        return Glance(
+            now_ns,
+            self._feed.end_ns,
+            len(self._due) - self._in_flight,
+            self._feed.total,
+            self._failed,
+            self._in_flight,
+            late_ns,
+            latencies,
+        )
 
     def _send(self, now_ns: int, start_ns: int, clock: Callable[[], int]) -> None:
         """Send what is due."""
@@ -108,6 +127,8 @@ class Driver:
             self._pool.start(range(first, first + count))
             self._sent.extend([clock() - start_ns] * count)
         self._pool.flush()
+        for key in (first, -1):
+            self._late_ns = max(self._late_ns, self._sent[key] - self._due[key])
 
     def _pause_ns(self, now_ns: int, end_ns: int | None) -> int:
         """Return how long there is nothing to do unless an answer comes."""
@@ -130,6 +151,10 @@ class Driver:
             self._done[key] = done_ns - start_ns
             self._received[key] = received
             status_of[key] = status
+            if status == OK:
+                self._latencies.append(done_ns - start_ns - self._due[key])
+            else:
+                self._failed += 1
             self._in_flight -= 1
             self._feed.freed(done_ns - start_ns)
 
@@ -171,6 +196,7 @@ class Driver:
             self._status[key] = status
             self._feed.freed(now_ns)
         self._in_flight -= len(keys)
+        self._failed += len(keys) * (status != CANCELLED_AT_END)
 
     def _samples(self) -> Samples:
         found = np.zeros(len(self._due), SAMPLE)

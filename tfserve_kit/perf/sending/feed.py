@@ -12,6 +12,7 @@ class Feed(Protocol):
     """Hands out the requests of a schedule; times are nanoseconds since the start of the run."""
 
     total: int | None  # how many requests there will be, where that is known
+    end_ns: int | None  # when no more requests will be due, where that is known
 
     def take(self, now_ns: int) -> list[tuple[int, int]]:
         """Return the requests to send now: when each was due, and when it could first be sent."""
@@ -28,6 +29,9 @@ class Feed(Protocol):
     def waiting(self, now_ns: int) -> list[int]:
         """Return the due times of requests that should have been sent and were not."""
 
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return how long the first of these has waited, 0 without any; None if none ever will."""
+
 
 class ClosedFeed:
     """A slot that becomes free is a request that is due."""
@@ -36,7 +40,7 @@ class ClosedFeed:
         self.total = schedule.requests
         self._slots_ns = [0] * schedule.concurrency
         self._left = schedule.requests
-        self._end_ns = (
+        self.end_ns = (
             None if schedule.duration_s is None else round(schedule.duration_s * _SECOND_NS)
         )
 
@@ -61,12 +65,17 @@ class ClosedFeed:
 
     def is_over(self, now_ns: int) -> bool:
         """Say whether the time is up or all requests were handed out."""
-        return self._left == 0 or (self._end_ns is not None and now_ns >= self._end_ns)
+        return self._left == 0 or (self.end_ns is not None and now_ns >= self.end_ns)
 
     def waiting(self, now_ns: int) -> list[int]:
         """Return none: what is due is sent."""
         del now_ns
         return []
+
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return None: nobody waits."""
+        del now_ns
+        return None
 
 
 class OpenFeed:
@@ -75,6 +84,7 @@ class OpenFeed:
     def __init__(self, schedule: Open) -> None:
         self.total: int | None = len(schedule.due_ns)
         self._due_ns: list[int] = schedule.due_ns.tolist()
+        self.end_ns: int | None = self._due_ns[-1] if self._due_ns else 0
         self._next = 0
         self._room = schedule.max_in_flight
         self._free_since_ns = 0
@@ -110,6 +120,12 @@ class OpenFeed:
     def waiting(self, now_ns: int) -> list[int]:
         """Return what was due and found no room."""
         return self._due_ns[self._next : bisect_right(self._due_ns, now_ns, self._next)]
+
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return how long the first of these has waited."""
+        if self._next == len(self._due_ns):
+            return 0
+        return max(0, now_ns - self._due_ns[self._next])
 
 
 def feed(schedule: Closed | Open) -> Feed:

@@ -1,5 +1,6 @@
 """What to send, where to, and when: plain values."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -176,6 +177,16 @@ def shares(load: Load) -> list[Load]:
         connections = max(1, _share(load.connections, worker, count))
         parts.append(replace(load, schedule=part, connections=connections, processes=1))
     return parts
+
+
+def dealt(payloads: Sequence[Payload], worker: int, count: int) -> list[Payload]:
+    """Return the payloads of one of several processes, so that request n of all has the n-th.
+
+    A process's k-th request is number `k * count + worker` of the whole; see `shares`. What it gets
+    is as long as it takes to begin anew.
+    """
+    turns = len(payloads) // math.gcd(len(payloads), count)
+    return [payloads[(turn * count + worker) % len(payloads)] for turn in range(turns)]
 
 
 def _share(whole: int, worker: int, count: int) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import pickle
+import selectors
 import signal
 import struct
 import subprocess
@@ -24,14 +25,16 @@ from tfserve_kit.errors import TfkitError, UsageError
 from tfserve_kit.perf.samples import Samples, status_name
 from tfserve_kit.perf.sending.driving import Driver
 from tfserve_kit.perf.sending.feed import feed
-from tfserve_kit.perf.sending.load import Load, Open, Payload
+from tfserve_kit.perf.sending.glances import Glance, Onlooker, Teller, Together
+from tfserve_kit.perf.sending.load import Load, Open, Payload, dealt
 from tfserve_kit.perf.sending.pool import Pool
-from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.progress import SILENT, Progress, Silent
 
 _LEAST_OPEN_S, _MOST_OPEN_S = 1.0, 10.0
 _HEAD_START_NS = 50_000_000
 _LENGTH = struct.Struct(">Q")
 _CODE = "from tfserve_kit.perf.sending import workers; workers.main()"
+_WATCHED = "watched"
 _WATCH_S = 0.05
 
 
@@ -59,13 +62,20 @@ def _drive(
     schedule = feed(load.schedule)
     sizes = [len(payload.body) for payload in payloads]
     driver = Driver(pool, schedule, sizes, load.timeout_s, load.grace_s)
-
-    def tell(ended: int, now_ns: int) -> None:
-        del now_ns
-        control.progress.advance(ended, schedule.total or ended)
-
-    with _no_garbage_collection():
+    with _telling(driver, schedule.total, control.progress) as tell, _no_garbage_collection():
         return driver.run(start_ns, control.stop, tell)
+
+
+@contextlib.contextmanager
+def _telling(
+    driver: Driver, total: int | None, progress: Progress
+) -> Iterator[Callable[[int, int], None]]:
+    """Make what a driver calls now and then, and what must not hold it up."""
+    if not isinstance(progress, Onlooker):
+        yield lambda ended, _: progress.advance(ended, total or ended)
+        return
+    with Teller(progress.glance) as teller:
+        yield lambda _, now_ns: teller.put(driver.glance(now_ns))
 
 
 @contextlib.contextmanager
@@ -132,25 +142,45 @@ def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
 
 def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Control) -> Samples:
     """Send from a process per part, all of which start at the same moment; see `sending.run`."""
+    is_watched = isinstance(control.progress, Onlooker)
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_worker()) for _ in parts]
-        for worker, part in zip(workers, parts, strict=True):
-            _write(worker.stdin, (part, payloads))
+        workers = [stack.enter_context(_worker(is_watched=is_watched)) for _ in parts]
+        for number, (worker, part) in enumerate(zip(workers, parts, strict=True)):
+            _write(worker.stdin, (part, dealt(payloads, number, len(parts))))
         for worker in workers:
             _answer(worker)
         start_ns = time.monotonic_ns() + _HEAD_START_NS
         control.started(start_ns)
         for worker in workers:
             _write(worker.stdin, start_ns)
-        found: list[tuple[Samples, dict[int, str]]] = []
         with _passing_on(control.stop, workers):
-            found += [_answer(worker) for worker in workers]
+            found = _results(workers, control.progress)
     _tell(
         {code: text for _, notes in reversed(found) for code, text in notes.items()},
         control.progress,
     )
     is_open = isinstance(parts[0].schedule, Open)
     return _merged([samples for samples, _ in found], is_open=is_open)
+
+
+def _results(
+    workers: Sequence["subprocess.Popen[bytes]"], progress: Progress
+) -> list[tuple[Samples, dict[int, str]]]:
+    """Return samples and notes of each worker, and pass on how they stand until then."""
+    together = Together(len(workers), progress.glance) if isinstance(progress, Onlooker) else None
+    found: dict[int, tuple[Samples, dict[int, str]]] = {}
+    with selectors.DefaultSelector() as talk:
+        for number, worker in enumerate(workers):
+            talk.register(worker.stdout or -1, selectors.EVENT_READ, number)
+        while len(found) < len(workers):
+            for key, _ in talk.select():
+                said = _answer(workers[key.data])
+                if not isinstance(said, Glance):
+                    found[key.data] = said
+                    talk.unregister(key.fileobj)
+                elif together:
+                    together.take(key.data, said)
+    return [found[number] for number in range(len(workers))]
 
 
 def _merged(parts: Sequence[Samples], *, is_open: bool) -> Samples:
@@ -168,10 +198,10 @@ def _merged(parts: Sequence[Samples], *, is_open: bool) -> Samples:
 
 
 @contextlib.contextmanager
-def _worker() -> Iterator["subprocess.Popen[bytes]"]:
+def _worker(*, is_watched: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
     path = os.pathsep.join(each or os.getcwd() for each in sys.path)  # noqa: PTH109 (as it stands)
     process = subprocess.Popen(
-        [sys.executable, "-c", _CODE],
+        [sys.executable, "-c", _CODE, *[_WATCHED] * is_watched],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
@@ -259,10 +289,22 @@ def main() -> None:
             start_ns = _read(source)
             stop = threading.Event()
             threading.Thread(target=_heed, args=(source.fileno(), stop), daemon=True).start()
-            control = Control(stop, SILENT, int)
+            progress = _Upwards(sink) if _WATCHED in sys.argv else SILENT
+            control = Control(stop, progress, int)
             _write(sink, (_drive(pool, load, payloads, control, start_ns), pool.notes))
     except TfkitError as error:
         _write(sink, error)
+
+
+class _Upwards(Silent):
+    """Tells the parent how a worker stands."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+
+    def glance(self, seen: Glance) -> None:
+        """Pass it on."""
+        _write(self._sink, seen)
 
 
 def _heed(source: int, stop: threading.Event) -> None:
