@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.cli import deployment, exit_codes, output
+from tfserve_kit.cli import deployment, exit_codes, output, perf_live
+from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option, signature_option
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.spec import DEFAULT_FILE
@@ -75,7 +76,7 @@ def command(
     spec = deployment.load(config, models, server=server, docker={"image": image})
     if not models and config is None:
         config = Path(DEFAULT_FILE)
-    with output.TerminalProgress() as progress:
+    with perf_live.shown() as progress:
         tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
     from tfserve_kit.tuning import results
 
@@ -142,6 +143,7 @@ class _Asked:
 
 
 def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
+    from tfserve_kit import launch
     from tfserve_kit.engines import registry
     from tfserve_kit.perf import preparing
     from tfserve_kit.perf.workload import Workload
@@ -158,13 +160,18 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
         "", options["protocol"], duration_s=options["duration_s"], rate=1.0,
         arrivals=options["arrivals"],
     )  # fmt: skip
-    sender = preparing.Preparer(requests)
-    bed = Testbed(spec, engine, work, sender, goal.quantile, asked.templates, progress)
     space = Space(os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s)
     about = {
         "model": spec.models[model].base_path,
         "engine": engine.name,
+        "cpus": space.cpus,
         **{key: options[key] for key in ("signature", "source", "batch", "protocol", "arrivals")},
     }
     effort = Effort(asked.folder, options["trials"], options["rounds"], about, options["seed"])
-    return tune(bed, goal, space, effort)
+    launch.prepare(spec, engine, progress=progress)
+    with deferred() as interrupts:
+        bed = Testbed(
+            spec, engine, work, preparing.Preparer(requests), goal.quantile, asked.templates,
+            progress, interrupts,
+        )  # fmt: skip
+        return tune(bed, goal, space, effort)

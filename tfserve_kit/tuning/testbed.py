@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfserve_kit import launch
+from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.perf import intervals, sending, stats
 from tfserve_kit.perf.measuring import Bench
 from tfserve_kit.perf.preparing import Preparer
+from tfserve_kit.perf.sending.glances import Onlooker
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import Workload
-from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.progress import SILENT, Progress, Silent
 from tfserve_kit.spec.schema import Spec
 from tfserve_kit.tuning.candidate import Candidate
 
@@ -27,13 +29,15 @@ class Testbed:
     """What all candidates have in common.
 
     Attributes:
-        spec: the deployment whose settings are varied.
+        spec: the deployment whose settings are varied; see `launch.prepare`.
         engine: what runs the servers.
         work: how requests are sent; its URL and rate do not count.
         requests: makes what is sent.
         quantile: name of the quantile that every run must be long enough for.
         templates: a folder whose templates replace ours.
         progress: told what is going on.
+        clock: what the waiting for servers measures with; may raise KeyboardInterrupt where it
+            sleeps.
         stop: once set, nothing more is measured.
     """
 
@@ -46,6 +50,7 @@ class Testbed:
     quantile: str
     templates: Path | None = None
     progress: Progress = SILENT
+    clock: Clock = field(default_factory=SystemClock)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -60,13 +65,13 @@ class Testbed:
         varied = candidate.applied(self.spec)
         server = varied.server.model_copy(update={"name": name, "grpc_port": 0, "rest_port": 0})
         todo = varied.model_copy(update={"server": server})
-        handle = launch.start(todo, self.engine, templates=self.templates)
+        handle = launch.start(todo, self.engine, templates=self.templates, clock=self.clock)
         try:
             url = getattr(handle.endpoints, self.work.protocol)
             bench = Bench(
                 self.requests.prepare(url).payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop
             )
-            yield Running(bench, replace(self.work, url=url), self.needed())
+            yield Running(bench, replace(self.work, url=url), self.needed(), self.clock)
         finally:
             handle.stop()
 
@@ -77,6 +82,13 @@ class Testbed:
         return math.ceil(least + 4 * math.sqrt(least))  # random arrivals may be fewer
 
 
+class _Glances(Silent):
+    """Passes on how runs stand, and not their failures: settings that are too tight have many."""
+
+    def __init__(self, onlooker: Onlooker) -> None:
+        self.glance = onlooker.glance
+
+
 class Running:
     """A server that is being measured.
 
@@ -84,8 +96,8 @@ class Running:
         start_rate: half of what it answered per second while it was warmed up.
     """
 
-    def __init__(self, bench: Bench, work: Workload, needed: int) -> None:
-        self._bench, self._work, self._needed = bench, work, needed
+    def __init__(self, bench: Bench, work: Workload, needed: int, clock: Clock) -> None:
+        self._bench, self._work, self._needed, self._clock = bench, work, needed, clock
         warmup = replace(work, rate=None, concurrency=_WARMUP_IN_FLIGHT, duration_s=_WARMUP_S)
         self.start_rate = (self._summary(warmup).achieved_rate or 2.0) / 2
 
@@ -103,6 +115,7 @@ class Running:
         return self._summary(work) if first.invalid else first
 
     def _summary(self, work: Workload) -> Summary:
+        self._clock.sleep(0)  # where an interrupt strikes that came while a server was started
         run = self._bench.measure(work)
         if self._bench.stop is not None and self._bench.stop.is_set():
             raise KeyboardInterrupt

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import launch
 from tfserve_kit.errors import ServerFailed
 from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, Score
@@ -80,11 +79,8 @@ def tune(bed: Testbed, goal: Goal, space: Space, effort: Effort) -> Tuned:
 
     Raises:
         UsageError: the folder holds another search.
-        SpecError: the deployment could never be served.
-        EngineUnavailable: the engine lacks what it needs.
         ServerFailed: the server does not even start with its defaults.
     """
-    launch.prepare(bed.spec, bed.engine, progress=bed.progress)
     study = Study(
         effort.folder, space, goal.direction, trials=effort.trials, seed=effort.seed,
         about={"goal": str(goal), **effort.about},

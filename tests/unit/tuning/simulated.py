@@ -12,28 +12,16 @@ def deployment(folder):
     return spec.build({"models": {"m": {"base_path": "m"}}}, source="test", folder=folder)
 
 
-class Engine:
-    """An engine that has all it needs."""
-
-    name = "simulated"
-
-    def prepare(self, spec, *, progress):
-        pass
-
-
 class Bed:
     """Takes the place of `Testbed`.
 
     Args:
-        models: folder with a model.
         service_s: how long a request takes with a candidate's settings, on average; may
             raise.
     """
 
-    def __init__(self, models, service_s):
-        base = {"base_path": "half_plus_two"}
-        self.spec = spec.build({"models": {"m": base}}, source="test", folder=models)
-        self.engine, self.progress = Engine(), SILENT
+    def __init__(self, service_s):
+        self.progress = SILENT
         self._service_s = service_s
         self.started, self.running, self.rates = [], set(), []
 

@@ -100,9 +100,9 @@ def tried(number, *points, beaten=False, value=None, failure=""):
 
 
 class TestText:
-    def test_names_every_candidate_the_front_and_the_proof(self, models, tmp_path):
+    def test_names_every_candidate_the_front_and_the_proof(self, tmp_path):
         space = Space(cpus=4, rows=1, protocol="grpc", patience_s=0.05)
-        bed = Bed(models, small_batches_are_best)
+        bed = Bed(small_batches_are_best)
         tuned = tune(bed, GOAL, space, Effort(tmp_path / "tuned", trials=12))
         text = results.as_text(tuned)
         lines = text.splitlines()

@@ -1,0 +1,50 @@
+"""`tfkit tune` on two models, against the server's default batching: `python -m bench.tune [NAME]`.
+
+The digits' softmax regression, where a request costs next to nothing, and keras' MobileNetV2 with
+random weights, where it costs tens of milliseconds. Prints what the command prints. It takes about
+twenty minutes on a machine that does nothing else; what else it does shows in the result.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tfserve_kit.perf import environment
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TRIALS = 12
+_DIGITS = _ROOT / "examples" / "digits" / "train.py"
+# By model: what makes it, before and after the folder, and the limit to find a rate under.
+_MODELS: dict[str, tuple[list[str], list[str], str]] = {
+    "digits": ([str(_DIGITS), "--out"], [], "p99=20ms"),
+    "mobilenet": (["-m", "bench.savedmodel"], ["MobileNetV2"], "p95=150ms"),
+}
+
+
+def main(names: list[str]) -> None:
+    """Tune each model in a folder of its own."""
+    for name, value in environment.describe().items():
+        print(f"{name}: {value}")
+    for name in names or _MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            _tune(name, Path(folder))
+
+
+def _tune(name: str, folder: Path) -> None:
+    before, after, slo = _MODELS[name]
+    _run(*before, folder / "export", *after)
+    _run("-m", "tfserve_kit", "push-model", folder / "export", "--to", folder / name)
+    _run(
+        "-m", "tfserve_kit", "tune", "--engine", "embedded", "--model", f"{name}={folder / name}",
+        "--slo", slo, "--trials", _TRIALS, "--duration", 2, "--output", folder / "tuned",
+    )  # fmt: skip
+
+
+def _run(*arguments: object) -> None:
+    print(f"\n$ python {' '.join(map(str, arguments))}", flush=True)
+    subprocess.run([sys.executable, *map(str, arguments)], cwd=_ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
