@@ -40,7 +40,9 @@ def write(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -
     texts |= {name: text for name, text in rendered.items() if name == BATCHING_CONFIG}
     try:
         for name, text in texts.items():
-            (folder / name).write_text(text, "utf-8")
+            # One of them may be the deployment file itself, which must not be lost halfway.
+            (folder / f".{name}.new").write_text(text, "utf-8")
+            (folder / f".{name}.new").replace(folder / name)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
     return [folder / name for name in texts]

@@ -89,6 +89,12 @@ class TestWrite:
         text = results.as_toml(BEST, bare, None, tmp_path)
         assert tomllib.loads(text)["models"] == models
 
+    def test_deployment_file_itself_may_be_rewritten(self, config, tmp_path):
+        results.write(BEST, spec.load(config), config, tmp_path)
+        assert tomllib.loads(config.read_text())["models"]["digits"]["base_path"] == "models/digits"
+        names = {"tfkit.toml", "batching_config.txt"}
+        assert {each.name for each in tmp_path.iterdir()} == names
+
     def test_folder_that_is_gone_is_named(self, config, tmp_path):
         with pytest.raises(UsageError, match="cannot write"):
             results.write(BEST, spec.load(config), config, tmp_path / "gone")
