@@ -171,9 +171,14 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.engines": (),
     "tfserve_kit.swap": (),
     "tfserve_kit.embedded.server": ("EmbeddedServer",),
+    "tfserve_kit.perf.preparing": ("Asked", "Preparer"),
+    "tfserve_kit.perf.workload": ("Workload",),
+    "tfserve_kit.perf.measuring": ("Bench",),
     "tfserve_kit.perf.samples": ("Run", "read", "write"),
     "tfserve_kit.perf.stats": ("summarize",),
     "tfserve_kit.perf.compare": ("compare",),
+    "tfserve_kit.perf.search": ("find_max",),
+    "tfserve_kit.tuning": (),
     "tfserve_kit.pytest_plugin": ("tfkit_server",),
 }
 

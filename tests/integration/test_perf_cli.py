@@ -5,11 +5,13 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,12 @@ def server_that_bears(rate):
         return taken
 
     return run
+
+
+def test_python_on_the_page_measures(embedded_server, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "perf.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code.replace("grpc://localhost:8500", embedded_server.endpoints.grpc)
+    exec(code.replace("digits", "mlp").replace("duration_s=5", "duration_s=0.5"), {})
+    rate, p50_s, *_ = capsys.readouterr().out.split()
+    assert float(rate.removesuffix("/s")) > 10 and 0 < float(p50_s) < 1
