@@ -6,12 +6,12 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import client, embedded, imports, launch, perf, push, report, tensors
+from bench import client, crosscheck, embedded, imports, launch, perf, push, report, tensors
 from bench.harness import Benchmark, Unavailable, describe, measure
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
-ROOMS = (client, embedded, imports, launch, perf, push, tensors)
+ROOMS = (client, crosscheck, embedded, imports, launch, perf, push, tensors)
 BENCHMARKS: dict[str, Benchmark] = {
     each.id: each
     for each in sorted(

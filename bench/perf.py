@@ -1,14 +1,10 @@
 """The load harness against other load generators and against the truth: P1 to P4.
 
-The gRPC server is C++ on Debian's libgrpc++, compiled here; the REST server is nginx, which answers
-from its configuration. Both answer at once, so that what is measured is who asks.
+The servers answer at once, so that what is measured is who asks; see `generators.py`.
 """
 
 import os
-import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,90 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.drive import PREDICT
-from bench.harness import Benchmark, Side, Sides, Unavailable
-from bench.processes import free_port
+from bench.generators import GRPC, REST, found, grpc_server, h2load, nginx, wrk
+from bench.harness import Benchmark, Side, Sides
 from bench.stats import Compare, Goal
 from tfserve_kit.perf.sending import Closed, Load, Open, Payload, run
 
-_SOURCE = Path(__file__).with_name("answering_server.cc")
-_MESSAGE = b"\x0a\x06answer"
-_GRPC = Payload(PREDICT, (), _MESSAGE)
-_REST = Payload("/v1/models/m:predict", ((b"content-type", b"application/json"),), b"{}")
 _IN_FLIGHT = 32
 _CALLS = 40_000
 _RATE, _RATE_S = 1000, 1.0
 # Long enough that the 32 requests h2load has in flight are less than one in a hundred.
 _STALL_RATE, _STALL_S, _STALLED_RUN_S = 1000, 1.0, 4.0
 _WRK_S = 1
-_NGINX = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/errors;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; keepalive_requests 100000000;
-  client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ default_type application/json; return 200 '{{"predictions": [2.5]}}'; }}
-  }}
-}}
-"""
-
-
-def _tool(name: str, package: str) -> str:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None:
-        raise Unavailable(f"{name} is not installed (Debian: {package})")
-    return found
-
-
-@contextmanager
-def _running(*argv: str | Path) -> Iterator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
-def _grpc_server(scratch: Path) -> Iterator[tuple[int, int]]:
-    """Compile and run the server; yield its port and its process."""
-    compiler, config = _tool("g++", "g++"), _tool("pkg-config", "pkg-config")
-    asked = subprocess.run(
-        [config, "--cflags", "--libs", "grpc++"], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        raise Unavailable("the C++ library of gRPC is not installed (Debian: libgrpc++-dev)")
-    program = scratch / "answering_server"
-    subprocess.run(
-        [compiler, "-O2", "-std=c++17", _SOURCE, "-o", program, *asked.stdout.split()], check=True
-    )
-    with _running(program) as process:
-        yield int(process.stdout.readline()) if process.stdout else 0, process.pid
-
-
-@contextmanager
-def _rest_server(scratch: Path) -> Iterator[int]:
-    """Run nginx; yield its port."""
-    nginx, port = _tool("nginx", "nginx-light"), free_port()
-    file = scratch / "nginx.conf"
-    file.write_text(_NGINX.format(folder=scratch, port=port))
-    with _running(nginx, "-p", scratch, "-c", file) as process:
-        end_s = time.monotonic() + 10
-        while not (scratch / "pid").exists():
-            if process.poll() is not None or time.monotonic() > end_s:
-                raise Unavailable(f"nginx does not start: {(scratch / 'errors').read_text()}")
-            time.sleep(0.01)
-        try:
-            yield port
-        finally:
-            process.send_signal(signal.SIGTERM)  # takes its worker along
-            process.wait()
 
 
 def _sent(load: Load, payload: Payload, **options: Any) -> NDArray[np.void]:
@@ -122,23 +45,12 @@ def _ours(load: Load, payload: Payload) -> Side:
     return side
 
 
-def _h2load(scratch: Path, port: int, *options: str) -> str:
-    body = scratch / "message"
-    body.write_bytes(bytes(4) + bytes([len(_MESSAGE)]) + _MESSAGE)
-    argv = [
-        _tool("h2load", "nghttp2-client"), "-c", "1", "-t", "1", "-m", str(_IN_FLIGHT), *options,
-        "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(body),
-        f"http://127.0.0.1:{port}{PREDICT}",
-    ]  # fmt: skip
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-
-
 def _h2load_calls(scratch: Path, port: int) -> Side:
     def side() -> float:
-        text = _h2load(scratch, port, "-n", str(_CALLS))
+        text = h2load(scratch, port, _IN_FLIGHT, "-n", str(_CALLS))
         if f"{_CALLS} succeeded" not in text:
             raise RuntimeError(text)
-        return _CALLS / float(_found(r"([\d.]+) req/s", text))
+        return _CALLS / float(found(r"([\d.]+) req/s", text))
 
     return side
 
@@ -147,16 +59,10 @@ def _h2load_latencies(scratch: Path, port: int, rate: int, seconds: float) -> ND
     """Return what h2load says requests took, in seconds."""
     log = scratch / "h2load.log"
     log.unlink(missing_ok=True)
-    _h2load(scratch, port, f"--rps={rate}", "-n", str(round(rate * seconds)), f"--log-file={log}")
-    found: NDArray[np.float64] = np.loadtxt(log, usecols=2, ndmin=1) / 1e6
-    return found
-
-
-def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        raise RuntimeError(text)
-    return found[1]
+    asked = (f"--rps={rate}", "-n", str(round(rate * seconds)), f"--log-file={log}")
+    h2load(scratch, port, _IN_FLIGHT, *asked)
+    latencies: NDArray[np.float64] = np.loadtxt(log, usecols=2, ndmin=1) / 1e6
+    return latencies
 
 
 def _due(rate: int, seconds: float) -> NDArray[np.int64]:
@@ -165,18 +71,19 @@ def _due(rate: int, seconds: float) -> NDArray[np.int64]:
 
 @contextmanager
 def _most_grpc(scratch: Path) -> Iterator[Sides]:
-    with _grpc_server(scratch) as (port, _):
+    with grpc_server(scratch) as server:
+        port = server.port
         url, closed = f"grpc://127.0.0.1:{port}", Closed(_IN_FLIGHT, requests=_CALLS)
         yield Sides(
             _h2load_calls(scratch, port),
-            _ours(Load(url, "grpc", closed), _GRPC),
+            _ours(Load(url, "grpc", closed), GRPC),
             {
-                "the harness, 2 processes": _ours(Load(url, "grpc", closed, processes=2), _GRPC),
+                "the harness, 2 processes": _ours(Load(url, "grpc", closed, processes=2), GRPC),
                 "the harness over grpcio": _times(
                     10,
                     _ours(
                         Load(url, "grpc", Closed(_IN_FLIGHT, requests=_CALLS // 10),
-                             sender="grpcio"), _GRPC,
+                             sender="grpcio"), GRPC,
                     ),
                 ),
             },
@@ -190,11 +97,12 @@ def _times(factor: int, side: Side) -> Side:
 
 @contextmanager
 def _median_latency(scratch: Path) -> Iterator[Sides]:
-    with _grpc_server(scratch) as (port, _):
+    with grpc_server(scratch) as server:
+        port = server.port
         load = Load(f"grpc://127.0.0.1:{port}", "grpc", Open(_due(_RATE, _RATE_S)))
 
         def ours() -> float:
-            samples = _sent(load, _GRPC)
+            samples = _sent(load, GRPC)
             return float(np.median(samples["done_ns"] - samples["due_ns"])) / 1e9
 
         yield Sides(
@@ -220,7 +128,7 @@ class _Stalled:
             threads.append(threading.Thread(target=_freeze, args=(self._pid, start_ns, stall_ns)))
             threads[0].start()
 
-        samples = _sent(self._load, _GRPC, started=started)
+        samples = _sent(self._load, GRPC, started=started)
         threads[0].join()
         began_ns, ended_ns = stall_ns
         due_ns = samples["due_ns"]
@@ -244,7 +152,8 @@ def _freeze(pid: int, start_ns: int, stall_ns: list[int]) -> None:
 
 @contextmanager
 def _stall(scratch: Path) -> Iterator[Sides]:
-    with _grpc_server(scratch) as (port, pid):
+    with grpc_server(scratch) as server:
+        port, pid = server.port, server.process.pid
         due = Open(_due(_STALL_RATE, _STALLED_RUN_S))
         stalled = _Stalled(Load(f"grpc://127.0.0.1:{port}", "grpc", due), pid)
 
@@ -265,23 +174,15 @@ def _stall(scratch: Path) -> Iterator[Sides]:
 
 @contextmanager
 def _most_rest(scratch: Path) -> Iterator[Sides]:
-    wrk = _tool("wrk", "wrk")
-    with _rest_server(scratch) as port:
+    with nginx(scratch) as port:
         url = f"http://127.0.0.1:{port}"
-        script = scratch / "post.lua"
-        script.write_text(
-            'wrk.method = "POST"\nwrk.body = "{}"\n'
-            'wrk.headers["Content-Type"] = "application/json"\n'
-        )
-        argv = [wrk, "-t1", f"-c{_IN_FLIGHT}", f"-d{_WRK_S}s", "-s", str(script),
-                url + _REST.path]  # fmt: skip
 
         def theirs() -> float:
-            text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-            return _CALLS / float(_found(r"Requests/sec:\s+([\d.]+)", text))
+            text = wrk(scratch, port, _IN_FLIGHT, _WRK_S)
+            return _CALLS / float(found(r"Requests/sec:\s+([\d.]+)", text))
 
         load = Load(url, "rest", Closed(_IN_FLIGHT, requests=_CALLS))
-        yield Sides(theirs, _ours(load, _REST), notes={"load": f"{_IN_FLIGHT} connections, nginx"})
+        yield Sides(theirs, _ours(load, REST), notes={"load": f"{_IN_FLIGHT} connections, nginx"})
 
 
 def _benchmark(

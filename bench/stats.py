@@ -18,6 +18,7 @@ class Compare(Enum):
     MICROSECONDS = " us"
     COUNT = " requests"
     SPEED = "x"
+    PERCENT = "%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class Goal:
     Attributes:
         limit: the median may be at most this: a factor, seconds with `DIFFERENCE`, microseconds
             with `MICROSECONDS`, a number with `COUNT`; with `SPEED` it must be at least this
-            factor.
-        compare: subject / baseline or subject - baseline in time, or how many times as fast the
-            subject is.
+            factor, with `PERCENT` it may be no farther from zero on either side.
+        compare: subject / baseline or subject - baseline in time, how many times as fast the
+            subject is, or by how many percent it is faster.
         equality: the goal is to be as fast as the baseline, not faster or a known factor slower.
     """
 
@@ -38,11 +39,15 @@ class Goal:
     equality: bool = False
 
     def __str__(self) -> str:
+        if self.compare is Compare.PERCENT:
+            return f"within {self.limit:g}%"
         sign = ">=" if self.compare is Compare.SPEED else "<="
         return f"{sign} {self.limit:g}{self.compare.value}"
 
     def allows(self, value: float) -> bool:
         """Say whether a figure reaches the goal."""
+        if self.compare is Compare.PERCENT:
+            return abs(value) <= self.limit
         return value >= self.limit if self.compare is Compare.SPEED else value <= self.limit
 
 
@@ -71,6 +76,8 @@ def compared(turns: Turns, compare: Compare) -> float:
         return subject - baseline
     if compare is Compare.MICROSECONDS:
         return (subject - baseline) * 1e6
+    if compare is Compare.PERCENT:
+        return (baseline / subject - 1) * 100
     return baseline / subject if compare is Compare.SPEED else subject / baseline
 
 

@@ -42,6 +42,10 @@ class TestRound:
     def test_speed_is_how_many_times_as_fast_the_subject_is(self):
         assert compared(Turns([2.0, 4.0], [1.0, 2.0]), Compare.SPEED) == 2.0
 
+    def test_percent_is_how_much_faster_the_subject_is(self):
+        assert compared(Turns([2.06], [2.0]), Compare.PERCENT) == pytest.approx(3.0)
+        assert compared(Turns([1.94], [2.0]), Compare.PERCENT) == pytest.approx(-3.0)
+
     def test_difference_is_in_seconds_and_may_be_negative(self):
         assert compared(Turns([2.0, 4.0], [1.0, 4.0]), Compare.DIFFERENCE) == -0.5
 
@@ -55,6 +59,13 @@ def test_spread_is_median_minimum_and_maximum(values, median, low, high):
 
 
 class TestVerdict:
+    def test_percent_may_be_too_far_off_on_either_side(self):
+        goal = Goal(3, Compare.PERCENT)
+        assert [verdict(value, goal) for value in (-3.1, -3, 1, 3.1)] == [
+            "missed", "reached", "reached", "missed"
+        ]  # fmt: skip
+        assert str(goal) == "within 3%"
+
     def test_speed_may_not_fall_below_its_limit(self):
         goal = Goal(0.8, Compare.SPEED)
         assert [verdict(value, goal) for value in (0.79, 0.8, 1.2)] == [
