@@ -28,10 +28,9 @@ demo: $(VENV)/.embedded  ## Train, push, serve, predict and swap, from nothing
 	$(BIN)/python examples/digits/demo.py
 
 .PHONY: examples
-examples: $(VENV)/.embedded  ## Run all examples, one after the other
-	@set -e; for example in examples/digits/demo.py examples/*/run.py; do \
-	  echo "\n== $$example"; $(BIN)/python $$example; \
-	done
+examples: $(VENV)/.embedded  ## Run all examples, and say how long each takes
+	@rm -rf build/examples
+	$(BIN)/python examples/run_all.py --keep build/examples
 
 .PHONY: setup
 setup: $(VENV)/.dev  ## Set up everything for development
@@ -55,15 +54,17 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 	$(BIN)/ruff format .
 
 .PHONY: check
-check: lint types protos-check test demo  ## All that CI runs
+check: lint types protos-check examples  ## All that CI runs; the tests look at what the examples printed
+	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 .PHONY: torture
-torture: $(VENV)/.dev  ## Kill, fail and cut off pushes and swaps everywhere; takes long
-	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py $(ARGS)
+torture: $(VENV)/.dev  ## Break pushes and swaps everywhere, and measure stalls at length; takes long
+	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py \
+	  tests/integration/test_perf_honesty.py tests/integration/test_perf_quantiles.py $(ARGS)
 
 .PHONY: protos
 protos: $(VENV)/.dev  ## Make the protobuf schema from the official packages, and the example's
@@ -78,6 +79,10 @@ protos-check: $(VENV)/.dev  ## Compare both with what would be made now
 .PHONY: docs
 docs: $(VENV)/.dev  ## Generate the reference pages in docs/
 	$(BIN)/python docs/generate.py
+
+.PHONY: tutorials
+tutorials: $(VENV)/.dev  ## Paste what the tutorials' commands print into them
+	TFKIT_PASTE=1 $(BIN)/python -m pytest tests/system/test_tutorials.py
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
@@ -96,8 +101,12 @@ bench-client: $(VENV)/.dev  ## Run the benchmarks of the clients alone (C1 to C5
 	$(BIN)/python -m bench --only C
 
 .PHONY: bench-perf
-bench-perf: $(VENV)/.dev  ## Run the benchmarks of the load harness alone (P1 to P4)
+bench-perf: $(VENV)/.dev  ## Run the benchmarks of the load harness alone (P1 to P6)
 	$(BIN)/python -m bench --only P
+
+.PHONY: bench-tune
+bench-tune: $(VENV)/.dev  ## Tune two models against the server's default batching; twenty minutes
+	$(BIN)/python -m bench.tune
 
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## Build the wheel into dist/

@@ -1,4 +1,4 @@
-"""What a user has: a trained model, a picture, an installed tfkit."""
+"""What a user has: a checkout, a trained model, a picture, an installed tfkit."""
 
 import os
 import shutil
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.shell import Shell
+from tests.system.shell import ROOT, Shell
 
-ROOT = Path(__file__).parents[2]
+# What the pages' commands use of a checkout.
+_PARTS = ("data", "docs", "examples")
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,43 @@ def shell(tmp_path, trained, shell_env):
     made = Shell(tmp_path, shell_env)
     yield made
     made.run(["tfkit", "stop", "--all"])
+
+
+@pytest.fixture(scope="session")
+def printed_by(tmp_path_factory):
+    """The file with what an example printed: what `make examples` kept, else it is run, once."""
+    pytest.importorskip("tensorflow")
+    given = os.environ.get("TFKIT_EXAMPLES")
+    folder = Path(given) if given else tmp_path_factory.mktemp("examples")
+
+    def printed(name: str) -> Path:
+        file = folder / f"{name}.txt"
+        if not file.exists():
+            command = [sys.executable, ROOT / "examples" / "run_all.py", name, "--keep", folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return file
+
+    return printed
+
+
+@pytest.fixture
+def checkout(tmp_path, shell_env, printed_by):
+    """A shell in a copy of what a clone of the repository would hold."""
+    folder = tmp_path / "tfkit"
+    for name in _tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    made = Shell(folder, shell_env, example=printed_by)
+    yield made
+    made.run(["tfkit", "stop", "--all"])
+
+
+def _tracked() -> list[str]:
+    """Return the files that git has, or is not told to ignore; all of them outside a clone."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *_PARTS]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+    found = [path for part in _PARTS for path in (ROOT / part).rglob("*") if path.is_file()]
+    return [str(path.relative_to(ROOT)) for path in found]

@@ -1,23 +1,11 @@
-"""Runs an example as a newcomer does, and holds its README against what it shows."""
+"""What an example printed, held against its README."""
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-from tests.system.shell import blocks
+from tests.system.shell import ROOT, blocks
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-
-
-def run_example(name, *options):
-    """Run an example's run.py from nowhere in particular and return what it printed."""
-    command = [sys.executable, EXAMPLES / name / "run.py", *options]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def assert_readme_shows(name, printed):

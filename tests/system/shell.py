@@ -5,7 +5,12 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parents[2]
+_EXAMPLE = re.compile(r"^python examples/(\w+)/run\.py *(?:#.*)?$", re.MULTILINE)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -18,10 +23,18 @@ def commands(text: str) -> list[list[str]]:
 
 
 class Shell:
-    """Runs commands as typed; what the README calls some-host is the server that runs here."""
+    """Runs commands as typed; what the README calls some-host is the server that runs here.
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
-        self.folder, self.env = folder, env
+    Args:
+        folder: where they run.
+        env: their environment.
+        example: returns the file with what an example's run printed; None runs it again.
+    """
+
+    def __init__(
+        self, folder: Path, env: dict[str, str], example: Callable[[str], Path] | None = None
+    ) -> None:
+        self.folder, self.env, self.example = folder, env, example
 
     def run(self, argv: list[str]) -> str:
         argv = [part.replace("grpc://some-host:8500", "URL") for part in argv]
@@ -32,6 +45,21 @@ class Shell:
         )
         assert done.returncode == 0, f"{shlex.join(argv)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def typed(self, argv: list[str]) -> str:
+        """Run a block as if the usual ports were used, and return what it would print then."""
+        *how, code = argv
+        for port, api in (("8500", "grpc"), ("8501", "rest")):
+            if f"localhost:{port}" in code:
+                here = urlsplit(self.server()[api]).netloc
+                code = code.replace(f"localhost:{port}", here)
+        if self.example is not None:
+            code = _EXAMPLE.sub(lambda found: f"cat {self.example(found[1])}", code)
+        printed = self.run([*how, code])
+        for path in (self.folder, self.folder.resolve(), ROOT):
+            printed = printed.replace(f"{path}/", "")
+        printed = re.sub(r"(grpc://[\w.]+):\d+", r"\1:8500", printed)
+        return re.sub(r"(http://[\w.]+):\d+", r"\1:8501", printed)
 
     def run_until_ready_then_interrupt(self, argv: list[str]) -> None:
         process = subprocess.Popen(

@@ -1,11 +1,12 @@
 """examples/classification_service: a gRPC service of one's own in front of a served model."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.system.example import EXAMPLES, assert_readme_shows, run_example
+from tests.system.example import EXAMPLES, assert_readme_shows
 from tfserve_kit import render
 
 NAME = "classification_service"
@@ -34,10 +35,15 @@ def deployment_of(monkeypatch, base_path):
         del sys.modules[module]
 
 
-def test_run_prints_the_label_and_refuses_what_cannot_be_queued():
-    printed = run_example(NAME)
+def test_run_prints_sorted_scores_and_refuses_what_cannot_be_queued(printed_by):
+    printed = printed_by(NAME).read_text("utf-8")
     assert_readme_shows(NAME, printed)
-    assert "digit-3.jpg: label 3, " in printed
+    table = printed.partition("CLASS  LABEL  SCORE\n")[2].splitlines()[:11]
+    indices, labels, scores = zip(*(line.split() for line in table[:10]), strict=True)
+    assert (indices[0], labels[0]) == ("3", "3")
+    assert sorted(map(int, indices)) == list(range(10))
+    assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
+    assert re.fullmatch(r"digit-3.jpg: label 3, \d+\.\d ms", table[10])
     assert "UNAVAILABLE" in printed
     assert printed.endswith("The service works.\n")
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.system.example import assert_readme_shows, run_example
+from tests.system.example import assert_readme_shows
 
 NAME = "inceptionv3_end_to_end"
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 
 
-def test_both_protocols_tell_the_same_signatures_and_label():
-    printed = run_example(NAME)
+def test_both_protocols_tell_the_same_signatures_and_label(printed_by):
+    printed = printed_by(NAME).read_text("utf-8")
     assert_readme_shows(NAME, printed)
     assert "tf_serving_warmup_requests: 1 request" in printed
     assert "The signatures are equal." in printed

@@ -1,39 +1,30 @@
-"""The tutorial's commands, run word for word from its first chapter to its last."""
-
-import sys
-from pathlib import Path
+"""The tutorial, run word for word from its first chapter to its last, with what it shows."""
 
 import pytest
 
-from tests.system.shell import Shell, blocks, commands
+from tests.system import pages
+from tests.system.shell import ROOT
 
-ROOT = Path(__file__).parents[2]
-CHAPTERS = sorted((ROOT / "docs" / "tutorials").glob("0[1-4]-*.md"))
+CHAPTERS = sorted((ROOT / "docs" / "tutorials").glob("0*.md"))
+EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/README.md"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 
 
-@pytest.fixture
-def checkout(tmp_path, shell_env):
-    """A shell in a folder that has the examples."""
-    pytest.importorskip("tensorflow")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    made = Shell(tmp_path, shell_env)
-    yield made
-    made.run(["tfkit", "stop", "--all"])
-
-
-def test_commands_from_pictures_to_a_replaced_model_work_in_order(checkout):
-    assert len(CHAPTERS) == 4
+def test_chapters_work_in_order_and_show_what_is_printed(checkout):
     for chapter in CHAPTERS:
-        text = chapter.read_text("utf-8")
-        for argv in commands(text):
-            checkout.run(argv)
-        for code in blocks(text, "python"):
-            here = code.replace("grpc://localhost:8500", checkout.server()["grpc"])
-            assert checkout.run([sys.executable, "-c", here]).startswith("[b'")
+        pages.run(chapter, checkout)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_chapter_is_short(chapter):
-    assert len(chapter.read_text("utf-8").splitlines()) <= 60
+def test_chapter_is_short_and_leads_to_the_next(chapter):
+    text = chapter.read_text("utf-8")
+    assert len(text.splitlines()) <= 80
+    assert text.startswith(f"# {int(chapter.stem[:2])}. ")
+    after = CHAPTERS[CHAPTERS.index(chapter) + 1 :]
+    assert not after or f"]({after[0].name})" in text.splitlines()[-1]
+
+
+def test_the_path_tells_all_examples():
+    told = "".join(chapter.read_text("utf-8") for chapter in CHAPTERS)
+    assert [name for name in EXAMPLES if f"examples/{name}" not in told] == []
