@@ -84,19 +84,23 @@ def _find_max(bench: "Bench", work: "Workload", slo: "Gate", asked: Asked) -> "_
     q = float(slo.name[1:]) / 100 if slo.name[0] == "p" else 0.5
     enough = 2 * intervals.needed(q)  # a warm-up may take half of them
 
-    def holds(rate: float) -> bool:
-        if bench.stop is not None and bench.stop.is_set():
-            return False
+    def holds(rate: float) -> bool | None:
         duration_s = max(asked.duration_s, enough / rate)
         runs.extend(_measured(bench, [replace(work, rate=rate, duration_s=duration_s)]))
-        return keeps(slo, runs[-1].summary)
+        if bench.stop is not None and bench.stop.is_set():
+            return None
+        return None if _are_useless(runs) else keeps(slo, runs[-1].summary)
 
     rate, trials = search.find_max(holds, start=asked.rate or _FIRST_RATE)
-    real = trials[: len(runs)]
-    if len(real) < len(trials):  # ended by Ctrl-C
-        rate = search.highest(real)
-    best = [run for run, trial in zip(runs, real, strict=True) if trial.rate == rate and trial.held]
-    return _Found(rate, runs, best[-1:], [trial.held for trial in real])
+    pairs = zip(runs, trials, strict=False)  # the last run may not count
+    best = [run for run, trial in pairs if trial.held and trial.rate == rate]
+    held = [trial.held for trial in trials] + [False] * (len(runs) - len(trials))
+    return _Found(rate, runs, best[-1:], held)
+
+
+def _are_useless(runs: Sequence["Named"]) -> bool:
+    """Say whether it makes no sense to go on: a generator that lags twice lags at any rate."""
+    return len(runs) > 1 and all(each.summary.invalid for each in runs[-2:])
 
 
 def _finish(found: "_Found", gates: Sequence["Gate"], asked: Asked, *, as_json: bool) -> int:
@@ -123,7 +127,9 @@ def _search_text(found: "_Found", slo: str) -> str:
         for each, held in zip(found.runs, found.held, strict=True)
     ]
     if not found.rate:
-        return f"{report.as_sweep(tried)}\n\nno rate that was tried kept {slo}"
+        last = found.runs[-1].summary
+        why = f"; INVALID: {last.invalid} ({last.remedy})" if last.invalid else ""
+        return f"{report.as_sweep(tried)}\n\nno rate that was tried kept {slo}{why}"
     best = report.as_text(found.judged[-1].summary, found.judged[-1].run)
     return f"{report.as_sweep(tried)}\n\n{found.rate:g}/s is the highest rate with {slo}\n\n{best}"
 

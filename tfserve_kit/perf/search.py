@@ -21,7 +21,7 @@ class Trial:
 
 
 def find_max(
-    holds: Callable[[float], bool],
+    holds: Callable[[float], bool | None],
     *,
     start: float,
     precision: float = 0.05,
@@ -36,7 +36,8 @@ def find_max(
     `confirmations` times more: where it does not, it was luck, and the search goes on below it.
 
     Args:
-        holds: tries a rate, in requests per second.
+        holds: tries a rate, in requests per second; None if that could not be done, which ends
+            the search.
         start: the first rate.
         precision: how far the answer may lie below a rate that failed, as a share.
         confirmations: how often the answer is tried again.
@@ -45,24 +46,14 @@ def find_max(
 
     Returns:
         The rate, 0.0 if none held every time; and the trials in order. Where there were too many of
-        them, the rate is the highest that never failed, and may not have been confirmed.
+        them, or the search was ended, the rate is the highest that never failed, and may not have
+        been confirmed.
     """
-    trials: list[Trial] = []
-
-    def held(rate: float) -> bool:
-        trials.append(Trial(rate, holds(rate)))
-        return trials[-1].held
-
-    low, high = _bracket(held, start, growth, most_trials - 1)
-    while low >= start / growth**_MOST_STEPS_DOWN and len(trials) < most_trials:
-        if high is not None and high > low * (1 + precision):
-            middle = (low + high) / 2
-            low, high = (middle, high) if held(middle) else (low, middle)
-        elif all(held(low) for _ in range(confirmations)):
-            return low, trials
-        else:
-            low, high = _below(low, trials), low
-    return highest(trials), trials
+    search = _Search(holds, growth, most_trials)
+    try:
+        return search.settled(start, precision, confirmations), search.trials
+    except _Ended:
+        return highest(search.trials), search.trials
 
 
 def highest(trials: list[Trial]) -> float:
@@ -71,23 +62,49 @@ def highest(trials: list[Trial]) -> float:
     return max((trial.rate for trial in trials if trial.rate not in failed), default=0.0)
 
 
-def _bracket(
-    held: Callable[[float], bool], rate: float, growth: float, most: int
-) -> tuple[float, float | None]:
-    """Return a rate that held and, if any, one above it that did not; at most so many more."""
-    if held(rate):
-        for _ in range(most):
-            if not held(growth * rate):
-                return rate, growth * rate
-            rate *= growth
-        return rate, None
-    for _ in range(min(most, _MOST_STEPS_DOWN)):
-        if held(rate / growth):
-            return rate / growth, rate
-        rate /= growth
-    return 0.0, rate
+class _Ended(Exception):
+    """There is nothing more to try, or there were enough trials."""
 
 
-def _below(rate: float, trials: list[Trial]) -> float:
-    """Return the next lower rate that never failed, or half the rate where there is none."""
-    return highest([trial for trial in trials if trial.rate < rate]) or rate / 2
+class _Search:
+    """One search; its methods raise `_Ended`."""
+
+    def __init__(self, holds: Callable[[float], bool | None], growth: float, most: int) -> None:
+        self._holds, self._growth, self._most = holds, growth, most
+        self.trials: list[Trial] = []
+
+    def settled(self, start: float, precision: float, confirmations: int) -> float:
+        """Return the highest rate that holds, each time it is tried."""
+        low, high = self._bracket(start)
+        while low >= start / self._growth**_MOST_STEPS_DOWN:
+            if high > low * (1 + precision):
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._held(middle) else (low, middle)
+            elif all(self._held(low) for _ in range(confirmations)):
+                return low
+            else:
+                low, high = self._below(low), low
+        return highest(self.trials)
+
+    def _held(self, rate: float) -> bool:
+        answer = self._holds(rate) if len(self.trials) < self._most else None
+        if answer is None:
+            raise _Ended
+        self.trials.append(Trial(rate, answer))
+        return answer
+
+    def _bracket(self, rate: float) -> tuple[float, float]:
+        """Return a rate that held and one above it that did not; 0 where none held."""
+        if self._held(rate):
+            while self._held(self._growth * rate):
+                rate *= self._growth
+            return rate, self._growth * rate
+        for _ in range(_MOST_STEPS_DOWN):
+            if self._held(rate / self._growth):
+                return rate / self._growth, rate
+            rate /= self._growth
+        return 0.0, rate
+
+    def _below(self, rate: float) -> float:
+        """Return the next lower rate that never failed, or half the rate where there is none."""
+        return highest([trial for trial in self.trials if trial.rate < rate]) or rate / 2

@@ -93,7 +93,7 @@ class Goal(Protocol):
         Args:
             measure: sends so many requests per second.
             best: the best value so far; settings that surely are worse are given up early.
-            start: a rate that may be right, where there is no best value yet.
+            start: the rate to begin with, where a rate is looked for.
         """
 
     def again(self, measure: Measure, near: float) -> float:
@@ -134,19 +134,21 @@ class HighestRate:
         return self.slo.limit
 
     def score(self, measure: Measure, best: float | None, start: float) -> Score:
-        """Look for the highest rate, from the best one on that is known."""
+        """Look for the highest rate."""
         points: list[Point] = []
 
-        def holds(rate: float) -> bool:
+        def holds(rate: float) -> bool | None:
             summary = measure(rate)
             points.append(Point.of(summary, self.quantile, held=keeps(self.slo, summary)))
+            if all(each.invalid for each in points[-2:]) and len(points) > 1:
+                return None  # a generator that lags twice lags at any rate
             if best is not None and not points[-1].held and rate <= _HOPELESS * best:
                 raise _Beaten
             return points[-1].held
 
         try:
             rate, _ = search.find_max(
-                holds, start=best or start, precision=_PRECISION, confirmations=0,
+                holds, start=start, precision=_PRECISION, confirmations=0,
                 most_trials=_MOST_RUNS, growth=_GROWTH,
             )  # fmt: skip
         except _Beaten:

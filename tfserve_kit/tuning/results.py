@@ -126,7 +126,14 @@ def _edge(edge: list[tuple[int, Point]]) -> list[str]:
 def _verdict(tuned: Tuned) -> list[str]:
     winner, proof, goal = tuned.winner, tuned.proof, tuned.goal
     if winner is None:
-        return ["No settings that were tried keep this."]
+        runs = [point for each in tuned.tried for point in each.points]
+        nothing_known = runs and all(point.invalid for point in runs)
+        what = (
+            "Nothing could be measured."
+            if nothing_known
+            else "No settings that were tried keep this."
+        )
+        return [what]
     if winner.number == DEFAULT:
         return ["The server's default batching was the best of all."]
     if proof is None:

@@ -116,7 +116,9 @@ class _Search:
                 return
             self._say(f"candidate {count + 1} of {trials}", tried.candidate)
             try:
-                self._study.tell(tried, self._score(tried.candidate))
+                best = self.best()
+                value = self._value(best) if best else None
+                self._study.tell(tried, self._score(tried.candidate, value, value))
             except ServerFailed as error:
                 if tried.number == DEFAULT:
                     raise
@@ -127,7 +129,8 @@ class _Search:
         for tried in self._ranked()[:finalists]:
             if len(tried.scores) == 1:
                 self._say("once more", tried.candidate)
-                self._study.tell(tried, self._score(tried.candidate))
+                # To the end this time, also if it is worse than it seemed.
+                self._study.tell(tried, self._score(tried.candidate, None, self._value(tried)))
         return self.best()
 
     def prove(self, winner: Tried, rounds: int) -> Proof | None:
@@ -158,11 +161,9 @@ class _Search:
         first, second = values[::-1] if flipped else values
         return first, second
 
-    def _score(self, candidate: Candidate) -> Score:
-        best = self.best()
+    def _score(self, candidate: Candidate, best: float | None, near: float | None) -> Score:
         with self._bed.serving(candidate) as running:
-            value = self._value(best) if best else None
-            return self._goal.score(running.measure, value, running.start_rate)
+            return self._goal.score(running.measure, best, near or running.start_rate)
 
     def _value(self, tried: Tried) -> float | None:
         return tried.value(self._goal.direction)

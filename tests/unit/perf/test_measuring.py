@@ -154,6 +154,16 @@ class TestSearch:
         assert found == 0
         assert [trial.rate for trial in trials] == [10 / 2**n for n in range(7)]
 
+    def test_none_ends_it_with_the_highest_rate_that_held(self):
+        answers = iter([True, True, False, None])
+        found, trials = search.find_max(lambda _: next(answers), start=10)
+        assert found == 20
+        assert [trial.rate for trial in trials] == [10, 20, 40]
+
+    def test_grows_and_shrinks_by_the_factor_it_is_given(self):
+        _, trials = search.find_max(lambda _: False, start=9, growth=3)
+        assert [trial.rate for trial in trials[:3]] == [9, 3, 1]
+
     def test_ends_where_every_rate_holds(self):
         found, trials = search.find_max(lambda _: True, start=10, most_trials=12)
         assert found >= 10 * 2**10

@@ -123,7 +123,12 @@ class TestText:
         late = Point(10, 0.1, held=False, invalid="the generator was late")
         text = results.as_text(Tuned(GOAL, (tried(0, late, value=None),), None, None))
         assert "1 of 1 runs count as failed, being INVALID: the generator was late" in text
-        assert "never" in text and text.endswith("No settings that were tried keep this.")
+        assert "never" in text and text.endswith("Nothing could be measured.")
+
+    def test_says_where_nothing_keeps_the_limit(self):
+        slow = Point(10, 0.1, held=False)
+        text = results.as_text(Tuned(GOAL, (tried(0, slow, value=None),), None, None))
+        assert text.endswith("No settings that were tried keep this.")
 
     @pytest.mark.parametrize(
         ("each", "word"),

@@ -134,3 +134,15 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot keep a search in"):
         tune(Bed(small_batches_are_best), GOAL, SPACE, Effort(tmp_path / "file" / "tuned"))
+
+
+def test_luck_does_not_win(effort):
+    quick = iter([0.001])
+
+    def service_s(candidate):
+        return next(quick, 0.02) if candidate.batching is None else 0.004
+
+    tuned = tune(Bed(service_s), GOAL, SPACE, effort(trials=2))
+    assert tuned.winner.number == DEFAULT
+    lucky = tuned.tried[1]
+    assert lucky.value("maximize") == lucky.scores[1].value < lucky.scores[0].value / 5
