@@ -18,7 +18,7 @@ _DIGITS = _ROOT / "examples" / "digits" / "train.py"
 # By model: what makes it, before and after the folder, and the limit to find a rate under.
 _MODELS: dict[str, tuple[list[str], list[str], str]] = {
     "digits": ([str(_DIGITS), "--out"], [], "p99=20ms"),
-    "mobilenet": (["-m", "bench.savedmodel"], ["MobileNetV2"], "p95=150ms"),
+    "mobilenet": (["-m", "bench.savedmodel"], ["MobileNetV2"], "p95=250ms"),
 }
 
 

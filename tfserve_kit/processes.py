@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
+_LOW_PRIORITY = 10  # a tenth of the weight of others, as long as there are others
+
 
 def host() -> str:
     """Return where pids mean what they mean here: this machine, and its namespace of pids."""
@@ -39,3 +41,20 @@ def alive(pid: int, started_s: float) -> "psutil.Process | None":
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def give_way(pid: int) -> None:
+    """Let others go first where a process and they want the same processor; cannot be undone.
+
+    Args:
+        pid: a process of one's own; its children and all its threads follow. One that has ended is
+            passed over.
+    """
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            for thread in process.threads():
+                with suppress(OSError):  # it has ended; or threads have no priority of their own
+                    os.setpriority(os.PRIO_PROCESS, thread.id, _LOW_PRIORITY)

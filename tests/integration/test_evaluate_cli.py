@@ -128,6 +128,14 @@ def test_predictions_hold_label_score_and_path(evaluate, folder, tmp_path):
     assert ["red", "blue", "255", str(folder / "red" / "wrong.png"), "red", "255"] in rows
 
 
+def test_each_shows_label_score_and_path_before_the_summary(evaluate, folder):
+    done = evaluate(folder, "--version", 1, "--each")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert f"blue 255 {folder / 'red' / 'wrong.png'}" in lines[:10]
+    assert lines[10] == "" and any("error rate" in line.lower() for line in lines[11:])
+
+
 def test_report_shows_the_mistakes(evaluate, folder, tmp_path):
     done = evaluate(folder, "--version", 1, "--report", tmp_path / "page.html")
     assert done.code == 0, done.err

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -72,6 +72,8 @@ _file = click.Path(path_type=Path)
               help="Write a page with tables and the worst mistakes as HTML.")  # fmt: skip
 @click.option("--predictions", "predictions_file", type=_file, metavar="FILE",
               help="Write true class, predicted class, score and path as CSV.")  # fmt: skip
+@click.option("--each", "show_each", is_flag=True,
+              help="Show label, score and path of each example, too.")  # fmt: skip
 @json_option
 def command(
     data: tuple[Path, ...],
@@ -94,6 +96,7 @@ def command(
     max_worse: float | None,
     page_file: Path | None,
     predictions_file: Path | None,
+    show_each: bool,
     as_json: bool,
 ) -> int:
     """Measure how good a model is on labelled examples.
@@ -131,8 +134,13 @@ def command(
         _write_page(page_file, found, done, dataset)
     if predictions_file:
         _write_predictions(predictions_file, done)
-    shown = {**report.as_data(found), "missed_gates": missed}
-    output.result("evaluation", shown, as_json=as_json, text=report.as_text(found))
+    shown, text = {**report.as_data(found), "missed_gates": missed}, report.as_text(found)
+    if show_each:
+        rows = _predictions(done)
+        shown["predictions"] = rows
+        lines = [f"{each['label']} {each['score']:.6g} {each['path']}" for each in rows]
+        text = "\n".join([*lines, "", text])
+    output.result("evaluation", shown, as_json=as_json, text=text)
     return _exit_code(found.failed, missed)
 
 
@@ -204,6 +212,19 @@ def _write_predictions(file: Path, done: "Run") -> None:
             true = done.outcomes[0].subject.classes.name(answer.true)
             also = [_prediction(o.get(answer.index), done, 1) for o in others]
             writer.writerow([true, *row, answer.name, *(cell for each in also for cell in each)])
+
+
+def _predictions(done: "Run") -> list[dict[str, Any]]:
+    """Return what was predicted for each example that was answered, in the order of the data."""
+    first = done.outcomes[0]
+    return [
+        {
+            "label": first.subject.classes.name(each.predicted),
+            "score": float(each.score),
+            "path": each.name,
+        }
+        for each in first.answers
+    ]
 
 
 def _prediction(answer: "Answer | None", done: "Run", place: int) -> tuple[str, str]:

@@ -110,15 +110,22 @@ class Space:
     def first(self) -> list[dict[str, Value]]:
         """Return what is tried before anything else.
 
-        The server's default batching; no batching; and one thread that runs batches, which leaves
-        all processors to each batch and lets the next one gather meanwhile.
+        The server's default batching, and no batching. One thread that runs batches, which leaves
+        all processors to each and lets the next one gather meanwhile; and the opposite: many
+        threads that run small batches, each on one processor.
         """
         unset: dict[str, Value] = dict.fromkeys(self._flag_names(), 0)
         default = {
             name: self.cpus if value is None else value for name, value in _SERVER_DEFAULTS.items()
         }
         by_default = {BATCHING: True, "sizes": "any", **default, **unset}
-        return [by_default, {BATCHING: False, **unset}, by_default | {"num_batch_threads": 1}]
+        narrow = {"num_batch_threads": 2 * self.cpus, "tensorflow_intra_op_parallelism": 1}
+        return [
+            by_default,
+            {BATCHING: False, **unset},
+            by_default | {"num_batch_threads": 1},
+            by_default | narrow | {"max_batch_size": 4 * self.rows},
+        ]
 
     def _flag_names(self) -> tuple[str, ...]:
         return (*_THREAD_FLAGS, _FRONT_FLAG[self.protocol])

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tfserve_kit import launch
+from tfserve_kit import launch, processes
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.engines.base import Engine
+from tfserve_kit.engines.records import Record
 from tfserve_kit.perf import intervals, sending, stats
 from tfserve_kit.perf.measuring import Bench
 from tfserve_kit.perf.preparing import Preparer
@@ -67,6 +68,9 @@ class Testbed:
         todo = varied.model_copy(update={"server": server})
         handle = launch.start(todo, self.engine, templates=self.templates, clock=self.clock)
         try:
+            # Callers have processors of their own; a server at its limit must not delay ours.
+            if (record := Record.read(handle.home)) and record.pid:
+                processes.give_way(record.pid)
             url = getattr(handle.endpoints, self.work.protocol)
             bench = Bench(
                 self.requests.prepare(url).payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop

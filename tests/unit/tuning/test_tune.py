@@ -145,4 +145,4 @@ def test_luck_does_not_win(effort):
     tuned = tune(Bed(service_s), GOAL, SPACE, effort(trials=2))
     assert tuned.winner.number == DEFAULT
     lucky = tuned.tried[1]
-    assert lucky.value("maximize") == lucky.scores[1].value < lucky.scores[0].value / 5
+    assert lucky.scores[0].value > 700 and lucky.value("maximize") is None

@@ -15,7 +15,9 @@ from tfserve_kit.errors import ServerUnreachable
 Buffer = bytes | memoryview
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
-_READ_BYTES = 1 << 16
+# A little at a time lets new requests go out while other answers still wait here; whoever fills it
+# gets more.
+_LEAST_READ_BYTES, _MOST_READ_BYTES = 1 << 11, 1 << 16
 _MOST_PIECES = 512  # of one system call; Linux takes 1,024
 # epoll counts in milliseconds and rounds up; what is left after it is waited for with select.
 _COARSE_S = 0.004
@@ -87,6 +89,7 @@ class Link:
         self.is_open = False
         self._readiness = readiness
         self._backlog: list[Buffer] = []
+        self._read_bytes = _LEAST_READ_BYTES
         family, where = address
         plain = socket.socket(family, socket.SOCK_STREAM)
         plain.setblocking(False)
@@ -184,11 +187,15 @@ class Link:
             OSError: the connection is broken.
         """
         try:
-            data = self.socket.recv(_READ_BYTES)
+            data = self.socket.recv(self._read_bytes)
             while self._tls is not None and self.socket.pending():  # type: ignore[attr-defined]
-                data += self.socket.recv(_READ_BYTES)
+                data += self.socket.recv(_MOST_READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
+        if len(data) < self._read_bytes:
+            self._read_bytes = _LEAST_READ_BYTES
+        else:
+            self._read_bytes = min(4 * self._read_bytes, _MOST_READ_BYTES)
         return data
 
     def close(self) -> None:
