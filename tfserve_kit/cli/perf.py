@@ -85,10 +85,10 @@ def _find_max(bench: "Bench", work: "Workload", slo: "Gate", asked: Asked) -> "_
     enough = 2 * intervals.needed(q)  # a warm-up may take half of them
 
     def holds(rate: float) -> bool | None:
-        duration_s = max(asked.duration_s, enough / rate)
-        runs.extend(_measured(bench, [replace(work, rate=rate, duration_s=duration_s)]))
         if bench.stop is not None and bench.stop.is_set():
             return None
+        duration_s = max(asked.duration_s, enough / rate)
+        runs.extend(_measured(bench, [replace(work, rate=rate, duration_s=duration_s)]))
         return None if _are_useless(runs) else keeps(slo, runs[-1].summary)
 
     rate, trials = search.find_max(holds, start=asked.rate or _FIRST_RATE)

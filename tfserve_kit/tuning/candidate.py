@@ -25,6 +25,7 @@ _FRONT_FLAG = {"grpc": "grpc_max_threads", "rest": "rest_api_num_threads"}
 _MOST_DOUBLINGS = 7
 _TIMEOUTS_MICROS = (0, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 _LEAST_FRONT_THREADS = 64
+_SMALL_BATCH = 4
 
 Value = bool | int | str
 Params = Mapping[str, Value]
@@ -84,7 +85,7 @@ class Space:
         counts = _rising(1, 2, self.cpus // 2, self.cpus, 2 * self.cpus)
         return {
             BATCHING: (True, False),
-            "max_batch_size": _rising(*largest, 1000),
+            "max_batch_size": _rising(*largest, max(_SMALL_BATCH, self.rows), 1000),
             "batch_timeout_micros": tuple(t for t in _TIMEOUTS_MICROS if t <= most_micros),
             "max_enqueued_batches": (10, 100),
             "num_batch_threads": counts,
@@ -124,7 +125,7 @@ class Space:
             by_default,
             {BATCHING: False, **unset},
             by_default | {"num_batch_threads": 1},
-            by_default | narrow | {"max_batch_size": 4 * self.rows},
+            by_default | narrow | {"max_batch_size": max(_SMALL_BATCH, self.rows)},
         ]
 
     def _flag_names(self) -> tuple[str, ...]:
