@@ -17,11 +17,11 @@ _ROOT = Path(__file__).resolve().parents[1]
 _DIGITS = _ROOT / "examples" / "digits" / "train.py"
 # By model: what makes it, before and after the folder, and what is asked of the search.
 _MODELS: dict[str, tuple[list[str], list[str], list[str]]] = {
-    "digits": ([str(_DIGITS), "--out"], [], ["--slo", "p99=20ms", "--trials", "12"]),
+    "digits": ([str(_DIGITS), "--out"], [], ["--slo", "p99=20ms", "--trials", "8"]),
     "mobilenet": (
         ["-m", "bench.savedmodel"],
         ["MobileNetV2"],
-        ["--slo", "p90=1s", "--trials", "8", "--batch", "4"],
+        ["--slo", "p90=1s", "--trials", "6", "--batch", "4"],
     ),
 }
 

@@ -3,6 +3,7 @@
 import os
 import platform
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def give_way(pid: int) -> None:
     """Let others go first where a process and they want the same processor; cannot be undone.
 
     Args:
-        pid: a process of one's own; its children and all its threads follow. One that has ended is
-            passed over.
+        pid: a process of one's own, in a session of its own; its children and all its threads
+            follow. One that has ended is passed over.
     """
     import psutil
 
@@ -58,3 +59,8 @@ def give_way(pid: int) -> None:
             for thread in process.threads():
                 with suppress(OSError):  # it has ended; or threads have no priority of their own
                     os.setpriority(os.PRIO_PROCESS, thread.id, _LOW_PRIORITY)
+            # Linux may weigh whole sessions against each other, and threads only within one.
+            with suppress(OSError):
+                if os.getsid(process.pid) == os.getsid(0):
+                    continue
+                Path(f"/proc/{process.pid}/autogroup").write_text(str(_LOW_PRIORITY), "ascii")
