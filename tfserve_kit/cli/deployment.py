@@ -24,6 +24,19 @@ def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what runs it."""
+    for option in (
+        click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE",
+                     help="Image for the Docker engine; tensorflow/serving if not given."),
+        click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+                     help="tensorflow_model_server for the native engine."),
+        click.option("--engine", metavar="auto|docker|native|embedded", help="What runs it."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def load(config: Path | None, models: Sequence[str], **sections: Mapping[str, Any]) -> spec.Spec:
     """Return the deployment that the options describe.
 

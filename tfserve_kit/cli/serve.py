@@ -23,11 +23,7 @@ _LOOK_S = 0.2
 @click.command("serve")
 @deployment.deployment_options
 @click.option("--name", help="Name of the server.")
-@click.option("--engine", metavar="auto|docker|native|embedded", help="What runs it.")
-@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
-              help="tensorflow_model_server for the native engine.")  # fmt: skip
-@click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE",
-              help="Image for the Docker engine; tensorflow/serving if not given.")  # fmt: skip
+@deployment.engine_options
 @click.option("--pull", metavar="missing|always|never", help="When that image is pulled.")
 @click.option("--gpu", metavar="all|N|device=IDS", help="GPUs for the container.")
 @click.option("--host", help="Address to listen on.")

@@ -47,10 +47,7 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc", show_default=True)
 @click.option("--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson",
               show_default=True, help="Spacing of requests.")  # fmt: skip
-@click.option("--engine", metavar="auto|docker|native|embedded", help="What runs the servers.")
-@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
-              help="tensorflow_model_server for the native engine.")  # fmt: skip
-@click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE", help="Image for the Docker engine.")
+@deployment.engine_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of what is drawn.")  # fmt: skip
 @json_option

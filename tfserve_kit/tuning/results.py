@@ -94,8 +94,12 @@ def as_text(tuned: Tuned) -> str:
     return "\n".join([*parts, *_doubts(tuned), "", *_verdict(tuned)])
 
 
+def _runs(tuned: Tuned) -> list[Point]:
+    return [point for each in tuned.tried for point in each.points]
+
+
 def _doubts(tuned: Tuned) -> list[str]:
-    runs = [point for each in tuned.tried for point in each.points]
+    runs = _runs(tuned)
     invalid = [point.invalid for point in runs if point.invalid]
     if not invalid:
         return []
@@ -126,14 +130,9 @@ def _edge(edge: list[tuple[int, Point]]) -> list[str]:
 def _verdict(tuned: Tuned) -> list[str]:
     winner, proof, goal = tuned.winner, tuned.proof, tuned.goal
     if winner is None:
-        runs = [point for each in tuned.tried for point in each.points]
-        nothing_known = runs and all(point.invalid for point in runs)
-        what = (
-            "Nothing could be measured."
-            if nothing_known
-            else "No settings that were tried keep this."
-        )
-        return [what]
+        if (runs := _runs(tuned)) and all(point.invalid for point in runs):
+            return ["Nothing could be measured."]
+        return ["No settings that were tried keep this."]
     if winner.number == DEFAULT:
         return ["The server's default batching was the best of all."]
     if proof is None:

@@ -116,8 +116,7 @@ class _Search:
                 return
             self._say(f"candidate {count + 1} of {trials}", tried.candidate)
             try:
-                best = self.best()
-                value = self._value(best) if best else None
+                value = self._best_value()
                 self._study.tell(tried, self._score(tried.candidate, value, value))
             except ServerFailed as error:
                 if tried.number == DEFAULT:
@@ -168,6 +167,10 @@ class _Search:
     def _value(self, tried: Tried) -> float | None:
         return tried.value(self._goal.direction)
 
+    def _best_value(self) -> float | None:
+        best = self.best()
+        return self._value(best) if best else None
+
     def _ranked(self) -> list[Tried]:
         """Return the candidates that kept what was asked, the best one first."""
         values = [(self._value(each), each) for each in self._study.tried()]
@@ -176,7 +179,6 @@ class _Search:
         return [each for _, each in good]
 
     def _say(self, what: str, candidate: Candidate) -> None:
-        best = self.best()
-        value = self._value(best) if best else None
+        value = self._best_value()
         known = "" if value is None else f" (best so far {self._goal.shown(value)})"
         self._bed.progress.step(f"{what}{known}: {candidate}")
