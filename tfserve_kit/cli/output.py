@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import click
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import TfkitError
 
 # Raised when a key of the JSON output changes its meaning or goes away.
@@ -30,14 +31,15 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Tell something beside the result."""
-    click.echo(text, err=True)
+    """Tell something beside the result, such as an error, without what may be secret in it."""
+    click.echo(redaction.text(text), err=True)
 
 
 def failure(error: TfkitError, *, as_json: bool) -> None:
     """Show an error: as text on stderr, and with `--json` as an envelope on stdout too."""
     if as_json:
-        data = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+        message = redaction.text(error.message)
+        data = {"error": type(error).__name__, "message": message, "remedy": error.remedy}
         result("error", data, as_json=True, text="")
     note(click.style("Error: ", fg="red") + str(error))
 
@@ -59,7 +61,7 @@ class TerminalProgress:
 
     def step(self, text: str) -> None:
         """Show that a step has begun."""
-        self._text = text
+        self._text = redaction.text(text)
         self._show("" if self._live else "\n")
 
     def note(self, text: str) -> None:

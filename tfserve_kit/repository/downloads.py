@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
-from tfserve_kit.repository.places import redacted, scheme
+from tfserve_kit.repository.places import scheme
 
 if TYPE_CHECKING:
     import requests
@@ -41,7 +42,7 @@ def download(
     import requests
     import urllib3
 
-    shown = redacted(url)
+    shown = redaction.url(url)
     timeout = _TIMEOUT_S if timeout_s is None else (timeout_s, timeout_s)
     # Archives are wanted as they are, not unpacked on the way.
     headers = {"Accept-Encoding": "identity"}

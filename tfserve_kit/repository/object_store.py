@@ -2,17 +2,16 @@
 
 import contextlib
 import errno
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import PushRefused, TfkitError
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.copying import Count
 from tfserve_kit.repository.intake import CHUNK_BYTES, Intake, Limits
-from tfserve_kit.repository.places import redacted
 
 _WORKERS = 8
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of the disk here, not of the store
@@ -27,7 +26,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.shown = redacted(url)
+        self.shown = redaction.url(url)
         with self.talking():
             import fsspec
 
@@ -51,7 +50,7 @@ class Store:
             if isinstance(error, OSError) and error.errno in _OURS:
                 raise
             raise PushRefused(
-                f"{self.shown}: {_said(error).replace(self.url, self.shown)}",
+                f"{self.shown}: {redaction.text(_said(error), self.url)}",
                 remedy="check the address, and the credentials its client finds on this machine",
             ) from error
 
@@ -128,8 +127,7 @@ def at_once(act: Callable[[str], object], names: Any) -> None:
 
 
 def _said(error: Exception) -> str:
-    """Return an error's text, without what looks like a password or a signature in it."""
+    """Return an error's text, its type where it has none."""
     if isinstance(error, FileNotFoundError):
         return "there is nothing"
-    text = str(error).strip() or type(error).__name__
-    return re.sub(r"(://)[^/@\s]+@|(\?)[^\s'\"]+", r"\1\2***", text)
+    return str(error).strip() or type(error).__name__

@@ -1,8 +1,8 @@
-"""Names of places: folders, files and URLs, as they may be shown and remembered."""
+"""Names of places: folders, files and URLs, told apart."""
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE | re.ASCII)
 
@@ -18,17 +18,3 @@ def local(place: str) -> Path:
     """Return the path that a path or a `file://` URL stands for."""
     match = _SCHEME.match(place)
     return Path(unquote(place[match.end() :]) if match else place)
-
-
-def redacted(place: str) -> str:
-    """Return a place without what may be secret in a URL: user, password, query and fragment."""
-    if not scheme(place):
-        return place
-    try:
-        parts = urlsplit(place)
-    except ValueError:
-        return f"{scheme(place)}://..."
-    user, at, host = parts.netloc.rpartition("@")
-    del user
-    shown = f"{parts.scheme}://{'***@' if at else ''}{host}{parts.path}"
-    return shown + ("?***" if parts.query else "")

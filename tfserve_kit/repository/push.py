@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import Problem
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import places, remote
@@ -87,7 +88,7 @@ def push(
     source = source if isinstance(source, Source) else Source(str(source))
     gate = gate or Gate()
     if isinstance(base_path, str) and places.scheme(base_path):
-        with refusing("push to", places.redacted(base_path)):
+        with refusing("push to", redaction.url(base_path)):
             sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
         return Pushed(sent.version, sent.url, sent.size_bytes, sent.remarks, atomic=False)
     return _push(source, places.local(str(base_path)), version, gate, approve, progress)

@@ -33,14 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import processes
+from tfserve_kit import processes, redaction
 from tfserve_kit.errors import Problem, PushRefused
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository.copying import Count
 from tfserve_kit.repository.gate import Gate
 from tfserve_kit.repository.manifest import MANIFEST_PATH, File
 from tfserve_kit.repository.object_store import Store, at_once
-from tfserve_kit.repository.places import redacted
 from tfserve_kit.repository.preparing import Approve, Prepared, prepare
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import VersionChoice, choose_version
@@ -133,7 +132,7 @@ def push(
         )
         with store.talking(), _claimed(store, choice, taken) as number:
             _upload(store, number, ready, progress)
-    where = f"{redacted(url).rstrip('/')}/{number}"
+    where = f"{redaction.url(url).rstrip('/')}/{number}"
     return Sent(number, where, ready.manifest.size_bytes, ready.remarks)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from tfserve_kit import savedmodel
+from tfserve_kit import redaction, savedmodel
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import archives, keras_files, layout, places
@@ -47,7 +47,7 @@ class Source:
 
     def described(self) -> str:
         """Return the place without secrets, to be remembered."""
-        return places.redacted(self.place)
+        return redaction.url(self.place)
 
     def fetch(self, folder: Path, *, tag: str = "serve", progress: Progress = SILENT) -> Fetched:
         """Bring the model into a folder.

@@ -19,7 +19,7 @@ import pytest
 
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import Source, keras_files, layout, places, push
+from tfserve_kit.repository import Source, keras_files, layout, push
 from tfserve_kit.repository.downloads import download
 from tfserve_kit.repository.intake import Limits
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest
@@ -372,19 +372,6 @@ class TestWeb:
             push(url, tmp_path / "base")
         for secret in ("zoe", "pa55", "s3cret"):
             assert secret not in everywhere + str(caught.value)
-
-    @pytest.mark.parametrize(
-        ("place", "shown"),
-        [
-            ("https://u:p@h:8/a/b?c=d#e", "https://***@h:8/a/b?***"),
-            ("https://h/a", "https://h/a"),
-            ("s3://key:secret@bucket/x", "s3://***@bucket/x"),
-            ("https://[::1/x?y=z", "https://..."),
-            ("/a/path?x", "/a/path?x"),
-        ],
-    )
-    def test_places_are_redacted(self, place, shown):
-        assert places.redacted(place) == shown
 
 
 @pytest.fixture
