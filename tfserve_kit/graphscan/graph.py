@@ -58,6 +58,7 @@ class Graph:
         callers: (function, node) of everything that calls a function.
         texts: (function, tensor) of everything that a text variable is set to.
         given: what callers give for an argument, by (function, argument); filled where needed.
+        called: the functions that `node NAME` of the main graph, and each function, calls.
     """
 
     def __init__(self, meta_graph: Any) -> None:
@@ -77,7 +78,7 @@ class Graph:
         self.texts: dict[tuple[str, str], None] = {}
         self.given: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
         self._inputs: dict[str, list[tuple[str, str]]] = {}
-        self._called = self._index()
+        self.called = self._index()
         self._linked = _links(library)
 
     def every_node(self) -> Iterator[tuple[str, Any]]:
@@ -118,6 +119,21 @@ class Graph:
         fed = {tensor_name(saver.filename_tensor_name), *self.assets}
         return self._reach({"restoring variables": Root((saver.restore_op_name,), frozenset(fed))})
 
+    def runs(self, definition: Any, op: str) -> bool:
+        """Say whether a signature runs an operation, given its SignatureDef."""
+        outputs, inputs = definition.outputs.values(), definition.inputs.values()
+        root = Root(tuple(tensor_names(outputs)), frozenset(map(tensor_name, tensor_names(inputs))))
+        reach = self._reach({"": root})
+        if any(self.nodes[name].op == op for name in reach.nodes):
+            return True
+        return any(
+            node.op == op for name in reach.functions for node in self.functions[name].node_def
+        )
+
+    def called_by(self, node: Any) -> list[str]:
+        """Return the library's functions that a node calls."""
+        return [name for name in _callees(node, self.functions) if name in self.functions]
+
     def _index(self) -> dict[str, list[str]]:
         """Return which functions each node of the main graph, and each function, calls."""
         called: dict[str, list[str]] = {}
@@ -139,7 +155,7 @@ class Graph:
             for name in self._needed(root):
                 if name not in nodes:
                     nodes[name] = label
-                    self._enter(self._called.get(f"node {name}", ()), label, functions)
+                    self._enter(self.called.get(f"node {name}", ()), label, functions)
         return Reach(nodes, functions)
 
     def _needed(self, root: Root) -> set[str]:
@@ -168,7 +184,7 @@ class Graph:
             if name in functions or name not in self.functions:
                 continue
             functions[name] = label
-            pending += self._called.get(name, ())
+            pending += self.called.get(name, ())
             pending += self._linked.get(name, ())
 
 

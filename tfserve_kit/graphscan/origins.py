@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tfserve_kit.graphscan.graph import MAIN, Graph, node_name, tensor_name
 
 # Where the arguments of a called function begin among the inputs of the node that calls it.
-_FIRST_ARGUMENT = {
+FIRST_ARGUMENT = {
     "PartitionedCall": 0,
     "StatefulPartitionedCall": 0,
     "While": 0,
@@ -95,7 +95,7 @@ def _given(graph: Graph, place: _Place) -> Iterator[_Place]:
     at = graph.arguments[function][tensor]
     for caller, name in graph.callers.get(function, ()):
         node = _node(graph, (caller, name))
-        first = 0 if node.op == function else _FIRST_ARGUMENT.get(node.op)
+        first = 0 if node.op == function else FIRST_ARGUMENT.get(node.op)
         known = first is not None and first + at < len(node.input)
         # What is not known is computed by the caller.
         yield caller, node.input[(first or 0) + at] if known else name

@@ -9,6 +9,7 @@ from typing import Any
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import Problem
 from tfserve_kit.graphscan import rules
+from tfserve_kit.graphscan.answers import unanswerable
 from tfserve_kit.graphscan.graph import MAIN, Graph, Reach, asset_files, node_name, tensor_names
 from tfserve_kit.graphscan.origins import Origin, origins
 from tfserve_kit.graphscan.rules import Rule, Severity
@@ -51,11 +52,13 @@ class Scan:
         findings: the worst first.
         operations: how many nodes each operation has, the most frequent first.
         functions: number of functions in the library.
+        unanswerable: why a signature can never answer, by its name.
     """
 
     findings: tuple[Finding, ...]
     operations: Mapping[str, int]
     functions: int
+    unanswerable: Mapping[str, list[str]]
 
 
 def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:
@@ -96,7 +99,12 @@ class _Scanner:
         for finding in self._whole():
             self._found["", finding.severity, finding.message] = finding
         findings = sorted(self._found.values(), key=lambda each: (_ORDER[each.severity], each.op))
-        return Scan(tuple(findings), dict(operations.most_common()), len(self._graph.functions))
+        return Scan(
+            tuple(findings),
+            dict(operations.most_common()),
+            len(self._graph.functions),
+            unanswerable(self._graph),
+        )
 
     def _check_rule(self, function: str, node: Any, rule: Rule) -> None:
         reach = self._reach(function, node, rule)

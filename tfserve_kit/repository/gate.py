@@ -1,12 +1,13 @@
 """The gate: what a version must satisfy before it gets its number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfserve_kit import graphscan, preprocessing, savedmodel
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
+from tfserve_kit.graphscan import Scan
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.repository import note
 from tfserve_kit.repository.compatibility import changes
@@ -68,14 +69,18 @@ def _check(candidate: Path, gate: Gate, serving: Path | None) -> Verdict:
     except ValueError as error:  # a damaged asset, or it changed in between
         return Verdict((Problem(GRAPH_FILE, str(error), "export the model again"),))
     signatures = savedmodel.signatures(graph.signature_def)
-    refusals, remarks = _operations(graph, gate)
+    scan = graphscan.scan(graph)
+    refusals, remarks = _operations(scan, gate)
+    silent, partly = _silent_signatures(signatures, scan.unanswerable, gate)
+    remarks[:0] = partly
     refusals[:0] = [
         *broken,
         *_missing_signatures(signatures, gate),
+        *silent,
         *_note_problems(candidate, signatures),
         *_warmup_problems(candidate, gate.tag),
     ]
-    if DEFAULT_SIGNATURE not in signatures:
+    if signatures and DEFAULT_SIGNATURE not in signatures:
         text = "is missing; callers must name a signature"
         remarks.insert(0, Problem(DEFAULT_SIGNATURE, text, did_you_mean("", signatures)))
     if serving is not None:
@@ -90,6 +95,37 @@ def _missing_signatures(signatures: Mapping[str, Signature], gate: Gate) -> list
         for name in gate.signatures
         if name not in signatures
     ]
+
+
+def _silent_signatures(
+    signatures: Mapping[str, Signature], unanswerable: Mapping[str, list[str]], gate: Gate
+) -> tuple[list[Problem], list[Problem]]:
+    """Return what refuses a model because nobody would get an answer, and what is to be told.
+
+    A server would load it, and say that it is available.
+    """
+    if not signatures:
+        text = "the model has no signature, so that no request can call it"
+        return [Problem(GRAPH_FILE, text, "export it with signatures=, or by model.export()")], []
+    needed = {DEFAULT_SIGNATURE, *gate.signatures}
+    none_left = signatures.keys() <= unanswerable.keys()
+    refusals, remarks = [], []
+    for name, reasons in sorted(unanswerable.items()):
+        text = f"can never answer: {'; '.join(reasons)}"
+        refused = none_left or name in needed
+        (refusals if refused else remarks).append(Problem(name, text, _silent_remedy(reasons)))
+    return refusals, remarks
+
+
+def _silent_remedy(reasons: Sequence[str]) -> str:
+    if any("composite" in reason or "sparse" in reason for reason in reasons):
+        return "return plain tensors, such as the values and row_splits of a ragged one"
+    if any(reason.startswith("it reads") for reason in reasons):
+        return (
+            "export a Keras model with model.export(), and let a tf.Module hold what its "
+            "functions use as attributes, so that it is saved"
+        )
+    return "export the model again"
 
 
 def _note_problems(candidate: Path, signatures: Mapping[str, Signature]) -> list[Problem]:
@@ -115,10 +151,10 @@ def _warmup_problems(candidate: Path, tag: str) -> list[Problem]:
     return warmup.problems(candidate, tag=tag)
 
 
-def _operations(graph: Any, gate: Gate) -> tuple[list[Problem], list[Problem]]:
+def _operations(scan: Scan, gate: Gate) -> tuple[list[Problem], list[Problem]]:
     """Return the findings of the static scan: those that refuse, and those to tell."""
     refusals, remarks = [], []
-    for finding in graphscan.scan(graph).findings:
+    for finding in scan.findings:
         allowed = bool(finding.op) and not {finding.op, ANY_OP}.isdisjoint(gate.allow_ops)
         if finding.severity == "error" and not allowed:
             refusals.append(finding.problem)
