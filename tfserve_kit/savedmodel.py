@@ -15,6 +15,10 @@ from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
 
 GRAPH_FILE = "saved_model.pb"
+# In the order in which a server looks (tensorflow/cc/saved_model/reader.cc).
+GRAPH_FILES = (GRAPH_FILE, "saved_model.pbtxt")
+# Split into chunks, for graphs beyond what one message holds; no server of this kind reads it.
+CHUNKED_GRAPH_FILE = "saved_model.cpb"
 VARIABLES_INDEX = Path("variables") / "variables.index"
 DEFAULT_SIGNATURE = "serving_default"
 # What outputs with the scores of classes are usually called, the likeliest first.
@@ -110,8 +114,17 @@ def _tensor(info: Any) -> TensorSpec:
     return TensorSpec(info.name, dtype, None if shape.unknown_rank else axes)
 
 
+def graph_file(folder: Path) -> Path | None:
+    """Return the file that makes a folder a SavedModel, as a server would find it; None for none.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
+    return next((folder / name for name in GRAPH_FILES if (folder / name).is_file()), None)
+
+
 def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
-    """Read `saved_model.pb`.
+    """Read `saved_model.pb`, or `saved_model.pbtxt` where there is none.
 
     Args:
         version_dir: the directory that holds it.
@@ -122,14 +135,14 @@ def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated or no SavedModel, or no meta graph bears the tag.
     """
-    message = _parse(version_dir / GRAPH_FILE)
+    message = parse(version_dir)
     tags = tuple(frozenset(graph.meta_info_def.tags) for graph in message.meta_graphs)
     return SavedModel(tags, signatures(_tagged(message, tag).signature_def))
 
 
 def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:
     """Return the whole MetaGraphDef that bears a tag; arguments and errors as for `read`."""
-    return _tagged(_parse(version_dir / GRAPH_FILE), tag)
+    return _tagged(parse(version_dir), tag)
 
 
 def _tagged(message: Any, tag: str) -> Any:
@@ -140,12 +153,24 @@ def _tagged(message: Any, tag: str) -> Any:
     raise ValueError(f"no graph is tagged {tag!r}; it has {have}")
 
 
-def _parse(file: Path) -> Any:
+def parse(version_dir: Path) -> Any:
+    """Return the whole SavedModel message of a folder.
+
+    Raises:
+        FileNotFoundError: neither `saved_model.pb` nor `saved_model.pbtxt` is there.
+        ValueError: it is truncated, no SavedModel, or holds no graph.
+    """
+    file = graph_file(version_dir) or version_dir / GRAPH_FILE
     data = file.read_bytes()
     try:
-        message = protos.SavedModel.FromString(data)
+        if file.suffix == ".pbtxt":
+            message = protos.from_text("SavedModel", data.decode("utf-8"))
+        else:
+            message = protos.SavedModel.FromString(data)
     except protos.DecodeError as error:
         raise ValueError(f"cannot be parsed ({len(data)} bytes): truncated or damaged") from error
+    except (protos.TextFormatError, UnicodeDecodeError) as error:
+        raise ValueError(f"is not the text of a SavedModel: {error}") from error
     if not message.meta_graphs:
         raise ValueError(f"holds no graph ({len(data)} bytes): empty or no SavedModel")
     return message
@@ -158,17 +183,24 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
     uninitialized variables, so that is looked at here: an index must be present where the graph
     has variables to restore, and each shard it names must be there in full. So must the assets.
     """
-    graph_file = version_dir / GRAPH_FILE
-    if not graph_file.is_file():
-        remedy = "give the directory that holds it, as tf.saved_model.save writes it"
-        return [Problem(GRAPH_FILE, f"is missing in {version_dir}", remedy)]
+    if (file := graph_file(version_dir)) is None:
+        return [_no_graph(version_dir)]
     try:
-        message = _parse(graph_file)
+        message = parse(version_dir)
         _tagged(message, tag)
     except ValueError as error:
-        return [Problem(GRAPH_FILE, str(error), "export the model again")]
+        return [Problem(file.name, str(error), "export the model again")]
     found = _variable_problems(version_dir, needed=_restores(message))
     return found + _asset_problems(version_dir, message)
+
+
+def _no_graph(version_dir: Path) -> Problem:
+    if (version_dir / CHUNKED_GRAPH_FILE).is_file():
+        text = f"is missing in {version_dir}, which holds a graph in chunks ({CHUNKED_GRAPH_FILE})"
+        return Problem(GRAPH_FILE, text, "export without experimental_image_format: no server "
+                       "reads chunks")  # fmt: skip
+    remedy = "give the directory that holds it, as tf.saved_model.save writes it"
+    return Problem(GRAPH_FILE, f"is missing in {version_dir}", remedy)
 
 
 def _restores(message: Any) -> bool:

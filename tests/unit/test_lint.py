@@ -300,6 +300,18 @@ def test_model_without_any_signature_is_told(found, base_path):
     assert one(found(), "no-default-signature").message.endswith("none at all")
 
 
+def test_signature_that_no_request_can_call(found, base_path):
+    file = base_path / "2" / "saved_model.pb"
+    message = protos.SavedModel.FromString(file.read_bytes())
+    outputs = message.meta_graphs[0].signature_def["serving_default"].outputs
+    outputs["ragged"].composite_tensor.SetInParent()
+    file.write_bytes(message.SerializeToString())
+    finding = one(found(), "cannot-answer")
+    assert "version 2" in finding.message
+    assert "output 'ragged' is a composite tensor" in finding.message
+    assert "cannot-answer" not in found({"versions": {"specific": [1]}})
+
+
 @pytest.mark.parametrize(
     ("versions", "number", "why"),
     [("latest", 1, "the policy does not load it"), ("all", 9, "it is not there")],

@@ -13,7 +13,7 @@ from tfserve_kit.lint.facts import Base, Facts
 from tfserve_kit.lint.findings import Rule, Severity
 from tfserve_kit.repository import parse_version
 from tfserve_kit.repository.versions import HIDDEN_PREFIX
-from tfserve_kit.savedmodel import GRAPH_FILE
+from tfserve_kit.savedmodel import GRAPH_FILE, GRAPH_FILES, graph_file
 
 # Folders named so were probably meant as versions: v1, 1.0, 1e3, version-2, 3.tmp
 _LIKE_A_VERSION = re.compile(r"(v|version)?[-_. ]?[0-9].*", re.IGNORECASE)
@@ -43,7 +43,7 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
         if base.versions:
             continue
         remedy = f"tfkit push-model SAVED_MODEL --to {path}"
-        if any(child.name == GRAPH_FILE for child in base.children):
+        if any(child.name in GRAPH_FILES for child in base.children):
             remedy = f"it is a SavedModel itself: tfkit push-model {path} --to BASE_PATH"
         yield Problem(f"{base.place}.base_path", f"{path} holds no version", remedy)
 
@@ -74,7 +74,7 @@ def _meant_as_versions(base: Base) -> list[str]:
         if parse_version(child.name) is None
         and not child.name.startswith(HIDDEN_PREFIX)
         and child.is_dir()
-        and (_LIKE_A_VERSION.fullmatch(child.name) or (child / GRAPH_FILE).exists())
+        and (_LIKE_A_VERSION.fullmatch(child.name) or graph_file(child))
     ]
 
 

@@ -97,13 +97,10 @@ class Base:
     def is_untagged(self, version: Version) -> bool:
         """Say whether a version's file is good, but no graph in it bears the tag."""
         try:
-            message = protos.SavedModel.FromString(
-                (version.path / savedmodel.GRAPH_FILE).read_bytes()
-            )
-        except (OSError, protos.DecodeError):
+            graphs = savedmodel.parse(version.path).meta_graphs
+        except (OSError, ValueError):
             return False
-        tags = [set(graph.meta_info_def.tags) for graph in message.meta_graphs]
-        return bool(tags) and set(self.tag.split(",")) not in tags
+        return all(set(self.tag.split(",")) != set(graph.meta_info_def.tags) for graph in graphs)
 
     def _faults(self, version: Version) -> list[Problem]:
         if not version.path.is_dir():

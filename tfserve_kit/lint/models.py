@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from tfserve_kit import savedmodel
+from tfserve_kit import graphscan, savedmodel
 from tfserve_kit.errors import Problem
 from tfserve_kit.lint.facts import Base, Facts
 from tfserve_kit.lint.findings import Rule, Severity
@@ -70,6 +70,23 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
             text = f"{where} has no signature {savedmodel.DEFAULT_SIGNATURE!r}, {has}"
             remedy = "name a signature in every request" if names else "export it with signatures"
             yield Problem(f"{base.place}.base_path", text, remedy)
+
+
+def _cannot_answer(facts: Facts) -> Iterator[Problem]:
+    """The server says AVAILABLE, and then fails every request of the signature.
+
+    Source: tensorflow/cc/saved_model/loader.cc: a load looks at no signature.
+    """
+    for base in facts.bases:
+        newest = base.loaded[-1] if base.loaded else None
+        if newest is None or newest in base.faults or base.serves_tflite(newest):
+            continue
+        scan = graphscan.scan(savedmodel.meta_graph(newest.path, tag=base.tag))
+        for name, reasons in sorted(scan.unanswerable.items()):
+            text = f"version {newest.number} in {base.model.base_path}: signature {name!r} can "
+            text += f"never answer: {'; '.join(reasons)}"
+            yield Problem(f"{base.place}.base_path", text, "export the model again; tfkit "
+                          "push-model refuses such a one, and `tfkit inspect` says more")  # fmt: skip
 
 
 def _label_not_loaded(facts: Facts) -> Iterator[Problem]:
@@ -141,6 +158,9 @@ RULES = (
     Rule("tag-not-found", _E,
          "no version that would be loaded has a graph with the tags of `saved_model_tags`",
          _tag_not_found),
+    Rule("cannot-answer", _E,
+         "a signature reads what loading never sets, or names no tensor: every request fails",
+         _cannot_answer),
     Rule("label-not-loaded", _E,
          "a label names a version that will not be loaded: requests by it fail",
          _label_not_loaded),

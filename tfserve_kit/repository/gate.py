@@ -11,7 +11,7 @@ from tfserve_kit.graphscan import Scan
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.repository import note
 from tfserve_kit.repository.compatibility import changes
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, GRAPH_FILES, Signature
 
 ANY_OP = "*"
 
@@ -62,7 +62,7 @@ def check(candidate: Path, gate: Gate, *, serving: Path | None = None) -> Verdic
 
 def _check(candidate: Path, gate: Gate, serving: Path | None) -> Verdict:
     broken = savedmodel.problems(candidate, tag=gate.tag)
-    if any(problem.path == GRAPH_FILE for problem in broken):
+    if any(problem.path in GRAPH_FILES for problem in broken):
         return Verdict(tuple(broken))
     try:
         graph = graphscan.meta_graph(candidate, tag=gate.tag)
@@ -109,7 +109,8 @@ def _silent_signatures(
         return [Problem(GRAPH_FILE, text, "export it with signatures=, or by model.export()")], []
     needed = {DEFAULT_SIGNATURE, *gate.signatures}
     none_left = signatures.keys() <= unanswerable.keys()
-    refusals, remarks = [], []
+    refusals: list[Problem] = []
+    remarks: list[Problem] = []
     for name, reasons in sorted(unanswerable.items()):
         text = f"can never answer: {'; '.join(reasons)}"
         refused = none_left or name in needed

@@ -87,7 +87,7 @@ def find(place: Path) -> Path:
         place = _MODELS / place
     remedy = "give a SavedModel directory, a base path or the name of a model below models/"
     try:
-        if (place / GRAPH_FILE).exists():
+        if savedmodel.graph_file(place):
             return place
         versions = [version for version in scan(place) if version.path.is_dir()]
     except OSError as error:

@@ -7,14 +7,14 @@ from pathlib import Path, PurePosixPath
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.versions import parse_version
-from tfserve_kit.savedmodel import GRAPH_FILE
+from tfserve_kit.savedmodel import GRAPH_FILE, GRAPH_FILES, graph_file
 
 _DEPTH = 3  # model/1/saved_model.pb, and one wrapping folder more
 
 
 def models_in(directory: Path, depth: int = _DEPTH) -> Iterator[str]:
     """Yield the paths of the SavedModels in a directory, none within another; hidden ones not."""
-    if (directory / GRAPH_FILE).is_file():
+    if graph_file(directory):
         yield ""
     elif depth and directory.is_dir():
         with os.scandir(directory) as entries:
@@ -30,7 +30,7 @@ def models_among(names: Iterable[str]) -> list[str]:
     """Return the paths of the SavedModels in a list of files, none within another."""
     found: list[str] = []
     paths = [PurePosixPath(name) for name in names]
-    for path in sorted(path.parent for path in paths if path.name == GRAPH_FILE):
+    for path in sorted(path.parent for path in paths if path.name in GRAPH_FILES):
         hidden = any(part.startswith(".") for part in path.parts)
         if not hidden and not any(path.is_relative_to(outer) for outer in found):
             found.append("" if path == PurePosixPath() else str(path))

@@ -28,7 +28,7 @@ import tempfile
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from tfserve_kit.repository.preparing import Approve, Prepared, prepare
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import VersionChoice, choose_version
 from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version
-from tfserve_kit.savedmodel import GRAPH_FILE
+from tfserve_kit.savedmodel import GRAPH_FILES
 
 CLAIM_PREFIX = f"{HIDDEN_PREFIX}claim-"
 _ABANDONED_S = 24 * 3600.0
@@ -141,10 +141,16 @@ def _versions(store: Store, there: dict[str, Any]) -> list[RemoteVersion]:
     found = {
         number: name for name in sorted(folders) if (number := parse_version(name)) is not None
     }
+    base_url = store.shown.rstrip("/")
     return sorted(
-        RemoteVersion(number, f"{store.shown.rstrip('/')}/{name}", f"{name}/{GRAPH_FILE}" in there)
+        RemoteVersion(number, f"{base_url}/{name}", bool(_graph_names(there, name)))
         for number, name in found.items()
     )
+
+
+def _graph_names(there: Collection[str], folder: str) -> list[str]:
+    """Return the names of what makes a folder a SavedModel, the one that a server takes first."""
+    return [name for each in GRAPH_FILES if (name := f"{folder}/{each}") in there]
 
 
 def _taken(there: dict[str, Any]) -> set[int]:
@@ -156,16 +162,17 @@ def _taken(there: dict[str, Any]) -> set[int]:
 def _serving(store: Store, there: dict[str, Any], folder: Path) -> Path | None:
     """Bring the graph of the highest complete version here, for the gate to compare with."""
     graphs = {
-        number: info
-        for name, info in there.items()
-        if name.endswith(f"/{GRAPH_FILE}") and name.count("/") == 1
-        if (number := parse_version(name.partition("/")[0])) is not None
+        number: names[0]
+        for name in {each.partition("/")[0] for each in there}
+        if (number := parse_version(name)) is not None
+        if (names := _graph_names(there, name))
     }
     if not graphs:
         return None
+    newest = graphs[max(graphs)]
     folder.mkdir()
     with store.talking():
-        store.fs.get_file(graphs[max(graphs)]["name"], str(folder / GRAPH_FILE))
+        store.fs.get_file(there[newest]["name"], str(folder / newest.rpartition("/")[2]))
     return folder
 
 
@@ -230,7 +237,7 @@ def _sweep(store: Store, there: dict[str, Any]) -> None:
         if name.startswith(CLAIM_PREFIX) and number is not None:
             with contextlib.suppress(FileNotFoundError):  # its push has ended meanwhile
                 if _is_abandoned(store.fs.cat_file(info["name"])):
-                    if f"{number}/{GRAPH_FILE}" not in store.files():
+                    if not _graph_names(store.files(), str(number)):
                         _remove(store, number)
                     else:
                         store.fs.rm_file(info["name"])
@@ -251,7 +258,7 @@ def _is_abandoned(claim: bytes) -> bool:
 
 def _remove(store: Store, number: int) -> None:
     """Remove a version and its claim, what makes it loadable first and the claim last."""
-    names = sorted(store.files(str(number)), key=lambda name: name != GRAPH_FILE)
+    names = sorted(store.files(str(number)), key=lambda name: name not in GRAPH_FILES)
     for name in names:
         store.fs.rm_file(f"{store.path}/{number}/{name}")
     with contextlib.suppress(FileNotFoundError):
@@ -269,12 +276,13 @@ def _upload(store: Store, number: int, ready: Prepared, progress: Progress) -> N
         if name in ready.manifest.files:
             count.add(ready.manifest.files[name].size_bytes)
 
-    most = ready.manifest.files.keys() - {GRAPH_FILE}
+    graph = next(name for name in GRAPH_FILES if name in ready.manifest.files)
+    most = ready.manifest.files.keys() - {graph}
     send(manifest)
     at_once(send, sorted(most))
     _require_whole(store, number, ready, most)
-    send(GRAPH_FILE)
-    _require_whole(store, number, ready, {GRAPH_FILE})
+    send(graph)
+    _require_whole(store, number, ready, {graph})
 
 
 def _require_whole(store: Store, number: int, ready: Prepared, names: Any) -> None:

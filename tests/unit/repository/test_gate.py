@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.unit.saved_models import add, meta_graph, tensor, write
-from tfserve_kit import warmup
+from tfserve_kit import protos, savedmodel, warmup
 from tfserve_kit.errors import Problem, TfkitError
 from tfserve_kit.repository.gate import Gate, check
 
@@ -31,6 +31,10 @@ ORDINARY = Gate()
 
 def refused(folder, gate=ORDINARY, **options):
     return {each.path for each in check(folder, gate, **options).refusals}
+
+
+def said(folder, gate=ORDINARY):
+    return "\n".join(str(each) for each in check(folder, gate).refusals)
 
 
 @pytest.fixture
@@ -124,6 +128,71 @@ class TestSignatures:
         assert verdict.refusals == ()
         (remark,) = verdict.remarks
         assert "cannot be compared" in remark.message
+
+
+class TestSignaturesThatCannotAnswer:
+    """A server says AVAILABLE of all of these, and fails every request."""
+
+    @staticmethod
+    def model(folder, *signatures, broken):
+        """Write a model whose broken signatures read a variable that nothing sets."""
+        graph = meta_graph(
+            ("y", "Identity", "x"), ("z", "ReadVariableOp", "w"), ("w", "VarHandleOp")
+        )
+        graph.signature_def.clear()
+        for name in signatures:
+            out = graph.signature_def[name].outputs["out"]
+            tensor(out, "z:0" if name in broken else "y:0")
+        return write(folder, graph)
+
+    @pytest.mark.parametrize(
+        ("signatures", "broken", "gate", "refuses"),
+        [
+            (["serving_default"], ["serving_default"], ORDINARY, True),
+            (["a", "b"], ["a", "b"], ORDINARY, True),
+            (["serving_default", "extra"], ["extra"], ORDINARY, False),
+            (["serving_default", "extra"], ["extra"], Gate(signatures=("extra",)), True),
+            (["serving_default", "extra"], ["serving_default"], ORDINARY, True),
+        ],
+    )
+    def test_refused_where_callers_need_it_and_told_elsewhere(
+        self, tmp_path, signatures, broken, gate, refuses
+    ):
+        folder = self.model(tmp_path / "m", *signatures, broken=broken)
+        verdict = check(folder, gate)
+        refusals = [each for each in verdict.refusals if each.path in broken]
+        remarks = [each for each in verdict.remarks if each.path in broken]
+        assert bool(refusals) is refuses
+        assert bool(remarks) is not refuses
+        assert "model.export()" in (refusals or remarks)[0].remedy
+
+    def test_model_without_signatures_is_refused(self, tmp_path):
+        folder = self.model(tmp_path / "m", broken=[])
+        assert "no signature" in said(folder)
+
+
+class TestGraphAsText:
+    @pytest.fixture
+    def as_text(self, half, tmp_path):
+        message = savedmodel.parse(half)
+        folder = shutil.copytree(half, tmp_path / "as_text")
+        (folder / "saved_model.pb").unlink()
+        (folder / "saved_model.pbtxt").write_text(protos.to_text(message), "utf-8")
+        return folder
+
+    def test_is_a_model_like_any_other(self, as_text, half):
+        assert check(as_text, ORDINARY) == check(half, ORDINARY)
+        assert savedmodel.read(as_text).signatures == savedmodel.read(half).signatures
+
+    def test_binary_one_beside_it_wins_as_in_the_server(self, as_text, half):
+        (as_text / "saved_model.pbtxt").write_text("no text proto {")
+        assert "not the text of a SavedModel" in said(as_text)
+        shutil.copy(half / "saved_model.pb", as_text)
+        assert check(as_text, ORDINARY) == check(half, ORDINARY)
+
+    def test_graph_in_chunks_is_refused_by_name(self, tmp_path):
+        (tmp_path / "saved_model.cpb").write_bytes(b"chunks")
+        assert "saved_model.cpb" in said(tmp_path)
 
 
 class TestOperations:

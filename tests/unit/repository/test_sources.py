@@ -151,7 +151,9 @@ class TestFolders:
             (["saved_model.pb", "a/saved_model.pb"], [""]),
             (["1/saved_model.pb", "1/assets/x/saved_model.pb", "2/saved_model.pb"], ["1", "2"]),
             (["m/1/saved_model.pb", "m/1/x"], ["m/1"]),
-            ([".tfkit-retired-1/saved_model.pb", "saved_model.pbtxt"], []),
+            ([".tfkit-retired-1/saved_model.pb", "saved_model.txt"], []),
+            (["saved_model.pbtxt", "assets/x"], [""]),
+            (["a/saved_model.pb", "a/saved_model.pbtxt", "b/saved_model.pbtxt"], ["a", "b"]),
         ],
     )
     def test_models_among_files(self, names, found):
