@@ -73,7 +73,7 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
 
 
 def _cannot_answer(facts: Facts) -> Iterator[Problem]:
-    """The server says AVAILABLE, and then fails every request of the signature.
+    """Nothing is wrong until a request comes: the version loads, and is AVAILABLE.
 
     Source: tensorflow/cc/saved_model/loader.cc: a load looks at no signature.
     """
@@ -85,8 +85,8 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
         for name, reasons in sorted(scan.unanswerable.items()):
             text = f"version {newest.number} in {base.model.base_path}: signature {name!r} can "
             text += f"never answer: {'; '.join(reasons)}"
-            yield Problem(f"{base.place}.base_path", text, "export the model again; tfkit "
-                          "push-model refuses such a one, and `tfkit inspect` says more")  # fmt: skip
+            remedy = "export the model again, and see what `tfkit inspect` says of it"
+            yield Problem(f"{base.place}.base_path", text, remedy)
 
 
 def _label_not_loaded(facts: Facts) -> Iterator[Problem]:
