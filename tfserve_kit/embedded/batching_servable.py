@@ -17,6 +17,7 @@ import numpy as np
 from tfserve_kit.embedded import batch_arrays
 from tfserve_kit.embedded.batch_arrays import Arrays, Feeds
 from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler, Task
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.metrics import (
     INPUT_BATCH_SIZE,
     PADDING_SIZE,
@@ -63,9 +64,7 @@ class BatchingServable:
         """SignatureDef messages by name."""
         return self._servable.signatures
 
-    def run(
-        self, feeds: Feeds, fetches: Sequence[str], *, timeout_s: float | None = None
-    ) -> Arrays:
+    def run(self, feeds: Feeds, fetches: Sequence[str], *, call: Call | None = None) -> Arrays:
         """Compute `fetches` from `feeds` in a batch; see `Servable.run`.
 
         What is no whole signature (some of its outputs only) runs by itself, as in the official
@@ -74,7 +73,7 @@ class BatchingServable:
         """
         queue = self._queues.get((frozenset(feeds), frozenset(fetches)))
         if queue is None or not feeds:
-            return self._servable.run(feeds, fetches, timeout_s=timeout_s)
+            return self._servable.run(feeds, fetches, call=call)
         size = batch_arrays.rows(feeds)
         for _ in feeds:
             self._metrics.observe(INPUT_BATCH_SIZE, size)
@@ -83,6 +82,7 @@ class BatchingServable:
                 f"Task size {size} is larger than maximum input batch size "
                 f"{self._options.max_batch_size}"
             )
+        timeout_s = call.timeout_s if call else None
         if timeout_s is not None and timeout_s <= 0:
             raise _expired()
         limit_s = math.inf if timeout_s is None else timeout_s

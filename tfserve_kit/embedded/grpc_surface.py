@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import examples
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import (
     Classified,
     Handlers,
@@ -79,13 +80,13 @@ class GrpcSurface:
             "HandleReloadConfigRequest": self._reload,
         }
 
-    def answer(self, path: str, request: bytes, timeout_s: float | None = None) -> Answer:
+    def answer(self, path: str, request: bytes, call: Call | None = None) -> Answer:
         """Answer one request; never raises.
 
         Args:
             path: full method name, such as `/tensorflow.serving.PredictionService/Predict`.
             request: the serialized request message.
-            timeout_s: how long the client will wait, in seconds; None if it does not say.
+            call: how long the client will wait, and its account; without limits if left out.
         """
         if path == _HEALTH_CHECK and self._health:
             return _health(request)
@@ -99,7 +100,7 @@ class GrpcSurface:
         except protos.DecodeError:
             return Answer(Code.INTERNAL)
         try:
-            response = self._methods[name](message, timeout_s)
+            response = self._methods[name](message, call or Call.unbounded())
             encoded = response if isinstance(response, bytes) else response.SerializeToString()
             answer = Answer(body=encoded)
         except ServingError as error:
@@ -112,20 +113,20 @@ class GrpcSurface:
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
-    def _predict(self, request: Any, timeout_s: float | None) -> bytes:
+    def _predict(self, request: Any, call: Call) -> bytes:
         model = _model(request.model_spec)
         result = self._handlers.predict(
             model,
             request.model_spec.signature_name,
             predict_inputs(request),
             request.output_filter,
-            timeout_s=timeout_s,
+            call=call,
         )
         spec = _encoded_spec(model.name, result.version, result.signature)
         return predict_response(result.outputs, spec, as_content=self._as_content)
 
-    def _metadata(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
+    def _metadata(self, request: Any, call: Call) -> Any:
+        del call
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
@@ -140,36 +141,34 @@ class GrpcSurface:
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    def _status(self, request: Any, timeout_s: float | None) -> Any:
-        del timeout_s
+    def _status(self, request: Any, call: Call) -> Any:
+        del call
         response = protos.GetModelStatusResponse()
         for status in self._handlers.status(_model(request.model_spec)):
             response.model_version_status.append(status_message(status))
         return response
 
-    def _classify(self, request: Any, timeout_s: float | None) -> Any:
-        return self._infer(
-            request, timeout_s, self._handlers.classify, protos.ClassificationResponse()
-        )
+    def _classify(self, request: Any, call: Call) -> Any:
+        return self._infer(request, call, self._handlers.classify, protos.ClassificationResponse())
 
-    def _regress(self, request: Any, timeout_s: float | None) -> Any:
-        return self._infer(request, timeout_s, self._handlers.regress, protos.RegressionResponse())
+    def _regress(self, request: Any, call: Call) -> Any:
+        return self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
 
     def _infer(
         self,
         request: Any,
-        timeout_s: float | None,
+        call: Call,
         handler: Callable[..., Classified | Regressed],
         response: Any,
     ) -> Any:
         model = _model(request.model_spec, unnamed=_UNNAMED)
         rows = examples.from_input(request.input)
-        found = handler(model, request.model_spec.signature_name, rows, timeout_s=timeout_s)
+        found = handler(model, request.model_spec.signature_name, rows, call=call)
         _fill_spec(response.model_spec, model, found)
         _fill_result(response.result, found)
         return response
 
-    def _multi_inference(self, request: Any, timeout_s: float | None) -> Any:
+    def _multi_inference(self, request: Any, call: Call) -> Any:
         specs = [task.model_spec for task in request.tasks] or [protos.ModelSpec()]
         models = [_model(spec, unnamed=_UNNAMED) for spec in specs]
         tasks = [
@@ -177,7 +176,7 @@ class GrpcSurface:
             for model, task in zip(models, request.tasks, strict=True)
         ]
         results = self._handlers.multi_inference(
-            tasks, lambda: examples.from_input(request.input), timeout_s=timeout_s
+            tasks, lambda: examples.from_input(request.input), call=call
         )
         response = protos.MultiInferenceResponse()
         for model, found in zip(models, results, strict=True):
@@ -189,10 +188,10 @@ class GrpcSurface:
             )
         return response
 
-    def _reload(self, request: Any, timeout_s: float | None) -> Any:
+    def _reload(self, request: Any, call: Call) -> Any:
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid("ServerCore does not support this kind of ModelServerConfig.")
-        self._handlers.reload(list(request.config.model_config_list.config), timeout_s=timeout_s)
+        self._handlers.reload(list(request.config.model_config_list.config), call=call)
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
         return response

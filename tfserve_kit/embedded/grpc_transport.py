@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 
 import grpc
 
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import ServingError, invalid
@@ -29,8 +30,8 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _MOST_DETAILS_BYTES = 7000
 _UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
-# (method path, request bytes, seconds the client will wait or None) -> Answer
-Surface = Callable[[str, bytes, float | None], Answer]
+# (method path, request bytes, call) -> Answer
+Surface = Callable[[str, bytes, Call], Answer]
 
 
 class GrpcTransport:
@@ -151,7 +152,8 @@ class _Routes(grpc.GenericRpcHandler):  # type: ignore[misc]
         def call(request: bytes, context: Any) -> bytes:
             if not context.is_active():  # the client did not wait for its turn
                 return b""
-            answer = self._answer(path, request, _timeout_s(context))
+            with_limits = Call.within(_timeout_s(context), Call.unbounded().account)
+            answer = self._answer(path, request, with_limits)
             if answer.code:
                 context.set_code(_CODES[answer.code])
                 context.set_details(_fitting(answer.details))

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tfserve_kit.embedded import calls, inference
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
 from tfserve_kit.embedded.metrics import RUNTIME_LATENCY, Metrics, micros_since
 from tfserve_kit.embedded.model_config import check_models
@@ -96,7 +97,7 @@ class Handlers:
         inputs: calls.Arrays,
         output_filter: Sequence[str] = (),
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Predicted:
         """Run a signature.
 
@@ -105,14 +106,14 @@ class Handlers:
             signature: its name; empty for `serving_default`.
             inputs: value per input alias.
             output_filter: aliases of the outputs to compute; all if empty.
-            timeout_s: how long the client waits, in seconds; None if it does not say.
+            call: how long the client waits, and its account; without limits if left out.
 
         Raises:
             ServingError: no such servable or signature, inputs that do not fit, or an error of
                 the graph.
         """
         with self._lease(model) as lease:
-            signatures, run = lease.servable.signatures, self._run(lease, "Predict", timeout_s)
+            signatures, run = lease.servable.signatures, self._run(lease, "Predict", call)
             name, outputs = calls.predict(signatures, run, signature, inputs, output_filter)
             return Predicted(lease.version, name, outputs)
 
@@ -147,7 +148,7 @@ class Handlers:
         signature: str,
         examples: NDArray[Any],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Classified:
         """Run a classification signature.
 
@@ -155,7 +156,7 @@ class Handlers:
             model: which model.
             signature: its name; empty for `serving_default`.
             examples: object [examples] of serialized tf.Example.
-            timeout_s: how long the client waits, in seconds; None if it does not say.
+            call: how long the client waits, and its account; without limits if left out.
 
         Raises:
             ServingError: no such servable or signature, or it is of another kind.
@@ -163,7 +164,7 @@ class Handlers:
         with self._lease(model) as lease:
             name, classes = calls.classify(
                 lease.servable.signatures,
-                self._run(lease, "Classify", timeout_s),
+                self._run(lease, "Classify", call),
                 signature,
                 examples,
                 check_method=self._check_method_name,
@@ -176,13 +177,13 @@ class Handlers:
         signature: str,
         examples: NDArray[Any],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Regressed:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
             name, values = calls.regress(
                 lease.servable.signatures,
-                self._run(lease, "Regress", timeout_s),
+                self._run(lease, "Regress", call),
                 signature,
                 examples,
                 check_method=self._check_method_name,
@@ -194,7 +195,7 @@ class Handlers:
         tasks: Sequence[InferenceTask],
         examples: Callable[[], NDArray[Any]],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> list[Classified | Regressed]:
         """Run several classify and regress tasks of one model on the same examples.
 
@@ -202,7 +203,7 @@ class Handlers:
             tasks: what to run.
             examples: returns object [examples] of serialized tf.Example, or raises; asked after
                 the tasks were looked at.
-            timeout_s: how long the client waits, in seconds; None if it does not say.
+            call: how long the client waits, and its account; without limits if left out.
 
         Raises:
             ServingError: the tasks name different models or an unknown method, or one fails.
@@ -221,32 +222,32 @@ class Handlers:
                 text = f"Unsupported signature method_name: {task.method_name}"
                 raise ServingError(Code.UNIMPLEMENTED, text)
             answer = run[task.method_name]
-            results.append(answer(task.model, task.signature, examples(), timeout_s=timeout_s))
+            results.append(answer(task.model, task.signature, examples(), call=call))
         return results
 
-    def reload(self, configs: Sequence[Any], *, timeout_s: float | None = None) -> None:
+    def reload(self, configs: Sequence[Any], *, call: Call | None = None) -> None:
         """Replace the whole set of served models.
 
         Raises:
             ServingError: the configuration is refused, or a new model failed to load.
         """
         check_models(configs)
-        self._manager.reload(configs, timeout_s=timeout_s)
+        self._manager.reload(configs, timeout_s=call.timeout_s if call else None)
 
-    def _run(self, lease: Lease, api: str, timeout_s: float | None) -> calls.Run:
+    def _run(self, lease: Lease, api: str, call: Call | None) -> calls.Run:
         """Return what runs a version's tensors and tells the metrics."""
-        return partial(self._timed_run, lease, api, timeout_s)
+        return partial(self._timed_run, lease, api, call)
 
     def _timed_run(
         self,
         lease: Lease,
         api: str,
-        timeout_s: float | None,
+        call: Call | None,
         feeds: calls.Arrays,
         fetches: Sequence[str],
     ) -> Sequence[NDArray[Any]]:
         started_ns = time.perf_counter_ns()
-        values = lease.servable.run(feeds, fetches, timeout_s=timeout_s)
+        values = lease.servable.run(feeds, fetches, call=call)
         labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
         self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
         return values

@@ -18,9 +18,11 @@ from typing import Any
 
 import httptools
 
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.rest_surface import Reply, page, timed_out
 
-Surface = Callable[[str, str, bytes], Reply]
+# (method, target, body, call) -> Reply
+Surface = Callable[[str, str, bytes, Call], Reply]
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 # As much as the official server inflates (tensorflow_serving/util/net_http/).
@@ -66,7 +68,7 @@ class Shared:
     """What the connections of a server have in common; lives in the event loop.
 
     Attributes:
-        surface: (method, target, body) -> Reply; called in a worker thread.
+        surface: (method, target, body, call) -> Reply; called in a worker thread.
         workers: the threads.
         loop: the event loop.
         timeout_s: how long an answer may take, in seconds.
@@ -84,11 +86,12 @@ class Shared:
     held_bytes: int = 0
 
 
-def _reply(surface: Surface, request: _Request) -> Reply:
+def _reply(shared: Shared, request: _Request) -> Reply:
     """Ask the surface; called in a worker thread."""
     if not request.is_wanted:  # it waited too long for its turn, or its client has gone
         return timed_out()
-    return surface(request.method, request.target, request.take_body())
+    call = Call.within(shared.timeout_s, Call.unbounded().account, lambda: not request.is_wanted)
+    return shared.surface(request.method, request.target, request.take_body(), call)
 
 
 def _inflated(body: bytes) -> bytes:
@@ -324,7 +327,7 @@ class Connection(asyncio.Protocol):
 
         self._asked, cost_bytes = request, request.cost_bytes
         timer = self._shared.loop.call_later(self._shared.timeout_s, self._give_up, request)
-        asked = self._shared.workers.submit(_reply, self._shared.surface, request)
+        asked = self._shared.workers.submit(_reply, self._shared, request)
         asked.add_done_callback(on_done)
 
     def _give_up(self, request: _Request) -> None:

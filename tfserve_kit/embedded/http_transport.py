@@ -27,7 +27,7 @@ class HttpTransport:
     """An HTTP server with an event loop in a thread of its own.
 
     Args:
-        surface: (method, target, body) -> Reply; called in a worker thread.
+        surface: (method, target, body, call) -> Reply; called in a worker thread.
         host: address to listen on.
         port: TCP port; 0 asks the system for a free one.
         threads: requests answered at the same time.

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.settings import SessionOptions
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX
 
 _log = logging.getLogger(__name__)
 
-Call = Callable[..., Sequence[NDArray[Any]]]
+Compiled = Callable[..., Sequence[NDArray[Any]]]
 
 # Runs the operations in the calling thread: a request has a thread of its own already.
 _CALLERS_THREAD = -1
@@ -183,7 +184,7 @@ class SessionServable:
         self._session = session
         self._signatures = signatures
         self._compiled = compiled
-        self._calls: dict[tuple[tuple[str, ...], tuple[str, ...]], Call] = {}
+        self._calls: dict[tuple[tuple[str, ...], tuple[str, ...]], Compiled] = {}
         self._lock = threading.Lock()
 
     @property
@@ -196,16 +197,16 @@ class SessionServable:
         feeds: Mapping[str, NDArray[Any]],
         fetches: Sequence[str],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Sequence[NDArray[Any]]:
         """Compute `fetches` from `feeds`; see `Servable.run`.
 
-        The timeout changes nothing: a compiled call cannot be interrupted.
+        The deadline changes nothing: a compiled call cannot be interrupted.
         """
-        del timeout_s
-        call = self._call(tuple(feeds), tuple(fetches))
+        del call
+        compiled = self._call(tuple(feeds), tuple(fetches))
         try:
-            return [_array(value) for value in call(*feeds.values())]
+            return [_array(value) for value in compiled(*feeds.values())]
         except Exception as error:
             raise _translated(self._tf, error) from error
 
@@ -215,7 +216,7 @@ class SessionServable:
         self._session.close()
         _return_memory()
 
-    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Call:
+    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         call = self._calls.get((feeds, fetches))
         if call is None:
             with self._lock:
@@ -247,14 +248,16 @@ def _array(value: Any) -> NDArray[Any]:
 
 def _compiled_call(
     tf: _Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]
-) -> Call:
+) -> Compiled:
     options = tf.config_pb2.RunOptions(inter_op_thread_pool=_CALLERS_THREAD)
     callable_options = tf.config_pb2.CallableOptions(feed=feeds, fetch=fetches, run_options=options)
-    made: Call = session._make_callable_from_options(callable_options)  # noqa: SLF001
+    made: Compiled = session._make_callable_from_options(callable_options)  # noqa: SLF001
     return made
 
 
-def _plain_call(tf: _Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Call:
+def _plain_call(
+    tf: _Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Compiled:
     del tf
     return lambda *values: session.run(list(fetches), dict(zip(feeds, values, strict=True)))
 

@@ -9,6 +9,7 @@ from typing import Any
 from tfserve_kit.embedded import calls, examples, inference, warmup
 from tfserve_kit.embedded.batching import BatchScheduler, batch_options
 from tfserve_kit.embedded.batching_servable import BatchingServable
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import predict_inputs
 from tfserve_kit.embedded.metrics import (
     LOAD_ATTEMPTS,
@@ -111,7 +112,7 @@ class PreparingLoader:
 
 def _send(servable: Servable, method: str, request: Any) -> None:
     """Run a stored request; the model it names does not matter."""
-    signatures, run = servable.signatures, servable.run
+    signatures, run = servable.signatures, partial(servable.run, call=Call.unbounded())
     if method == "Predict":
         name, inputs = request.model_spec.signature_name, predict_inputs(request)
         calls.predict(signatures, run, name, inputs, request.output_filter)

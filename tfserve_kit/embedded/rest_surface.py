@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import examples, json_answer, json_request
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
 from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
@@ -96,7 +97,6 @@ class RestSurface:
     Args:
         handlers: what computes the answers.
         metrics: told of every request for a model.
-        timeout_s: how long a client waits, in seconds; None for ever.
         cors: let pages of any origin read the answers.
         metrics_path: URL path of the Prometheus page, None for none.
     """
@@ -106,23 +106,22 @@ class RestSurface:
         handlers: Handlers,
         metrics: Metrics,
         *,
-        timeout_s: float | None = None,
         cors: bool = False,
         metrics_path: str | None = None,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
-        self._timeout_s = timeout_s
         self._cors = cors
         self._metrics_path = metrics_path
 
-    def reply(self, method: str, target: str, body: bytes) -> Reply:
+    def reply(self, method: str, target: str, body: bytes, call: Call | None = None) -> Reply:
         """Answer one request; never raises.
 
         Args:
             method: HTTP method, in upper case.
             target: request target as sent: percent-encoded, absolute URLs included.
             body: decoded body.
+            call: how long the client will wait, and its account; without limits if left out.
         """
         target = re.sub(r"^https?://[^/]*", "", target)
         if re.search(r"%(?![0-9A-Fa-f]{2})", target):
@@ -136,14 +135,14 @@ class RestSurface:
         if method == "OPTIONS":
             reply = Reply(200 if self._cors else 400, b"", HTML)
         else:
-            reply = self._checked(method, target, body)
+            reply = self._checked(method, target, body, call or Call.unbounded())
         return replace(reply, headers={**_CORS, **reply.headers}) if self._cors else reply
 
-    def _checked(self, method: str, target: str, body: bytes) -> Reply:
+    def _checked(self, method: str, target: str, body: bytes, call: Call) -> Reply:
         started_ns, code = time.perf_counter_ns(), Code.OK
         found = _ROUTES[method].fullmatch(target) if method in _ROUTES else None
         try:
-            return self._route(method, target, found, body)
+            return self._route(method, target, found, body, call)
         except ServingError as error:
             code = error.code
             return _failure(error)
@@ -156,34 +155,34 @@ class RestSurface:
             verb = found[4] if found and method == "POST" else ""
             self._metrics.count_request(name, verb, "REST", code.name, started_ns)
 
-    def _route(self, method: str, target: str, found: re.Match[str] | None, body: bytes) -> Reply:
+    def _route(
+        self, method: str, target: str, found: re.Match[str] | None, body: bytes, call: Call
+    ) -> Reply:
         if method == "GET" and target.lower() == "/v1/models":
             raise invalid("Missing model name in request.")
         if not found:
             raise invalid(f"Malformed request: {method} {target}")
         model = _model(*found.groups()[:3])
         if method == "POST":
-            return self._call(found[4], model, body)
+            return self._infer(found[4], model, body, call)
         return self._metadata(model) if found[4] == "/metadata" else self._status(model)
 
-    def _call(self, verb: str, model: ModelRef, body: bytes) -> Reply:
+    def _infer(self, verb: str, model: ModelRef, body: bytes, call: Call) -> Reply:
         if verb == "predict":
-            return self._predict(model, body)
+            return self._predict(model, body, call)
         document = json_request.parse_object(body)
         signature = json_request.signature_name(document)
         rows = examples.from_json(document)
         if verb == "classify":
-            classified = self._handlers.classify(model, signature, rows, timeout_s=self._timeout_s)
+            classified = self._handlers.classify(model, signature, rows, call=call)
             return Reply(200, json_answer.classifications(classified.classes))
-        regressed = self._handlers.regress(model, signature, rows, timeout_s=self._timeout_s)
+        regressed = self._handlers.regress(model, signature, rows, call=call)
         return Reply(200, json_answer.regressions(regressed.values))
 
-    def _predict(self, model: ModelRef, body: bytes) -> Reply:
+    def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:
         signatures = self._handlers.metadata(model).signatures
         request = json_request.PredictBody(body, lambda name: _inputs(signatures, name))
-        result = self._handlers.predict(
-            model, request.signature, request.inputs, timeout_s=self._timeout_s
-        )
+        result = self._handlers.predict(model, request.signature, request.inputs, call=call)
         return Reply(200, json_answer.predictions(result.outputs, row_format=request.row_format))
 
     def _status(self, model: ModelRef) -> Reply:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from tfserve_kit.embedded.call import Call
+
 
 class Servable(Protocol):
     """A loaded model version. Thread-safe."""
@@ -19,15 +21,15 @@ class Servable(Protocol):
         feeds: Mapping[str, NDArray[Any]],
         fetches: Sequence[str],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Sequence[NDArray[Any]]:
         """Compute tensors of the graph.
 
         Args:
             feeds: value per tensor name, such as `x:0`.
             fetches: names of the tensors to compute.
-            timeout_s: how long somebody waits for them, in seconds; None for ever. What has not
-                begun by then need not begin.
+            call: how long somebody waits for them, and whose account is charged; without limits if
+                left out. What has not begun by then need not begin.
 
         Returns:
             Their values, in the order of `fetches`.

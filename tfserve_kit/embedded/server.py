@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.batching import BatchScheduler
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.grpc_transport import GrpcTransport
 from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import SavedModelLoader
 from tfserve_kit.embedded.manager import Manager
 from tfserve_kit.embedded.metrics import Metrics
@@ -46,6 +48,7 @@ class EmbeddedServer:
         self._settings = settings
         self._grace_s = grace_s
         self._metrics = Metrics()
+        self._ledger = Ledger(limits.most_held_bytes(), limits.MOST_REQUEST_BYTES)
         batching = settings.batching
         self._scheduler = (
             BatchScheduler(batching.threads, batching.thread_pool_name) if batching else None
@@ -178,7 +181,6 @@ class EmbeddedServer:
         surface = RestSurface(
             self._handlers,
             self._metrics,
-            timeout_s=settings.rest_timeout_s,
             cors=settings.cors,
             metrics_path=prometheus_path(settings.monitoring_config_file),
         )

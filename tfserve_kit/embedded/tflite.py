@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
@@ -104,10 +105,10 @@ class TfLiteServable:
         feeds: Mapping[str, NDArray[Any]],
         fetches: Sequence[str],
         *,
-        timeout_s: float | None = None,
+        call: Call | None = None,
     ) -> Sequence[NDArray[Any]]:
         """Compute `fetches` from `feeds`; see `Servable.run`. All inputs must be given."""
-        del timeout_s
+        del call
         signature = self._calls.get(frozenset(feeds))
         if signature is None:
             raise invalid(f"no signature takes the inputs {', '.join(sorted(feeds))}")

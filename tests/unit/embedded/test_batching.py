@@ -16,6 +16,8 @@ from tfserve_kit import protos
 from tfserve_kit.embedded import batch_arrays
 from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler, batch_options
 from tfserve_kit.embedded.batching_servable import BatchingServable
+from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -120,9 +122,9 @@ def ran(scheduler, options, sizes):
     return recorder.batches
 
 
-def refusal(call, *arguments, **options):
+def refusal(function, *arguments, **options):
     with pytest.raises(ServingError) as caught:
-        call(*arguments, **options)
+        function(*arguments, **options)
     return caught.value.code, caught.value.message
 
 
@@ -515,10 +517,10 @@ class Calculator:
         self.signatures = {"serving_default": both, "twin": both}
         self.runs, self.timeouts, self.closed = [], [], False
 
-    def run(self, feeds, fetches, *, timeout_s=None):
+    def run(self, feeds, fetches, *, call=None):
         x = feeds["x"]
         self.runs.append((x.tolist(), list(fetches)))
-        self.timeouts.append(timeout_s)
+        self.timeouts.append(call and call.deadline_s)
         if 13 in x:
             raise ServingError(Code.OUT_OF_RANGE, "thirteen")
         if 666 in x:
@@ -540,6 +542,10 @@ def metrics():
     return Metrics()
 
 
+def call_within(timeout_s):
+    return Call.within(timeout_s, Ledger(1).account("c"))
+
+
 def batching(calculator, scheduler, metrics, **options):
     return BatchingServable(calculator, scheduler, BatchOptions(**options), metrics)
 
@@ -549,7 +555,7 @@ def together(servable, scheduler, requests, meanwhile=lambda: None, timeouts=())
 
     def ask(x, timeout_s):
         try:
-            y, z = servable.run(rows(*x), ["y", "z"], timeout_s=timeout_s)
+            y, z = servable.run(rows(*x), ["y", "z"], call=call_within(timeout_s))
         except ServingError as error:
             return error.code, error.message
         assert z.tolist() == [-value for value in x]
@@ -631,7 +637,7 @@ def test_unexpected_error_is_an_internal_one_and_the_thread_lives(scheduler, cal
 @pytest.mark.parametrize("fetches", [["y"], ["z"]])
 def test_part_of_a_signature_runs_by_itself(scheduler, calculator, metrics, fetches):
     servable = batching(calculator, scheduler, metrics, max_batch_size=1)
-    servable.run(rows(1, 2), fetches, timeout_s=7.0)
+    servable.run(rows(1, 2), fetches, call=Call(Ledger(1).account("c"), 7.0))
     assert calculator.runs == [([1, 2], fetches)]
     assert calculator.timeouts == [7.0]
     assert values(metrics) == {}
@@ -696,7 +702,7 @@ def test_request_that_comes_too_late_does_not_enter_the_queue(
     scheduler, calculator, metrics, timeout_s
 ):
     servable = batching(calculator, scheduler, metrics)
-    assert refusal(servable.run, rows(1), ["y", "z"], timeout_s=timeout_s) == EXPIRED
+    assert refusal(servable.run, rows(1), ["y", "z"], call=call_within(timeout_s)) == EXPIRED
     assert calculator.runs == []
     assert list(values(metrics)) == ["input_batch_size_sum{}", "input_batch_size_count{}"]
 

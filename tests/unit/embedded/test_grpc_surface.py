@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
 from tfserve_kit.embedded.handlers import (
     Classified,
@@ -12,6 +13,7 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
@@ -29,20 +31,20 @@ class EchoHandlers:
 
     Attributes:
         asked: the arguments of each call.
-        timeout_s: that of the last inference.
+        call: that of the last inference.
         fault: raised by every call if set.
     """
 
     def __init__(self):
-        self.asked, self.timeout_s, self.fault = [], None, None
+        self.asked, self.call, self.fault = [], None, None
 
     def _note(self, *arguments):
         self.asked.append(arguments)
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=(), *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def predict(self, model, signature, inputs, output_filter=(), *, call=None):
+        self.call = call
         self._note(model, signature, list(output_filter))
         return Predicted(7, signature or "serving_default", inputs)
 
@@ -55,29 +57,29 @@ class EchoHandlers:
         broken = ServingError(Code.OUT_OF_RANGE, "cut off")
         return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
 
-    def classify(self, model, signature, examples, *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def classify(self, model, signature, examples, *, call=None):
+        self.call = call
         self._note("classify", model, signature, len(examples))
         classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples]
         return Classified(7, signature or "serving_default", classes)
 
-    def regress(self, model, signature, examples, *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def regress(self, model, signature, examples, *, call=None):
+        self.call = call
         self._note("regress", model, signature, len(examples))
         return Regressed(7, signature or "serving_default", [2.5 for _ in examples])
 
-    def multi_inference(self, tasks, examples, *, timeout_s=None):
+    def multi_inference(self, tasks, examples, *, call=None):
         self._note("multi", tasks)
         run = {"tensorflow/serving/classify": self.classify}
         return [
             run.get(task.method_name, self.regress)(
-                task.model, task.signature, examples(), timeout_s=timeout_s
+                task.model, task.signature, examples(), call=call
             )
             for task in tasks
         ]
 
-    def reload(self, configs, *, timeout_s=None):
-        self._note("reload", [config.name for config in configs], timeout_s)
+    def reload(self, configs, *, call=None):
+        self._note("reload", [config.name for config in configs], call.timeout_s)
 
 
 @pytest.fixture
@@ -327,10 +329,11 @@ def test_reload_hands_over_the_models_and_the_deadline(surface, handlers):
         "ReloadConfigRequest", "config { model_config_list { config { name: 'a' } } }"
     )
     path = protos.METHODS["HandleReloadConfigRequest"].path
-    answer = surface.answer(path, request.SerializeToString(), 1.5)
+    call = Call.within(1.5, Ledger(1).account("c"))
+    answer = surface.answer(path, request.SerializeToString(), call)
     assert answer.code is Code.OK
     assert answer.body == b"\x0a\x00"  # a status that is there, and OK
-    assert handlers.asked == [("reload", ["a"], 1.5)]
+    assert handlers.asked == [("reload", ["a"], pytest.approx(1.5, abs=0.5))]
 
 
 @pytest.mark.parametrize("config", ["", "config {}", "config { custom_model_config {} }"])
@@ -373,12 +376,12 @@ INFERENCE = {
 
 
 @pytest.mark.parametrize("name", INFERENCE)
-@pytest.mark.parametrize("timeout_s", [None, 1.5])
-def test_inference_hands_over_the_deadline(surface, handlers, name, timeout_s):
+def test_inference_hands_over_the_call(surface, handlers, name):
     message = protos.from_text(protos.METHODS[name].request, INFERENCE[name])
     path = protos.METHODS[name].path
-    assert surface.answer(path, message.SerializeToString(), timeout_s).code is Code.OK
-    assert handlers.asked and handlers.timeout_s == timeout_s
+    call = Call.unbounded()
+    assert surface.answer(path, message.SerializeToString(), call).code is Code.OK
+    assert handlers.asked and handlers.call is call
 
 
 COUNT = ":tensorflow:serving:request_count"

@@ -30,7 +30,7 @@ class EchoSurface:
         self.entered, self.go = threading.Event(), threading.Event()
         self.asked = []
 
-    def __call__(self, path, request, timeout_s):
+    def __call__(self, path, request, call):
         self.asked.append(request)
         if request == b"wait":
             self.entered.set()
@@ -95,7 +95,7 @@ def test_code_and_details_arrive(server, code):
 )
 def test_details_are_cut_to_what_a_client_takes(details, arrives):
     server = GrpcTransport(
-        lambda path, request, timeout_s: Answer(Code.NOT_FOUND, details), "127.0.0.1:0", threads=1
+        lambda path, request, call: Answer(Code.NOT_FOUND, details), "127.0.0.1:0", threads=1
     )
     server.start()
     with calling(server) as call, pytest.raises(grpc.RpcError) as caught:
@@ -196,8 +196,8 @@ def test_port_that_cannot_exist_is_refused(surface, address):
 def test_surface_is_told_how_long_the_client_will_wait():
     waits = []
 
-    def surface(path, request, timeout_s):
-        waits.append(timeout_s)
+    def surface(path, request, call):
+        waits.append(call.timeout_s)
         return Answer(body=b"ok")
 
     server = GrpcTransport(surface, "127.0.0.1:0", threads=1)

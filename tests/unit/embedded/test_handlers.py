@@ -7,6 +7,7 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import labels
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import (
     Handlers,
     InferenceTask,
@@ -14,6 +15,7 @@ from tfserve_kit.embedded.handlers import (
     ModelRef,
     Predicted,
 )
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.manager import Lease, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
@@ -43,7 +45,7 @@ class AddingServable:
         self.asked = []
         self.fault = None
 
-    def run(self, feeds, fetches, *, timeout_s=None):
+    def run(self, feeds, fetches, *, call=None):
         self.asked.append((list(feeds), list(fetches)))
         if self.fault:
             raise self.fault
@@ -313,7 +315,7 @@ class ExampleServable:
             "o:0": np.float32([[1.5], [2.5]]),
         }
 
-    def run(self, feeds, fetches, *, timeout_s=None):
+    def run(self, feeds, fetches, *, call=None):
         (fed,) = feeds.items()
         assert fed[0] == "in:0"
         assert fed[1] is EXAMPLES
@@ -485,11 +487,11 @@ def test_multi_inference_that_cannot_be_done_is_refused(telling, tasks, code, te
 
 def test_reload_checks_the_models_before_it_hands_them_over(handlers, manager):
     good = protos.ModelConfig(name="m", base_path="/m", model_platform="tensorflow")
-    handlers.reload([good], timeout_s=3)
-    assert manager.reloaded == ([good], 3)
+    handlers.reload([good], call=Call.within(3, Ledger(1).account("c")))
+    assert manager.reloaded == ([good], pytest.approx(3, abs=1))
     with pytest.raises(ServingError, match="multiple times"):
         handlers.reload([good, good])
-    assert manager.reloaded == ([good], 3)
+    assert manager.reloaded[0] == [good]
 
 
 # Timeouts and metrics
@@ -510,8 +512,8 @@ class NotingServable:
         self._values = {**servable.values, "add:0": A, "sub:0": B}
         self.timeouts, self.fault = [], None
 
-    def run(self, feeds, fetches, *, timeout_s=None):
-        self.timeouts.append(timeout_s)
+    def run(self, feeds, fetches, *, call=None):
+        self.timeouts.append(call and call.deadline_s)
         if self.fault:
             raise self.fault
         return [self._values[name] for name in fetches]
@@ -539,7 +541,7 @@ def runtimes(metrics):
 def test_run_is_timed_by_model_and_api_and_told_the_timeout(ask, apis):
     servable, metrics = NotingServable(), Metrics()
     handlers = Handlers(OneModelManager(servable), metrics)
-    ask(handlers, timeout_s=2.5)
+    ask(handlers, call=Call(Ledger(1).account("c"), 2.5))
     assert servable.timeouts == [2.5] * len(apis)
     assert runtimes(metrics) == [f'model_name="m",API="{api}",runtime="TF1"}} 1' for api in apis]
     ask(handlers)

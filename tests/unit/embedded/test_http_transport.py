@@ -31,7 +31,7 @@ class EchoSurface:
         self.entered, self.go = threading.Event(), threading.Event()
         self.asked = []
 
-    def __call__(self, method, target, body):
+    def __call__(self, method, target, body, call):
         self.asked.append(target)
         if target.startswith("/wait"):
             self.entered.set()
@@ -44,8 +44,8 @@ class EchoSurface:
 class LargeSurface(EchoSurface):
     """Answers with far more bytes than a socket holds."""
 
-    def __call__(self, method, target, body):
-        super().__call__(method, target, body)
+    def __call__(self, method, target, body, call):
+        super().__call__(method, target, body, call)
         return Reply(200, b"x" * 20_000_000, TEXT)
 
 

@@ -24,7 +24,7 @@ class FakeServable:
     def __init__(self, name, history):
         self.name, self._history = name, history
 
-    def run(self, feeds, fetches, *, timeout_s=None):
+    def run(self, feeds, fetches, *, call=None):
         return []
 
     def close(self):

@@ -43,7 +43,7 @@ class FakeServable:
     def __init__(self):
         self.fetched, self.fault, self.closed = [], None, 0
 
-    def run(self, feeds, fetches, *, timeout_s=None):
+    def run(self, feeds, fetches, *, call=None):
         self.fetched.append(list(fetches))
         if self.fault:
             raise self.fault

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import (
     Classified,
     Metadata,
@@ -36,20 +37,20 @@ class HalfPlusTwoHandlers:
 
     Attributes:
         asked: (method, model) of each call.
-        timeout_s: that of the last call that computes.
+        call: that of the last request that computes.
         fault: raised by `predict`, `metadata` and `status` if set.
     """
 
     def __init__(self):
-        self.asked, self.timeout_s, self.fault = [], None, None
+        self.asked, self.call, self.fault = [], None, None
 
     def _note(self, method, model):
         self.asked.append((method, model))
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=(), *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def predict(self, model, signature, inputs, output_filter=(), *, call=None):
+        self.call = call
         self._note("predict", model)
         return Predicted(model.version or 7, signature, {"y": inputs["x"] / 2 + 2})
 
@@ -57,13 +58,13 @@ class HalfPlusTwoHandlers:
         self._note("metadata", model)
         return Metadata(model.version or 7, SIGNATURES)
 
-    def classify(self, model, signature, examples, *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def classify(self, model, signature, examples, *, call=None):
+        self.call = call
         self._note("classify", model)
         return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples])
 
-    def regress(self, model, signature, examples, *, timeout_s=None):
-        self.timeout_s = timeout_s
+    def regress(self, model, signature, examples, *, call=None):
+        self.call = call
         self._note("regress", model)
         return Regressed(7, signature, [2.5, 0.1])
 
@@ -430,12 +431,10 @@ def counted(handlers, method, target, body):
     return [line.removeprefix(prefix) for line in lines if not line.startswith("#")]
 
 
-@pytest.mark.parametrize("timeout_s", [None, 1.5])
 @pytest.mark.parametrize(
     ("verb", "body"), [("predict", BODY), ("classify", EXAMPLES), ("regress", EXAMPLES)]
 )
-def test_what_computes_is_told_how_long_the_client_waits(handlers, verb, body, timeout_s):
-    surface = RestSurface(handlers, Metrics(), timeout_s=timeout_s)
-    handlers.timeout_s = "never asked"
-    assert surface.reply("POST", f"/v1/models/m:{verb}", body).status == 200
-    assert handlers.timeout_s == timeout_s
+def test_what_computes_is_handed_the_call(handlers, verb, body):
+    surface, call = RestSurface(handlers, Metrics()), Call.unbounded()
+    assert surface.reply("POST", f"/v1/models/m:{verb}", body, call).status == 200
+    assert handlers.call is call

@@ -1,0 +1,31 @@
+"""What clients may ask of the embedded server: every limit in one place.
+
+docs/embedded.md shows them as a table.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+GIB = 1 << 30
+
+# All that clients make the server hold: what they send, what it stands for once it is read, and
+# answers until they are taken. Never more than this share of the memory there is.
+MOST_HELD_BYTES = 8 * GIB
+MOST_HELD_SHARE = 2  # a half
+# The same for one request: the largest message (2 GiB), what becomes of it, and its answer.
+MOST_REQUEST_BYTES = 6 * GIB
+
+_CGROUPS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def most_held_bytes() -> int:
+    """Return how many bytes clients may hold on this machine or in this container."""
+    memory_bytes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            memory_bytes.append(int(file.read_text()))
+    return min(MOST_HELD_BYTES, min(memory_bytes) // MOST_HELD_SHARE)
