@@ -157,3 +157,53 @@ def test_light_packages_do_not_bring_tensorflow_along():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.split() == [b"[]"]
+
+
+FIRST_USE = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from tfserve_kit import protos
+barrier, made = threading.Barrier(8), []
+
+def use():
+    barrier.wait()
+    for name in ("PredictRequest", "TensorProto", "ModelSpec"):
+        made.append((name, protos.message_class(name)))
+    made.append(("pool", protos.PredictRequest.DESCRIPTOR.file.pool))
+    made.append(("enum", protos.enum("DataType").file.pool))
+
+threads = [threading.Thread(target=use) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(made) == 40, len(made)
+assert len({id(value) for name, value in made}) == 4, made
+protos.PredictRequest(model_spec=protos.ModelSpec(name="m"))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_that_use_it_first_at_once_share_one_pool(attempt):
+    del attempt
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+FORK = """
+import os, threading
+from tfserve_kit import protos
+protos._making.acquire()  # as a thread does that makes the pool just now
+child = os.fork()
+if not child:
+    made = []
+    worker = threading.Thread(target=lambda: made.append(protos.ModelSpec(name="m")), daemon=True)
+    worker.start()
+    worker.join(10)
+    os._exit(0 if made else 1)
+protos._making.release()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_process_forked_while_the_pool_is_made_makes_its_own():
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,9 @@ Attributes:
     METHODS: every RPC of the model server by short name; see `Method`.
 """
 
+import os
 import pkgutil
+import threading
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -48,8 +50,32 @@ class TextFormatError(ValueError):
         self.reason, self.line, self.column = reason, line, column
 
 
-@cache
+# `cache` alone would let two threads make a pool each, and messages of two pools do not mix.
+_making = threading.RLock()
+_pools: list[DescriptorPool] = []
+_classes: dict[str, Any] = {}
+
+
+def _forget_the_lock() -> None:
+    """Make the lock anew in a forked child: the thread that held it lives on in the parent only."""
+    global _making  # noqa: PLW0603 (it stands for itself)
+    _making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_lock)
+
+
 def _pool() -> DescriptorPool:
+    """Return the one pool of this process, loaded with the schema when it is first wanted."""
+    if not _pools:
+        with _making:
+            if not _pools:
+                _pools.append(_loaded())
+    return _pools[0]
+
+
+def _loaded() -> DescriptorPool:
     pool = DescriptorPool()
     # importlib.resources, dataclasses and json_format take longer to import than this takes.
     schema = pkgutil.get_data(__name__, "schema.binpb") or b""
@@ -58,9 +84,8 @@ def _pool() -> DescriptorPool:
     return pool
 
 
-@cache
 def message_class(name: str) -> Any:
-    """Return the class of a message.
+    """Return the class of a message, the same one to every thread.
 
     Args:
         name: full (`tensorflow.serving.ModelSpec`) or short (`ModelSpec`) name.
@@ -68,6 +93,14 @@ def message_class(name: str) -> Any:
     Raises:
         KeyError: the schema has no such message.
     """
+    found = _classes.get(name)
+    if found is None:
+        with _making:
+            found = _classes.setdefault(name, _find_class(name))
+    return found
+
+
+def _find_class(name: str) -> Any:
     for full_name in (f"{package}.{name}" for package in _PACKAGES):
         try:
             return GetMessageClass(_pool().FindMessageTypeByName(full_name))
