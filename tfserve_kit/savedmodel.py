@@ -13,6 +13,7 @@ from tfserve_kit.checkpoint import CheckpointError, shard_sizes
 from tfserve_kit.errors import Problem
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
+from tfserve_kit.tensors.proto import MAX_RANK
 
 GRAPH_FILE = "saved_model.pb"
 # In the order in which a server looks (tensorflow/cc/saved_model/reader.cc).
@@ -90,7 +91,11 @@ class SavedModel:
 
 
 def signatures(signature_defs: Mapping[str, Any]) -> dict[str, Signature]:
-    """Return the callable signatures of a `map<string, SignatureDef>`, by name."""
+    """Return the callable signatures of a `map<string, SignatureDef>`, by name.
+
+    Raises:
+        ValueError: one of their tensors has more dimensions than TensorFlow knows.
+    """
     return {
         name: Signature(
             name,
@@ -110,6 +115,8 @@ def _tensor(info: Any) -> TensorSpec:
     except KeyError:
         dtype = None
     shape = info.tensor_shape
+    if len(shape.dim) > MAX_RANK:
+        raise ValueError(f"tensor {info.name!r:.80} has {len(shape.dim):,} dimensions")
     axes = tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
     return TensorSpec(info.name, dtype, None if shape.unknown_rank else axes)
 

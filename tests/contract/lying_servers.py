@@ -40,11 +40,12 @@ ANSWER = b'{"outputs": [1.5]}'
 class Liar:
     """An HTTP server that tells signatures rightly, and answers predict as it is told.
 
-    `requests` holds the bodies of the predict requests that came; `connections` counts.
+    `requests` holds the bodies of the predict requests that came; `connections` counts. `about` is
+    what it answers when it is asked for its signatures or versions.
     """
 
-    def __init__(self, lie):
-        self.lie, self.requests, self.connections = lie, [], 0
+    def __init__(self, lie, about=http(METADATA)):  # noqa: B008 (bytes do not change)
+        self.lie, self.about, self.requests, self.connections = lie, about, [], 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         self._stop, self._open = threading.Event(), []
@@ -69,7 +70,7 @@ class Liar:
                 length = int(head.get(b"content-length", 0))
                 body = stream.read(length)
                 if b"GET" in head[b""]:
-                    connection.sendall(http(METADATA))
+                    connection.sendall(self.about)
                     continue
                 self.requests.append(body)
                 if self.lie(self, connection) is not None:
@@ -187,6 +188,20 @@ GRPC_LIES = {
                        "ServerFault"),
     "immense shape": (tensor('outputs { key: "y" value { dtype: DT_FLOAT float_val: 1 float_val: 2 '
                              + _SHAPE % (1 << 50) + " } }"), "ServerFault"),
+    "claims floats": (tensor('outputs { key: "y" value { dtype: DT_FLOAT ' + _SHAPE % (1 << 28)
+                             + " } }"), "ServerFault"),
+    "claims a few floats": (tensor('outputs { key: "y" value { dtype: DT_FLOAT float_val: 1 '
+                                   + _SHAPE % 3 + " } }"), "ServerFault"),
+    "claims strings": (tensor('outputs { key: "y" value { dtype: DT_STRING ' + _SHAPE % (1 << 27)
+                              + " } }"), "ServerFault"),
+    "claims string content": (tensor('outputs { key: "y" value { dtype: DT_STRING '
+                                     'tensor_content: "\\000\\000" ' + _SHAPE % (1 << 27)
+                                     + " } }"), "ServerFault"),
+    "claims halves": (tensor('outputs { key: "y" value { dtype: DT_HALF half_val: 1 '
+                             + _SHAPE % (1 << 28) + " } }"), "ServerFault"),
+    "claims empty rows": (tensor('outputs { key: "y" value { dtype: DT_FLOAT tensor_shape { '
+                                 f"dim {{ size: {1 << 28} }} dim {{ size: 0 }} }} }} }}"),
+                          "ServerFault"),
     "no such type": (tensor('outputs { key: "y" value { dtype: DT_VARIANT } }'), "ServerFault"),
     "too large": (b"\0" * 2_000_000, "InvalidRequest"),
     "trailers only": (grpc.StatusCode.UNKNOWN, "ServerFault"),
@@ -195,6 +210,40 @@ GRPC_LIES = {
     "gone": (grpc.StatusCode.UNAVAILABLE, "ServerUnreachable"),
     "silent": (None, "DeadlineExceeded"),
 }  # fmt: skip
+
+
+def _many_signatures(count):
+    """Return the JSON metadata of a model with so many signatures."""
+    named = {f"s{number}": {} for number in range(count)}
+    spec = {"name": "half_plus_two", "version": "7"}
+    document = {"model_spec": spec, "metadata": {"signature_def": {"signature_def": named}}}
+    return json.dumps(document).encode()
+
+
+def _many_versions(count):
+    """Return the JSON status of a model with so many versions."""
+    version = {"version": "1", "state": "END"}
+    return json.dumps({"model_version_status": [version] * count}).encode()
+
+
+def _many_dimensions(count):
+    """Return the JSON metadata of a model whose input has so many dimensions."""
+    return METADATA.replace(b'[{"size": "-1"}]', b"[" + b",".join([b"{}"] * count) + b"]", 1)
+
+
+# What a REST server may say of itself; each is a ServerFault.
+HTTP_ABOUT = {
+    "many signatures": http(_many_signatures(50_000)),
+    "many versions": http(_many_versions(150_000)),
+    "many bytes": http(b" " * (1 << 24) + METADATA),
+    "many dimensions": http(_many_dimensions(5000)),
+    "deep": http(b'{"model_spec":' * 50_000),
+    "deep, and closed": http(b'{"a":' * 900 + b"1" + b"}" * 900),
+    "a list": http(b"[]"),
+    "null": http(b"null"),
+    "version is text": http(METADATA.replace(b'"7"', b'"seven"')),
+    "version is huge": http(METADATA.replace(b'"7"', b'"' + b"7" * 5000 + b'"')),
+}
 
 
 def grpc_metadata():

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tests.contract import lying_servers
-from tests.contract.lying_servers import ANSWER, GRPC_LIES, HTTP_LIES, Liar, http, says
+from tests.contract.lying_servers import (
+    ANSWER,
+    GRPC_LIES,
+    HTTP_ABOUT,
+    HTTP_LIES,
+    Liar,
+    http,
+    says,
+)
 from tfserve_kit import errors
 
 MODEL, INPUTS = "half_plus_two", {"x": np.float32([1])}
@@ -21,8 +29,8 @@ def liar():
     """Run HTTP servers that lie; makes one."""
     made = []
 
-    def make(lie):
-        made.append(Liar(lie))
+    def make(lie, **about):
+        made.append(Liar(lie, **about))
         return made[-1]
 
     yield make
@@ -57,6 +65,48 @@ def test_lie_over_grpc_is_a_typed_error_within_the_deadline(twin, lie):
         twin(url, retries=0, max_answer_bytes=MOST_BYTES) as client,
     ):
         assert outcome(client, 1.0 if expected == "DeadlineExceeded" else 20.0) == expected
+
+
+@pytest.mark.parametrize("lie", [lie for lie in GRPC_LIES if lie.startswith("claims")])
+def test_claim_of_a_small_answer_takes_no_memory(twin, lie):
+    with lying_servers.grpc_liar(GRPC_LIES[lie][0]) as url, twin(url, retries=0) as client:
+        client.metadata(MODEL)
+        tracemalloc.start()
+        try:
+            outcome(client, 20.0)
+            assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("about", HTTP_ABOUT)
+def test_lie_about_the_server_itself_is_a_fault_within_the_deadline(liar, twin, about):
+    server = liar(says(http(ANSWER)), about=HTTP_ABOUT[about])
+    with twin(server.url, retries=0) as client:
+        started_s = time.monotonic()
+        for ask in (client.metadata, client.status):
+            with pytest.raises(errors.ServerFault) as caught:
+                ask(MODEL, timeout_s=20.0)
+            assert server.url in caught.value.message
+            assert len(caught.value.message) < 5000
+        assert time.monotonic() - started_s < 20
+
+
+def test_small_answer_that_unpacks_to_very_much_is_refused_below_the_limit(liar, twin):
+    server = liar(says(http(gzip.compress(b" " * 100_000_000), Content_Encoding="gzip")))
+    with twin(server.url, retries=0, gzip=True) as client:
+        client.metadata(MODEL)
+        assert outcome(client, 20.0) == "InvalidRequest"
+
+
+@pytest.mark.parametrize("text", ["x" * 5_000_000, "Task size 9 is larger than maximum batch size "
+                                  + "9" * 10_000])  # fmt: skip
+def test_error_text_of_any_length_is_told_in_short(liar, twin, text):
+    body = json.dumps({"error": text}).encode()
+    server = liar(says(http(body, "400 Bad Request")))
+    with twin(server.url, retries=0) as client, pytest.raises(errors.InvalidRequest) as caught:
+        client.predict(MODEL, INPUTS)
+    assert len(str(caught.value)) < 5000
 
 
 @pytest.mark.parametrize("lie", ["flood", "bomb", "huge length"])

@@ -1,12 +1,13 @@
 """The client for asyncio: each method awaits the flow of the same name; the twin of `sync.py`."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tfserve_kit.clients.async_driver import AsyncTransport, run_async
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S
+from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, closed
 from tfserve_kit.clients.batches import Batch, OnError, predict_batch
 from tfserve_kit.clients.checking import Inputs
 from tfserve_kit.clients.effects import Flow
@@ -25,6 +26,7 @@ from tfserve_kit.clients.results import (
 from tfserve_kit.clients.targets import named
 from tfserve_kit.clients.wire import Inferred, Wire
 from tfserve_kit.clock import SystemClock
+from tfserve_kit.errors import UsageError
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ class AsyncClient:
     def __init__(self, wire: Wire, transport: AsyncTransport, options: Options) -> None:
         self.url = wire.url
         self._transport = transport
+        self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         attempts = Attempts(wire, options, SystemClock())
         self._operations = Operations(wire, attempts, check=options.check)
 
@@ -128,7 +132,8 @@ class AsyncClient:
         await self._run(self._operations.reload(config, timeout_s))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls after it raise UsageError."""
+        self._is_closed = True
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -143,6 +148,15 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, flow: Flow[T]) -> T:
+        if self._is_closed:
+            raise closed(self.url)
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise UsageError(
+                f"the client of {self.url} belongs to another event loop",
+                remedy="make a client in each event loop with connect_async",
+            )
         return await run_async(flow, self._transport)
 
 

@@ -17,6 +17,7 @@ from tfserve_kit.clients.results import (
     VersionStatus,
     version_statuses,
 )
+from tfserve_kit.errors import UsageError
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
@@ -30,6 +31,7 @@ __all__ = [
     "Regression",
     "Target",
     "VersionStatus",
+    "closed",
     "version_statuses",
 ]
 
@@ -101,3 +103,11 @@ class Closing:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def closed(url: str) -> UsageError:
+    """Return what a client says that is used after it was closed."""
+    return UsageError(
+        f"the client of {url} was closed",
+        remedy="make another with connect, and use it inside its `with` block",
+    )

@@ -55,7 +55,11 @@ class GrpcTransport:
             done(Reply(True, future.result()) if error is None else _failure(error))
 
         call = self._calls[request.method]
-        future = call.future(request.body, timeout=timeout_s, metadata=self._headers)
+        try:
+            future = call.future(request.body, timeout=timeout_s, metadata=self._headers)
+        except ValueError as error:  # as for `send`
+            done(Reply(False, b"", "CANCELLED", str(error), error))
+            return lambda: None
         future.add_done_callback(finished)
         return lambda: future.cancel() and None
 

@@ -10,12 +10,15 @@ from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import server_texts
 from tfserve_kit.clients.effects import Call, GrpcRequest, Outcome, Reply
 from tfserve_kit.clients.results import (
+    MAX_ABOUT_BYTES,
+    MAX_SIGNATURES,
     Classification,
     LabelScore,
     Metadata,
     Regression,
     Target,
     VersionStatus,
+    require_about,
     version_statuses,
 )
 from tfserve_kit.clients.wire import Answer, Inferred
@@ -103,12 +106,14 @@ class GrpcWire:
         request = protos.GetModelMetadataRequest(
             model_spec=_spec(target), metadata_field=["signature_def"]
         )
-        return self._call("GetModelMetadata", request, target, _metadata)
+        return self._call("GetModelMetadata", request, target, _metadata, most=MAX_ABOUT_BYTES)
 
     def status(self, target: Target) -> Call[list[VersionStatus]]:
         """Ask for the versions; see `Wire.status`."""
         request = protos.GetModelStatusRequest(model_spec=_spec(target))
-        return self._call("GetModelStatus", request, target, version_statuses, is_probe=True)
+        return self._call(
+            "GetModelStatus", request, target, version_statuses, most=MAX_ABOUT_BYTES, is_probe=True
+        )
 
     def reload(self, config: Any) -> Call[None]:
         """Replace the configuration; see `Wire.reload`."""
@@ -119,7 +124,7 @@ class GrpcWire:
     def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
         """Return what a code means; see `Wire.error`."""
         code = outcome.status if isinstance(outcome, Reply) else "UNKNOWN"
-        details = outcome.text or "(no details)"
+        details = server_texts.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_texts.is_full_queue(details):
             return ServerUnreachable(
                 f"no model server answers at {self.url}: {details}",
@@ -142,12 +147,14 @@ class GrpcWire:
         target: Target,
         read: Callable[[Any], T],
         *,
+        most: int | None = None,
         is_probe: bool = False,
     ) -> Call[T]:
         response = protos.message_class(protos.METHODS[method].response)
 
         def read_body(body: bytes) -> T:
             try:
+                require_about("bytes", len(body), most or len(body))
                 return read(response.FromString(body))
             except (protos.DecodeError, ValueError, KeyError) as error:
                 raise self._unreadable(error) from error
@@ -157,7 +164,9 @@ class GrpcWire:
     def _outputs(self, body: bytes) -> Answer:
         try:
             answer = self._predict_response.FromString(body)
-            outputs = {alias: from_proto(tensor) for alias, tensor in answer.outputs.items()}
+            outputs = {
+                alias: from_proto(tensor, whole=True) for alias, tensor in answer.outputs.items()
+            }
         except (protos.DecodeError, TensorError) as error:
             raise self._unreadable(error) from error
         return outputs, answer.model_spec.version.value
@@ -216,8 +225,11 @@ def _inferred(answer: Any, tasks: Mapping[str, str]) -> dict[str, Inferred]:
 
 def _metadata(answer: Any) -> Metadata:
     signatures = protos.SignatureDefMap()
-    if not answer.metadata["signature_def"].Unpack(signatures):
+    if "signature_def" not in answer.metadata or not answer.metadata["signature_def"].Unpack(
+        signatures
+    ):
         raise ValueError("its metadata holds no signatures")
+    require_about("signatures", len(signatures.signature_def), MAX_SIGNATURES)
     return Metadata(
         answer.model_spec.version.value, savedmodel.signatures(signatures.signature_def)
     )

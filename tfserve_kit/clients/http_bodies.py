@@ -7,6 +7,8 @@ import zlib
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
 
+# Beyond the first, an answer may be so many times as large as what came: zeros compress like that.
+_FREE_BYTES, _MOST_TIMES = 1 << 26, 256
 # zlib's way to say: with gzip's header.
 _GZIP_WINDOW = 31
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -55,12 +57,13 @@ def inflated(body: bytes, encoding: str, most: int) -> bytes:
 
     Raises:
         ValueError: it is compressed in another way, damaged or cut off.
-        TooLarge: it is larger.
+        TooLarge: it is larger, or suspiciously much larger than what came.
     """
     if encoding.lower() in {"", "identity"}:
         return body
     if encoding.lower() != "gzip":
         raise ValueError(f"the answer is compressed as {encoding!r}")
+    most = min(most, max(_FREE_BYTES, _MOST_TIMES * len(body)))
     unpacking = zlib.decompressobj(_GZIP_WINDOW)
     try:
         found = unpacking.decompress(body, most + 1)

@@ -1,6 +1,7 @@
 """HTTP over connections that stay open, blocking; no read or write outlasts the deadline."""
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -31,6 +32,7 @@ class HttpTransport:
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
         self._is_closed = False
+        self._process = os.getpid()
 
     def send(self, request: HttpRequest, timeout_s: float) -> Outcome:
         """Send a request; see `Transport.send`."""
@@ -65,11 +67,20 @@ class HttpTransport:
 
     def _take(self) -> "_Connection | None":
         """Return an open connection that nothing has come from since its last answer."""
+        if self._process != os.getpid():
+            self._leave_to_parent()
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None or connection.is_quiet():
                 return connection
+            connection.close()
+
+    def _leave_to_parent(self) -> None:
+        """Give up, in a forked child, the connections that the parent goes on using."""
+        idle, self._idle = self._idle, []
+        self._lock, self._process = threading.Lock(), os.getpid()
+        for connection in idle:
             connection.close()
 
     def _exchange(self, connection: "_Connection", data: bytes, end_s: float) -> Outcome:

@@ -16,12 +16,16 @@ from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.examples import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.results import (
+    MAX_ABOUT_BYTES,
+    MAX_SIGNATURES,
+    MAX_VERSIONS,
     Classification,
     LabelScore,
     Metadata,
     Regression,
     Target,
     VersionStatus,
+    require_about,
     version_statuses,
 )
 from tfserve_kit.clients.wire import Answer, Inferred
@@ -128,7 +132,9 @@ class RestWire:
 
         def read(document: Any) -> Metadata:
             spec = document["model_spec"]
-            definitions = protos.from_json("SignatureDefMap", document["metadata"]["signature_def"])
+            named = document["metadata"]["signature_def"]
+            require_about("signatures", len(named["signature_def"]), MAX_SIGNATURES)
+            definitions = protos.from_json("SignatureDefMap", named)
             return Metadata(int(spec["version"]), savedmodel.signatures(definitions.signature_def))
 
         return self._call("GET", _path(target) + "/metadata", target, read)
@@ -138,6 +144,7 @@ class RestWire:
 
         def read(document: Any) -> list[VersionStatus]:
             versions = {"model_version_status": document["model_version_status"]}
+            require_about("versions", len(versions["model_version_status"]), MAX_VERSIONS)
             return version_statuses(protos.from_json("GetModelStatusResponse", versions))
 
         return self._call("GET", _path(target), target, read, is_probe=True)
@@ -156,7 +163,8 @@ class RestWire:
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
-        remedy = server_texts.batch_remedy(str(details)) or remedy
+        details = server_texts.shortened(str(details))
+        remedy = server_texts.batch_remedy(details) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
 
@@ -193,7 +201,12 @@ class RestWire:
         *,
         is_probe: bool = False,
     ) -> Call[T]:
+        most = MAX_ABOUT_BYTES if verb == "GET" else None
+
         def read_body(data: bytes) -> T:
+            if most and len(data) > most:
+                text = f"{self.url} says {len(data):,} bytes of itself, more than {most:,}"
+                raise ServerFault(text)
             try:
                 document = read_json(data)
             except (ValueError, RecursionError) as error:

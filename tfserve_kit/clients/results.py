@@ -125,8 +125,29 @@ class VersionStatus:
     error: str = ""
 
 
+# A server that says more of itself than this is none.
+MAX_ABOUT_BYTES = 1 << 24
+MAX_VERSIONS = 100_000
+MAX_SIGNATURES = 10_000
+
+
+def require_about(what: str, count: int, most: int) -> None:
+    """Refuse what a server says of itself where it is too much.
+
+    Raises:
+        ValueError: the count is larger than the most there may be.
+    """
+    if count > most:
+        raise ValueError(f"{count:,} {what}, where {most:,} are the most that make sense")
+
+
 def version_statuses(message: Any) -> list[VersionStatus]:
-    """Return what a GetModelStatusResponse says, highest version first."""
+    """Return what a GetModelStatusResponse says, highest version first.
+
+    Raises:
+        ValueError: the versions are too many, or of no known state.
+    """
+    require_about("versions", len(message.model_version_status), MAX_VERSIONS)
     names = protos.enum("ModelVersionStatus.State").values_by_number
     found = [
         VersionStatus(each.version, names[each.state].name, each.status.error_message)

@@ -10,7 +10,9 @@ basic_batch_scheduler.h (full queue); grpc's message_size_filter.cc (message lar
 
 import re
 
-_TASK_SIZE = re.compile(r"Task size \d+ is larger than maximum (?:input )?batch size (\d+)")
+_TASK_SIZE = re.compile(
+    r"Task size \d{1,9} is larger than maximum (?:input )?batch size (\d{1,9})\b"
+)
 
 
 def batch_limit(text: str) -> int | None:
@@ -35,3 +37,13 @@ def batch_remedy(text: str) -> str | None:
         return None
     rows = "one row" if limit == 1 else f"at most {limit} rows"
     return f"send {rows} at once, as predict_batch does, or raise max_batch_size in [batching]"
+
+
+_MOST_CHARACTERS = 2000
+
+
+def shortened(text: str) -> str:
+    """Return what a server says, without the end of what nobody would read."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]} ... ({len(text):,} characters)"

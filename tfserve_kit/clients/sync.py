@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Closing
+from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Closing, closed
 from tfserve_kit.clients.batches import Batch, OnError, predict_batch
 from tfserve_kit.clients.checking import Inputs
 from tfserve_kit.clients.driver import Transport, run
@@ -33,7 +33,8 @@ class SyncClient(Closing):
 
     Every method that asks the server takes `timeout_s`, the time for all it does, in seconds, and
     raises a `RequestError`: ServerUnreachable, ModelNotFound, InvalidRequest, DeadlineExceeded,
-    ServerOverloaded or ServerFault.
+    ServerOverloaded or ServerFault; and UsageError after `close`. A forked child may use the
+    client that its parent made.
 
     Args:
         wire: the protocol.
@@ -47,6 +48,7 @@ class SyncClient(Closing):
     ) -> None:
         self.url = wire.url
         self._transport, self._clock = transport, clock or SystemClock()
+        self._is_closed = False
         attempts = Attempts(wire, options, self._clock)
         self._operations = Operations(wire, attempts, check=options.check)
 
@@ -183,8 +185,11 @@ class SyncClient(Closing):
         self._run(self._operations.reload(config, timeout_s))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls after it raise UsageError."""
+        self._is_closed = True
         self._transport.close()
 
     def _run(self, flow: Flow[T]) -> T:
+        if self._is_closed:
+            raise closed(self.url)
         return run(flow, self._transport, self._clock)

@@ -20,6 +20,8 @@ from tfserve_kit.tensors.dtypes import DType
 MAX_RANK = 254
 # A few bytes may claim a huge tensor by leaving its values out; no larger one is filled in.
 MAX_FILLED_BYTES = 1 << 30
+# Nor may a tensor without elements be a list of more empty ones than this.
+MAX_EMPTY_ROWS = 1 << 20
 
 
 class TensorError(ValueError):
@@ -49,23 +51,31 @@ def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     return proto
 
 
-def from_proto(proto: Any) -> NDArray[Any]:
+def from_proto(proto: Any, *, whole: bool = False) -> NDArray[Any]:
     """Return the array a TensorProto holds.
+
+    Args:
+        proto: the message.
+        whole: refuse a tensor that claims more elements than were sent; a server never leaves
+            values of an answer out.
 
     Returns:
         An array of the message's shape; strings as an object array of bytes; bfloat16 as float32
         where numpy has no bfloat16. It may be read-only and share memory with the message.
 
     Raises:
-        TensorError: unknown dtype, negative or overflowing shape, or content of another length.
+        TensorError: unknown dtype, negative or overflowing shape, content of another length, or
+            too few values where `whole` is asked for.
     """
     shape, count = _shape(proto)
+    if whole and not count:
+        _require_few_rows(shape)
     try:
         dtype = dtypes.by_number(proto.dtype)
     except KeyError:
         raise TensorError(f"cannot read a tensor of DataType {proto.dtype}") from None
     if dtype is dtypes.STRING:
-        return _shaped(_strings_from(proto, count), shape)
+        return _shaped(_strings_from(proto, count, whole=whole), shape)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
     if proto.tensor_content:
         if len(proto.tensor_content) != count * storage.itemsize:
@@ -77,7 +87,7 @@ def from_proto(proto: Any) -> NDArray[Any]:
             storage, copy=False
         )
     else:
-        flat = _filled(_typed(proto, dtype, storage), count, storage)
+        flat = _filled(_typed(proto, dtype, storage), count, storage, whole=whole)
     return _shaped(_widen(flat) if dtype.numpy is None else flat, shape)
 
 
@@ -139,17 +149,26 @@ def _typed(proto: Any, dtype: DType, storage: np.dtype[Any]) -> NDArray[Any]:
     return np.array(field, storage)
 
 
-def _filled(values: NDArray[Any], count: int, storage: np.dtype[Any]) -> NDArray[Any]:
+def _require_few_rows(shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of nothing that would be a list of very many empty lists."""
+    if math.prod(shape[: shape.index(0)]) > MAX_EMPTY_ROWS:
+        raise TensorError(f"a tensor without elements of the shape {list(shape)[:8]}")
+
+
+def _filled(
+    values: NDArray[Any], count: int, storage: np.dtype[Any], *, whole: bool
+) -> NDArray[Any]:
     if len(values) >= count:
         return values[:count]
-    if count * storage.itemsize > MAX_FILLED_BYTES:
+    if whole or count * storage.itemsize > MAX_FILLED_BYTES:
         raise TensorError(f"{count} elements, of which only {len(values)} were sent")
     return _tailed(values, count, 0)
 
 
-def _strings_from(proto: Any, count: int) -> NDArray[Any]:
+def _strings_from(proto: Any, count: int, *, whole: bool) -> NDArray[Any]:
     items = list(_content_strings(proto.tensor_content, count) or proto.string_val)[:count]
-    if (count - len(items)) * 8 > MAX_FILLED_BYTES:
+    missing = count - len(items)
+    if (whole and missing) or missing * 8 > MAX_FILLED_BYTES:
         raise TensorError(f"{count} strings, of which only {len(items)} were sent")
     array = np.empty(len(items), object)
     array[:] = items
