@@ -125,7 +125,9 @@ def flags_page() -> str:
         "# Flag by flag\n\n",
         MADE,
         "The flags of `tensorflow_model_server`, which are also those of `tfkit-model-server`:\n",
-        "how the embedded engine takes each of them.\n\n",
+        "how the embedded engine takes each of them. A server that tfkit starts gets 64 for\n",
+        "`grpc_max_threads` and `rest_api_num_threads` (4 per CPU where that is more), unless\n",
+        "`[server.flags]` says otherwise: it refuses calls beyond them.\n\n",
         "| flag | default | meaning | embedded engine |\n|---|---|---|---|\n",
     ]
     for flag in FLAGS.values():

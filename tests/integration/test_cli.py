@@ -420,6 +420,42 @@ def test_dry_run_shows_the_command_and_starts_nothing(tfkit, toml, state_dir):
     assert text.splitlines()[0].startswith(f"{sys.executable} -m tfserve_kit.embedded --bind")
 
 
+@pytest.mark.parametrize("engine", ["docker", "native", "embedded"])
+def test_dry_run_of_a_named_engine_needs_neither_its_daemon_nor_its_binary(
+    tfkit, toml, monkeypatch, engine
+):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setenv("PATH", "/nowhere")
+    toml()
+    done = tfkit("serve", "--engine", engine, "--dry-run", "--json")
+    assert (done.code, done.data["engine"]) == (0, engine), done.err
+    assert "--grpc_max_threads=64" in done.data["argv"]
+    assert "--rest_api_num_threads=64" in done.data["argv"]
+    started = tfkit("serve", "--engine", "docker", "--json")
+    assert (started.code, started.data["error"]) == (4, "EngineUnavailable")
+
+
+def test_status_without_a_model_lists_all_that_a_server_of_ours_has(
+    tfkit, embedded_server, state_dir
+):
+    models = {name: embedded_server.models[name] for name in ("image", "half_plus_two")}
+    home = state_dir / "servers" / "real"
+    home.mkdir(parents=True)
+    here = embedded_server.endpoints
+    process.Record("real", "embedded", os.getpid(), 0.0, (), here, models | {"gone": "/x"}).write(
+        home
+    )
+    for where in ([], ["--url", here.grpc], ["--url", here.rest], ["--protocol", "rest"]):
+        done = tfkit("status", *where, "--json")
+        assert done.code == 0, done.err
+        states = {(row["model"], row["version"], row["state"]) for row in done.data}
+        assert states >= {("image", 1, "AVAILABLE"), ("half_plus_two", 2, "AVAILABLE")}
+        (gone,) = [row for row in done.data if row["model"] == "gone"]
+        assert (gone["version"], gone["state"]) == (None, "NOT_FOUND")
+    done = tfkit("metadata")
+    assert (done.code, "it has image, half_plus_two, gone" in done.err) == (2, True)
+
+
 def test_server_is_served_listed_shown_and_stopped(web, tfkit):
     assert {"name", "engine", "state", "exit_code", "grpc", "rest", "models"} == set(web)
     assert (web["name"], web["engine"], web["state"]) == ("web", "native", "running")

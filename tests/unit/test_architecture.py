@@ -13,7 +13,7 @@ PACKAGE = "tfserve_kit"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
-    {"errors", "clock", "progress", "redaction", "varint"},
+    {"errors", "clock", "identity", "progress", "redaction", "varint"},
     {
         "protos",
         "tensors",
@@ -191,7 +191,9 @@ def test_foreign_packages_stay_in_their_rooms(module):
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["errors", "clock", "progress", "redaction", "varint"])
+@pytest.mark.parametrize(
+    "module", ["errors", "clock", "identity", "progress", "redaction", "varint"]
+)
 def test_lowest_layer_imports_nothing_but_the_standard_library(module):
     foreign = {each.target for each in imports(module) if ours(each.target) is None}
     assert {room(name) for name in foreign} <= sys.stdlib_module_names

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import flags
-from tfserve_kit.flags import FLAGS, argv, parse, problems, usage
+from tfserve_kit.flags import FLAGS, argv, handler_threads, parse, problems, usage
 from tfserve_kit.spec import Batching, Model, Monitoring, Server, Spec
 
 CPUS = os.cpu_count()
+THREADS = handler_threads()
 # The defaults of tensorflow_serving/model_servers/server.h and main.cc.
 DEFAULTS = {
     "port": 8500,
@@ -194,6 +195,8 @@ class TestArgv:
         assert argv(deployment(), ["model_config.txt"], "/cfg") == [
             "--port=8500",
             "--rest_api_port=8501",
+            f"--grpc_max_threads={THREADS}",
+            f"--rest_api_num_threads={THREADS}",
             "--model_config_file=/cfg/model_config.txt",
         ]
 
@@ -205,6 +208,8 @@ class TestArgv:
         assert set(argv(spec, files, Path("/cfg"))) == {
             "--port=1",
             "--rest_api_port=2",
+            f"--grpc_max_threads={THREADS}",
+            f"--rest_api_num_threads={THREADS}",
             "--enable_batching=true",
             "--model_config_file=/cfg/model_config.txt",
             "--batching_parameters_file=/cfg/batching_config.txt",
@@ -231,8 +236,19 @@ class TestArgv:
         spec = deployment(server=Server(flags=extra))
         line = parse(argv(spec, [], "/cfg"))
         ports = {"port": 8500, "rest_api_port": 8501}
-        assert line.values == DEFAULTS | ports | extra
+        threads = {"grpc_max_threads": THREADS, "rest_api_num_threads": THREADS}
+        assert line.values == DEFAULTS | ports | threads | extra
         assert (line.unknown, line.error) == ((), "")
+
+    @pytest.mark.parametrize(("cpus", "threads"), [(1, 64), (2, 64), (16, 64), (32, 128)])
+    def test_handler_threads_carry_a_real_load_and_are_never_fewer_than_the_servers_own(
+        self, cpus, threads
+    ):
+        assert handler_threads(cpus) == threads
+
+    def test_handler_threads_of_the_deployment_win(self):
+        line = argv(deployment(server=Server(flags={"grpc_max_threads": 3})), [], "/cfg")
+        assert [each for each in line if "grpc_max_threads" in each] == ["--grpc_max_threads=3"]
 
 
 class TestProblems:

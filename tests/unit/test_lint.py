@@ -355,19 +355,24 @@ def test_memory_counts_what_is_loaded_times_six_fifths(found, base_path):
 
 
 def test_batch_that_handler_threads_cannot_fill_is_told_with_the_numbers(found):
-    batching = {"max_batch_size": 64, "batch_timeout_micros": 1000}
+    batching = {"max_batch_size": 128, "batch_timeout_micros": 1000}
     finding = one(found(batching=batching), "batch-never-full")
     assert finding.path == "batching.max_batch_size"
-    assert "is 64, but grpc_max_threads is 16 and rest_api_num_threads is 16" in finding.message
-    assert "128" in finding.remedy
+    assert "is 128, but grpc_max_threads is 64 and rest_api_num_threads is 64" in finding.message
+    assert "256" in finding.remedy
+
+
+def test_batch_that_the_default_handler_threads_of_a_large_machine_fill_is_fine(found):
+    batching = {"max_batch_size": 128, "batch_timeout_micros": 1000}
+    assert "batch-never-full" not in found(batching=batching, machine=Machine(32, 1 << 40))
 
 
 @pytest.mark.parametrize(
     ("batching", "flags"),
     [
-        ({"max_batch_size": 64, "batch_timeout_micros": 9}, {"grpc_max_threads": 64}),
-        ({"max_batch_size": 64, "batch_timeout_micros": 9}, {"rest_api_num_threads": 64}),
-        ({"max_batch_size": 16, "batch_timeout_micros": 9}, {}),
+        ({"max_batch_size": 128, "batch_timeout_micros": 9}, {"grpc_max_threads": 128}),
+        ({"max_batch_size": 128, "batch_timeout_micros": 9}, {"rest_api_num_threads": 128}),
+        ({"max_batch_size": 64, "batch_timeout_micros": 9}, {}),
         ({}, {}),
     ],
     ids=["grpc raised", "rest raised", "few rows", "nobody waits"],
@@ -388,8 +393,8 @@ def test_large_batches_without_a_timeout_are_noted(found):
 def test_queue_shorter_than_the_requests_is_noted(found):
     short = {"max_batch_size": 2, "max_enqueued_batches": 1, "num_batch_threads": 1}
     finding = one(found(batching=short), "queue-too-short")
-    assert "room for 4 rows, but 32 requests" in finding.message
-    assert found(batching=short | {"max_enqueued_batches": 15}) == {}
+    assert "room for 4 rows, but 128 requests" in finding.message
+    assert found(batching=short | {"max_enqueued_batches": 63}) == {}
 
 
 def test_more_batch_threads_than_cpus_can_run_are_noted(found):

@@ -54,7 +54,9 @@ def command(
     """
     docker = {"image": image, "pull": pull, "gpu": gpu}
     spec = deployment.load(config, models, server=server, docker=docker)
-    engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
+    engine, why = registry.choose(
+        spec.server.engine, binary=spec.server.binary, docker=spec.docker, is_to_run=not dry_run
+    )
     if dry_run:
         _show_plan(launch.plan(spec, engine, templates=templates), as_json=as_json)
         return

@@ -1,11 +1,17 @@
 """`tfkit status`."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import click
 
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option, server_options
-from tfserve_kit.cli.target import destination
-from tfserve_kit.clients import Target, connect
+from tfserve_kit.cli.target import destinations
+from tfserve_kit.clients import Client, Target, connect
+from tfserve_kit.errors import ModelNotFound
+
+_COLUMNS = ("model", "version", "state", "error")
 
 
 @click.command("status")
@@ -14,12 +20,29 @@ from tfserve_kit.clients import Target, connect
 def command(
     url: str | None, model: str | None, protocol: str, timeout_s: float, as_json: bool
 ) -> None:
-    """Show the versions of a model and their states."""
-    where = destination(url, protocol, model)
-    with connect(where.url) as client:
-        statuses = client.status(Target(where.model), timeout_s=timeout_s)
-    rows = [(where.model, status.version, status.state, status.error) for status in statuses]
-    columns = ("model", "version", "state", "error")
-    text = output.table([column.upper() for column in columns], rows)
-    data = [dict(zip(columns, row, strict=True)) for row in rows]
-    output.result("status", data, as_json=as_json, text=text)
+    """Show the versions of a model and their states.
+
+    Without --model, of all models that tfkit knows the server has.
+    """
+    places = destinations(url, protocol, model)
+    with connect(places[0].url) as client:
+        rows = list(_rows(client, [each.model for each in places], timeout_s))
+    text = output.table(
+        [column.upper() for column in _COLUMNS], [list(row.values()) for row in rows]
+    )
+    output.result("status", rows, as_json=as_json, text=text)
+
+
+def _rows(client: Client, models: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for each version; of several models, one that is unknown there hides no other."""
+    for model in models:
+        try:
+            found = client.status(Target(model), timeout_s=timeout_s)
+        except ModelNotFound as error:
+            if len(models) == 1:
+                raise
+            yield dict(zip(_COLUMNS, (model, None, "NOT_FOUND", error.message), strict=True))
+            continue
+        for each in found:
+            row = (model, each.version, each.state, each.error)
+            yield dict(zip(_COLUMNS, row, strict=True))

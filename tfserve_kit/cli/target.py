@@ -1,6 +1,6 @@
 """Which server and model a request goes to: `--url` and `--model`, or the server tfkit runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,26 @@ def destination(url: str | None, protocol: str, model: str | None) -> Destinatio
     Raises:
         UsageError: it cannot be told which server or which model is meant.
     """
+    found = destinations(url, protocol, model)
+    if len(found) > 1:
+        raise _unnamed(found[0].url, [each.model for each in found])
+    return found[0]
+
+
+def destinations(url: str | None, protocol: str, model: str | None) -> list[Destination]:
+    """Return where a request about a model goes, or one about each model that the server has.
+
+    Args:
+        url: as for `destination`.
+        protocol: as for `destination`.
+        model: name of the model; None for all that are known.
+
+    Returns:
+        At least one, all with the same URL.
+
+    Raises:
+        UsageError: it cannot be told which server is meant, or its models are not known here.
+    """
     known = records()
     if url is None:
         server = _only(known)
@@ -45,8 +65,12 @@ def destination(url: str | None, protocol: str, model: str | None) -> Destinatio
     for record in known:
         if url.rstrip("/") in {record.endpoints.grpc, record.endpoints.rest}:
             models = record.models
-    name = model or _only_model(models, url)
-    return Destination(url, name, Path(models[name]) if name in models else None)
+    names = [model] if model else list(models)
+    if not names:
+        raise _unnamed(url, names)
+    return [
+        Destination(url, name, Path(models[name]) if name in models else None) for name in names
+    ]
 
 
 def server_of(base_path: Path | str, url: str | None, model: str | None) -> tuple[str, str]:
@@ -89,8 +113,6 @@ def _only(known: list[Record]) -> Record:
     raise UsageError(f"tfkit runs {len(known)} servers: {names}", remedy="give the --url of one")
 
 
-def _only_model(models: Mapping[str, str], url: str) -> str:
-    if len(models) == 1:
-        return next(iter(models))
+def _unnamed(url: str, models: Sequence[str]) -> UsageError:
     names = f"it has {', '.join(models)}" if models else "its models cannot be listed from here"
-    raise UsageError(f"no model given for {url}: {names}", remedy="give --model NAME")
+    return UsageError(f"no model given for {url}: {names}", remedy="give --model NAME")

@@ -137,7 +137,7 @@ class GrpcWire:
             details = f"no answer within {timeout_s:g} s"
         if code == "RESOURCE_EXHAUSTED" and server_texts.is_message_too_large(details):
             kind, remedy = InvalidRequest, "send fewer rows at once, or raise max_answer_bytes"
-        remedy = server_texts.batch_remedy(details) or remedy
+        remedy = server_texts.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)
 
     def _call(

@@ -164,7 +164,7 @@ class RestWire:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
         details = server_texts.shortened(str(details))
-        remedy = server_texts.batch_remedy(details) or remedy
+        remedy = server_texts.remedy(details) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
 

@@ -19,7 +19,11 @@ def engines(*, binary: str | None = None, docker: Docker | None = None) -> list[
 
 
 def choose(
-    name: str, *, binary: str | None = None, docker: Docker | None = None
+    name: str,
+    *,
+    binary: str | None = None,
+    docker: Docker | None = None,
+    is_to_run: bool = True,
 ) -> tuple[Engine, str]:
     """Return an engine and why it was chosen.
 
@@ -27,6 +31,7 @@ def choose(
         name: an engine's name, or `auto` for the first that can run here without a download.
         binary: path of tensorflow_model_server, for the native engine.
         docker: the deployment's Docker section, for the Docker engine.
+        is_to_run: whether a server is to be started; a plan needs no daemon and no binary.
 
     Raises:
         EngineUnavailable: the engine (or, with `auto`, every one of them) cannot run here.
@@ -37,6 +42,8 @@ def choose(
         return _first_usable(found)
     for engine in found:
         if engine.name == name:
+            if not is_to_run:
+                return engine, "asked for"
             availability = engine.available()
             if not availability.usable:
                 text = f"engine {name} cannot run here: {availability.reason}"

@@ -149,13 +149,10 @@ class Facts:
 
     @property
     def handlers(self) -> Mapping[str, int]:
-        """How many requests are handled at once, by the flag that says so.
-
-        Source: tensorflow_serving/model_servers/server.h: four for each CPU.
-        """
+        """How many requests are handled at once, by the flag that says so."""
         given: Mapping[str, Any] = self.spec.server.flags
-        names = ("grpc_max_threads", "rest_api_num_threads")
-        return {name: given.get(name, 4 * self.machine.cpus) for name in names}
+        threads = flags.handler_threads(self.machine.cpus)
+        return {name: given.get(name, threads) for name in flags.HANDLERS}
 
     @cached_property
     def remote(self) -> Mapping[str, str]:

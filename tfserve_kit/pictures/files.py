@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.identity import user_agent
 
 # Larger files are no pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
 # What is looked for in folders; any name will do for a file that is named itself.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_REMEDIES = {
+    401: "the site wants a log-in: download the picture by hand, and give the file",
+    403: "the site refuses programs, or this address: download the picture by hand, and give the "
+    "file",
+    404: "check the address",
+    429: "the site has had too many requests: wait, or download the picture by hand",
+}
 
 STDIN = "-"
 _CHUNK_BYTES = 1 << 16
@@ -119,13 +129,20 @@ def _download(url: str, timeout_s: float) -> bytes:
     import requests
 
     try:
-        with requests.get(url, stream=True, timeout=timeout_s) as response:
-            response.raise_for_status()
+        headers = {"User-Agent": user_agent()}
+        with requests.get(url, stream=True, timeout=timeout_s, headers=headers) as response:
+            if not response.ok:
+                raise _refused(url, response.status_code, response.reason)
             return _body(response.iter_content(_CHUNK_BYTES), url, time.monotonic() + timeout_s)
     except requests.Timeout as error:
         raise _too_slow(url) from error
     except requests.RequestException as error:
         raise InvalidRequest(f"cannot read {url}: {error}") from error
+
+
+def _refused(url: str, status: int, reason: str) -> InvalidRequest:
+    said = f"cannot read {redaction.url(url)}: {status} {reason or ''}".rstrip()
+    return InvalidRequest(said, remedy=_REMEDIES.get(status, ""))
 
 
 def _body(chunks: Iterable[bytes], url: str, ends_s: float) -> bytes:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfserve_kit import redaction
 from tfserve_kit.errors import PushRefused
+from tfserve_kit.identity import user_agent
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
 from tfserve_kit.repository.places import scheme
@@ -45,7 +46,7 @@ def download(
     shown = redaction.url(url)
     timeout = _TIMEOUT_S if timeout_s is None else (timeout_s, timeout_s)
     # Archives are wanted as they are, not unpacked on the way.
-    headers = {"Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity", "User-Agent": user_agent()}
     try:
         with requests.get(url, stream=True, timeout=timeout, headers=headers) as response:
             _require_success(response, shown)

@@ -166,7 +166,9 @@ class Server(_Section):
         default=120.0, description="longest wait until all models are available, in seconds"
     )
     flags: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="further flags of tensorflow_model_server"
+        default_factory=dict,
+        description="further flags of tensorflow_model_server; left out, `grpc_max_threads` and "
+        "`rest_api_num_threads` are 64, or 4 for each CPU where that is more",
     )
 
     @model_validator(mode="after")

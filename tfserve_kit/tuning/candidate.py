@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfserve_kit.flags import handler_threads
 from tfserve_kit.perf.sending.load import Protocol
 from tfserve_kit.spec.schema import Batching, Spec
 
@@ -24,7 +25,6 @@ _THREAD_FLAGS = ("tensorflow_intra_op_parallelism", "tensorflow_inter_op_paralle
 _FRONT_FLAG = {"grpc": "grpc_max_threads", "rest": "rest_api_num_threads"}
 _MOST_DOUBLINGS = 7
 _TIMEOUTS_MICROS = (0, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
-_LEAST_FRONT_THREADS = 64
 _SMALL_BATCH = 4
 
 Value = bool | int | str
@@ -91,7 +91,7 @@ class Space:
             "num_batch_threads": counts,
             "sizes": ("any", "doubling", "largest"),
             **{name: (0, *_rising(1, self.cpus)) for name in _THREAD_FLAGS},
-            _FRONT_FLAG[self.protocol]: (0, max(_LEAST_FRONT_THREADS, 8 * self.cpus)),
+            _FRONT_FLAG[self.protocol]: (0, 4 * handler_threads(self.cpus)),
         }
 
     def needs_batching(self, name: str) -> bool:

@@ -32,18 +32,21 @@ class Point:
         latency_s: the quantile that is looked at; None if it is not known.
         held: whether the server kept what was asked of it.
         invalid: why the run says nothing about the server; empty if it does.
+        failure: the most frequent status of failed requests; empty if none failed.
     """
 
     rate: float
     latency_s: float | None
     held: bool
     invalid: str = ""
+    failure: str = ""
 
     @classmethod
     def of(cls, summary: Summary, name: str, *, held: bool) -> Self:
         """Return the point of a run's summary; `name` is the quantile's."""
         rate, latency_s = summary.achieved_rate or 0.0, value_of(summary, name)
-        return cls(rate, latency_s, held, summary.invalid)
+        failure = max(summary.errors, key=lambda name: summary.errors[name], default="")
+        return cls(rate, latency_s, held, summary.invalid, failure)
 
 
 @dataclass(frozen=True, slots=True)

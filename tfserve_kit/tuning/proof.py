@@ -8,6 +8,7 @@ from typing import Literal, Self
 from tfserve_kit.perf import intervals
 
 CONFIDENCE = 0.95
+LEAST_ROUNDS = 6  # fewer give no interval of the median with that confidence
 
 Outcome = Literal["better", "worse", "unclear"]
 

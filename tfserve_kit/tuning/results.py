@@ -15,9 +15,12 @@ from tfserve_kit.spec import DEFAULT_FILE
 from tfserve_kit.spec.schema import Spec
 from tfserve_kit.tuning.candidate import Candidate
 from tfserve_kit.tuning.goals import Goal, Point, front
-from tfserve_kit.tuning.proof import Proof
+from tfserve_kit.tuning.proof import CONFIDENCE, LEAST_ROUNDS, Proof
 from tfserve_kit.tuning.study import Tried
 from tfserve_kit.tuning.tune import DEFAULT, Tuned
+
+# What a server says that takes no more requests for now.
+_REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "UNAVAILABLE"})
 
 
 def write(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -> list[Path]:
@@ -101,9 +104,18 @@ def _runs(tuned: Tuned) -> list[Point]:
 def _doubts(tuned: Tuned) -> list[str]:
     runs = _runs(tuned)
     invalid = [point.invalid for point in runs if point.invalid]
-    if not invalid:
-        return []
-    return ["", f"{len(invalid)} of {len(runs)} runs count as failed, being INVALID: {invalid[-1]}"]
+    full = [point.failure for point in runs if not point.held and point.failure in _REFUSALS]
+    doubts = []
+    if invalid:
+        doubts.append(
+            f"{len(invalid)} of {len(runs)} runs count as failed, being INVALID: {invalid[-1]}"
+        )
+    if full:
+        doubts.append(
+            f"In {len(full)} of {len(runs)} runs the server refused requests ({full[-1]}): "
+            "too many at once for grpc_max_threads, or for max_enqueued_batches"
+        )
+    return ["", *doubts] if doubts else []
 
 
 def _row(tried: Tried, goal: Goal, winner: Tried | None) -> str:
@@ -139,11 +151,20 @@ def _verdict(tuned: Tuned) -> list[str]:
         return [f"Best: {winner.candidate}; not held against the default"]
     pairs = [f"  {goal.shown(before)} -> {goal.shown(after)}" for before, after in proof.pairs]
     head = "Default -> best, in turn:"
-    interval = ""
     if proof.low is not None and proof.high is not None:
         interval = f" (95 % interval {proof.low:.2f} to {proof.high:.2f})"
+    else:
+        return [head, *pairs, "", _too_few(proof), str(winner.candidate)]
     word = {"better": "Better", "worse": "Worse", "unclear": "Unclear"}[proof.outcome]
     return [head, *pairs, "", f"{word}: {proof.gain:.2f} times{interval}", str(winner.candidate)]
+
+
+def _too_few(proof: Proof) -> str:
+    rounds = "1 round is" if len(proof.pairs) == 1 else f"{len(proof.pairs)} rounds are"
+    return (
+        f"Not proved: {rounds} too few to tell (median {proof.gain:.2f} times); "
+        f"{CONFIDENCE:.0%} certainty takes {LEAST_ROUNDS}: --rounds {LEAST_ROUNDS}"
+    )
 
 
 def _front(tuned: Tuned) -> list[tuple[int, Point]]:

@@ -7,7 +7,9 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.clients import json_text, server_texts
+from tfserve_kit.clients.effects import Reply
 from tfserve_kit.clients.examples import to_examples, to_json
+from tfserve_kit.clients.grpc_messages import GrpcWire
 from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.options import OptionNames, Options, read_pem
 from tfserve_kit.clients.results import Target
@@ -157,8 +159,26 @@ def test_batch_limit_is_found_in_the_words(text, limit):
 @pytest.mark.parametrize(("limit", "rows"), [(1, "send one row"), (12, "send at most 12 rows")])
 def test_remedy_for_too_many_rows_names_the_limit(limit, rows):
     text = f"Task size 20 is larger than maximum input batch size {limit}"
-    assert server_texts.batch_remedy(text).startswith(rows)
-    assert server_texts.batch_remedy("Task size") is None
+    assert server_texts.remedy(text).startswith(rows)
+    assert server_texts.remedy("Task size") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("Server Threadpool Exhausted", "grpc_max_threads"),
+        (
+            "The batch scheduling queue to which this task was submitted is full; currently 10",
+            "max_enqueued_batches",
+        ),
+        ("The batching queue to which this task was submitted is full", "num_batch_threads"),
+        ("GOAWAY received; Error code: 11; Debug Text: too_many_pings", "keepalive"),
+    ],
+)
+def test_refusal_of_a_full_server_names_the_flag_that_helps(text, flag):
+    assert flag in server_texts.remedy(text)
+    reply = Reply(False, b"", "RESOURCE_EXHAUSTED", text)
+    assert flag in GrpcWire("grpc://h:1").error(reply, Target("m"), 1.0).remedy
 
 
 def test_other_words_of_servers():

@@ -15,6 +15,7 @@ from tfserve_kit import protos, spec
 from tfserve_kit.engines import images
 from tfserve_kit.engines.image_files import Variant, choose, files, folder_name
 from tfserve_kit.errors import EngineUnavailable, ServerFailed, SpecError, UsageError
+from tfserve_kit.flags import handler_threads
 from tfserve_kit.repository import Version
 
 ODD_NAMES = [
@@ -334,6 +335,8 @@ class TestEntrypoint:
         assert done.stdout.splitlines() == [
             "--port=8500",
             "--rest_api_port=8501",
+            f"--grpc_max_threads={handler_threads()}",
+            f"--rest_api_num_threads={handler_threads()}",
             "--model_config_file=/tfkit/config/model_config.txt",
             f"--grpc_channel_arguments={odd}",
             "--more=1 2",

@@ -114,6 +114,10 @@ class _Answers(BaseHTTPRequestHandler):
         status, body = {"/cat.png": (200, b"cat"), "/slow.png": (200, b"slow")}.get(
             self.path, (404, b"no such cat")
         )
+        if self.path == "/agent":
+            status, body = 200, self.headers["User-Agent"].encode()
+        if self.path.startswith("/status/"):
+            status, body = int(self.path.rpartition("/")[2]), b"<html>no</html>"
         if self.path == "/moved.png":
             self.send_response(302)
             self.send_header("Location", "/cat.png")
@@ -161,6 +165,20 @@ def test_url_that_answers_with_an_error_is_refused_by_name():
     with web() as url, pytest.raises(InvalidRequest) as caught:
         read(f"{url}/dog.png")
     assert caught.value.message.startswith(f"cannot read {url}/dog.png: 404")
+
+
+@pytest.mark.parametrize(("status", "advice"), [(403, "by hand"), (401, "log-in"), (429, "wait")])
+def test_url_that_refuses_programs_is_explained(status, advice):
+    with web() as url, pytest.raises(InvalidRequest) as caught:
+        read(f"{url}/status/{status}")
+    assert caught.value.message.startswith(f"cannot read {url}/status/{status}: {status}")
+    assert advice in caught.value.remedy
+
+
+def test_sites_are_told_the_name_of_the_program():
+    with web() as url:
+        agent = read(f"{url}/agent").decode()
+    assert agent.startswith("tfkit/") and "tfserve-kit" in agent and "requests" not in agent
 
 
 def test_url_where_nobody_answers_is_refused_by_name():

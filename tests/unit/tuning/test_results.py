@@ -125,6 +125,20 @@ class TestText:
         assert "1 of 1 runs count as failed, being INVALID: the generator was late" in text
         assert "never" in text and text.endswith("Nothing could be measured.")
 
+    @pytest.mark.parametrize(("rounds", "said"), [(1, "1 round is"), (5, "5 rounds are")])
+    def test_says_that_rounds_are_too_few_and_calls_nothing_unclear(self, rounds, said):
+        best = tried(1, value=200.0)
+        proof = Proof.of([(10.0, 70.6)] * rounds, GOAL.gain)
+        text = results.as_text(Tuned(GOAL, (tried(0, value=10.0), best), best, proof))
+        assert f"Not proved: {said} too few to tell (median 7.06 times)" in text
+        assert "--rounds 6" in text and "Unclear" not in text
+
+    def test_says_which_limit_refused_requests(self):
+        full = Point(10, 0.1, held=False, failure="RESOURCE_EXHAUSTED")
+        text = results.as_text(Tuned(GOAL, (tried(0, full, value=None),), None, None))
+        assert "In 1 of 1 runs the server refused requests (RESOURCE_EXHAUSTED)" in text
+        assert "grpc_max_threads" in text and "max_enqueued_batches" in text
+
     def test_says_where_nothing_keeps_the_limit(self):
         slow = Point(10, 0.1, held=False)
         text = results.as_text(Tuned(GOAL, (tried(0, slow, value=None),), None, None))

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfserve_kit.clients import server_texts
 from tfserve_kit.errors import TfkitError, UsageError
 from tfserve_kit.perf.samples import Samples, status_name
 from tfserve_kit.perf.sending.driving import Driver
@@ -104,7 +105,9 @@ def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
 
 def _tell(notes: dict[int, str], progress: Progress) -> None:
     for status, message in sorted(notes.items()):
-        progress.note(f"{status_name(status)}: {message or 'no message'}")
+        advice = server_texts.remedy(message)
+        said = f"{status_name(status)}: {message or 'no message'}"
+        progress.note(f"{said}\n  Try: {advice}" if advice else said)
 
 
 @contextlib.contextmanager
