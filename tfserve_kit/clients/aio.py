@@ -10,8 +10,9 @@ from tfserve_kit.clients.attempts import Attempts
 from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, closed
 from tfserve_kit.clients.batches import Batch, OnError, predict_batch
 from tfserve_kit.clients.checking import Inputs
-from tfserve_kit.clients.effects import Flow
+from tfserve_kit.clients.effects import Flow, with_headers
 from tfserve_kit.clients.examples import Features
+from tfserve_kit.clients.headers import Headers
 from tfserve_kit.clients.operations import Operations
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.results import (
@@ -58,10 +59,13 @@ class AsyncClient:
         signature: str = "",
         output_filter: Sequence[str] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Prediction:
         """Run a signature; see `SyncClient.predict`."""
         where = named(target, signature)
-        return await self._run(self._operations.predict(where, inputs, output_filter, timeout_s))
+        return await self._run(
+            self._operations.predict(where, inputs, output_filter, timeout_s), headers
+        )
 
     async def predict_batch(  # noqa: PLR0913 (predict, and how to cut)
         self,
@@ -73,11 +77,14 @@ class AsyncClient:
         batch_size: int | None = None,
         on_error: OnError = "raise",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> BatchPrediction:
         """Run a signature on any number of rows; see `SyncClient.predict_batch`."""
         batch = Batch(output_filter, batch_size, on_error)
         where = named(target, signature)
-        return await self._run(predict_batch(self._operations, where, inputs, batch, timeout_s))
+        return await self._run(
+            predict_batch(self._operations, where, inputs, batch, timeout_s), headers
+        )
 
     async def classify(
         self,
@@ -86,10 +93,11 @@ class AsyncClient:
         *,
         signature: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Classification:
         """Return labels and scores of examples; see `SyncClient.classify`."""
         where = named(target, signature)
-        return await self._run(self._operations.classify(where, examples, timeout_s))
+        return await self._run(self._operations.classify(where, examples, timeout_s), headers)
 
     async def regress(
         self,
@@ -98,10 +106,11 @@ class AsyncClient:
         *,
         signature: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Regression:
         """Return a value for each example; see `SyncClient.regress`."""
         where = named(target, signature)
-        return await self._run(self._operations.regress(where, examples, timeout_s))
+        return await self._run(self._operations.regress(where, examples, timeout_s), headers)
 
     async def multi_inference(
         self,
@@ -110,26 +119,39 @@ class AsyncClient:
         examples: Iterable[Features],
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> dict[str, Inferred]:
         """Ask several signatures in one request; see `SyncClient.multi_inference`."""
         where = named(target, "")
-        return await self._run(self._operations.multi_inference(where, tasks, examples, timeout_s))
+        return await self._run(
+            self._operations.multi_inference(where, tasks, examples, timeout_s), headers
+        )
 
     async def metadata(
-        self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        target: Target | str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Metadata:
         """Return the model's signatures, read anew."""
-        return await self._run(self._operations.metadata(named(target, ""), timeout_s))
+        return await self._run(self._operations.metadata(named(target, ""), timeout_s), headers)
 
     async def status(
-        self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        target: Target | str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> list[VersionStatus]:
         """Return the state of the model's versions; see `SyncClient.status`."""
-        return await self._run(self._operations.status(named(target, ""), timeout_s))
+        return await self._run(self._operations.status(named(target, ""), timeout_s), headers)
 
-    async def reload(self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    async def reload(
+        self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Headers | None = None
+    ) -> None:
         """Replace the whole set of served models; see `SyncClient.reload`."""
-        await self._run(self._operations.reload(config, timeout_s))
+        await self._run(self._operations.reload(config, timeout_s), headers)
 
     async def close(self) -> None:
         """Close the connections; calls after it raise UsageError."""
@@ -147,7 +169,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _run(self, flow: Flow[T]) -> T:
+    async def _run(self, flow: Flow[T], headers: Headers | None) -> T:
         if self._is_closed:
             raise closed(self.url)
         loop = asyncio.get_running_loop()
@@ -157,7 +179,7 @@ class AsyncClient:
                 f"the client of {self.url} belongs to another event loop",
                 remedy="make a client in each event loop with connect_async",
             )
-        return await run_async(flow, self._transport)
+        return await run_async(with_headers(flow, headers), self._transport)
 
 
 def grpc_client(address: str, options: Options, *, secure: bool) -> AsyncClient:

@@ -9,24 +9,27 @@ from collections.abc import Callable, Generator
 from enum import Enum
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tfserve_kit.clients.headers import Headers, for_grpc, for_http
 from tfserve_kit.clients.results import Target
 
 T = TypeVar("T")
 
 
 class GrpcRequest(NamedTuple):
-    """A unary call: short name of the method, and the serialized message."""
+    """A unary call: short name of the method, serialized message, metadata of this call alone."""
 
     method: str
     body: bytes
+    headers: tuple[tuple[str, str | bytes], ...] = ()
 
 
 class HttpRequest(NamedTuple):
-    """An HTTP request: verb, path from `/v1` on, and body."""
+    """An HTTP request: verb, path from `/v1` on, body, headers of this request alone."""
 
     verb: str
     path: str
     body: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Request = GrpcRequest | HttpRequest
@@ -95,6 +98,35 @@ class Sleep(NamedTuple):
 
 
 Flow = Generator[Send | Sleep, Any, T]
+
+
+def with_headers(flow: Flow[T], headers: Headers | None) -> Flow[T]:
+    """Return a flow whose requests, whatever they are for, bear headers of their own.
+
+    Raises:
+        UsageError: one of them cannot be sent.
+    """
+    return _with_headers(flow, headers) if headers else flow
+
+
+def _with_headers(flow: Flow[T], headers: Headers) -> Flow[T]:
+    try:
+        effect = next(flow)
+        while True:
+            if isinstance(effect, Send):
+                effect = effect._replace(request=_bearing(effect.request, headers))
+            effect = flow.send((yield effect))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        flow.close()
+
+
+def _bearing(request: Request, headers: Headers) -> Request:
+    if isinstance(request, GrpcRequest):
+        return request._replace(headers=for_grpc(headers))
+    return request._replace(headers=tuple(for_http(headers).items()))
 
 
 class Call(NamedTuple, Generic[T]):

@@ -7,7 +7,11 @@ import grpc
 
 from tfserve_kit import protos
 from tfserve_kit.clients.effects import GrpcRequest, Outcome, Reply
+from tfserve_kit.clients.headers import for_grpc
 from tfserve_kit.clients.options import Options, read_pem
+from tfserve_kit.identity import user_agent
+
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class GrpcTransport:
@@ -26,7 +30,7 @@ class GrpcTransport:
             if secure
             else grpc.insecure_channel(address, **arguments)
         )
-        self._headers = tuple(options.headers.items()) or None
+        self._headers = for_grpc(options.headers) or None
         self._calls = {
             name: self._channel.unary_unary(method.path) for name, method in protos.METHODS.items()
         }
@@ -35,7 +39,7 @@ class GrpcTransport:
         """Make a call; see `Transport.send`."""
         try:
             body = self._calls[request.method](
-                request.body, timeout=timeout_s, metadata=self._headers
+                request.body, timeout=timeout_s, metadata=_joined(self._headers, request)
             )
         except grpc.RpcError as error:
             return _failure(error)
@@ -56,7 +60,8 @@ class GrpcTransport:
 
         call = self._calls[request.method]
         try:
-            future = call.future(request.body, timeout=timeout_s, metadata=self._headers)
+            metadata = _joined(self._headers, request)
+            future = call.future(request.body, timeout=timeout_s, metadata=metadata)
         except ValueError as error:  # as for `send`
             done(Reply(False, b"", "CANCELLED", str(error), error))
             return lambda: None
@@ -80,7 +85,7 @@ class AsyncGrpcTransport:
     def __init__(self, address: str, options: Options, *, secure: bool = False) -> None:
         self._address, self._options = address, options
         self._credentials = _credentials(options) if secure else None
-        self._headers = tuple(options.headers.items()) or None
+        self._headers = for_grpc(options.headers) or None
         self._channel: Any = None
         self._calls: dict[str, Any] = {}
 
@@ -90,7 +95,7 @@ class AsyncGrpcTransport:
             self._open()
         try:
             body = await self._calls[request.method](
-                request.body, timeout=timeout_s, metadata=self._headers
+                request.body, timeout=timeout_s, metadata=_joined(self._headers, request)
             )
         except grpc.aio.AioRpcError as error:
             return _failure(error)
@@ -118,12 +123,23 @@ class AsyncGrpcTransport:
         }
 
 
+def _joined(headers: Metadata | None, request: GrpcRequest) -> Metadata | None:
+    """Return what goes with every request, and what goes with this one instead."""
+    if not request.headers:
+        return headers
+    own = {name for name, _ in request.headers}
+    return (*(each for each in headers or () if each[0] not in own), *request.headers)
+
+
 def _failure(error: Any) -> Reply:
     return Reply(False, b"", error.code().name, error.details() or "", error)
 
 
-def _arguments(options: Options) -> list[tuple[str, int]]:
+def _arguments(options: Options) -> list[tuple[str, int | str]]:
+    name = options.server_name
     return [
+        *([("grpc.ssl_target_name_override", name)] if name else []),
+        ("grpc.primary_user_agent", user_agent()),
         # The server accepts any size; grpcio's own limit of 4 MiB on answers is too small.
         ("grpc.max_receive_message_length", options.max_answer_bytes),
         ("grpc.max_send_message_length", -1),

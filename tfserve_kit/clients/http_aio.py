@@ -67,7 +67,7 @@ class AsyncHttpTransport:
 
     async def _connected(self) -> "_Connection":
         loop = asyncio.get_running_loop()
-        name = self._endpoint.host if self._tls is not None else None
+        name = self._endpoint.server_name if self._tls is not None else None
         _, connection = await loop.create_connection(
             _Connection,
             self._endpoint.host,

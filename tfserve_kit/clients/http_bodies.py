@@ -1,18 +1,16 @@
 """Headers and bodies of HTTP: compression, and the limit of size."""
 
 import gzip
-import re
 import zlib
 
+from tfserve_kit.clients.headers import for_http, merged
 from tfserve_kit.clients.options import Options
-from tfserve_kit.errors import UsageError
+from tfserve_kit.identity import user_agent
 
 # Beyond the first, an answer may be so many times as large as what came: zeros compress like that.
 _FREE_BYTES, _MOST_TIMES = 1 << 26, 256
 # zlib's way to say: with gzip's header.
 _GZIP_WINDOW = 31
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # no line of its own can be smuggled in
 
 
 class TooLarge(Exception):
@@ -32,14 +30,12 @@ def request_headers(host: str, options: Options, *, has_body: bool) -> dict[str,
     Raises:
         UsageError: one of the options' headers cannot be sent.
     """
-    for name, value in options.headers.items():
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise UsageError(f"{name!r} cannot be sent as a header, or its value cannot")
     headers = {"Host": host, "Accept-Encoding": "gzip" if options.gzip else "identity"}
+    headers["User-Agent"] = user_agent()
     if has_body:
         headers["Content-Type"] = "application/json"
         headers |= {"Content-Encoding": "gzip"} if options.gzip else {}
-    return headers | dict(options.headers)
+    return merged(headers, for_http(options.headers))
 
 
 def compressed(body: bytes | None, options: Options) -> bytes | None:

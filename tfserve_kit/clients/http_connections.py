@@ -112,7 +112,7 @@ class _Connection:
             plain = self._socket
             try:
                 plain.settimeout(_left_s(end_s))
-                self._socket = tls.wrap_socket(plain, server_hostname=endpoint.host)
+                self._socket = tls.wrap_socket(plain, server_hostname=endpoint.server_name)
             except BaseException:
                 plain.close()
                 raise

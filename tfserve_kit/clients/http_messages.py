@@ -11,6 +11,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from tfserve_kit.clients.effects import HttpRequest, Loss, Lost, Outcome, Reply
+from tfserve_kit.clients.headers import merged
 from tfserve_kit.clients.http_bodies import TooLarge, compressed, inflated, request_headers
 from tfserve_kit.clients.options import Options
 
@@ -65,20 +66,25 @@ class Endpoint:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.port = parts.port or _PORTS[parts.scheme]
+        self.server_name = options.server_name or self.host
         self._prefix = parts.path.rstrip("/")
         self._options = options
-        self._heads = {
-            has_body: _lines(request_headers(parts.netloc, options, has_body=has_body))
+        self._named = {
+            has_body: request_headers(parts.netloc, options, has_body=has_body)
             for has_body in (False, True)
         }
+        self._heads = {has_body: _lines(named) for has_body, named in self._named.items()}
 
     def written(self, request: HttpRequest) -> bytes:
         """Return a request as bytes."""
         start = f"{request.verb} {self._prefix}{request.path} HTTP/1.1\r\n".encode()
         body = compressed(request.body, self._options)
+        head = self._heads[body is not None]
+        if request.headers:
+            head = _lines(merged(self._named[body is not None], dict(request.headers)))
         if body is None:
-            return start + self._heads[False] + b"\r\n"
-        return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, self._heads[True], len(body), body)
+            return start + head + b"\r\n"
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, head, len(body), body)
 
 
 def _lines(headers: Mapping[str, str]) -> bytes:

@@ -1,10 +1,10 @@
 """How a client behaves, decided once when it is made."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+from tfserve_kit.clients.headers import Headers
 from tfserve_kit.errors import UsageError
 
 _GIB = 1 << 30
@@ -22,10 +22,11 @@ class OptionNames(TypedDict, total=False):
     hedge_after_s: float | None
     gzip: bool
     max_answer_bytes: int
-    headers: Mapping[str, str]
+    headers: Headers
     ca_file: str | Path | None
     cert_file: str | Path | None
     key_file: str | Path | None
+    server_name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,13 @@ class Options:
             the first answer counts. None never does.
         gzip: compress what is sent, and ask for compressed answers.
         max_answer_bytes: size of the largest answer that is accepted.
-        headers: sent with every request: HTTP headers, or gRPC metadata (names in lower case).
+        headers: sent with every request: HTTP headers, or gRPC metadata, for which names become
+            lower case; a name that ends in `-bin` has bytes, or base64 text, as its value.
         ca_file: PEM file of the authorities that the server's certificate is checked with; those
             of the system if None.
         cert_file: PEM file with the client's own certificate, where the server asks for one.
         key_file: PEM file with its key.
+        server_name: name that the server's certificate must have; that of the URL if None.
 
     Raises:
         UsageError: a value is out of its range.
@@ -62,10 +65,11 @@ class Options:
     hedge_after_s: float | None = None
     gzip: bool = False
     max_answer_bytes: int = _GIB
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+    headers: Headers = field(default_factory=dict, repr=False)  # may hold secrets
     ca_file: str | Path | None = None
     cert_file: str | Path | None = None
     key_file: str | Path | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
         wrong = {
@@ -83,8 +87,8 @@ class Options:
 
     @property
     def has_tls_files(self) -> bool:
-        """Whether any file of TLS is named."""
-        return any((self.ca_file, self.cert_file, self.key_file))
+        """Whether anything is said that only TLS knows."""
+        return any((self.ca_file, self.cert_file, self.key_file, self.server_name))
 
 
 def read_pem(file: str | Path | None) -> bytes | None:

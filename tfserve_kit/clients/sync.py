@@ -8,8 +8,9 @@ from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Closing, closed
 from tfserve_kit.clients.batches import Batch, OnError, predict_batch
 from tfserve_kit.clients.checking import Inputs
 from tfserve_kit.clients.driver import Transport, run
-from tfserve_kit.clients.effects import Flow
+from tfserve_kit.clients.effects import Flow, with_headers
 from tfserve_kit.clients.examples import Features
+from tfserve_kit.clients.headers import Headers
 from tfserve_kit.clients.operations import Operations
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.results import (
@@ -32,9 +33,9 @@ class SyncClient(Closing):
     """A connection to one model server; a context manager. Thread-safe.
 
     Every method that asks the server takes `timeout_s`, the time for all it does, in seconds, and
-    raises a `RequestError`: ServerUnreachable, ModelNotFound, InvalidRequest, DeadlineExceeded,
-    ServerOverloaded or ServerFault; and UsageError after `close`. A forked child may use the
-    client that its parent made.
+    `headers` of its own. It raises a `RequestError`: ServerUnreachable, ModelNotFound,
+    InvalidRequest, DeadlineExceeded, ServerOverloaded or ServerFault; and UsageError after
+    `close`. A forked child may use the client that its parent made.
 
     Args:
         wire: the protocol.
@@ -60,6 +61,7 @@ class SyncClient(Closing):
         signature: str = "",
         output_filter: Sequence[str] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Prediction:
         """Run a signature.
 
@@ -70,9 +72,10 @@ class SyncClient(Closing):
             output_filter: aliases of the outputs wanted; all if empty. REST sends all outputs, and
                 the others are left out here.
             timeout_s: deadline, in seconds.
+            headers: sent with the requests of this call, and win over those of `connect`.
         """
         where = named(target, signature)
-        return self._run(self._operations.predict(where, inputs, output_filter, timeout_s))
+        return self._run(self._operations.predict(where, inputs, output_filter, timeout_s), headers)
 
     def predict_batch(  # noqa: PLR0913 (predict, and how to cut)
         self,
@@ -84,6 +87,7 @@ class SyncClient(Closing):
         batch_size: int | None = None,
         on_error: OnError = "raise",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> BatchPrediction:
         """Run a signature on any number of rows, in as many requests as it takes.
 
@@ -98,10 +102,11 @@ class SyncClient(Closing):
             on_error: `raise` ends with the first failure; `isolate` halves a part that fails until
                 only the rows that make it fail are left, and returns their errors.
             timeout_s: deadline of the whole batch, in seconds.
+            headers: as for `predict`.
         """
         batch = Batch(output_filter, batch_size, on_error)
         where = named(target, signature)
-        return self._run(predict_batch(self._operations, where, inputs, batch, timeout_s))
+        return self._run(predict_batch(self._operations, where, inputs, batch, timeout_s), headers)
 
     def classify(
         self,
@@ -110,6 +115,7 @@ class SyncClient(Closing):
         *,
         signature: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Classification:
         """Return labels and scores of examples.
 
@@ -119,8 +125,11 @@ class SyncClient(Closing):
                 tf.Example.
             signature: as for `predict`.
             timeout_s: deadline, in seconds.
+            headers: as for `predict`.
         """
-        return self._run(self._operations.classify(named(target, signature), examples, timeout_s))
+        return self._run(
+            self._operations.classify(named(target, signature), examples, timeout_s), headers
+        )
 
     def regress(
         self,
@@ -129,9 +138,12 @@ class SyncClient(Closing):
         *,
         signature: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> Regression:
         """Return a value for each example; arguments as for `classify`."""
-        return self._run(self._operations.regress(named(target, signature), examples, timeout_s))
+        return self._run(
+            self._operations.regress(named(target, signature), examples, timeout_s), headers
+        )
 
     def multi_inference(
         self,
@@ -140,6 +152,7 @@ class SyncClient(Closing):
         examples: Iterable[Features],
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> dict[str, Inferred]:
         """Ask several signatures of a model about the same examples, in one request; gRPC only.
 
@@ -148,6 +161,7 @@ class SyncClient(Closing):
             tasks: `classify` or `regress` by name of the signature.
             examples: as for `classify`.
             timeout_s: deadline, in seconds.
+            headers: as for `predict`.
 
         Returns:
             The result by name of the signature.
@@ -156,40 +170,55 @@ class SyncClient(Closing):
             UsageError: the client speaks REST, or a task is neither.
         """
         where = named(target, "")
-        return self._run(self._operations.multi_inference(where, tasks, examples, timeout_s))
+        return self._run(
+            self._operations.multi_inference(where, tasks, examples, timeout_s), headers
+        )
 
-    def metadata(self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Metadata:
+    def metadata(
+        self,
+        target: Target | str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
+    ) -> Metadata:
         """Return the model's signatures, read anew."""
-        return self._run(self._operations.metadata(named(target, ""), timeout_s))
+        return self._run(self._operations.metadata(named(target, ""), timeout_s), headers)
 
     def status(
-        self, target: Target | str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        target: Target | str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        headers: Headers | None = None,
     ) -> list[VersionStatus]:
         """Return the state of every version the server knows of the model, highest first.
 
         It is asked once and never again, so that it says how the server is now.
         """
-        return self._run(self._operations.status(named(target, ""), timeout_s))
+        return self._run(self._operations.status(named(target, ""), timeout_s), headers)
 
-    def reload(self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def reload(
+        self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Headers | None = None
+    ) -> None:
         """Replace the whole set of served models; returns when each new name can answer.
 
         Args:
             config: a ModelServerConfig message.
             timeout_s: deadline, in seconds.
+            headers: as for `predict`.
 
         Raises:
             UsageError: the client speaks REST, which has no such call.
             RequestError: the server refuses the configuration, or a new model fails to load.
         """
-        self._run(self._operations.reload(config, timeout_s))
+        self._run(self._operations.reload(config, timeout_s), headers)
 
     def close(self) -> None:
         """Close the connections; calls after it raise UsageError."""
         self._is_closed = True
         self._transport.close()
 
-    def _run(self, flow: Flow[T]) -> T:
+    def _run(self, flow: Flow[T], headers: Headers | None) -> T:
         if self._is_closed:
             raise closed(self.url)
-        return run(flow, self._transport, self._clock)
+        return run(with_headers(flow, headers), self._transport, self._clock)
