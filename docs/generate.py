@@ -162,6 +162,7 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.clients.sync": ("SyncClient",),
     "tfserve_kit.clients.aio": ("AsyncClient",),
     "tfserve_kit.errors": (),
+    "tfserve_kit.labels": ("Labels", "read"),
     "tfserve_kit.preprocessing": ("Preprocessing",),
     "tfserve_kit.pictures.prepare": ("read_file", "image_input", "prepare"),
     "tfserve_kit.spec": ("build", "load"),

@@ -7,11 +7,12 @@ or from -1 to 1, nor what class 7 is called. The note says it, as JSON in the ve
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tfserve_kit.errors import Problem, SpecError
+from tfserve_kit.errors import Problem, SpecError, UsageError
+from tfserve_kit.labels import Labels, from_json
 
 NOTE_PATH = Path("assets.extra") / "tfkit.json"
 _FORMAT = 1
@@ -116,15 +117,17 @@ class Preprocessing:
         if problems:
             raise SpecError(str(note), problems)
         content.pop("format")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
+        if "labels" in content:
+            content["labels"] = _labels(content["labels"], str(note))
+        known: dict[str, Any] = {
+            key: tuple(value) if type(value) is list else value for key, value in content.items()
         }
-        return cls(**fields)
+        return cls(**known)
 
 
 def _set_fields(note: Preprocessing) -> dict[str, Any]:
-    return {key: value for key, value in asdict(note).items() if value is not None}
+    values = {each.name: getattr(note, each.name) for each in fields(note)}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 _OF_A_MODE = frozenset({"value_range", "mean", "std", "channel_order"})
@@ -173,8 +176,18 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) in {int, float} for item in value)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _are_labels(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    try:
+        return bool(_labels(value, ""))
+    except UsageError:
+        return False
+
+
+def _labels(value: Any, source: str) -> Labels:
+    """Return the names that a note gives in order, or by index as label files may do."""
+    return Labels(value, source=source) if isinstance(value, list) else from_json(value, source)
 
 
 def _is_fraction(value: Any) -> bool:
@@ -194,7 +207,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value_range": (_is_range, "a list of two numbers, low and high"),
     "mean": (_are_numbers, "a list of numbers"),
     "std": (_are_divisors, "a list of numbers other than zero"),
-    "labels": (_are_texts, "a list of strings"),
+    "labels": (_are_labels, "a list of strings, or an object of names by index"),
     "resize": _one_of(ResizeMethod),
     "antialias": (lambda value: isinstance(value, bool), "true or false"),
     "framing": _one_of(Framing),

@@ -23,6 +23,7 @@ LAYERS = (
         "preprocessing",
         "processes",
         "tfrecord",
+        "labels",
     },
     {"flags", "spec", "render", "repository", "lint", "prediction_log", "warmup", "pictures"},
     {"clients", "engines", "embedded", "perf", "evaluation"},

@@ -153,3 +153,18 @@ def test_all_problems_are_reported_at_once(tmp_path):
 )
 def test_file_that_holds_no_object_is_refused(tmp_path, content, words):
     assert words in problems(tmp_path, content)[""]
+
+
+def test_labels_by_index_are_brought_in_order(tmp_path):
+    note = tmp_path / NOTE_PATH
+    note.parent.mkdir()
+    note.write_text('{"format": 1, "labels": {"1": "dog", "0": "cat"}}')
+    found = Preprocessing.read(tmp_path).labels
+    assert found == ("cat", "dog")
+    assert found.source == str(note)
+    kept = Preprocessing(height=8).overridden_by(Preprocessing(labels=found)).labels
+    assert kept is found
+
+
+def test_labels_with_a_gap_are_refused(tmp_path):
+    assert list(problems(tmp_path, {"format": 1, "labels": {"0": "a", "2": "b"}})) == ["labels"]

@@ -33,6 +33,12 @@ def _numbers(
         raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from None
 
 
+text_encoding_option = click.option(
+    "--text-encoding", metavar="NAME",
+    help="Of files with names that are neither UTF-8 nor marked, such as latin-1.",
+)  # fmt: skip
+
+
 def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; `preprocessing` takes what they were set to."""
     for option in (
@@ -59,8 +65,9 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="1 for grey, 3 for colour."),
         click.option("--size", callback=_size, metavar="HEIGHTxWIDTH",
                      help="Size of the model's input."),
+        text_encoding_option,
         click.option("--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE",
-                     help="Class names, one on each line."),
+                     help="Class names: lines, index,name rows, JSON or a labels_map.pbtxt."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -69,6 +76,7 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def preprocessing(
     *,
     labels_file: Path | None,
+    text_encoding: str | None,
     size: tuple[int, int] | None,
     channels: str | None,
     **same: Any,
@@ -85,6 +93,6 @@ def preprocessing(
         height=height,
         width=width,
         channels=int(channels) if channels else None,
-        labels=read_labels(labels_file) if labels_file else None,
+        labels=read_labels(labels_file, text_encoding) if labels_file else None,
         **same,
     )

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.errors import UsageError
+from tfserve_kit.labels import Labels
+from tfserve_kit.labels import read as read_labels
+
+__all__ = ["ClassScore", "read_labels", "top_scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +27,16 @@ def top_scores(scores: NDArray[Any], labels: Sequence[str] | None, count: int) -
 
     Args:
         scores: number [classes].
-        labels: a name for each class, None if they are unknown.
+        labels: a name for each class, brought to their number by `Labels.fit`; None if they are
+            unknown.
         count: how many to return, at most.
 
     Raises:
         UsageError: there is another number of labels than of classes.
     """
-    if labels is not None and len(labels) != len(scores):
-        raise UsageError(
-            f"{len(labels)} labels for a model with {len(scores)} classes",
-            remedy="give a file with one label on each line, in the order of the classes",
-        )
+    names = None if labels is None else Labels.of(labels).fit(len(scores))
     order = np.argsort(-scores.astype(np.float64), kind="stable")[:count]
     return [
-        ClassScore(int(i), labels[int(i)] if labels is not None else None, float(scores[i]))
+        ClassScore(int(i), names[int(i)] if names is not None else None, float(scores[i]))
         for i in order
     ]
-
-
-def read_labels(file: Path) -> tuple[str, ...]:
-    """Read a label file: UTF-8, one label on each line; blank lines at the end do not count.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
-    try:
-        return tuple(file.read_text("utf-8-sig").rstrip("\n").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the labels in {file}: {error}") from error

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from tfserve_kit.errors import Problem
+from tfserve_kit.errors import Problem, UsageError
+from tfserve_kit.labels import Labels
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -56,13 +57,11 @@ def _label_problems(note: Preprocessing, signature: Signature) -> Iterator[Probl
         return
     alias = signature.score_output
     spec = signature.outputs[alias] if alias is not None else None
-    if (
-        spec is not None
-        and spec.shape is not None
-        and spec.shape[1]
-        not in {
-            None,
-            len(note.labels),
-        }
-    ):
+    if spec is None or spec.shape is None or spec.shape[1] is None:
+        return
+    # One column is the probability of the second of two classes.
+    classes = 2 if spec.shape[1] == 1 and len(note.labels) != 1 else spec.shape[1]
+    try:
+        Labels.of(note.labels).fit(classes)
+    except UsageError:
         yield Problem("labels", f"are {len(note.labels)}, but output {alias!r} is {spec}")
