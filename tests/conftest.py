@@ -21,6 +21,7 @@ def pytest_configure(config):
     What a shell without job control puts in the background is deaf to it, and so are its children.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("TFKIT_TRUST", "1")  # a trial takes seconds; test_trial.py has them
 
 
 @pytest.fixture(scope="session")

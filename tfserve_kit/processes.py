@@ -2,6 +2,8 @@
 
 import os
 import platform
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
+# Runs a command with less: bytes of memory, no core file, after others, not beyond its parent.
+_CONFINE = """
+import ctypes, os, resource, sys
+memory_bytes, parent, *command = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+most = [each for each in resource.getrlimit(resource.RLIMIT_DATA) if each >= 0]
+resource.setrlimit(resource.RLIMIT_DATA, (min([int(memory_bytes), *most]),) * 2)
+os.nice(10)
+if hasattr(libc := ctypes.CDLL(None), "prctl"):
+    libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() == int(parent):
+    os.execvp(command[0], command)
+"""
+_CGROUP_FILES = (  # limit and use, of version 2 and of version 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 _LOW_PRIORITY = 10  # a tenth of the weight of others, as long as there are others
 
 
@@ -18,6 +37,32 @@ def host() -> str:
     with suppress(OSError):  # not on Linux
         namespace = f"-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 (a link to nowhere)
     return platform.node() + namespace
+
+
+def confined(command: Sequence[str], memory_bytes: int) -> list[str]:
+    """Return a command that runs another one with bounds: for code that need not be trusted.
+
+    It gets so much memory and no more, gives way to other processes, leaves no core file, and is
+    killed where the thread that started it ends without having waited for it (on Linux).
+
+    Args:
+        command: a program and its arguments.
+        memory_bytes: the most that it may allocate.
+    """
+    head = [sys.executable, "-I", "-S", "-c", _CONFINE]
+    return [*head, str(memory_bytes), str(os.getpid()), *command]
+
+
+def free_memory_bytes() -> int:
+    """Return how much memory is free for new processes here, in bytes; a cgroup may bound it."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    for names in _CGROUP_FILES:
+        with suppress(OSError, ValueError):  # not on Linux, of the other version, or without limit
+            most, used = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in names)
+            free = min(free, max(most - used, 0))
+    return free
 
 
 def started_s(pid: int) -> float:

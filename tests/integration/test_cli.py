@@ -1,12 +1,15 @@
 """Every command: exit codes, JSON, what goes to stdout, and what happens with bad input."""
 
+import fcntl
 import os
+import pty
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -551,12 +554,69 @@ def foreground(state_dir, tmp_path, fake_binary):
         serving.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_foreground_server_is_stopped_by_ctrl_c(foreground, tfkit, number):
     foreground.send_signal(number)
     _, err = foreground.communicate(timeout=PATIENCE_S)
     assert foreground.returncode == 130
     assert err.splitlines()[-1] == "Interrupted."
+    assert tfkit("ps", "--json").data == []
+
+
+def on_a_terminal(arguments, cwd, *, hup):
+    """Run a command as a shell on a terminal of its own would: its process and the terminal."""
+    ours, theirs = pty.openpty()
+
+    def take():  # becomes the controlling terminal of a new session
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, hup)
+
+    command = [sys.executable, "-m", "tfserve_kit", *map(str, arguments)]
+    serving = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=cwd,
+        preexec_fn=take,  # noqa: PLW1509 (nothing else makes a terminal's session)
+    )
+    os.close(theirs)
+    return serving, ours
+
+
+def shown_until(terminal, text):
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 4096)
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+def test_closed_terminal_stops_a_foreground_server_and_no_other(
+    state_dir, tmp_path, fake_binary, tfkit, detach
+):
+    arguments = [*serve_web(fake_binary()), *detach]
+    serving, terminal = on_a_terminal(arguments, tmp_path, hup=signal.SIG_DFL)
+    shown_until(terminal, b"REST")
+    if detach:
+        serving.wait(timeout=PATIENCE_S)
+    os.close(terminal)
+    assert serving.wait(timeout=PATIENCE_S) == (0 if detach else 130)
+    assert [row["state"] for row in tfkit("ps", "--json").data] == ["running"] * len(detach)
+    tfkit("stop", "--all")
+
+
+def test_foreground_server_under_nohup_outlives_its_terminal(
+    state_dir, tmp_path, fake_binary, tfkit
+):
+    serving, terminal = on_a_terminal(serve_web(fake_binary()), tmp_path, hup=signal.SIG_IGN)
+    shown_until(terminal, b"REST")
+    os.close(terminal)
+    with pytest.raises(subprocess.TimeoutExpired):
+        serving.wait(timeout=1)
+    assert [row["state"] for row in tfkit("ps", "--json").data] == ["running"]
+    serving.terminate()
+    serving.wait(timeout=PATIENCE_S)
     assert tfkit("ps", "--json").data == []
 
 

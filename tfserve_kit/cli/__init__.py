@@ -1,5 +1,6 @@
 """The command line: each command parses, calls one function and renders one result."""
 
+import contextlib
 import sys
 from importlib import import_module
 
@@ -94,6 +95,11 @@ def main(argv: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        output.note("Interrupted.")
+        with contextlib.suppress(OSError):
+            output.note("Interrupted.")
         sys.exit(exit_codes.INTERRUPTED)
+    except OSError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # click could not say so
+            sys.exit(exit_codes.INTERRUPTED)  # for the terminal is what is gone
+        raise
     sys.exit(code if isinstance(code, int) else exit_codes.OK)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that strike only where nothing can be left behind."""
+"""Ctrl-C, SIGTERM and a closed terminal: whatever ends a command, it cleans up first."""
 
 import signal
 import threading
@@ -6,6 +6,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# A closed terminal sends SIGHUP. Who started the command with nohup wants it to go on.
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def listen() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, in the main thread."""
+    for number in _heard():
+        signal.signal(number, signal.default_int_handler)
+
+
+def _heard() -> list[signal.Signals]:
+    return [
+        number
+        for number in _NUMBERS
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 class Interrupts:
@@ -35,10 +52,9 @@ class Interrupts:
 
 @contextmanager
 def deferred() -> Iterator[Interrupts]:
-    """Hold back Ctrl-C and SIGTERM for a `with` block, in the main thread."""
+    """Hold back Ctrl-C, SIGTERM and SIGHUP for a `with` block, in the main thread."""
     interrupts = Interrupts()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupts.handle) for number in numbers}
+    before = {number: signal.signal(number, interrupts.handle) for number in _heard()}
     try:
         yield interrupts
     finally:

@@ -1,6 +1,6 @@
 """`tfkit push-model`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,8 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
               help="Accept an operation that is refused, * for all; may be repeated.")  # fmt: skip
 @_file_options("--smoke", "smoke_files", help="Before it is seen, ask the version this in a "
                "throw-away server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
+@click.option("--trust", is_flag=True, envvar="TFKIT_TRUST",
+              help="Do not try the version out before it is seen.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait until a server has taken the version up.")
 @click.option("--verify", is_flag=True,
               help="Send requests meanwhile, and fail if one of them notices.")  # fmt: skip
@@ -101,6 +103,7 @@ def command(
     sha256: str | None,
     limits: Limits,
     smoke_files: tuple[Path, ...],
+    trust: bool,
     as_json: bool,
     tag: str,
     signatures: tuple[str, ...],
@@ -113,6 +116,9 @@ def command(
     SOURCE is a SavedModel directory, a folder of versions, an archive (.zip, .tar, .tar.gz,
     .tar.zst), a .keras file, or a URL of one of these. A running server picks the new version up
     by itself; --wait and --verify watch it do so.
+
+    Where tensorflow is installed, the version is tried out in a throw-away server before it is
+    seen: loaded, warmed up, and sent zeros to each signature.
     """
     if base_path is None and model is None:
         raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
@@ -126,7 +132,16 @@ def command(
             to,
             version=version,
             gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
-            approve=_smoke(smoke_files, signatures, watching.timeout_s, progress),
+            approve=_approval(
+                smoke_files,
+                signatures,
+                trust=trust,
+                options={
+                    "tag": tag,
+                    "timeout_s": watching.timeout_s,
+                    "progress": progress,
+                },
+            ),
             progress=progress,
         )
         delivery = _deliver(todo, watching, model, to, progress)
@@ -134,20 +149,16 @@ def command(
     return _exit_code(delivery.report)
 
 
-def _smoke(
-    files: Sequence[Path], signatures: Sequence[str], timeout_s: float, progress: Progress
+def _approval(
+    files: Sequence[Path], signatures: Sequence[str], *, trust: bool, options: Mapping[str, Any]
 ) -> Approve | None:
-    if not files:
+    """Return what tries the staged version out, None where nothing of it is wanted."""
+    if trust and not files:
         return None
-    from tfserve_kit.smoke import smoke
+    from tfserve_kit import smoke
 
-    return partial(
-        smoke,
-        files=files,
-        signature=signatures[0] if signatures else "",
-        timeout_s=timeout_s,
-        progress=progress,
-    )
+    act = smoke.smoke if trust else smoke.trial
+    return partial(act, files=files, signature=signatures[0] if signatures else "", **options)
 
 
 def _deliver(

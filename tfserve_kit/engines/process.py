@@ -180,11 +180,13 @@ def native(binary: str | None = None) -> ProcessEngine:
     return ProcessEngine("native", [path or NATIVE_BINARY], availability, binds_host=False)
 
 
-def embedded(folder: Path | None = None) -> ProcessEngine:
+def embedded(folder: Path | None = None, *, memory_bytes: int | None = None) -> ProcessEngine:
     """Return the engine that runs our own server on the tensorflow wheel.
 
     Args:
         folder: where its servers are kept; `state_folder()` if left out.
+        memory_bytes: the most that a server may allocate, which then does not outlive this process
+            either; None for no such bounds.
     """
     if find_spec("tensorflow") is not None:
         availability = Availability(usable=True, reason="the tensorflow wheel is installed")
@@ -195,6 +197,8 @@ def embedded(folder: Path | None = None) -> ProcessEngine:
             remedy="pip install 'tfserve-kit[embedded]'",
         )
     head = [sys.executable, "-m", "tfserve_kit.embedded"]
+    if memory_bytes is not None:
+        head = processes.confined(head, memory_bytes)
     return ProcessEngine("embedded", head, availability, binds_host=True, folder=folder)
 
 

@@ -6,11 +6,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import archives
 from tfserve_kit.repository.intake import Limits
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_TIMEOUT_S = 1800
 _MEMBERS = {"config.json", "model.weights.h5"}
 
 # Before 3.11.3 safe_mode could be got around, and did nothing for HDF5 files.
@@ -57,15 +59,20 @@ def export(file: Path, directory: Path, name: str) -> None:
             remedy="pip install 'tfserve-kit[embedded]', or give what model.export() writes",
         )
     quiet = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", _EXPORT, str(file), str(directory)],
-        env=os.environ | quiet,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    command = [sys.executable, "-c", _EXPORT, str(file), str(directory)]
+    try:
+        done = subprocess.run(
+            processes.confined(command, processes.free_memory_bytes()),
+            env=os.environ | quiet,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _refusal(name, f"it took longer than {_TIMEOUT_S} s") from None
     if done.returncode:
         raise _refusal(name, done.stderr)
 

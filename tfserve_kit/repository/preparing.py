@@ -5,7 +5,7 @@
     source ──▶ folder ──▶ gate ──▶ approval ──▶ manifest
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from tfserve_kit.repository.gate import Gate
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Files, Manifest
 from tfserve_kit.repository.sources import Source
 
-Approve = Callable[[Path], None]
-"""Looks at a staged version before it becomes visible; raises to refuse it."""
+Approve = Callable[[Path], Sequence[Problem] | None]
+"""Looks at a staged version before it becomes visible: returns remarks, or raises to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Prepared:
     Attributes:
         root: its directory.
         manifest: its files; the manifest itself lies in the directory already.
-        remarks: what the gate found worth telling.
+        remarks: what the gate and the approval found worth telling.
     """
 
     root: Path
@@ -63,7 +63,7 @@ def prepare(
     progress.step("checking the copy")
     remarks = _pass(fetched.root, gate, serving(), progress)
     if approve is not None:
-        approve(fetched.root)
+        remarks += _told(approve(fetched.root) or (), progress)
     _require_as_pushed(fetched.root, fetched.files)
     manifest = Manifest.of(fetched.files, source.described())
     manifest.write(fetched.root)
@@ -75,12 +75,17 @@ def _pass(
 ) -> tuple[Problem, ...]:
     """Let a staged version through the gate; return what it remarks."""
     verdict = gates.check(candidate, gate, serving=serving)
-    for remark in verdict.remarks:
-        progress.note(f"Note: {remark}")
+    remarks = _told(verdict.remarks, progress)
     if verdict.refusals:
         lines = "".join(f"\n  - {problem}" for problem in verdict.refusals)
         raise PushRefused(f"the model is refused:{lines}")
-    return verdict.remarks
+    return remarks
+
+
+def _told(remarks: Sequence[Problem], progress: Progress) -> tuple[Problem, ...]:
+    for remark in remarks:
+        progress.note(f"Note: {remark}")
+    return tuple(remarks)
 
 
 def _require_room(files: Files) -> None:
