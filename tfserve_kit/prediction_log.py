@@ -4,6 +4,7 @@ Source: tensorflow_serving/servables/tensorflow/saved_model_warmup.cc (which log
 predict_util.cc, classifier.cc and regressor.cc (what their requests must look like).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,10 +60,32 @@ def _predict_faults(request: Any, signatures: Signatures) -> Iterator[str]:
             yield f"signature {name!r} has no input {alias!r:.80}"
         elif fault := _tensor_fault(tensor, signature.inputs[alias]):
             yield f"input {alias!r} {fault}"
+    yield from _composite_faults(request, signature)
     missing = signature.inputs.keys() - set(request.inputs)
     for alias in sorted(missing - signature.optional):
         yield f"input {alias!r} of signature {name!r} is missing"
     yield from _filter_faults(request.output_filter, signature)
+
+
+def _composite_faults(request: Any, signature: Signature) -> Iterator[str]:
+    """Yield where parts of ragged and sparse tensors, each good by itself, do not go together."""
+    for composite in signature.composites:
+        parts = [request.inputs[each] for each in composite.aliases if each in request.inputs]
+        if len(parts) < len(composite.aliases) or any(map(_is_abridged, parts)):
+            continue
+        try:
+            arrays = map(from_proto, parts)
+            fault = composite.fault(dict(zip(composite.aliases, arrays, strict=True)))
+        except ValueError:  # the fault of one of them, which is told by itself
+            continue
+        if fault:
+            yield f"{composite}, but {fault}"
+
+
+def _is_abridged(tensor: Any) -> bool:
+    """Say whether a message claims more values than it can hold: the last one is repeated."""
+    claimed = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    return claimed > int(tensor.ByteSize())
 
 
 def _unknown_signature(name: str, signatures: Signatures) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import protos
+from tfserve_kit import composites, protos
 from tfserve_kit.checkpoint import CheckpointError, shard_sizes
+from tfserve_kit.composites import Composite
 from tfserve_kit.errors import Problem
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
@@ -66,7 +67,8 @@ def _may_be_scores(spec: TensorSpec) -> bool:
 class Signature:
     """One way to call a model: inputs and outputs by alias.
 
-    `optional` names the inputs that have a default in the model and may be left out, over gRPC.
+    `optional` names the inputs that have a default in the model and may be left out, over gRPC;
+    `composites` those that are parts of ragged and sparse tensors.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     method_name: str
     optional: frozenset[str] = frozenset()
+    composites: tuple[Composite, ...] = ()
 
     @property
     def score_output(self) -> str | None:
@@ -90,23 +93,38 @@ class SavedModel:
     signatures: Mapping[str, Signature]
 
 
-def signatures(signature_defs: Mapping[str, Any]) -> dict[str, Signature]:
+def signatures(
+    signature_defs: Mapping[str, Any], kinds: frozenset[composites.Kind] | None = None
+) -> dict[str, Signature]:
     """Return the callable signatures of a `map<string, SignatureDef>`, by name.
+
+    Args:
+        signature_defs: as a graph holds them, and a server answers with.
+        kinds: which composite tensors the model takes; None where that is not known, and the
+            names, types and shapes of inputs decide alone.
 
     Raises:
         ValueError: one of their tensors has more dimensions than TensorFlow knows.
     """
     return {
-        name: Signature(
-            name,
-            {alias: _tensor(info) for alias, info in sorted(signature.inputs.items())},
-            {alias: _tensor(info) for alias, info in sorted(signature.outputs.items())},
-            signature.method_name,
-            frozenset(signature.defaults),
-        )
-        for name, signature in sorted(signature_defs.items())
+        name: _signature(name, definition, kinds)
+        for name, definition in sorted(signature_defs.items())
         if name not in _INTERNAL_SIGNATURES
     }
+
+
+def graph_signatures(graph: Any) -> dict[str, Signature]:
+    """Return the callable signatures of a MetaGraphDef, by name."""
+    return signatures(graph.signature_def, composites.kinds(graph.object_graph_def))
+
+
+def _signature(name: str, definition: Any, kinds: frozenset[composites.Kind] | None) -> Signature:
+    inputs = {alias: _tensor(info) for alias, info in sorted(definition.inputs.items())}
+    outputs = {alias: _tensor(info) for alias, info in sorted(definition.outputs.items())}
+    return Signature(
+        name, inputs, outputs, definition.method_name, frozenset(definition.defaults),
+        composites.find(inputs, kinds),
+    )  # fmt: skip
 
 
 def _tensor(info: Any) -> TensorSpec:
@@ -144,7 +162,7 @@ def read(version_dir: Path, *, tag: str = "serve") -> SavedModel:
     """
     message = parse(version_dir)
     tags = tuple(frozenset(graph.meta_info_def.tags) for graph in message.meta_graphs)
-    return SavedModel(tags, signatures(_tagged(message, tag).signature_def))
+    return SavedModel(tags, graph_signatures(_tagged(message, tag)))
 
 
 def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel, tfrecord
+from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean
 from tfserve_kit.prediction_log import LOGS, faults
-from tfserve_kit.savedmodel import GRAPH_FILE, Signature, TensorSpec
+from tfserve_kit.savedmodel import GRAPH_FILE, Signature
 from tfserve_kit.tensors import to_proto
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -47,8 +48,9 @@ def build(
             regress. Rows are repeated or cut where the first axis is open.
         signature: the one to call.
         model: name of the model that the requests carry; no server looks at it.
-        sizes: rows of the requests. A signature without an open first axis gets one record, its
-            inputs as they are.
+        sizes: rows of the requests. Where their number is fixed, there is one record with that;
+            and one with the inputs as they are where none has rows, or they are parts of ragged or
+            sparse tensors.
 
     Raises:
         UsageError: an input that the signature does not have, no rows to repeat, a size below 1, a
@@ -57,23 +59,25 @@ def build(
     if unknown := sorted(inputs.keys() - signature.inputs.keys()):
         remedy = did_you_mean(unknown[0], signature.inputs)
         raise UsageError(f"signature {signature.name!r} has no input {unknown[0]!r}", remedy=remedy)
-    if not any(_is_open(signature.inputs[alias], array) for alias, array in inputs.items()):
+    axes = batch_axes(signature)
+    rows = {
+        alias
+        for alias, array in inputs.items()
+        if axes.counts(alias, array) or (alias in axes.rows and signature.inputs[alias].shape)
+    }
+    if axes.fixed_rows is not None:
+        sizes = (axes.fixed_rows,)
+    if axes.composites or not rows:
         yield _log(inputs, signature, model)
         return
     for size in dict.fromkeys(sizes):
         if size < 1:
             raise UsageError(f"a batch cannot have {size} rows", remedy="give sizes from 1 on")
         batch = {
-            alias: _resized(alias, array, size)
-            if _is_open(signature.inputs[alias], array)
-            else array
+            alias: _resized(alias, array, size) if alias in rows else array
             for alias, array in inputs.items()
         }
         yield _log(batch, signature, model)
-
-
-def _is_open(spec: TensorSpec, array: NDArray[Any]) -> bool:
-    return array.ndim > 0 if spec.shape is None else spec.shape[:1] == (None,)
 
 
 def _resized(alias: str, array: NDArray[Any], size: int) -> NDArray[Any]:

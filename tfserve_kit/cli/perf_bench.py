@@ -36,6 +36,8 @@ def prepared(asked: Asked, stop: threading.Event, progress: Progress) -> tuple["
         made, work = _recorded(asked.replay, asked, where, work)
     else:
         made = _made(asked, where)
+        for text in made.assumed:
+            progress.note(f"Note: {text}")
     drill = perf_drills.command(asked.during, where, made.version)
     watch, about = _watch(asked, where.url), _about(asked, where, made)
     bench = Bench(made.payloads, sending.run, about, asked.during, watch, stop, progress, drill)
@@ -91,7 +93,8 @@ def _about(asked: Asked, where: Destination, made: "Prepared") -> dict[str, Any]
     if asked.replay:
         about |= {"replay": str(asked.replay), "speed": asked.speed or 1.0}
     else:
-        about |= {"signature": made.signature, "batch": asked.batch, "input": asked.source}
+        about |= {"signature": made.signature, "batch": made.rows, "input": asked.source}
+        about |= {"assumed": list(made.assumed)} if made.assumed else {}
     about["distinct_requests"] = len(made.payloads)
     if asked.warmup_s is not None or asked.ramp or asked.during or asked.replay:
         about["warmup_s"] = asked.warmup_s or 0.0

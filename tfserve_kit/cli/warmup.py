@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from tfserve_kit import savedmodel, tfrecord, warmup
+from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import Arrays, read_inputs
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf.payloads import random_inputs
+from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
@@ -75,6 +76,9 @@ def command(
         "records": sum(1 for _ in tfrecord.read(file)),
         "size_bytes": file.stat().st_size,
     }
+    made_up = [] if inputs else [each for chosen in signatures for each in assumptions(chosen)]
+    for text in dict.fromkeys(made_up):
+        output.note(f"Note: {text}")
     output.result("warmup", data, as_json=as_json, text=_text(data))
 
 
@@ -149,15 +153,22 @@ def _records(
     path = model.resolve()
     name = path.name if parse_version(path.name) is None else path.parent.name
     for signature in signatures:
-        arrays = _arrays(signature, files, note, max(sizes))
-        yield from warmup.build(arrays, signature, model=name, sizes=sizes)
+        for arrays, rows in _arrays(signature, files, note, sizes):
+            yield from warmup.build(arrays, signature, model=name, sizes=rows)
 
 
-def _arrays(signature: Signature, files: Sequence[Path], note: Preprocessing, rows: int) -> Arrays:
+def _arrays(
+    signature: Signature, files: Sequence[Path], note: Preprocessing, sizes: Sequence[int]
+) -> Iterator[tuple[Arrays, Sequence[int]]]:
+    """Yield inputs, and how many rows the requests that are made of them have."""
     if files:
-        return read_inputs(files, signature, note)
+        yield read_inputs(files, signature, note, any_rows=True), sizes
+        return
+    axes = batch_axes(signature)
+    takes_any = axes.fixed_rows is None and (axes.rows or axes.composites)
     try:
-        return random_inputs(signature, rows, seed=0)
+        for size in sizes if takes_any else (1,):
+            yield random_inputs(signature, size, seed=0), (size,)
     except UsageError as error:
         text = f"signature {signature.name!r}: {error.message}"
         remedy = "give files with --input, or other signatures with --signature"

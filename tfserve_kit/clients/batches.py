@@ -3,11 +3,11 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients import server_texts
 from tfserve_kit.clients.attempts import Deadline
 from tfserve_kit.clients.checking import Inputs
@@ -58,17 +58,21 @@ def predict_batch(
     Args:
         operations: the connection.
         target: the model.
-        inputs: array [rows, ...] per alias, the same number of rows in each; scalars go with every
-            part as they are.
+        inputs: array [rows, ...] per alias, the same number of rows in each; parameters, inputs
+            without a batch axis, go with every part as they are.
         batch: what is wanted.
         timeout_s: deadline of the whole batch, in seconds.
     """
     deadline = operations.attempts.deadline(timeout_s)
-    signature, fitted = yield from operations.fitted(target, inputs, batch.output_filter, deadline)
+    signature, fitted = yield from operations.fitted(
+        target, inputs, batch.output_filter, deadline, any_rows=True
+    )
     arrays = {alias: np.asarray(value) for alias, value in fitted.items()}
-    parts = _Parts(operations, target, arrays, signature, batch, deadline)
+    axes = _axes(signature, arrays, target)
+    parts = _Parts(operations, target, arrays, axes, signature, batch, deadline)
     began_s = deadline.left_s()
-    rows = _row_count(arrays, target)
+    rows = _row_count(axes.row_counts(arrays), target)
+    _require_row_by_row(signature, axes, batch, target)
     if rows:
         yield from parts.send(range(rows))
         outputs = _joined(parts.answers, target)
@@ -87,6 +91,7 @@ class _Parts:
     operations: Operations
     target: Target
     inputs: Arrays
+    axes: BatchAxes
     signature: Signature | None
     batch: Batch
     deadline: Deadline
@@ -110,19 +115,20 @@ class _Parts:
                 left.extendleft(reversed(self._after(error, part)))
 
     def _ask(self, part: range) -> Flow[None]:
-        piece = {
-            alias: array[part.start : part.stop] if array.ndim else array
-            for alias, array in self.inputs.items()
-        }
+        rows = max(len(part), self.axes.fixed_rows or 0)
+        # Where the model takes only so many rows, the last one is repeated.
+        taken = np.minimum(np.arange(part.start, part.start + rows), part.stop - 1)
+        chosen = slice(part.start, part.stop) if rows == len(part) else taken
+        piece = self.axes.taken(self.inputs, chosen)
         self.requests += 1
         outputs, version = yield from self.operations.ask(
             self.target, piece, self.batch.output_filter, self.signature, self.deadline
         )
         for alias, array in outputs.items():
-            if not array.ndim or len(array) != len(part):
-                text = f"{self.target}: output {alias!r} of {len(part)} rows is {list(array.shape)}"
+            if not array.ndim or len(array) != rows:
+                text = f"{self.target}: output {alias!r} of {counted(rows)} is {list(array.shape)}"
                 raise ServerFault(text, remedy="its outputs are not row by row: use predict")
-        self.answers.append((part, outputs))
+        self.answers.append((part, {each: outputs[each][: len(part)] for each in outputs}))
         if version is not None:
             self.versions.add(version)
 
@@ -145,7 +151,7 @@ class _Parts:
 
     def _limit(self) -> int | None:
         """Return how many rows may go at once; the server may take fewer than were asked for."""
-        limits = [self.batch.batch_size, self.operations.limit(self.target)]
+        limits = [self.batch.batch_size, self.operations.limit(self.target), self.axes.fixed_rows]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -153,8 +159,43 @@ def _cut(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _row_count(arrays: Mapping[str, NDArray[Any]], target: Target) -> int:
-    counts = {alias: len(array) for alias, array in arrays.items() if array.ndim}
+def _axes(signature: Signature | None, arrays: Arrays, target: Target) -> BatchAxes:
+    """Return which inputs have rows; where the signature is not known, all that have an axis.
+
+    Raises:
+        InvalidRequest: they cannot be cut.
+    """
+    if signature is None:
+        return BatchAxes.of_rows(arrays)
+    axes = batch_axes(signature)
+    if axes.composites:
+        raise InvalidRequest(
+            f"cannot cut a batch for {target}: {axes.composites[0]}", remedy="use predict"
+        )
+    return axes
+
+
+def _require_row_by_row(
+    signature: Signature | None, axes: BatchAxes, batch: Batch, target: Target
+) -> None:
+    """Refuse outputs that would be put together of parts, and mean something else then.
+
+    Raises:
+        InvalidRequest: one of those that are wanted has no row for each row of the input.
+    """
+    wanted = axes.whole if not batch.output_filter else axes.whole & set(batch.output_filter)
+    if signature is not None and wanted:
+        alias = min(wanted)
+        others = [each for each in signature.outputs if each not in axes.whole]
+        remedy = f"use predict, or an output_filter of {', '.join(others)}"
+        raise InvalidRequest(
+            f"cannot cut a batch for {target}: output {alias!r} is {signature.outputs[alias]}, "
+            "not row by row",
+            remedy=remedy if others else "use predict",
+        )
+
+
+def _row_count(counts: Mapping[str, int], target: Target) -> int:
     if len(set(counts.values())) != 1:
         shown = ", ".join(f"{alias}: {count}" for alias, count in counts.items()) or "none"
         raise InvalidRequest(

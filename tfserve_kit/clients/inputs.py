@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
+from tfserve_kit.pictures.prepare import ImageInput, as_input, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -20,8 +21,12 @@ from tfserve_kit.tensors.proto import TensorError
 Arrays = dict[str, NDArray[Any]]
 
 
-def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing) -> Arrays:
+def read_inputs(
+    files: Iterable[Path], signature: Signature, note: Preprocessing, *, any_rows: bool = False
+) -> Arrays:
     """Return the inputs that files hold, joined row by row where several hold the same input.
+
+    A parameter, an input without a batch axis, must be the same wherever it is given.
 
     - `.json`: the body of a REST request, `{"instances": ...}` or `{"inputs": ...}`; or
       `{"examples": ...}`, which becomes serialized tf.Example for the signature's one string input.
@@ -32,6 +37,7 @@ def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing
         files: what to read, in order.
         signature: the one that will be called.
         note: how pictures are prepared.
+        any_rows: whether another number of rows will do than the signature fixes.
 
     Returns:
         Array per alias, of the dtype and a shape that the signature asks for, first axis included.
@@ -42,6 +48,7 @@ def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing
         UsageError: there is a picture and the signature takes none.
     """
     found: dict[str, list[NDArray[Any]]] = {}
+    given, signature = signature, of_any_rows(signature)
     wanted: ImageInput | None = None
     for file in files:
         if file.suffix.lower() in _READERS:
@@ -49,10 +56,25 @@ def read_inputs(files: Iterable[Path], signature: Signature, note: Preprocessing
         else:
             wanted = wanted or image_input(signature, note)
             picture = prepare(read_file(file), wanted, name=str(file))
-            arrays = {wanted.alias: picture[np.newaxis]}
+            arrays = {wanted.alias: as_input([picture], wanted)}
         for alias, array in arrays.items():
             found.setdefault(alias, []).append(_fitted(array, alias, signature, file))
-    return {alias: _joined(alias, arrays) for alias, arrays in found.items()}
+    axes = batch_axes(given)
+    joined = {alias: _joined(alias, arrays, axes) for alias, arrays in found.items()}
+    if not any_rows:
+        _require_rows(joined, axes)
+    return joined
+
+
+def _require_rows(arrays: Arrays, axes: BatchAxes) -> None:
+    """Refuse another number of rows than the signature fixes."""
+    for alias, rows in axes.row_counts(arrays).items():
+        if axes.fixed_rows not in {None, rows}:
+            raise InvalidRequest(
+                f"input {alias!r} has {counted(rows)}, and the model takes {axes.fixed_rows} in "
+                "each request",
+                remedy="give files with as many rows together",
+            )
 
 
 def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
@@ -74,14 +96,30 @@ def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
     return {alias: _fitted(array, alias, signature, source) for alias, array in arrays.items()}
 
 
-def _joined(alias: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _joined(alias: str, arrays: Sequence[NDArray[Any]], axes: BatchAxes) -> NDArray[Any]:
     if len(arrays) == 1:
         return arrays[0]
+    if whole := [each for each in axes.composites if alias in each.aliases]:
+        raise InvalidRequest(f"files cannot be joined: {whole[0]}", remedy="give one file")
+    if not all(axes.counts(alias, array) for array in arrays):
+        return _the_same(alias, arrays)
     try:
         return np.concatenate(arrays)
     except ValueError as error:
         shapes = ", ".join(str(list(array.shape)) for array in arrays)
         raise InvalidRequest(f"input {alias!r} cannot be joined of {shapes}: {error}") from error
+
+
+def _the_same(alias: str, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the one value of a parameter."""
+    for each in values[1:]:
+        if not np.array_equal(each, values[0]):
+            raise InvalidRequest(
+                f"input {alias!r} has no batch axis, so it is one for all rows, but was given as "
+                f"{values[0].tolist()!r:.40} and as {each.tolist()!r:.40}",
+                remedy="send them in requests of their own",
+            )
+    return values[0]
 
 
 def _spec(alias: str, signature: Signature, file: Path) -> TensorSpec:
@@ -165,15 +203,19 @@ def _columns(document: Any, signature: Signature, file: Path) -> Iterator[tuple[
     if "examples" in document:
         yield _only_input(signature, file), _examples(document)
         return
+    axes, by_rows = batch_axes(signature), "instances" in document
     columns = document["inputs"] if "inputs" in document else _rows(document["instances"])
     if not isinstance(columns, dict) or columns.keys() == {"b64"}:
         columns = {_only_input(signature, file): columns}
     for alias, value in columns.items():
         spec = _spec(alias, signature, file)
         try:
-            yield alias, from_value(value, spec.dtype)
+            array = from_value(value, spec.dtype)
         except TensorError as error:
             raise TensorError(f"input {alias!r}: {error}") from error
+        if by_rows and alias in axes.parameters and not spec.takes(array.shape) and array.ndim:
+            array = _the_same(alias, [array[number] for number in np.ndindex(len(array))])
+        yield alias, array
 
 
 def _rows(rows: Any) -> Any:

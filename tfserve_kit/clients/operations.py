@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tfserve_kit.batch_axes import of_any_rows
 from tfserve_kit.clients import checking
 from tfserve_kit.clients.attempts import Attempts, Deadline
 from tfserve_kit.clients.checking import Inputs
@@ -110,8 +111,12 @@ class Operations:
         inputs: Inputs,
         output_filter: Sequence[str],
         deadline: Deadline,
+        *,
+        any_rows: bool = False,
     ) -> Flow[tuple[Signature | None, Mapping[str, Any]]]:
         """Return the signature, if it is looked at, and the inputs as it wants them.
+
+        With `any_rows`, they may have another number of rows than the signature fixes.
 
         A refusal counts only when the signature was read for it: the model may have changed since.
         """
@@ -120,14 +125,14 @@ class Operations:
         known = self._known.get(_model(target))
         if known is None:
             known = yield from self._read(target, deadline)
-            return self._fit(known, target, inputs, output_filter)
+            return self._fit(known, target, inputs, output_filter, any_rows=any_rows)
         try:
-            return self._fit(known, target, inputs, output_filter)
+            return self._fit(known, target, inputs, output_filter, any_rows=any_rows)
         except InvalidRequest:
             anew = yield from self._read(target, deadline)
             if anew == known:
                 raise
-        return self._fit(anew, target, inputs, output_filter)
+        return self._fit(anew, target, inputs, output_filter, any_rows=any_rows)
 
     def ask(
         self,
@@ -161,14 +166,21 @@ class Operations:
         self._limits[target] = rows
 
     def _fit(
-        self, known: Metadata, target: Target, inputs: Inputs, output_filter: Sequence[str]
+        self,
+        known: Metadata,
+        target: Target,
+        inputs: Inputs,
+        output_filter: Sequence[str],
+        *,
+        any_rows: bool,
     ) -> tuple[Signature, Mapping[str, Any]]:
         signature = checking.choose(known.signatures, target)
         if not self._check:
             return signature, checking.unchecked(inputs)
         checking.check_filter(output_filter, signature, target)
         takes_defaults = self.wire.takes_defaults
-        return signature, checking.fit(inputs, signature, target, takes_defaults=takes_defaults)
+        wanted = of_any_rows(signature) if any_rows else signature
+        return signature, checking.fit(inputs, wanted, target, takes_defaults=takes_defaults)
 
     def _read(self, target: Target, deadline: Deadline) -> Flow[Metadata]:
         found = yield from self.attempts.call(self.wire.metadata(target), deadline)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf.payloads import Inputs, recorded_inputs, several_random_inputs
@@ -26,7 +27,8 @@ def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing
         note: how pictures are prepared.
 
     Raises:
-        UsageError: there is nothing to send, or a file has too few rows.
+        UsageError: there is nothing to send, a file has too few rows, or the signature does not
+            take so many.
         InvalidRequest: a file cannot be read or does not fit the signature.
     """
     if source == RANDOM:
@@ -35,13 +37,25 @@ def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if not files:
         raise UsageError(f"{source} holds no files", remedy="give a file, a folder or random")
-    read = (read_inputs([file], signature, note) for file in files)
-    return [inputs for arrays in read for inputs in _batches(arrays, batch)]
+    axes = batch_axes(signature)
+    read = (read_inputs([file], signature, note, any_rows=True) for file in files)
+    return [inputs for arrays in read for inputs in _batches(arrays, batch, axes)]
 
 
-def _batches(arrays: Inputs, batch: int) -> list[Inputs]:
-    if batch == 1:
+def _batches(arrays: Inputs, batch: int, axes: BatchAxes) -> list[Inputs]:
+    rows = axes.row_counts(arrays)
+    if batch == 1 and axes.fixed_rows is None:
         return [arrays]
-    if all(len(np.atleast_1d(array)) == 1 for array in arrays.values()):
-        return [{alias: np.repeat(array, batch, axis=0) for alias, array in arrays.items()}]
-    return recorded_inputs(arrays, batch)
+    batch = axes.fixed_rows or 1 if batch == 1 else batch
+    if axes.fixed_rows not in {None, batch} or not (rows and axes.are_cuttable):
+        why = ", ".join(map(str, axes.composites)) or (
+            f"each request must have {counted(axes.fixed_rows)}"
+            if axes.fixed_rows
+            else "no input has a batch axis"
+        )
+        raise UsageError(
+            f"no requests of {batch} rows can be made: {why}", remedy="leave out --batch"
+        )
+    if set(rows.values()) == {1}:
+        return [axes.taken(arrays, np.zeros(batch, np.intp))]
+    return recorded_inputs(arrays, batch, axes)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
+from tfserve_kit.composites import Composite
 from tfserve_kit.errors import UsageError
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -20,16 +22,78 @@ Inputs = dict[str, NDArray[Any]]
 def random_inputs(signature: Signature, batch: int, seed: int) -> Inputs:
     """Return random inputs that fit a signature.
 
+    A parameter, an input without a batch axis, is the same in all of them: ones, or true. The parts
+    of a ragged tensor go together: each of its rows has one value.
+
     Args:
         signature: floats are drawn from 0 to 1, integers from 0 to 9, open axes have size 1.
-        batch: size of the first axis, where it is open.
+        batch: how many rows; where the signature fixes their number, that or 1.
         seed: the same seed gives the same inputs.
 
     Raises:
-        UsageError: an input is a string, or of a type that cannot be sent.
+        UsageError: an input is a string, of a type that cannot be sent, or part of a sparse tensor;
+            or the signature does not take so many rows.
     """
+    axes = batch_axes(signature)
+    rows = _possible_rows(signature, axes, batch)
     source = np.random.default_rng(seed)
-    return {alias: _draw(alias, spec, batch, source) for alias, spec in signature.inputs.items()}
+    drawn = {
+        alias: _ones(alias, spec) if alias in axes.parameters else _draw(alias, spec, rows, source)
+        for alias, spec in signature.inputs.items()
+    }
+    for composite in axes.composites:
+        drawn |= _levels(composite, signature, drawn)
+    return drawn
+
+
+def _possible_rows(signature: Signature, axes: BatchAxes, batch: int) -> int:
+    """Return how many rows to draw: one stands for as few as the signature takes.
+
+    Raises:
+        UsageError: it does not take so many.
+    """
+    if axes.fixed_rows is not None and batch in {1, axes.fixed_rows}:
+        return axes.fixed_rows
+    if batch == 1 or axes.rows or axes.composites:
+        if axes.fixed_rows is None:
+            return batch
+        why = f"takes {counted(axes.fixed_rows)} in each request"
+    else:
+        why = "has no input with a batch axis"
+    raise UsageError(
+        f"signature {signature.name!r} {why}, so {batch} rows cannot be sent at once",
+        remedy="leave the number of rows out",
+    )
+
+
+def _levels(composite: Composite, signature: Signature, drawn: Inputs) -> Inputs:
+    """Return the parts of a ragged tensor in whose rows there is one value each.
+
+    Raises:
+        UsageError: it is a sparse tensor, whose shape the signature does not tell.
+    """
+    if composite.kind == "sparse":
+        raise UsageError(
+            f"{composite}, which cannot be drawn at random", remedy="give them with --input"
+        )
+    values, *levels = composite.aliases
+    ends = [size for each in levels for size in signature.inputs[each].shape or () if size]
+    rows = ends[0] - 1 if ends else len(drawn[values])
+    splits = {each: np.arange(rows + 1, dtype=drawn[each].dtype) for each in levels}
+    return {values: drawn[values][np.arange(rows) % len(drawn[values])], **splits}
+
+
+def assumptions(signature: Signature) -> list[str]:
+    """Return what `random_inputs` makes up beside the rows, as sentences for whoever reads on."""
+    axes = batch_axes(signature)
+    ones = ", ".join(
+        f"{alias!r} = {_ones(alias, signature.inputs[alias]).ravel()[:1].tolist()[0]!r}".lower()
+        for alias in sorted(axes.parameters)
+    )
+    found = [f"sent with every request, as inputs without a batch axis: {ones}"] if ones else []
+    if axes.fixed_rows is not None:
+        found.append(f"each request has {counted(axes.fixed_rows)}: the model takes no other")
+    return found + [f"{each}: one value in each row" for each in axes.composites]
 
 
 def several_random_inputs(signature: Signature, batch: int, seed: int, count: int) -> list[Inputs]:
@@ -37,17 +101,22 @@ def several_random_inputs(signature: Signature, batch: int, seed: int, count: in
     return [random_inputs(signature, batch, seed + number) for number in range(count)]
 
 
-def recorded_inputs(arrays: Mapping[str, NDArray[Any]], batch: int) -> list[Inputs]:
+def recorded_inputs(
+    arrays: Mapping[str, NDArray[Any]], batch: int, axes: BatchAxes | None = None
+) -> list[Inputs]:
     """Return arrays cut into inputs of `batch` rows each; what is left over at the end is not sent.
 
     Args:
         arrays: array [rows, ...] per input alias, all with as many rows.
         batch: rows of each input.
+        axes: which of the inputs have rows, the others go with each; all of them if left out.
 
     Raises:
         UsageError: the arrays differ in rows, or have fewer than one batch.
     """
-    rows = {alias: len(array) if array.ndim else 0 for alias, array in arrays.items()}
+    axes = axes or BatchAxes.of_rows(arrays)
+    rows = {alias: len(array) if array.ndim else 0 for alias, array in arrays.items()
+            if alias in axes.rows}  # fmt: skip
     if len(set(rows.values())) != 1 or min(rows.values()) < batch:
         raise UsageError(
             f"inputs with so many rows cannot be sent in batches of {batch}: {rows}",
@@ -55,8 +124,7 @@ def recorded_inputs(arrays: Mapping[str, NDArray[Any]], batch: int) -> list[Inpu
         )
     count = min(rows.values()) // batch
     return [
-        {alias: array[number * batch : (number + 1) * batch] for alias, array in arrays.items()}
-        for number in range(count)
+        axes.taken(arrays, slice(number * batch, (number + 1) * batch)) for number in range(count)
     ]
 
 
@@ -73,16 +141,24 @@ def encoded(
     return [requests.predict(protocol, url, target, each) for each in inputs]
 
 
-def _draw(alias: str, spec: TensorSpec, batch: int, source: np.random.Generator) -> NDArray[Any]:
+def _draw(alias: str, spec: TensorSpec, rows: int, source: np.random.Generator) -> NDArray[Any]:
+    dtype = _numpy(alias, spec)
+    first, *others = (None,) if spec.shape is None else spec.shape
+    shape = [rows if first is None else first, *(size or 1 for size in others)]
+    if dtype.kind in "fcV":  # V: bfloat16
+        return source.random(shape).astype(dtype)
+    return source.integers(0, 2 if dtype.kind == "b" else 10, shape).astype(dtype)
+
+
+def _ones(alias: str, spec: TensorSpec) -> NDArray[Any]:
+    """Return what a parameter is, of which only the type is known."""
+    return np.ones([size or 1 for size in spec.shape or ()], _numpy(alias, spec))
+
+
+def _numpy(alias: str, spec: TensorSpec) -> np.dtype[Any]:
     if spec.dtype is None or spec.dtype.numpy is None or spec.dtype is dtypes.STRING:
         raise UsageError(
             f"input {alias!r} is {spec}, which cannot be drawn at random",
-            remedy="give pictures to send with --input",
+            remedy="give a file with --input: a picture, JSON, .npy or .npz",
         )
-    first, *others = spec.shape or (None,)
-    shape = [batch if first is None else first, *(size or 1 for size in others)]
-    if spec.dtype.numpy.kind in "fc" or spec.dtype.name == "bfloat16":
-        return source.random(shape).astype(spec.dtype.numpy)
-    return source.integers(0, 2 if spec.dtype.numpy.kind == "b" else 10, shape).astype(
-        spec.dtype.numpy
-    )
+    return spec.dtype.numpy

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.perf import payloads
-from tfserve_kit.perf.inputs import inputs_of
+from tfserve_kit.perf.inputs import RANDOM, inputs_of
 from tfserve_kit.perf.sending.load import Payload, Protocol
 from tfserve_kit.preprocessing import Preprocessing
 
@@ -45,11 +46,15 @@ class Prepared:
         payloads: the requests, to be sent in turn.
         version: the version that answered.
         signature: the one that is called.
+        rows: in each request.
+        assumed: what was made up beside random rows, as sentences.
     """
 
     payloads: Sequence[Payload]
     version: int
     signature: str
+    rows: int = 1
+    assumed: Sequence[str] = ()
 
 
 class Preparer:
@@ -83,4 +88,6 @@ class Preparer:
             client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
         protocol: Protocol = "grpc" if url.startswith("grpc") else "rest"
         encoded = payloads.encoded(protocol, url, target, self._inputs)
-        return Prepared(encoded, found.version, chosen.name)
+        assumed = payloads.assumptions(chosen) if asked.source == RANDOM else ()
+        rows = batch_axes(chosen).fixed_rows or asked.batch
+        return Prepared(encoded, found.version, chosen.name, rows, assumed)

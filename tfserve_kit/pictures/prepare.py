@@ -1,7 +1,7 @@
 """Pictures become the input of a model, as its signature and its preprocessing note ask."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,31 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
         values = np.rint(values).clip(*limits)
     flat = wanted.spec.shape is not None and len(wanted.spec.shape) == _FLAT_RANK
     return values.astype(dtype or np.float32).reshape(-1 if flat else (*size, channels))
+
+
+def as_input(rows: Sequence[NDArray[Any]], wanted: ImageInput) -> NDArray[Any]:
+    """Put prepared pictures together as the value of an input.
+
+    Args:
+        rows: from `prepare`, at least one.
+        wanted: as there.
+
+    Returns:
+        [b, height, width, channels], [b, n] or, of bytes, [b], [b, 1] ... as the signature has it,
+        and [] where it takes a single text.
+
+    Raises:
+        UsageError: there are several, and the input takes one.
+    """
+    stacked = np.stack(rows)
+    shape = wanted.spec.shape
+    if not wanted.encoded or shape is None:
+        return stacked
+    if shape:
+        return stacked.reshape(len(rows), *[1] * (len(shape) - 1))
+    if len(rows) > 1:
+        raise UsageError(f"input {wanted.alias!r} takes one picture in a request, not {len(rows)}")
+    return stacked.reshape(())
 
 
 def _framed(pixels: NDArray[np.uint8], size: tuple[int, int], how: Preprocessing) -> NDArray[Any]:

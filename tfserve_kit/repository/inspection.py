@@ -114,7 +114,7 @@ def _changes(graph: Any, against: Path, tag: str) -> tuple[Change, ...]:
 
 
 def _model(version_dir: Path, graph: Any) -> Model:
-    signatures = savedmodel.signatures(graph.signature_def)
+    signatures = savedmodel.graph_signatures(graph)
     return Model(
         tuple(sorted(graph.meta_info_def.tags)),
         signatures,

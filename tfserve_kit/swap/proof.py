@@ -78,7 +78,7 @@ class _Proof:
         self._clock, self._progress = SystemClock(), progress
         self._timeout_s = traffic.swap_timeout_s
         self._target = Target(model, signature=traffic.signature)
-        self._inputs = traffic.inputs or _drawn(client, self._target)
+        self._inputs = traffic.inputs or _drawn(client, self._target, progress)
         old, outputs = _reference(client, self._target, self._inputs)
         self._references = {old: outputs}
         self._events: list[tuple[float, str]] = []
@@ -185,7 +185,7 @@ class _Proof:
         self.course = replace(self.course, events=events)
 
 
-def _drawn(client: Client, target: Target) -> Mapping[str, NDArray[Any]]:
+def _drawn(client: Client, target: Target, progress: Progress) -> Mapping[str, NDArray[Any]]:
     """Return random input for the signature."""
     signatures = client.metadata(Target(target.model)).signatures
     name = target.signature or DEFAULT_SIGNATURE
@@ -194,7 +194,10 @@ def _drawn(client: Client, target: Target) -> Mapping[str, NDArray[Any]]:
             f"model {target.model!r} has no signature {name!r}",
             remedy=did_you_mean(name, signatures),
         )
-    return payloads.random_inputs(signatures[name], batch=1, seed=0)
+    drawn = payloads.random_inputs(signatures[name], batch=1, seed=0)
+    for text in payloads.assumptions(signatures[name]):
+        progress.note(f"Note: {text}")
+    return drawn
 
 
 def _reference(
