@@ -84,7 +84,7 @@ def _composite_faults(request: Any, signature: Signature) -> Iterator[str]:
 
 def _is_abridged(tensor: Any) -> bool:
     """Say whether a message claims more values than it can hold: the last one is repeated."""
-    claimed = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    claimed: int = math.prod(dim.size for dim in tensor.tensor_shape.dim)
     return claimed > int(tensor.ByteSize())
 
 

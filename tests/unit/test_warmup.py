@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.unit import saved_models
+from tests.unit.signatures import RAGGED, made
 from tfserve_kit import protos, savedmodel, tfrecord, warmup
 from tfserve_kit.errors import PushRefused, UsageError
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -456,3 +458,45 @@ def test_values_left_out_of_a_message_are_not_filled_in(model):
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+# Ragged, sparse, fixed
+
+
+def test_fixed_number_of_rows_is_filled():
+    fixed = made({"x": ("float", (4,))}, {"y": ("float", (4,))})
+    (log,) = logs({"x": ROWS[:1]}, fixed, sizes=[1, 8])
+    assert predicted(log)["x"].tolist() == [1, 1, 1, 1]
+
+
+def test_parts_of_a_ragged_tensor_are_sent_as_they_are():
+    inputs = {"r": ROWS, "r_1": np.int64([0, 1, 3])}
+    (log,) = logs(inputs, made(RAGGED), sizes=[1, 8])
+    assert {alias: value.tolist() for alias, value in predicted(log).items()} == {
+        "r": [1, 2, 3],
+        "r_1": [0, 1, 3],
+    }
+
+
+@pytest.fixture
+def ragged(tmp_path):
+    graph = saved_models.meta_graph(output="x")
+    saved_models.tensor(graph.signature_def[SERVING].inputs["x_1"], "x_1:0", dtype=9)
+    function = graph.object_graph_def.concrete_functions["f"].canonicalized_input_signature
+    function.tuple_value.values.add().type_spec_value.type_spec_class = 3
+    return saved_models.write(tmp_path / "ragged", graph)
+
+
+def test_parts_that_do_not_go_together_are_found(ragged):
+    store(ragged, predict_log(x=ROWS, x_1=np.int64([0, 1, 3])))
+    assert not messages(ragged)
+    store(ragged, predict_log(x=ROWS, x_1=np.int64([0, 1])))
+    (found,) = messages(ragged)
+    assert "parts of one ragged tensor, but row splits end at 1" in found
+
+
+def test_parts_that_claim_more_than_they_hold_are_passed_over(ragged):
+    huge = protos.TensorProto(dtype=9, int64_val=[0])
+    huge.tensor_shape.dim.add(size=1 << 20)
+    store(ragged, predict_log(x=ROWS, x_1=huge))
+    assert not messages(ragged)

@@ -101,9 +101,11 @@ def _joined(alias: str, arrays: Sequence[NDArray[Any]], axes: BatchAxes) -> NDAr
         return arrays[0]
     if whole := [each for each in axes.composites if alias in each.aliases]:
         raise InvalidRequest(f"files cannot be joined: {whole[0]}", remedy="give one file")
-    if not all(axes.counts(alias, array) for array in arrays):
+    if axes.rows and not all(axes.counts(alias, array) for array in arrays):
         return _the_same(alias, arrays)
     try:
+        if not axes.rows:
+            raise ValueError("no axis counts rows")  # noqa: TRY301
         return np.concatenate(arrays)
     except ValueError as error:
         shapes = ", ".join(str(list(array.shape)) for array in arrays)

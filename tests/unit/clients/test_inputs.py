@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unit.signatures import RAGGED, made
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
@@ -277,3 +278,66 @@ def test_arrays_that_cannot_be_joined_are_refused(write):
 
 def test_no_file_holds_no_input():
     assert read(PAIRS) == {}
+
+
+# Parameters, fixed rows, and what cannot be joined
+
+
+ROWS_AND_PARAMETER = signature(x=("float", (None, 2)), keep=("float", ()), w=("int32", (2,)))
+
+
+def test_parameter_that_each_row_names_is_one(write):
+    rows = [{"x": [1, 2], "keep": 0.5, "w": [7, 8]}, {"x": [3, 4], "keep": 0.5, "w": [7, 8]}]
+    found = read(ROWS_AND_PARAMETER, write("a.json", {"instances": rows}))
+    assert found == {"x": [[1, 2], [3, 4]], "keep": 0.5, "w": [7, 8]}
+
+
+def test_parameter_that_differs_from_row_to_row_is_refused(write):
+    rows = [{"x": [1, 2], "keep": 0.5}, {"x": [3, 4], "keep": 0.25}]
+    with pytest.raises(InvalidRequest, match=r"'keep' has no batch axis.* 0.5 and as 0.25"):
+        read(ROWS_AND_PARAMETER, write("a.json", {"instances": rows}))
+
+
+def test_only_parameter_may_be_the_only_row(write):
+    assert read(signature(n=("int32", ())), write("a.json", {"instances": [3]})) == {"n": 3}
+
+
+def test_parameter_of_several_files_is_one(write):
+    first = write("a.npz", {"x": np.ones((1, 2)), "keep": np.float32(0.5)})
+    second = write("b.npz", {"x": np.zeros((2, 2)), "keep": np.float32(0.5)})
+    other = write("c.npz", {"x": np.zeros((2, 2)), "keep": np.float32(1)})
+    found = read(ROWS_AND_PARAMETER, first, second)
+    assert found == {"x": [[1, 1], [0, 0], [0, 0]], "keep": 0.5}
+    with pytest.raises(InvalidRequest, match="one for all rows"):
+        read(ROWS_AND_PARAMETER, first, other)
+
+
+def test_parts_of_a_ragged_tensor_are_not_joined(write):
+    ragged = made(RAGGED)
+    file = write("a.npz", {"r": np.ones(3), "r_1": np.int64([0, 1, 3])})
+    assert read(ragged, file)["r_1"] == [0, 1, 3]
+    with pytest.raises(InvalidRequest, match=r"cannot be joined.*ragged"):
+        read(ragged, file, file)
+
+
+def test_rows_of_several_files_fill_a_fixed_number(write):
+    fixed = made({"x": ("float", (2, 2))}, {"y": ("float", (2,))})
+    one, two = write("a.npy", np.ones((1, 2))), write("b.npy", np.zeros((1, 2)))
+    assert read(fixed, one, two) == {"x": [[1, 1], [0, 0]]}
+    with pytest.raises(InvalidRequest, match="has 1 row, and the model takes 2"):
+        read(fixed, one)
+    assert read_inputs([one], fixed, Preprocessing(), any_rows=True)["x"].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "value"), [((None,), (1,)), ((None, 1), (1, 1)), (None, (1,)), ((), ())]
+)
+def test_bytes_of_a_picture_fill_text_of_any_rank(picture, shape, value):
+    found = read_inputs([picture(0)], signature(image=("string", shape)), Preprocessing())
+    assert found["image"].shape == value
+    assert found["image"].ravel()[0].startswith(b"\x89PNG")
+
+
+def test_one_text_takes_one_picture(picture):
+    with pytest.raises(InvalidRequest, match="cannot be joined"):
+        read(signature(image=("string", ())), picture(0), picture(1))

@@ -251,3 +251,75 @@ def test_batch_without_rows_has_outputs_as_far_as_the_signature_tells(session):
     assert made.model.asked == ["metadata"]
     with pytest.raises(InvalidRequest, match="without rows"):
         session({"check": False}).batch({"x": np.zeros(0, np.float32)})
+
+
+# Batches of signatures that are not all rows
+
+
+class Shaped:
+    """Answers with the rows of `x`, for signatures of any kind; keeps what it was sent."""
+
+    def __init__(self, signature):
+        self.signature, self.sent = signature, []
+
+    def __call__(self, request):
+        if request.method == "GetModelMetadata":
+            signatures = protos.from_text("SignatureDefMap", self.signature)
+            answer = protos.GetModelMetadataResponse(model_spec={"version": {"value": 1}})
+            answer.metadata["signature_def"].Pack(signatures)
+            return Reply(True, answer.SerializeToString())
+        inputs = protos.PredictRequest.FromString(request.body).inputs
+        self.sent.append({alias: from_proto(each).tolist() for alias, each in inputs.items()})
+        spec = protos.ModelSpec(name="m", version={"value": 1})
+        rows = from_proto(inputs["x"])
+        return Reply(True, predict_response({"y": rows}, spec.SerializeToString()))
+
+
+def shaped(inputs, output):
+    """Return a signature in text format: shapes by alias, 0 for an open axis."""
+
+    def info(kind, alias, shape):
+        dims = " ".join(f"dim {{ size: {size or -1} }}" for size in shape)
+        return f'{kind} {{ key: "{alias}" value {{ dtype: DT_FLOAT tensor_shape {{ {dims} }} }} }}'
+
+    texts = [info("inputs", *item) for item in inputs.items()]
+    texts += [info("outputs", *item) for item in output.items()]
+    return f'signature_def {{ key: "serving_default" value {{ {" ".join(texts)} }} }}'
+
+
+def test_parameters_go_with_each_part_as_they_are(clock):
+    model = Shaped(shaped({"x": [0], "w": [3], "keep": []}, {"y": [0]}))
+    inputs = {"x": [1, 2, 3], "w": [7, 8, 9], "keep": 0.5}
+    found = Session(clock, model).batch(inputs, batch_size=2)
+    assert found.outputs["y"].tolist() == [1, 2, 3]
+    assert [each["x"] for each in model.sent] == [[1, 2], [3]]
+    assert all(each["w"] == [7, 8, 9] and each["keep"] == 0.5 for each in model.sent)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8])
+def test_parts_have_just_the_rows_that_the_model_takes(clock, rows):
+    model = Shaped(shaped({"x": [2]}, {"y": [2]}))
+    found = Session(clock, model).batch({"x": list(range(rows))})
+    assert found.outputs["y"].tolist() == list(range(rows))
+    assert all(len(each["x"]) == 2 for each in model.sent)
+    assert len(model.sent) == (rows + 1) // 2
+
+
+@pytest.mark.parametrize("shape", [[1], [2], []])
+def test_outputs_that_are_not_row_by_row_are_never_put_together(clock, shape):
+    model = Shaped(shaped({"x": [0]}, {"y": [0], "whole": shape}))
+    with pytest.raises(InvalidRequest, match=r"'whole' is float .*, not row by row") as refused:
+        Session(clock, model).batch({"x": [1, 2]}, batch_size=1)
+    assert "output_filter of y" in refused.value.remedy
+    assert not model.sent
+    found = Session(clock, model).batch({"x": [1, 2]}, batch_size=1, output_filter=["y"])
+    assert found.outputs["y"].tolist() == [1, 2]
+
+
+def test_parts_of_a_ragged_tensor_are_never_cut(clock):
+    text = shaped({"x": [0], "x_1": [0]}, {"y": [0]})
+    ragged = text.replace(
+        'key: "x_1" value { dtype: DT_FLOAT', 'key: "x_1" value { dtype: DT_INT64'
+    )
+    with pytest.raises(InvalidRequest, match="parts of one ragged tensor"):
+        Session(clock, Shaped(ragged)).batch({"x": [1.0, 2.0], "x_1": [0, 2]})
