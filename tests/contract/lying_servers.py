@@ -284,3 +284,37 @@ def grpc_liar(lie):
         stop.set()
         server.stop(None).wait()
         pool.shutdown()
+
+
+@contextlib.contextmanager
+def grpc_server(**answers):
+    """Run a gRPC server that gives each method, by name, bytes or an error (code, text): its URL.
+
+    An answer may be a function that is called for each request.
+    """
+
+    def handler(name):
+        def handle(request, context):
+            answer = answers[name]() if callable(answers[name]) else answers[name]
+            if isinstance(answer, tuple):
+                context.abort(*answer)
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    class Handlers(grpc.GenericRpcHandler):
+        def service(self, details):
+            name = details.method.rpartition("/")[2]
+            return handler(name) if name in answers else None
+
+    pool = futures.ThreadPoolExecutor(4)
+    server = grpc.server(
+        pool, handlers=[Handlers()], options=[("grpc.max_send_message_length", -1)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"grpc://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+        pool.shutdown()

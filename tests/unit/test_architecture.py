@@ -1,6 +1,7 @@
 """The house rules: who may import whom, and how long a file or a function may be."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ PACKAGE = "tfserve_kit"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
-    {"errors", "clock", "identity", "progress", "redaction", "varint"},
+    {"errors", "clock", "identity", "printable", "progress", "redaction", "varint"},
     {
         "protos",
         "tensors",
@@ -194,9 +195,7 @@ def test_foreign_packages_stay_in_their_rooms(module):
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "module", ["errors", "clock", "identity", "progress", "redaction", "varint"]
-)
+@pytest.mark.parametrize("module", sorted(LAYERS[0]))
 def test_lowest_layer_imports_nothing_but_the_standard_library(module):
     foreign = {each.target for each in imports(module) if ours(each.target) is None}
     assert {room(name) for name in foreign} <= sys.stdlib_module_names
@@ -225,6 +224,19 @@ def test_only_the_command_line_prints_and_exits(module):
         if ast.unparse(call.func) in {"print", "sys.exit", "exit", "quit", "os._exit"}
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("module", sorted(each for each in modules() if room(each) == "cli"))
+def test_commands_show_nothing_but_through_output(module):
+    """There texts from outside are made harmless, and secrets hidden."""
+    if module == "cli.output":
+        return
+    shown = re.compile(
+        r"click\.(s?echo|style|pause|prompt|confirm|clear|progressbar)|sys\.std(out|err)\..*write.*"
+    )
+    calls = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+    names = [(call.lineno, ast.unparse(call.func)) for call in calls]
+    assert not {each for each in names if shown.fullmatch(each[1])}
 
 
 def test_no_file_is_longer_than_a_reader_bears():

@@ -86,6 +86,7 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if argv is None else argv
+    output.guard_streams()
     try:
         code = cli.main(arguments, prog_name="tfkit", standalone_mode=False)
     except TfkitError as error:

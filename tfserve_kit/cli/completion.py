@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from tfserve_kit.cli import output
+
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -15,4 +17,4 @@ def command(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 (the choices are click's own shells)
     root = context.find_root()
-    click.echo(kind(root.command, {}, "tfkit", "_TFKIT_COMPLETE").source())
+    output.line(kind(root.command, {}, "tfkit", "_TFKIT_COMPLETE").source())

@@ -20,6 +20,7 @@ from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.printable import csv_cell
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.examples import Dataset
@@ -211,7 +212,8 @@ def _write_predictions(file: Path, done: "Run") -> None:
             row = _prediction(answer, done, 0)
             true = done.outcomes[0].subject.classes.name(answer.true)
             also = [_prediction(o.get(answer.index), done, 1) for o in others]
-            writer.writerow([true, *row, answer.name, *(cell for each in also for cell in each)])
+            cells = [true, *row, answer.name, *(cell for each in also for cell in each)]
+            writer.writerow(map(csv_cell, cells))
 
 
 def _predictions(done: "Run") -> list[dict[str, Any]]:

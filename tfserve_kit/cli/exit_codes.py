@@ -36,6 +36,6 @@ def rows() -> list[tuple[int, str]]:
         (OK, "done"),
         (BUG, "a bug in tfkit; please report it"),
         (GATE_FAILED, "a gate failed: speed, quality, or a swap that requests noticed"),
-        (INTERRUPTED, "ended by Ctrl-C, SIGTERM or a closed terminal, after cleaning up"),
+        (INTERRUPTED, "ended by Ctrl-C, SIGTERM or a closed terminal or pipe, after cleaning up"),
     ]
     return sorted([*fixed, *((code, meaning) for code, _, meaning in TABLE)])

@@ -2,6 +2,7 @@
 
 import click
 
+from tfserve_kit.cli import output
 from tfserve_kit.cli.options import name_argument
 from tfserve_kit.cli.stop import named_or_only
 
@@ -16,4 +17,4 @@ def command(name: str | None, follow: bool, tail: int | None) -> None:
     NAME may be left out if there is just one.
     """
     for line in named_or_only(name).logs(tail=tail, follow=follow):
-        click.echo(line)
+        output.line(line)

@@ -1,16 +1,66 @@
-"""How results, progress and errors are shown: results on stdout, all else on stderr."""
+"""How results, progress and errors are shown: results on stdout, all else on stderr.
 
+Everything that a command shows goes through here, and whatever does not (a traceback, a warning,
+click's own errors) meets the guarded streams: no character from outside acts on a terminal.
+"""
+
+import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, TextIO
 
 import click
 
 from tfserve_kit import redaction
+from tfserve_kit.cli import exit_codes
 from tfserve_kit.errors import TfkitError
+from tfserve_kit.printable import in_json, one_line, printable
 
 # Raised when a key of the JSON output changes its meaning or goes away.
 SCHEMA = 1
+
+_LINE_START = re.compile(r"\n(?=\S)")
+_NEW_LINE = "\r\x1b[2K"  # back to the beginning, and everything off it
+
+
+class GuardedStream:
+    """A text stream to which no control character gets; all else is that of the stream itself.
+
+    Attributes:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text as it may be seen."""
+        with _quietly(self.stream):
+            self.stream.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is buffered."""
+        with _quietly(self.stream):
+            self.stream.flush()
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts as they may be seen."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard_streams() -> None:
+    """Guard stdout and stderr of this process, for what is printed past this module."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, GuardedStream):
+            setattr(sys, name, GuardedStream(stream))
 
 
 def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
@@ -25,14 +75,20 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
     if as_json:
         import json
 
-        text = json.dumps({"schema": SCHEMA, "kind": kind, "data": data}, ensure_ascii=False)
-    if text:
-        click.echo(text)
+        document = {"schema": SCHEMA, "kind": kind, "data": data}
+        _emit(in_json(json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))) + "\n")
+    elif text:
+        line(text)
+
+
+def line(text: str) -> None:
+    """Show a line, or several, on stdout."""
+    _emit(printable(text) + "\n")
 
 
 def note(text: str) -> None:
-    """Tell something beside the result, such as an error, without what may be secret in it."""
-    click.echo(redaction.text(text), err=True)
+    """Tell something beside the result, without what may be secret in it."""
+    _emit(_seen(text) + "\n", err=True)
 
 
 def failure(error: TfkitError, *, as_json: bool) -> None:
@@ -41,12 +97,17 @@ def failure(error: TfkitError, *, as_json: bool) -> None:
         message = redaction.text(error.message)
         data = {"error": type(error).__name__, "message": message, "remedy": error.remedy}
         result("error", data, as_json=True, text="")
-    note(click.style("Error: ", fg="red") + str(error))
+    fault(str(error))
+
+
+def fault(text: str) -> None:
+    """Show what went wrong, on stderr."""
+    _emit(click.style("Error: ", fg="red") + _seen(text) + "\n", err=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return rows in aligned columns under a header."""
-    cells = [list(header), *([str(value) for value in row] for row in rows)]
+    """Return rows in aligned columns under a header; each cell stays on its line."""
+    cells = [list(header), *([one_line(str(value)) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells]
     return "\n".join(lines)
@@ -61,15 +122,16 @@ class TerminalProgress:
 
     def step(self, text: str) -> None:
         """Show that a step has begun."""
-        self._text = redaction.text(text)
+        self._text = one_line(redaction.text(text))
         self._show("" if self._live else "\n")
 
     def note(self, text: str) -> None:
         """Show a remark that stays."""
-        self._clear()
-        note(text)
-        if self._live and self._text:
-            self._show("")
+        self._between(lambda: note(text))
+
+    def fault(self, text: str) -> None:
+        """Show an error that does not end the command."""
+        self._between(lambda: fault(text))
 
     def advance(self, done: int, total: int) -> None:
         """Show how far the step is; only a terminal sees it."""
@@ -82,10 +144,50 @@ class TerminalProgress:
     def __exit__(self, *error: object) -> None:
         self._clear()
 
+    def changing(self, text: str) -> None:
+        """Show a line in place of the one that stands there; for terminals."""
+        _emit(_NEW_LINE + one_line(text), err=True)
+
+    def _between(self, show: Callable[[], None]) -> None:
+        self._clear()
+        show()
+        if self._live and self._text:
+            self._show("")
+
     def _clear(self) -> None:
         if self._live and self._text:
-            click.echo("\r\x1b[2K", nl=False, err=True)
+            _emit(_NEW_LINE, err=True)
 
     def _show(self, end: str, suffix: str = "") -> None:
-        start = "\r\x1b[2K" if self._live else ""
-        click.echo(f"{start}{self._text} ...{suffix}{end}", nl=False, err=True)
+        start = _NEW_LINE if self._live else ""
+        _emit(f"{start}{self._text} ...{suffix}{end}", err=True)
+
+
+def _seen(text: str) -> str:
+    """Return a remark as it may be seen; what a foreign text says on further lines is indented."""
+    return _LINE_START.sub("\n  ", printable(redaction.text(text)))
+
+
+def _is_narrow(stream: TextIO) -> bool:
+    """Say whether a stream cannot take every character."""
+    return (stream.encoding or "").lower().replace("-", "") != "utf8"
+
+
+def _emit(text: str, *, err: bool = False) -> None:
+    """Write what may be seen; here alone our own control characters pass."""
+    stream: Any = sys.stderr if err else sys.stdout
+    stream = getattr(stream, "stream", stream)
+    with _quietly(stream):
+        click.echo(text, file=stream, nl=False)
+
+
+@contextmanager
+def _quietly(stream: TextIO) -> Iterator[None]:
+    """End the command when whoever reads has gone, as `head` does."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what is buffered is written at exit, too
+        os.close(nowhere)
+        raise SystemExit(exit_codes.INTERRUPTED) from None

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import click
-
 from tfserve_kit.cli import output
 
 if TYPE_CHECKING:  # numpy comes with it
@@ -34,7 +32,7 @@ class LiveProgress(output.TerminalProgress):
         """Show how the run stands; a terminal that takes nothing holds up nobody else."""
         text = line(self._text, seen, rate(self._before, seen), _columns())
         self._before = seen
-        click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
+        self.changing(text)
 
 
 def shown() -> output.TerminalProgress:

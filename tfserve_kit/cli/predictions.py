@@ -4,12 +4,11 @@ import sys
 import time
 from typing import Any
 
-import click
-
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.clients.classifier import Classified
 from tfserve_kit.clients.many_pictures import Outcome
 from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.printable import csv_cell
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 
@@ -74,7 +73,7 @@ class Shown:
         if isinstance(found, RequestError):
             self._failed += 1
             self.exit_code = exit_codes.exit_code(found)
-            self._progress.note(click.style("Error: ", fg="red") + str(found))
+            self._progress.fault(str(found))
         else:
             self._prepare_s += found.prepare_s
             self._answer_s += found.request_s / found.batch_rows
@@ -141,5 +140,6 @@ def _csv(data: dict[str, Any]) -> None:
     writer = csv.writer(lines, lineterminator="\n")
     for rank, each in enumerate(data["scores"], start=1):
         score = f"{each['score']:.9g}"  # as many digits as 32 bits hold
-        writer.writerow((data["image"], rank, each["index"], each["label"] or "", score))
+        named = csv_cell(data["image"]), rank, each["index"], csv_cell(each["label"] or "")
+        writer.writerow((*named, score))
     output.result("predict", None, as_json=False, text=lines.getvalue().rstrip("\n"))

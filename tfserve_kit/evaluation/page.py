@@ -17,6 +17,7 @@ from tfserve_kit.evaluation.report import (
 from tfserve_kit.evaluation.scores import ClassScores
 from tfserve_kit.evaluation.subjects import thumbnail
 from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.printable import in_html
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _THUMBNAIL_PIXELS = 128
@@ -53,7 +54,11 @@ def render(report: Report, pictures: Mapping[int, bytes]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=in_html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "share": share}
     return environment.from_string(_TEMPLATE.read_text("utf-8")).render(

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from tfserve_kit.printable import printable
+
 # Drawn this wide, letters stay readable on a telephone and do not shout on a desk.
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 36
@@ -171,7 +173,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def _svg(title: str, parts: Iterable[str], height: int) -> str:
-    name = escape(title, quote=True)
+    name = escape(printable(title), quote=True)
     head = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{name}">'
     return "".join([head, f"<title>{name}</title>", *parts, "</svg>"])
 
@@ -186,7 +188,7 @@ def _pair(point: Point) -> str:
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "label") -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place}>{escape(text)}</text>'
+    return f'<text class="{kind}" {place}>{escape(printable(text))}</text>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
