@@ -12,6 +12,10 @@ def _never() -> bool:
     return False
 
 
+def _nobody(told: Callable[[], object]) -> None:
+    del told
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request on its way through the server, handed down from the transport.
@@ -20,11 +24,13 @@ class Call:
         account: what it makes the server hold; the transport opens and closes it.
         deadline_s: until when somebody waits for the answer, by `time.monotonic()`; None for ever.
         is_cancelled: says whether the client has gone.
+        on_cancel: has something called when the client has gone, perhaps also when the call ends.
     """
 
     account: Account
     deadline_s: float | None = None
     is_cancelled: Callable[[], bool] = _never
+    on_cancel: Callable[[Callable[[], object]], object] = _nobody
 
     @classmethod
     def unbounded(cls) -> "Call":
@@ -33,11 +39,15 @@ class Call:
 
     @classmethod
     def within(
-        cls, timeout_s: float | None, account: Account, is_cancelled: Callable[[], bool] = _never
+        cls,
+        timeout_s: float | None,
+        account: Account,
+        is_cancelled: Callable[[], bool] = _never,
+        on_cancel: Callable[[Callable[[], object]], object] = _nobody,
     ) -> "Call":
         """Return a call whose client waits `timeout_s` seconds from now; None for ever."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        return cls(account, deadline_s, is_cancelled)
+        return cls(account, deadline_s, is_cancelled, on_cancel)
 
     @property
     def timeout_s(self) -> float | None:

@@ -17,7 +17,7 @@ from typing import Self
 
 from tfserve_kit.embedded.status import Code, ServingError
 
-_TIMES_WHAT_IS_FREE = 4
+TIMES_WHAT_IS_FREE = 4
 _SET_ASIDE = 16  # a sixteenth
 _NEXT_TO_NOTHING = 1024  # a thousandth
 
@@ -49,7 +49,7 @@ class Ledger:
         self._small_bytes = total_bytes // _NEXT_TO_NOTHING
         self._shared_bytes = total_bytes - total_bytes // _SET_ASIDE
         # Alone a client gets no more than this: waiting would not help.
-        alone_bytes = self._shared_bytes * _TIMES_WHAT_IS_FREE // (_TIMES_WHAT_IS_FREE + 1)
+        alone_bytes = self._shared_bytes * TIMES_WHAT_IS_FREE // (TIMES_WHAT_IS_FREE + 1)
         self._request_bytes = min(alone_bytes, request_bytes or alone_bytes)
         self._lock = threading.Lock()
         self._held_bytes = 0
@@ -115,7 +115,7 @@ class Ledger:
         if clients_bytes <= self._small_bytes:
             fits = held_bytes <= self._total_bytes
         else:
-            fits = clients_bytes <= _TIMES_WHAT_IS_FREE * (self._shared_bytes - held_bytes)
+            fits = clients_bytes <= TIMES_WHAT_IS_FREE * (self._shared_bytes - held_bytes)
         if not fits:
             raise BudgetExceeded(
                 f"The server is full: no room for {size_bytes} bytes of {what}; repeat the "

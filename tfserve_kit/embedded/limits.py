@@ -16,6 +16,16 @@ MOST_HELD_SHARE = 2  # a half
 # The same for one request: the largest message (2 GiB), what becomes of it, and its answer.
 MOST_REQUEST_BYTES = 6 * GIB
 
+# Predictions of one protocol that wait for their turn.
+MOST_WAITING = 1280
+# gRPC calls that have begun and whose message has not arrived; the oldest give way to new ones.
+MOST_UNHEARD = 256
+# gRPC calls on one connection.
+MOST_STREAMS = 1024
+# What a compressed message may become: so much, or so many times what was sent.
+MOST_INFLATED_BYTES = 100_000_000
+MOST_INFLATED_TIMES = 50
+
 _CGROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),

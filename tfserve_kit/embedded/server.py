@@ -10,10 +10,12 @@ from typing import Self
 
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.batching import BatchScheduler
+from tfserve_kit.embedded.grpc_calls import Calls
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.grpc_transport import GrpcTransport
 from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import SavedModelLoader
 from tfserve_kit.embedded.manager import Manager
@@ -164,9 +166,8 @@ class EmbeddedServer:
             health=settings.health,
         )
         self._grpc = GrpcTransport(
-            surface.answer,
+            Calls(surface.answer, Lanes(settings.grpc_threads), self._ledger),
             "" if settings.grpc_port is None else f"{settings.bind_address}:{settings.grpc_port}",
-            settings.grpc_threads,
             socket_path=settings.grpc_socket_path,
             tls=settings.tls,
             arguments=settings.grpc_channel_arguments,

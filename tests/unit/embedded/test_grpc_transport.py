@@ -4,17 +4,29 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 
 import grpc
 import pytest
 
+from tfserve_kit.embedded.grpc_calls import Calls, Unheard
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.grpc_transport import GrpcTransport
+from tfserve_kit.embedded.lanes import Lanes
+from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
+GIB = 1 << 30
+
+
+def serving(surface, address, threads, **more):
+    """A transport on `address`, not started."""
+    calls = Calls(surface, Lanes(threads), Ledger(GIB))
+    return GrpcTransport(calls, address, **more)
 
 
 class EchoSurface:
@@ -49,7 +61,7 @@ def surface():
 
 @pytest.fixture
 def server(surface):
-    transport = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    transport = serving(surface, "127.0.0.1:0", threads=2)
     transport.start()
     yield transport
     surface.go.set()
@@ -94,8 +106,10 @@ def test_code_and_details_arrive(server, code):
     ids=["longest", "longer", "not-ascii", "percent", "controls", "surrogate"],
 )
 def test_details_are_cut_to_what_a_client_takes(details, arrives):
-    server = GrpcTransport(
-        lambda path, request, call: Answer(Code.NOT_FOUND, details), "127.0.0.1:0", threads=1
+    server = serving(
+        lambda path, request, call: Answer(Code.NOT_FOUND, details),
+        "127.0.0.1:0",
+        threads=1,
     )
     server.start()
     with calling(server) as call, pytest.raises(grpc.RpcError) as caught:
@@ -108,7 +122,7 @@ def test_details_are_cut_to_what_a_client_takes(details, arrives):
 
 
 def test_call_whose_client_has_gone_before_its_turn_is_not_answered(surface):
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=1)
+    server = serving(surface, "127.0.0.1:0", threads=1)
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -146,7 +160,7 @@ def test_slow_answer_does_not_hold_up_another(server, surface):
 
 
 def test_stop_lets_the_answer_in_flight_out(surface):
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    server = serving(surface, "127.0.0.1:0", threads=2)
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -160,7 +174,7 @@ def test_stop_lets_the_answer_in_flight_out(surface):
 
 
 def test_stop_does_not_wait_longer_than_its_grace(surface):
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=2)
+    server = serving(surface, "127.0.0.1:0", threads=2)
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -175,7 +189,7 @@ def test_port_in_use_is_refused_by_address(surface):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServingError) as caught:
-            GrpcTransport(surface, address, threads=1)
+            serving(surface, address, threads=1)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message == (
         f"Failed to BuildAndStart gRPC server: cannot listen on {address}"
@@ -184,13 +198,13 @@ def test_port_in_use_is_refused_by_address(surface):
 
 def test_port_of_another_server_is_not_shared(server, surface):
     with pytest.raises(ServingError):
-        GrpcTransport(surface, f"127.0.0.1:{server.port}", threads=1)
+        serving(surface, f"127.0.0.1:{server.port}", threads=1)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:-1", "127.0.0.1:70000"])
 def test_port_that_cannot_exist_is_refused(surface, address):
     with pytest.raises(ServingError, match="cannot listen on"):
-        GrpcTransport(surface, address, threads=1)
+        serving(surface, address, threads=1)
 
 
 def test_surface_is_told_how_long_the_client_will_wait():
@@ -200,7 +214,7 @@ def test_surface_is_told_how_long_the_client_will_wait():
         waits.append(call.timeout_s)
         return Answer(body=b"ok")
 
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=1)
+    server = serving(surface, "127.0.0.1:0", threads=1)
     server.start()
     with calling(server) as call:
         call(b"", timeout=PATIENCE_S)
@@ -214,7 +228,7 @@ def test_surface_is_told_how_long_the_client_will_wait():
 def test_unix_socket_answers_beside_or_without_a_port(surface, tmp_path):
     path = tmp_path / "grpc.sock"
     for address in ("127.0.0.1:0", ""):
-        server = GrpcTransport(surface, address, threads=1, socket_path=str(path))
+        server = serving(surface, address, threads=1, socket_path=str(path))
         server.start()
         assert bool(server.port) == bool(address)
         with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -225,7 +239,7 @@ def test_unix_socket_answers_beside_or_without_a_port(surface, tmp_path):
 def test_unix_socket_that_cannot_be_made_is_refused(surface, tmp_path):
     path = tmp_path / "no" / "such" / "folder" / "grpc.sock"
     with pytest.raises(ServingError, match="cannot listen on unix:"):
-        GrpcTransport(surface, "127.0.0.1:0", threads=1, socket_path=str(path))
+        serving(surface, "127.0.0.1:0", threads=1, socket_path=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +259,7 @@ def certificate(tmp_path_factory):
 
 def test_server_with_a_certificate_speaks_tls_and_nothing_else(surface, certificate):
     key, cert = certificate
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, b"", False))
+    server = serving(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, b"", False))
     server.start()
     credentials = grpc.ssl_channel_credentials(root_certificates=cert)
     with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
@@ -257,7 +271,7 @@ def test_server_with_a_certificate_speaks_tls_and_nothing_else(surface, certific
 
 def test_server_that_verifies_clients_refuses_one_without_a_certificate(surface, certificate):
     key, cert = certificate
-    server = GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, cert, True))
+    server = serving(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, cert, True))
     server.start()
     for credentials, served in (
         (grpc.ssl_channel_credentials(cert), False),
@@ -275,4 +289,174 @@ def test_server_that_verifies_clients_refuses_one_without_a_certificate(surface,
 
 def test_certificate_that_is_none_is_refused(surface):
     with pytest.raises(ServingError, match="Failed to BuildAndStart gRPC server"):
-        GrpcTransport(surface, "127.0.0.1:0", threads=1, tls=Tls(b"no", b"pem", b"", False))
+        serving(
+            surface,
+            "127.0.0.1:0",
+            threads=1,
+            tls=Tls(b"no", b"pem", b"", False),
+        )
+
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
+
+
+@contextmanager
+def silent_calls(server, count, *, client="127.0.0.1"):
+    """Begin calls that send no message, all on one connection."""
+
+    def never():
+        end.wait(2 * PATIENCE_S)
+        return iter(())
+        yield
+
+    end = threading.Event()
+    # A port of one's own would be the library's to choose; the address is what clients go by.
+    with grpc.insecure_channel(f"{client}:{server.port}") as channel:
+        call = channel.stream_unary(PREDICT)
+        calls = [call.future(never()) for _ in range(count)]
+        try:
+            yield calls
+        finally:
+            for each in calls:
+                each.cancel()
+            end.set()
+
+
+def test_calls_that_never_send_their_message_keep_no_other_from_being_answered(server):
+    with silent_calls(server, 20), calling(server, PREDICT) as call:
+        for _ in range(5):
+            assert call(b"x", timeout=PATIENCE_S).endswith(b" x")
+
+
+def test_silent_call_gives_way_when_there_are_too_many_of_them():
+    unheard, told = Unheard(most=2), []
+
+    class Context:
+        def __init__(self, name):
+            self.name = name
+
+        def cancel(self):
+            told.append(self.name)
+
+    def hear(names):
+        """Begin calls, each while those before are silent; the first letter is the client."""
+        if names:
+            message = unheard.hear(names[0][0], Context(names[0]), silent(names[1:]))
+            assert message == b"x"
+
+    def silent(others):
+        hear(others)
+        yield b"x"
+
+    hear(["a1", "a2", "b1", "b2", "c1"])
+    # Whoever has the most loses the one that has waited longest; of two with as many the first.
+    assert told == ["a1", "a2", "b1"]
+    assert unheard._count == 0
+    assert unheard._by_client == {}
+
+
+def test_status_is_told_while_every_prediction_computes(server, surface):
+    with calling(server, PREDICT) as predict, calling(server, STATUS) as status:
+        slow = [predict.future(b"wait", timeout=PATIENCE_S) for _ in range(20)]
+        assert surface.entered.wait(PATIENCE_S)
+        for _ in range(5):
+            assert status(b"x", timeout=PATIENCE_S).endswith(b" x")
+        surface.go.set()
+        for each in slow:
+            assert each.result(PATIENCE_S)
+
+
+def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surface):
+    server = serving(surface, "127.0.0.1:0", threads=1)
+    server.start()
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        gone = [call.future(b"gone", timeout=PATIENCE_S) for _ in range(5)]
+        time.sleep(0.1)  # they arrive
+        for each in gone:
+            assert each.cancel()
+        surface.go.set()
+        assert slow.result(PATIENCE_S)
+        assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"
+    server.stop(PATIENCE_S)
+    assert surface.asked == [b"wait", b"next"]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_message_arrives_as_it_was_meant(server, compression):
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", compression=compression) as channel:
+        call = channel.unary_unary("/a.B/C")
+        for body in (b"x" * 5000, b"", b"\x1f\x8b not really", b"x" * 3_000_000):
+            assert call(body, timeout=PATIENCE_S) == b"/a.B/C " + body
+
+
+@pytest.mark.parametrize("prefix", [b"\x1f\x8b", b"\x78\x9c", b"\x78\x01"])
+def test_message_that_only_begins_like_a_compressed_one_passes_as_it_is(server, prefix):
+    with calling(server) as call:
+        assert call(prefix + b"abc", timeout=PATIENCE_S) == b"/a.B/C " + prefix + b"abc"
+
+
+def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_back(surface):
+    ledger = Ledger(GIB)
+    server = GrpcTransport(Calls(surface, Lanes(2), ledger), "127.0.0.1:0")
+    server.start()
+    gzip = grpc.Compression.Gzip
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", options, gzip) as channel:
+        call = channel.unary_unary("/a.B/C")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(bytes(MOST_INFLATED_BYTES + 1), timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"
+    server.stop(PATIENCE_S)
+    assert ledger.held_bytes == 0
+    assert surface.asked == [b"next"]
+
+
+def test_message_for_which_there_is_no_room_is_refused_and_others_are_served(surface):
+    ledger = Ledger(10_000_000)
+    server = GrpcTransport(Calls(surface, Lanes(2), ledger), "127.0.0.1:0")
+    server.start()
+    with calling(server) as call:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(bytes(9_000_000), timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(call(bytes(1_000_000), timeout=PATIENCE_S)) > 1_000_000
+    server.stop(PATIENCE_S)
+    assert ledger.held_bytes == 0
+
+
+def test_stop_loses_no_call_of_clients_that_wait_for_their_answers(surface):
+    lost, answered, stop = [], [], threading.Event()
+
+    def client(port):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(PREDICT)
+            while not stop.is_set():
+                try:
+                    answered.append(call(b"x", timeout=PATIENCE_S))
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        lost.append(error)
+                    time.sleep(0.01)
+
+    for _ in range(5):
+        stop.clear()
+        server = serving(surface, "127.0.0.1:0", threads=2)
+        server.start()
+        threads = [threading.Thread(target=client, args=(server.port,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        before = len(answered)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(answered) < before + 100 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        server.stop(PATIENCE_S)
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert not lost
+    assert len(answered) >= 500

@@ -1,0 +1,44 @@
+"""Compressed bodies and messages, inflated a piece at a time, so that none can become too large."""
+
+import zlib
+from io import BytesIO
+
+from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
+from tfserve_kit.embedded.status import Code, ServingError
+
+GZIP = zlib.MAX_WBITS | 16
+GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_SENT_BYTES = 1 << 16  # what is left over of a piece is copied: pieces are small
+_INFLATED_BYTES = 1 << 20
+
+
+def inflated(
+    data: bytes, account: Account, *, wbits: int = GZIP, most_bytes: int = MOST_INFLATED_BYTES
+) -> bytes | None:
+    """Return what was compressed; None where that is damaged or cut.
+
+    Args:
+        data: what was sent.
+        account: what it becomes is taken from it.
+        wbits: format, as for `zlib.decompressobj`.
+        most_bytes: how large it may become.
+
+    Raises:
+        ServingError: RESOURCE_EXHAUSTED, it becomes larger than that or than the account allows.
+    """
+    inflater, whole = zlib.decompressobj(wbits), BytesIO()
+    try:
+        for at in range(0, len(data), _SENT_BYTES):
+            rest = data[at : at + _SENT_BYTES]
+            while rest and not inflater.eof:
+                piece = inflater.decompress(rest, _INFLATED_BYTES)
+                rest = inflater.unconsumed_tail
+                if whole.tell() + len(piece) > most_bytes:
+                    text = f"Inflated, the request is larger than {most_bytes} bytes"
+                    raise ServingError(Code.RESOURCE_EXHAUSTED, text)
+                account.take(len(piece), "the inflated request")
+                whole.write(piece)
+    except zlib.error:
+        return None
+    return whole.getvalue() if inflater.eof else None
