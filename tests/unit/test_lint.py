@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.saved_models import meta_graph, tensor, write
 from tfserve_kit import protos, spec
 from tfserve_kit.lint import RULES, Machine, Severity, lint
 
@@ -524,3 +525,91 @@ def test_version_that_is_served_from_its_tflite_model_needs_no_graph(found, base
     (base_path / "2" / "saved_model.pb").unlink()
     assert found(flags={"prefer_tflite_model": True}) == {}
     assert list(found()) == ["model-damaged"]
+
+
+# Batching
+
+
+def spoilt(base_path, change):
+    """Change the signatures of the newest version."""
+    file = base_path / "2" / "saved_model.pb"
+    message = protos.SavedModel.FromString(file.read_bytes())
+    change(message.meta_graphs[0].signature_def)
+    file.write_bytes(message.SerializeToString())
+
+
+def parameter(signatures):
+    tensor(signatures["serving_default"].inputs["keep"], "keep:0", ())
+
+
+def constant(signatures):
+    tensor(signatures["serving_default"].outputs["const"], "const:0", (2,))
+
+
+def ragged(signatures):
+    tensor(signatures["serving_default"].inputs["x_1"], "x_1:0", (-1,), dtype=9)
+
+
+def fixed(signatures):
+    for each in (signatures["serving_default"].inputs, signatures["serving_default"].outputs):
+        for alias in each:
+            tensor(each[alias], each[alias].name, (4,))
+
+
+def nothing(signatures):
+    signatures["serving_default"].inputs.clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (parameter, "input 'keep' is float []: it has no batch axis"),
+        (constant, "output 'const' is float [2], not row by row"),
+        (fixed, "every request must have 4 rows"),
+        (nothing, "it has no input"),
+    ],
+)
+def test_model_that_cannot_be_batched_is_an_error(found, base_path, change, why):
+    spoilt(base_path, change)
+    assert "cannot-batch" not in found()
+    finding = one(found(batching={"max_batch_size": 8}), "cannot-batch")
+    assert why in finding.message and "'serving_default' of version 2" in finding.message
+    assert finding.path == "models.half.base_path"
+    assert "leave [batching] out" in finding.remedy
+
+
+def test_ragged_model_cannot_be_batched(tmp_path):
+    graph = meta_graph(output="x")
+    ragged(graph.signature_def)
+    function = graph.object_graph_def.concrete_functions["f"].canonicalized_input_signature
+    function.tuple_value.values.add().type_spec_value.type_spec_class = 3
+    write(tmp_path / "m" / "1", graph)
+    document = {"models": {"m": {"base_path": "m"}}, "batching": {}}
+    found = lint(spec.build(document, source="test", folder=tmp_path), machine=ROOMY)
+    assert any(each.rule == "cannot-batch" and "ragged" in each.message for each in found)
+
+
+def test_batches_of_just_the_rows_that_a_model_takes_are_fine(found, base_path):
+    spoilt(base_path, fixed)
+    assert "cannot-batch" not in found(batching={"max_batch_size": 4})
+
+
+def test_other_signature_that_cannot_be_batched_is_a_warning(found, base_path):
+    spoilt(base_path, lambda all_: tensor(all_["other"].inputs["n"], "n:0", ()))
+    findings = found(batching={})
+    assert "'other'" in one(findings, "signature-cannot-batch").message
+    assert "cannot-batch" not in findings
+
+
+def test_output_of_unknown_shape_is_a_warning(found, base_path):
+    spoilt(base_path, lambda all_: tensor(all_["serving_default"].outputs["y"], "y:0", None))
+    findings = found(batching={})
+    assert "'y', of unknown shape" in one(findings, "signature-cannot-batch").message
+
+
+def test_version_without_batching_parameters_of_its_own_is_not_batched(found, base_path):
+    spoilt(base_path, parameter)
+    flags = {"enable_per_model_batching_parameters": True}
+    assert "cannot-batch" not in found(flags=flags, batching={})
+    (base_path / "2" / "batching_params.pbtxt").touch()
+    assert "cannot-batch" in found(flags=flags, batching={})

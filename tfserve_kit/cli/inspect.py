@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
+from tfserve_kit.batch_axes import obstacles
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.errors import Problem, PushRefused
-from tfserve_kit.graphscan import batchable
 from tfserve_kit.repository import Gate
 from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
-from tfserve_kit.savedmodel import TensorSpec
+from tfserve_kit.savedmodel import Signature, TensorSpec
 
 _TOP_OPS = 10
 _COLUMNS = ("SIGNATURE", "BATCHES", "DIRECTION", "NAME", "TYPE", "TENSOR")
@@ -63,7 +63,15 @@ def _model_sections(model: Model, most_ops: int | None) -> list[str]:
     if most_ops is not None and len(counts) > most_ops:
         ops += f"\n({len(counts) - most_ops} more with --ops)"
     signatures = [list(row.values()) for row in _signature_rows(model)]
-    return [output.table(("WHAT", "VALUE"), _facts(model)), output.table(_COLUMNS, signatures), ops]
+    hindered = [(name, why) for name, each in model.signatures.items() for why in _hindered(each)]
+    whys = [output.table(("SIGNATURE", "CANNOT BE BATCHED, BECAUSE"), hindered)] if hindered else []
+    facts = output.table(("WHAT", "VALUE"), _facts(model))
+    return [facts, output.table(_COLUMNS, signatures), *whys, ops]
+
+
+def _hindered(signature: Signature) -> list[str]:
+    """Return why a server cannot put requests for a signature into one batch."""
+    return list(obstacles(signature))
 
 
 def _facts(model: Model) -> list[tuple[str, object]]:
@@ -88,7 +96,7 @@ def _signature_rows(model: Model) -> list[dict[str, str]]:
     return [
         {
             "signature": signature.name,
-            "batches": _yes_no(batchable(signature)),
+            "batches": _yes_no(not _hindered(signature)),
             "direction": direction,
             "name": alias,
             "type": str(spec) + (", optional" if (name, alias) in optional else ""),
@@ -139,7 +147,8 @@ def _model_data(model: Model) -> dict[str, Any]:
         "signatures": {
             name: {
                 "method_name": signature.method_name,
-                "batchable": batchable(signature),
+                "batchable": not (hindered := _hindered(signature)),
+                **({"not_batchable_because": hindered} if hindered else {}),
                 "inputs": _tensors(signature.inputs),
                 "outputs": _tensors(signature.outputs),
                 "optional": sorted(alias for each, alias in model.defaults if each == name),

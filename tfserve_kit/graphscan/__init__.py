@@ -5,7 +5,7 @@ looked at once; one counts as run if a signature, the init operation or the rest
 needs it. What the scan cannot see is said in docs/inspect.md.
 """
 
-from tfserve_kit.graphscan.facts import WARMUP_PATH, Facts, batchable, facts
+from tfserve_kit.graphscan.facts import WARMUP_PATH, Facts, facts
 from tfserve_kit.graphscan.rules import Severity
 from tfserve_kit.graphscan.scan import Finding, Scan, meta_graph, scan
 
@@ -15,7 +15,6 @@ __all__ = [
     "Finding",
     "Scan",
     "Severity",
-    "batchable",
     "facts",
     "meta_graph",
     "scan",

@@ -9,7 +9,7 @@ from typing import Any
 from tfserve_kit import preprocessing
 from tfserve_kit.checkpoint import CheckpointError, StoredTensor, tensors
 from tfserve_kit.graphscan.graph import asset_files
-from tfserve_kit.savedmodel import VARIABLES_INDEX, Signature
+from tfserve_kit.savedmodel import VARIABLES_INDEX
 from tfserve_kit.tensors import dtypes
 
 WARMUP_PATH = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -69,9 +69,3 @@ def facts(version_dir: Path, graph: Any) -> Facts:
 
 def _is_variable(name: str, stored: StoredTensor) -> bool:
     return stored.dtype is not dtypes.STRING and name != _SAVE_COUNTER
-
-
-def batchable(signature: Signature) -> bool:
-    """Say whether the rows of several requests can be one batch: every first axis is open."""
-    specs = [*signature.inputs.values(), *signature.outputs.values()]
-    return bool(specs) and all(spec.shape is None or spec.shape[:1] == (None,) for spec in specs)
