@@ -139,6 +139,16 @@ class _Asked:
         return str(named)
 
 
+def _batchable(spec: "Spec", model: str, signature: str) -> tuple["Spec", bool]:
+    """Return the deployment, without batching where its models cannot be batched, and say so."""
+    from tfserve_kit.lint import hindrances
+
+    if not (found := hindrances(spec, model, signature)):
+        return spec, True
+    output.note(f"Batching is left out: {found[0].message}.")
+    return spec.model_copy(update={"batching": None}), False
+
+
 def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
     from tfserve_kit import launch
     from tfserve_kit.engines import registry
@@ -146,7 +156,8 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
     from tfserve_kit.perf.workload import Workload
     from tfserve_kit.tuning import Effort, Space, Testbed, tune
 
-    spec, options, model = asked.spec, asked.options, asked.model()
+    options, model = asked.options, asked.model()
+    spec, batches = _batchable(asked.spec, model, options["signature"])
     engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
     output.note(f"Engine {engine.name}: {why}.")
     requests = preparing.Asked(
@@ -157,11 +168,14 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
         "", options["protocol"], duration_s=options["duration_s"], rate=1.0,
         arrivals=options["arrivals"],
     )  # fmt: skip
-    space = Space(os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s)
+    space = Space(
+        os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s, batches
+    )
     about = {
         "model": spec.models[model].base_path,
         "engine": engine.name,
         "cpus": space.cpus,
+        **({} if batches else {"batching": False}),
         **{key: options[key] for key in ("signature", "source", "batch", "protocol", "arrivals")},
     }
     effort = Effort(asked.folder, options["trials"], options["rounds"], about, options["seed"])

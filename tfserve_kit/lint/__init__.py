@@ -9,6 +9,7 @@ names the file. `docs/lint.md` is generated from the tables of rules.
 """
 
 from tfserve_kit.lint import base_paths, batching, models, settings
+from tfserve_kit.lint.batching import hindrances
 from tfserve_kit.lint.facts import Facts, Machine
 from tfserve_kit.lint.findings import Finding, Rule, Severity
 from tfserve_kit.spec.schema import Spec
@@ -33,4 +34,4 @@ def lint(spec: Spec, *, machine: Machine | None = None) -> list[Finding]:
     return sorted(found, key=lambda finding: worst_first.index(finding.severity))
 
 
-__all__ = ["RULES", "Facts", "Finding", "Machine", "Rule", "Severity", "lint"]
+__all__ = ["RULES", "Facts", "Finding", "Machine", "Rule", "Severity", "hindrances", "lint"]

@@ -10,9 +10,10 @@ from pathlib import Path
 from tfserve_kit import savedmodel
 from tfserve_kit.batch_axes import batch_axes, obstacles
 from tfserve_kit.errors import Problem
-from tfserve_kit.lint.facts import Base, Facts
+from tfserve_kit.lint.facts import Base, Facts, Machine
 from tfserve_kit.lint.findings import Rule, Severity
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
+from tfserve_kit.spec.schema import Batching, Spec
 
 # Source: tensorflow_serving/servables/tensorflow/bundle_factory_util.cc.
 PER_MODEL_FILE = Path("batching_params.pbtxt")
@@ -21,6 +22,23 @@ _REMEDY = (
     "enable_per_model_batching_parameters = true under [server.flags] only versions that hold a "
     f"{PER_MODEL_FILE} are batched"
 )
+
+
+def hindrances(spec: Spec, model: str = "", signature: str = "") -> list[Problem]:
+    """Return why a deployment should not have `[batching]`, whether it has it or not.
+
+    Args:
+        spec: whose models are looked at, as far as they can be.
+        model: one of which more than the main signature counts,
+        signature: namely this one.
+    """
+    facts = Facts(spec.model_copy(update={"batching": spec.batching or Batching()}), Machine(1, 0))
+    named = [
+        _problem(base, signature, f"cannot be batched: {why}")
+        for base, found in _batched(facts)
+        if base.name == model and signature in found and (why := _why(found[signature], facts))
+    ]
+    return list(_cannot_batch(facts)) or named
 
 
 def _cannot_batch(facts: Facts) -> Iterator[Problem]:

@@ -71,12 +71,14 @@ class Space:
         rows: rows of each request; no batch may be smaller.
         protocol: whose threads are varied.
         patience_s: no batch waits longer than half of this.
+        batches: whether the models can be batched at all.
     """
 
     cpus: int
     rows: int
     protocol: Protocol
     patience_s: float
+    batches: bool = True
 
     def axes(self) -> dict[str, tuple[Value, ...]]:
         """Return the choices for each parameter; all but the threads need `batching`."""
@@ -84,7 +86,7 @@ class Space:
         most_micros = self.patience_s * 1e6 / 2
         counts = _rising(1, 2, self.cpus // 2, self.cpus, 2 * self.cpus)
         return {
-            BATCHING: (True, False),
+            BATCHING: (True, False) if self.batches else (False,),
             "max_batch_size": _rising(*largest, max(_SMALL_BATCH, self.rows), 1000),
             "batch_timeout_micros": tuple(t for t in _TIMEOUTS_MICROS if t <= most_micros),
             "max_enqueued_batches": (10, 100),
@@ -113,9 +115,13 @@ class Space:
 
         The server's default batching, and no batching. One thread that runs batches, which leaves
         all processors to each and lets the next one gather meanwhile; and the opposite: many
-        threads that run small batches, each on one processor.
+        threads that run small batches, each on one processor. For models that cannot be batched:
+        the server's default, and each request on one processor.
         """
         unset: dict[str, Value] = dict.fromkeys(self._flag_names(), 0)
+        without = {BATCHING: False, **unset}
+        if not self.batches:
+            return [without, without | {"tensorflow_intra_op_parallelism": 1}]
         default = {
             name: self.cpus if value is None else value for name, value in _SERVER_DEFAULTS.items()
         }
@@ -123,7 +129,7 @@ class Space:
         narrow = {"num_batch_threads": 2 * self.cpus, "tensorflow_intra_op_parallelism": 1}
         return [
             by_default,
-            {BATCHING: False, **unset},
+            without,
             by_default | {"num_batch_threads": 1},
             by_default | narrow | {"max_batch_size": max(_SMALL_BATCH, self.rows)},
         ]

@@ -146,7 +146,8 @@ def _verdict(tuned: Tuned) -> list[str]:
             return ["Nothing could be measured."]
         return ["No settings that were tried keep this."]
     if winner.number == DEFAULT:
-        return ["The server's default batching was the best of all."]
+        by_default = "" if winner.candidate.batching is None else " batching"
+        return [f"The server's default{by_default} was the best of all."]
     if proof is None:
         return [f"Best: {winner.candidate}; not held against the default"]
     pairs = [f"  {goal.shown(before)} -> {goal.shown(after)}" for before, after in proof.pairs]

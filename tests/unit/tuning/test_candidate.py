@@ -26,6 +26,15 @@ def test_values_of_the_first_candidates_are_among_the_choices():
         assert all(value in axes[name] for name, value in first.items())
 
 
+def test_models_that_cannot_be_batched_are_tried_without():
+    space = Space(cpus=4, rows=1, protocol="grpc", patience_s=0.01, batches=False)
+    assert space.candidate(space.first()[0]) == Candidate(None, {})
+    assert space.axes()["batching"] == (False,)
+    for first in space.first():
+        assert all(value in space.axes()[name] for name, value in first.items())
+        assert space.candidate(first).batching is None
+
+
 def test_what_the_server_does_by_itself_is_left_out():
     made = SPACE.candidate(params(max_batch_size=8, num_batch_threads=4))
     assert made.batching_set() == {"max_batch_size": 8}
