@@ -179,7 +179,8 @@ def _ask_zeros(
                 left = len(signatures) - number
                 yield Problem(_TRIAL, f"no time was left to ask {left} of its signatures")
                 return
-            if not all(map(_can_be_sent, signature.inputs.values())):
+            # The zeros of one tensor must go together, or no model answers them.
+            if signature.composites or not all(map(_can_be_sent, signature.inputs.values())):
                 continue
             try:
                 _send_zeros(client, signature, timeout_s)

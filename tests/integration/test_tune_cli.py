@@ -37,6 +37,17 @@ def test_candidates_are_served_measured_and_kept(tfkit, search, tmp_path):
     assert "candidate" not in again.err
 
 
+def test_model_that_cannot_be_batched_is_tried_without(tfkit, models, tmp_path):
+    (tmp_path / "tfkit.toml").write_text(
+        f'[models.scalars]\nbase_path = "{models / "scalars"}"\n[batching]\nmax_batch_size = 8\n'
+    )
+    options = ("--signature", "scalar", *QUICK[:-1], "0")
+    done = tfkit("tune", "--engine", "embedded", "--config", "tfkit.toml", *options, "--json")
+    assert done.code == 0, done.err
+    assert [each["batching"] for each in done.data["candidates"]] == [None, None]
+    assert "Batching is left out: signature 'scalar' of version 1" in done.err
+
+
 def test_ctrl_c_stops_the_server_and_tells_what_was_found(state_dir, search, tmp_path):
     argv = [sys.executable, "-m", "tfserve_kit", *map(str, search), "--trials", "50", "--json"]
     process = subprocess.Popen(

@@ -72,7 +72,7 @@ def command(
     data = {
         "file": str(file.absolute()),
         "signatures": [signature.name for signature in signatures],
-        "batch_sizes": sizes,
+        "batch_sizes": sorted({each for chosen in signatures for each in _rows(chosen, sizes)}),
         "records": sum(1 for _ in tfrecord.read(file)),
         "size_bytes": file.stat().st_size,
     }
@@ -164,10 +164,8 @@ def _arrays(
     if files:
         yield read_inputs(files, signature, note, any_rows=True), sizes
         return
-    axes = batch_axes(signature)
-    takes_any = axes.fixed_rows is None and (axes.rows or axes.composites)
     try:
-        for size in sizes if takes_any else (1,):
+        for size in _rows(signature, sizes) or (1,):
             yield random_inputs(signature, size, seed=0), (size,)
     except UsageError as error:
         text = f"signature {signature.name!r}: {error.message}"
@@ -175,12 +173,18 @@ def _arrays(
         raise UsageError(text, remedy=remedy) from error
 
 
+def _rows(signature: Signature, sizes: Sequence[int]) -> Sequence[int]:
+    """Return how many rows the requests for a signature have; nothing where it has no rows."""
+    axes = batch_axes(signature)
+    if axes.fixed_rows is not None:
+        return (axes.fixed_rows,)
+    return sizes if axes.rows or axes.composites else ()
+
+
 def _text(data: Mapping[str, Any]) -> str:
     sizes = ", ".join(map(str, data["batch_sizes"]))
-    return (
-        f"Wrote {data['file']}: {_counted(data['records'])}, batch sizes {sizes} "
-        f"({data['size_bytes']:,} bytes)"
-    )
+    rows = f", batch sizes {sizes}" if sizes else ""
+    return f"Wrote {data['file']}: {_counted(data['records'])}{rows} ({data['size_bytes']:,} bytes)"
 
 
 def _counted(records: int) -> str:

@@ -1,5 +1,6 @@
 """Inputs to send, built before the clock starts."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +84,24 @@ def _levels(composite: Composite, signature: Signature, drawn: Inputs) -> Inputs
     return {values: drawn[values][np.arange(rows) % len(drawn[values])], **splits}
 
 
-def assumptions(signature: Signature) -> list[str]:
-    """Return what `random_inputs` makes up beside the rows, as sentences for whoever reads on."""
+def assumptions(signature: Signature, *, drawn: bool = True) -> list[str]:
+    """Return what requests hold that nobody asked for, as sentences for whoever reads the result.
+
+    Args:
+        signature: the one that is called.
+        drawn: whether `random_inputs` makes up the inputs.
+    """
     axes = batch_axes(signature)
-    ones = ", ".join(
-        f"{alias!r} = {_ones(alias, signature.inputs[alias]).ravel()[:1].tolist()[0]!r}".lower()
-        for alias in sorted(axes.parameters)
-    )
-    found = [f"sent with every request, as inputs without a batch axis: {ones}"] if ones else []
+    found = []
     if axes.fixed_rows is not None:
         found.append(f"each request has {counted(axes.fixed_rows)}: the model takes no other")
-    return found + [f"{each}: one value in each row" for each in axes.composites]
+    if drawn and axes.parameters:
+        ones = ", ".join(
+            f"{alias!r} = {json.dumps(_ones(alias, signature.inputs[alias]).ravel()[0].item())}"
+            for alias in sorted(axes.parameters)
+        )
+        found.append(f"sent with every request, as inputs without a batch axis: {ones}")
+    return found + [f"{each}: one value in each row" for each in axes.composites if drawn]
 
 
 def several_random_inputs(signature: Signature, batch: int, seed: int, count: int) -> list[Inputs]:

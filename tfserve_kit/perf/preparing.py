@@ -88,6 +88,6 @@ class Preparer:
             client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
         protocol: Protocol = "grpc" if url.startswith("grpc") else "rest"
         encoded = payloads.encoded(protocol, url, target, self._inputs)
-        assumed = payloads.assumptions(chosen) if asked.source == RANDOM else ()
+        assumed = payloads.assumptions(chosen, drawn=asked.source == RANDOM)
         rows = batch_axes(chosen).fixed_rows or asked.batch
         return Prepared(encoded, found.version, chosen.name, rows, assumed)

@@ -156,8 +156,11 @@ class TestText:
         assert word in results.as_text(Tuned(GOAL, (each,), None, None)).splitlines()[2]
 
     def test_default_that_wins_is_said_to(self):
-        best = tried(0, value=3.0)
+        best = Tried(0, Candidate(), tried(0, value=3.0).scores)
         assert "default batching was the best" in results.as_text(Tuned(GOAL, (best,), best, None))
+        unbatched = tried(0, value=3.0)
+        text = results.as_text(Tuned(GOAL, (unbatched,), unbatched, None))
+        assert "The server's default was the best" in text
 
 
 class TestData:
