@@ -192,6 +192,87 @@ def test_other_labels_than_the_set_s_are_refused(evaluate, folder, tmp_path):
     assert "no class 'blue'" in done.err
 
 
+def table_of(folder, header="filename;class"):
+    """Write a table of the folder's pictures."""
+    rows = [f"{file.relative_to(folder)};{file.parent.name}" for file in folder.rglob("*.png")]
+    table = folder / "set.csv"
+    table.write_text("\n".join([header, *rows]))
+    return table
+
+
+def test_a_header_and_what_else_was_assumed_stand_in_every_output(evaluate, folder, tmp_path):
+    table = table_of(folder)
+    done = evaluate(table, "--version", 1, "--report", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    said = ["columns separated by semicolon", "first row taken as a header: filename;class"]
+    said = [text.replace(";", ", ") for text in said]
+    page = (tmp_path / "page.html").read_text("utf-8")
+    data = evaluate(table, "--version", 1, "--json").data
+    for text in said:
+        assert text in done.out and text in done.err and text in page
+        assert any(text in each for each in data["assumed"])
+    assert (data["examples"], data["results"][0]["error_rate"]) == (10, 0.1)
+
+
+def test_rows_without_a_picture_define_no_class(tfkit, colours, folder):
+    table = table_of(folder)
+    table.write_text(table.read_text() + "\nmissing.png;ghost\n")
+    url = colours[0].endpoints.grpc
+    done = tfkit("evaluate", table, "--url", url, "--model", "colour", "--version", 1)
+    assert done.code == 0, done.err
+    assert "1 example could not be used:" in done.out
+    assert "taken for its classes 0 to 2: blue, green, red" in done.out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": ["n01", "red"], "1": ["n02", "green"], "2": ["n03", "blue"]}',
+        '{"red": 0, "green": 1, "blue": 2}',
+        "item { id: 1 name: 'red' } item { id: 2 name: 'green' } item { id: 3 name: 'blue' }",
+        "background\nred\ngreen\nblue\n",
+        "index,name\n2,blue\n0,red\n1,green\n",
+    ],
+)
+def test_labels_of_every_form_give_the_same_rates(tfkit, colours, folder, tmp_path, text):
+    (tmp_path / "labels").write_text(text)
+    url = colours[0].endpoints.grpc
+    done = tfkit("evaluate", folder, "--url", url, "--model", "colour", "--version", 1,
+                 "--labels", tmp_path / "labels", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.data["results"][0]["matrix"] == [[3, 0, 1], [0, 3, 0], [0, 0, 3]]
+
+
+def test_labels_of_another_number_are_refused_before_anything_is_sent(evaluate, folder, tmp_path):
+    (tmp_path / "labels.json").write_text('["red", "green"]')
+    done = evaluate(folder, "--version", 1, "--labels", tmp_path / "labels.json")
+    assert done.code == 2
+    assert f"{tmp_path / 'labels.json'}: 2 labels for a model with 3 classes" in done.err
+    assert "the first label is 'red', the last 'green'" in done.err
+
+
+def test_classes_numbered_from_1_need_to_be_said(tfkit, colours, folder):
+    for number, name in enumerate(COLOURS, 1):
+        (folder / name).rename(folder / f"{number:02}")
+    url = colours[0].endpoints.grpc
+    call = ("evaluate", folder, "--url", url, "--model", "colour", "--version", 1)
+    refused = tfkit(*call)
+    assert refused.code == 2
+    assert "numbered 1 to 3, and those of the model 0 to 2" in refused.err
+    assert "--first-class 1" in refused.err
+    done = tfkit(*call, "--first-class", 1, "--json")
+    assert done.data["results"][0]["error_rate"] == 0.1
+    assert any("counted from 1" in text for text in done.data["assumed"])
+
+
+def test_a_level_too_high_names_the_right_command(evaluate, folder):
+    for part in ("train", "val"):
+        shutil.copytree(folder, folder.parent / "parts" / part)
+    done = evaluate(folder.parent / "parts", "--version", 1)
+    assert done.code == 2
+    assert f"such as {folder.parent / 'parts' / 'val'}" in done.err
+
+
 def test_without_labels_the_sorted_folders_are_the_classes(tfkit, colours, folder):
     url = colours[0].endpoints.grpc
     done = tfkit("evaluate", folder, "--url", url, "--model", "colour", "--version", 1, "--json")

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from tfserve_kit import labels
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -16,9 +17,12 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
+from tfserve_kit.cli.picture_options import text_encoding_option
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.evaluation.table_form import Given
+from tfserve_kit.evaluation.table_rows import SEPARATORS
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.report import Report
     from tfserve_kit.evaluation.run import Answer, Run
     from tfserve_kit.evaluation.subjects import Subject
+    from tfserve_kit.savedmodel import TensorSpec
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -42,6 +47,18 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     return share
 
 
+def _columns(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    del ctx, param
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(names) or len(names) > 2:  # noqa: PLR2004 (path, label)
+        raise click.BadParameter(f"{value!r} is not PATH,LABEL, such as image,breed or 1,3")
+    return names
+
+
 _file = click.Path(path_type=Path)
 
 
@@ -53,7 +70,16 @@ _file = click.Path(path_type=Path)
 @click.option("--compare", metavar="VERSION_OR_LABEL",
               help="Evaluate this version too, on the same examples.")  # fmt: skip
 @click.option("--labels", "labels_file", type=_file, metavar="FILE",
-              help="Class names, one on each line, in the model's order.")  # fmt: skip
+              help="Class names: lines, index,name rows, JSON or a labels_map.pbtxt.")  # fmt: skip
+@text_encoding_option
+@click.option("--first-class", type=click.IntRange(min=0), metavar="N",
+              help="What numbers of classes in the data count from; 0 if left out.")  # fmt: skip
+@click.option("--csv-header/--no-csv-header", default=None,
+              help="Whether the first row of a CSV file names its columns.")  # fmt: skip
+@click.option("--csv-columns", callback=_columns, metavar="[PATH,]LABEL",
+              help="Columns of a CSV file, by name or number from 1.")  # fmt: skip
+@click.option("--csv-separator", type=click.Choice(list(SEPARATORS)),
+              help="What separates the columns of a CSV file.")  # fmt: skip
 @base_path_option
 @click.option("--num-tests", type=click.IntRange(min=1), metavar="N",
               help="How many examples to use; all if left out.")  # fmt: skip
@@ -87,6 +113,8 @@ def command(
     signature: str,
     compare: str | None,
     labels_file: Path | None,
+    text_encoding: str | None,
+    first_class: int | None,
     base_path: Path | None,
     num_tests: int | None,
     seed: int | None,
@@ -99,6 +127,7 @@ def command(
     predictions_file: Path | None,
     show_each: bool,
     as_json: bool,
+    **table: Any,
 ) -> int:
     """Measure how good a model is on labelled examples.
 
@@ -114,7 +143,9 @@ def command(
     if max_worse is not None and compare is None:
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
     _require_folders(page_file, predictions_file)
-    dataset = datasets.open_dataset(data)
+    dataset = datasets.open_dataset(data, _given(text_encoding, **table))
+    for text in dataset.about.remarks:
+        output.note(f"Assumed: {text}")
     where = destination(url, protocol, model)
     targets = [Target(where.model, version, label, signature)]
     targets += [_second(where.model, compare, signature)] if compare else []
@@ -122,11 +153,13 @@ def command(
     sending = runs.Sending(batch_size, concurrency, timeout_s)
     wanted = examples.choose(len(dataset), num_tests, seed)
     with connect(where.url) as client, output.TerminalProgress() as progress:
-        known = _known(labels_file)
-        subjects = [_subject(client, each, dataset, place, known, timeout_s) for each in targets]
-        if subjects[0].classes.is_guessed:
-            progress.note("The model's labels are not known: its classes are taken to be those of "
-                          "the set, sorted by name.")  # fmt: skip
+        known = _known(labels_file, text_encoding)
+        subjects = [
+            _subject(client, each, dataset, place, known, first_class, timeout_s)
+            for each in targets
+        ]
+        for text in runs.assumed(subjects):
+            progress.note(f"Assumed: {text}")
         progress.step(f"Evaluating {len(wanted)} examples")
         done = runs.evaluate(client, subjects, dataset, wanted, sending, progress)
     found = report.build(done, top)
@@ -158,10 +191,19 @@ def _second(model: str, compare: str, signature: str) -> Target:
     return Target(model, label=compare, signature=signature)
 
 
-def _known(labels_file: Path | None) -> Preprocessing:
-    from tfserve_kit.clients.labels import read_labels
+def _given(
+    encoding: str | None,
+    *,
+    csv_header: bool | None,
+    csv_columns: tuple[str, ...] | None,
+    csv_separator: str | None,
+) -> Given:
+    separator = None if csv_separator is None else SEPARATORS[csv_separator]
+    return Given(csv_header, csv_columns, separator, encoding)
 
-    return Preprocessing(labels=read_labels(labels_file) if labels_file else None)
+
+def _known(labels_file: Path | None, encoding: str | None) -> Preprocessing:
+    return Preprocessing(labels=labels.read(labels_file, encoding) if labels_file else None)
 
 
 def _subject(
@@ -170,6 +212,7 @@ def _subject(
     dataset: "Dataset",
     place: Destination,
     known: Preprocessing,
+    first_class: int | None,
     timeout_s: float,
 ) -> "Subject":
     from tfserve_kit.clients.classifier import choose_signature, score_output
@@ -182,14 +225,22 @@ def _subject(
     if place.base_path:
         stored = Preprocessing.read(place.base_path / str(found.version))
     note = stored.overridden_by(known)
+    scores = score_output(chosen)
+    classes = Classes.of(dataset, note.labels, first_class)
+    classes.agree(dataset, _class_count(chosen.outputs[scores]))
     return Subject(
         f"label {target.label}" if target.label else f"version {found.version}",
         target,
         found.version,
         choose_input(chosen, note, ready=dataset.ready),
-        score_output(chosen),
-        Classes(note.labels, dataset.class_names),
+        scores,
+        classes,
     )
+
+
+def _class_count(scores: "TensorSpec") -> int | None:
+    """Return how many classes an output has scores for, as far as the signature says it."""
+    return scores.shape[-1] if scores.shape else None
 
 
 def _write_page(file: Path, found: "Report", done: "Run", dataset: "Dataset") -> None:

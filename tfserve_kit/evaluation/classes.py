@@ -1,38 +1,83 @@
-"""Which class of a model a label means."""
+"""Which class of a model a label means; what was taken for granted to know it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
-from tfserve_kit.evaluation.examples import Label
+from tfserve_kit.evaluation.examples import Dataset, Label
+from tfserve_kit.evaluation.matching import Lookup, is_number, written_alike
+from tfserve_kit.labels import Labels, shown
+
+# Up to so many classes their numbers in order are their numbers sorted as texts.
+_ONE_DIGIT = 10
 
 
 class Classes:
     """Translates the labels of a set into a model's class indices.
 
-    A number is an index. A name is looked up in the model's labels; where those are not known,
-    names that are all whole numbers are indices, and others stand in sorted order for the classes.
+    A number is an index, less the number of the first class. A name is looked up in the model's
+    labels; where those are not known, names that are all whole numbers are indices, and others
+    stand in sorted order for the classes.
 
     Args:
         labels: names of the model's classes in its order; None if they are not known.
         names: the names that the set uses.
+        numbers: the indices that the set uses, or the lowest and the highest of them.
+        first_class: the number of the set's first class; None if the user does not say, then 0.
     """
 
-    def __init__(self, labels: Sequence[str] | None, names: Iterable[str]) -> None:
-        self._labels = None if labels is None else tuple(labels)
-        used = sorted(names)
+    def __init__(
+        self,
+        labels: Sequence[str] | None,
+        names: Iterable[str],
+        *,
+        numbers: Iterable[int] = (),
+        first_class: int | None = None,
+    ) -> None:
+        self._labels = None if labels is None else Labels.of(labels)
+        self._names = sorted(set(names))
+        self._first = first_class or 0
         self._sorted: tuple[str, ...] | None = None
-        if self._labels is None and not all(_is_index(name) for name in used):
-            self._sorted = tuple(used)
-        known = self._labels or self._sorted or ()
-        # Of labels that occur twice the first counts, as it does when scores tie.
-        self._index: Mapping[str, int] = {
-            name: index for index, name in reversed(list(enumerate(known)))
-        }
+        if self._labels is None and not all(map(is_number, self._names)):
+            self._sorted = tuple(self._names)
+        self._lookup = Lookup(self._known)
+        self._numbers = sorted({*numbers, *(int(name) for name in self._names_of_numbers())})
+        if first_class is not None and not self._numbers:
+            raise UsageError("--first-class is for classes that are numbers, and those of the set "
+                             f"are names: {shown(self._names)}")  # fmt: skip
+        self._count: int | None = None
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, labels: Sequence[str] | None, first_class: int | None = None
+    ) -> "Classes":
+        """Return the classes of a set, once it is known which of its names count.
+
+        Raises:
+            UsageError: the set's names of classes may be none, and the model's do not prove them.
+        """
+        used = dataset.class_names - dataset.about.empty_classes
+        if dataset.about.doubt is not None:
+            lookup = Lookup(labels or ())
+            if not used or any(lookup(name) is None for name in used):
+                raise dataset.about.doubt
+        # An empty folder was a class to whoever trained on such folders, and sorted them.
+        names = dataset.class_names if labels is None else used
+        return cls(labels, names, numbers=dataset.indices, first_class=first_class)
+
+    @property
+    def _known(self) -> Sequence[str]:
+        return self._labels or self._sorted or ()
 
     @property
     def is_guessed(self) -> bool:
         """Whether classes were numbered by sorting their names."""
         return self._sorted is not None
+
+    def _names_of_numbers(self) -> list[str]:
+        """Return the names that are taken as indices."""
+        if self._sorted is not None:
+            return []
+        return [name for name in self._names if is_number(name) and self._lookup(name) is None]
 
     def index(self, label: Label) -> int:
         """Return the class index of a label.
@@ -41,38 +86,145 @@ class Classes:
             InvalidRequest: the model has no such class.
         """
         if isinstance(label, int):
-            return label
-        if label in self._index:
-            return self._index[label]
-        if _is_index(label):
-            return int(label)
-        raise InvalidRequest(
-            f"the model has no class {label!r} ({did_you_mean(label, self._index)})"
-        )
+            return label - self._first
+        if (found := self._lookup(label)) is not None:
+            return found
+        if is_number(label):
+            return int(label) - self._first
+        raise InvalidRequest(f"the model has no class {label!r} ({self._nearest(label)})")
+
+    def _nearest(self, name: str) -> str:
+        near = did_you_mean(name, self._known)
+        return near if near.startswith("did") else f"known: {shown(self._known)}"
 
     def name(self, index: int) -> str:
-        """Return the name of a class, its index where it has none."""
-        known = self._labels or self._sorted or ()
-        return known[index] if index < len(known) else str(index)
+        """Return the name of a class, its number in the set where it has none."""
+        known = self._known
+        return known[index] if index < len(known) else str(index + self._first)
 
     def require(self, classes: int) -> None:
-        """Check that the names are as many as the scores of the model.
+        """Bring the names to the number of scores of the model, and check what the set says.
 
         Raises:
-            UsageError: they are not.
+            UsageError: the names are more or fewer, or the set's numbers are beyond the model's.
         """
-        if self._labels is not None and len(self._labels) != classes:
-            raise UsageError(
-                f"{len(self._labels)} labels for a model with {classes} classes",
-                remedy="give --labels with one label on each line, in the order of the classes",
-            )
+        if classes == self._count:
+            return
+        if self._labels is not None:
+            self._labels = self._labels.fit(classes)
+            self._lookup = Lookup(self._labels)
         if self._sorted is not None and len(self._sorted) != classes:
             raise UsageError(
                 f"the set has {len(self._sorted)} classes, the model {classes}, and which is which "
-                "is not known",
+                f"is not known; the set's are {shown(self._sorted)}",
                 remedy="give --labels with the names of all of the model's classes, in its order",
             )
+        self._require_numbers(classes)
+        self._count = classes
 
+    def _require_numbers(self, classes: int) -> None:
+        if not self._numbers:
+            return
+        lowest, highest = self._numbers[0], self._numbers[-1]
+        if lowest >= self._first and highest - self._first < classes:
+            return
+        last = classes - 1 + self._first
+        text = (
+            f"the classes of the set are numbered {lowest} to {highest}, and those of the model "
+            f"{self._first} to {last}"
+        )
+        remedy = "give --labels with the names of the model's classes, in its order"
+        if lowest > self._first and highest == last + lowest - self._first:
+            remedy = (
+                f"give --first-class {lowest} if class {lowest} of the set is the model's first"
+            )
+        raise UsageError(text, remedy=remedy)
 
-def _is_index(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+    def agree(self, dataset: Dataset, classes: int | None) -> None:
+        """Check that the set and the model have the same classes, before anything is sent.
+
+        Args:
+            dataset: the set whose classes these are.
+            classes: how many the model has, if that is known.
+
+        Raises:
+            UsageError: the model lacks classes that the set names, both lists are shown; or
+                another one of `require`.
+        """
+        if classes is not None:
+            self.require(classes)
+        lacking = [
+            name for name in self._names if not is_number(name) and self._lookup(name) is None
+        ]
+        if not lacking:
+            return
+        which = f"not all classes of {dataset.source} are the model's"
+        if len(lacking) == len(self._names):
+            which = f"none of the {len(dataset)} examples of {dataset.source} can be used"
+        names = shown([*map(repr, lacking)])
+        raise UsageError(
+            f"{which}: the model has no class {names}; "
+            f"those of the set are {shown(self._names)}; "
+            f"those of the model are {shown(self._known)}",
+            remedy=f"{self._hint(lacking)}give --labels with the names that the set uses, in the "
+            "model's order, or leave out what it does not know",
+        )
+
+    def _hint(self, lacking: Sequence[str]) -> str:
+        near = did_you_mean(lacking[0], self._known)
+        return f"{near} else " if near.startswith("did") else ""
+
+    def remarks(self) -> list[str]:
+        """Return what was taken for granted, and what is odd, a sentence each."""
+        return [
+            *(self._labels.remarks if self._labels is not None else ()),
+            *self._remarks_on_order(),
+            *self._remarks_on_numbers(),
+            *self._remarks_on_names(),
+        ]
+
+    def _remarks_on_order(self) -> Iterator[str]:
+        if self._sorted is not None:
+            last = len(self._sorted) - 1
+            yield (
+                "the names of the model's classes are not known: those of the set, sorted by name, "
+                f"are taken for its classes 0 to {last}: {shown(self._sorted)}"
+            )
+
+    def _remarks_on_numbers(self) -> Iterator[str]:
+        if not self._numbers:
+            return
+        lowest, highest = self._numbers[0], self._numbers[-1]
+        if self._first:
+            yield f"the set's classes are counted from {self._first}: class {self._first} is the model's first"  # noqa: E501
+            return
+        if lowest == 1 and self._count is not None:
+            yield (
+                "the set's numbers begin at 1, and are taken as class indices from 0; if they are "
+                "counted from 1, give --first-class 1"
+            )
+        if self._names_of_numbers() and highest >= _ONE_DIGIT and self._labels is None:
+            yield (
+                "names that are numbers are taken as class indices; a model that was trained on "
+                "folders sorted as texts (0, 1, 10, 11, 2) counts otherwise: give it --labels"
+            )
+        elif self._names_of_numbers() and self._labels is not None:
+            yield f"names that are numbers are taken as class indices: {shown(self._names_of_numbers())}"  # noqa: E501
+
+    def _remarks_on_names(self) -> Iterator[str]:
+        for group in written_alike(self._names):
+            yield f"classes of the set differ only in how they are written: {shown(group)}"
+        if self._labels is None:
+            return
+        found = {name: self._lookup(name) for name in self._names}
+        other = [
+            f"{name} is {self._labels[index]}"
+            for name, index in found.items()
+            if index is not None and name != self._labels[index]
+        ]
+        if other:
+            yield f"names of the set that are written otherwise in the model: {shown(other)}"
+        missing = sorted({*range(len(self._labels))} - {*found.values()})
+        if self._names and missing and not self._numbers:
+            names = shown([self._labels[index] for index in missing])
+            yield f"the set has no examples of {len(missing)} of the model's classes: {names}"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.errors import InvalidRequest
+from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures.prepare import read_file
 
 # An encoded picture; or its pixels, uint8; or a row of the model's input, of any other type.
@@ -34,18 +34,50 @@ class Example:
     load: Callable[[], Content]
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What stands in a set and is no example, such as a file that is no picture."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a set besides its examples.
+
+    Attributes:
+        left_out: what stands in it and is no example.
+        remarks: what was taken for granted to read it so, a sentence each.
+        empty_classes: names of classes without examples.
+        doubt: why its names of classes may be none, unless the model knows them; None for no doubt.
+    """
+
+    left_out: Sequence[LeftOut] = ()
+    remarks: Sequence[str] = ()
+    empty_classes: frozenset[str] = frozenset()
+    doubt: UsageError | None = None
+
+
+_NOTHING = About()
+
+
 class Dataset(Protocol):
     """A labelled set on disk.
 
     Attributes:
         source: what to call it.
         class_names: every label that is a name; empty where labels are indices.
+        indices: every label that is an index.
         ready: whether it holds rows of a model's input, to be sent as they are, not pictures.
+        about: what is known of it besides.
     """
 
     source: str
     class_names: frozenset[str]
+    indices: frozenset[int]
     ready: bool
+    about: About
 
     def __len__(self) -> int: ...
 
@@ -74,15 +106,25 @@ class Files:
     Args:
         source: what to call the set.
         entries: file, name and label of each.
-        named: whether labels are names.
+        unproved: labels that no picture stands for, so that they may be none.
+        about: see `Dataset`.
     """
 
     ready = False
+    indices: frozenset[int] = frozenset()
 
-    def __init__(self, source: str, entries: Sequence[tuple[Path, str, str]]) -> None:
-        self.source = source
+    def __init__(
+        self,
+        source: str,
+        entries: Sequence[tuple[Path, str, str]],
+        *,
+        unproved: Collection[str] = (),
+        about: About = _NOTHING,
+    ) -> None:
+        self.source, self.about = source, about
         self._entries = entries
-        self.class_names = frozenset(label for _, _, label in entries)
+        found = frozenset(label for _, _, label in entries)
+        self.class_names = (found - frozenset(unproved)) | about.empty_classes
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,6 +148,7 @@ class Rows:
         labels: label of each row.
         rows: opens the stream and yields each row, or what is wrong with it.
         ready: see `Dataset`.
+        about: see `Dataset`.
     """
 
     def __init__(
@@ -115,9 +158,11 @@ class Rows:
         rows: Callable[[], Iterator[Content | InvalidRequest]],
         *,
         ready: bool = False,
+        about: About = _NOTHING,
     ) -> None:
-        self.source, self.ready = source, ready
+        self.source, self.ready, self.about = source, ready, about
         self.class_names = frozenset(label for label in labels if isinstance(label, str))
+        self.indices = frozenset(label for label in labels if isinstance(label, int))
         self._labels, self._rows = labels, rows
 
     def __len__(self) -> int:

@@ -86,6 +86,7 @@ class Report:
         unusable: those that were not sent.
         summaries: one for each subject.
         comparison: the second against the first, None for one.
+        assumed: what was taken for granted and may decide the rates, a sentence each.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Report:
     unusable: list[Failure]
     summaries: list[Summary]
     comparison: Comparison | None
+    assumed: tuple[str, ...]
 
     @property
     def failed(self) -> int:
@@ -111,7 +113,7 @@ def build(run: Run, top_k: int) -> Report:
     model = run.outcomes[0].subject.target.model
     summaries = [summarize(outcome, top_k) for outcome in run.outcomes]
     comparison = _compare(run.outcomes) if len(run.outcomes) > 1 else None
-    return Report(model, run.source, run.examples, run.unusable, summaries, comparison)
+    return Report(model, run.source, run.examples, run.unusable, summaries, comparison, run.assumed)
 
 
 def summarize(outcome: Outcome, top_k: int) -> Summary:
@@ -195,6 +197,7 @@ def as_data(report: Report) -> dict[str, Any]:
         "model": report.model,
         "source": report.source,
         "examples": report.examples,
+        "assumed": list(report.assumed),
         "unusable": [asdict(each) for each in report.unusable],
         "results": [_summary_data(each) for each in report.summaries],
         "comparison": compared and {**asdict(compared), "verdict": compared.verdict},
@@ -217,6 +220,8 @@ def as_text(report: Report) -> str:
     if report.unusable:
         parts.append(_named("example could not be used", "examples could not be used",
                             report.unusable))  # fmt: skip
+    if report.assumed:
+        parts.append("\n".join(["Assumed:", *(f"  {_shown(text)}" for text in report.assumed)]))
     return "\n\n".join(parts)
 
 

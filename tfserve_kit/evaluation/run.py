@@ -70,9 +70,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An example without an answer, and why."""
+    """An example without an answer, and why; without an index if it is no example at all."""
 
-    index: int
+    index: int | None
     name: str
     reason: str
 
@@ -109,12 +109,14 @@ class Run:
         examples: how many were used.
         unusable: examples that were not sent: no picture, no such class, of another size.
         outcomes: one for each subject, in their order.
+        assumed: what was taken for granted to read the set and to know its classes.
     """
 
     source: str
     examples: int
     unusable: list[Failure]
     outcomes: list[Outcome]
+    assumed: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -149,13 +151,25 @@ def evaluate(
             batches.end()  # for the other threads where one failed, for all on Ctrl-C
         for future in futures:
             future.result()
-    run = Run(dataset.source, len(wanted), work.unusable(), list(work.outcomes.values()))
+    left_out = [Failure(None, each.name, each.reason) for each in dataset.about.left_out]
+    run = Run(
+        dataset.source,
+        len(wanted),
+        left_out + work.unusable(),
+        list(work.outcomes.values()),
+        (*dataset.about.remarks, *assumed(subjects)),
+    )
     _require_answers(run)
     for outcome in run.outcomes:
         outcome.answers.sort(key=lambda answer: answer.index)
-        outcome.failures.sort(key=lambda failure: failure.index)
+        outcome.failures.sort(key=lambda failure: failure.index or 0)
         outcome.versions = _versions(client, outcome, sending.timeout_s)
     return run
+
+
+def assumed(subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """Return what is taken for granted of classes; complete once those of the model are counted."""
+    return tuple(dict.fromkeys(text for each in subjects for text in each.classes.remarks()))
 
 
 def _require_answers(run: Run) -> None:
@@ -207,7 +221,6 @@ class _Row:
     """An example as one row of an input."""
 
     example: Example
-    true: int
     values: NDArray[Any]
 
 
@@ -276,11 +289,11 @@ class _Work:
         found = []
         for example in (each for each in batch if each.index in values):
             try:
-                true = subject.classes.index(example.label)
+                subject.classes.index(example.label)  # for good once the classes are counted
             except InvalidRequest as error:
                 self._drop(example, error)
             else:
-                found.append(_Row(example, true, values[example.index]))
+                found.append(_Row(example, values[example.index]))
         return found
 
     def _drop(self, example: Example, error: InvalidRequest) -> None:
@@ -328,13 +341,14 @@ class _Work:
         classes = scores.shape[1]
         answers = []
         for row, line in zip(rows, scores, strict=True):
-            if not 0 <= row.true < classes:
-                text = f"its class is {row.true}, and the model has {classes}, counted from 0"
+            true = outcome.subject.classes.index(row.example.label)
+            if not 0 <= true < classes:
+                text = f"its class is {true}, and the model has {classes}, counted from 0"
                 self._drop(row.example, InvalidRequest(text))
             elif np.isnan(line).any() or np.isinf(line.max()):
                 self._fail(outcome, [row], ServerFault("its scores are NaN or infinite"))
             else:
-                answers.append(_answer(row, line, version))
+                answers.append(_answer(row, true, line, version))
         with self._results:
             self._failed_in_a_row = 0
             outcome.classes = classes
@@ -342,10 +356,10 @@ class _Work:
             outcome.answers += answers
 
 
-def _answer(row: _Row, scores: NDArray[Any], version: int | None) -> Answer:
+def _answer(row: _Row, true: int, scores: NDArray[Any], version: int | None) -> Answer:
     best, example = int(scores.argmax()), row.example
-    rank = rank_of(scores, row.true)
-    return Answer(example.index, example.name, row.true, best, float(scores[best]), rank, version)
+    rank = rank_of(scores, true)
+    return Answer(example.index, example.name, true, best, float(scores[best]), rank, version)
 
 
 def _scores(subject: Subject, answer: Prediction, rows: int) -> NDArray[Any]:

@@ -1,78 +1,146 @@
-"""Sets stored as CSV: `path,label` rows, or `label,pixel,pixel,...` rows."""
+"""Sets stored as tables: rows of a picture's path and its label, or of a label and pixels."""
 
-import csv
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.evaluation.examples import Content, Dataset, Files, Label, Rows
+from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
+from tfserve_kit.evaluation.folders import is_picture
+from tfserve_kit.evaluation.table_form import Form, Given, Places, find_form, is_remark
+from tfserve_kit.evaluation.table_rows import numbered_rows
+from tfserve_kit.labels import shown
 
-_PATH_NAMES = {"path", "file", "filename", "image"}
 _BRIGHTEST = 255
+_AS_WRITTEN = Given()
 
 
-def open_csv(file: Path) -> Dataset:
-    """Open a CSV file, with a header or without.
+def open_csv(file: Path, given: Given = _AS_WRITTEN) -> Dataset:
+    """Open a table, with a header or without, separated by commas, semicolons, tabs or bars.
 
-    Two columns are the path of a picture, from the file's own folder, and its label; more are a
-    label and the pixels of a picture, 0-255, row by row. A label that is a whole number before
-    pixels is a class index.
+    A row is the path of a picture and its label, or a label and the pixels of a picture, 0-255, row
+    by row. Paths are from the file's own folder, or the one that a column of folders names. A label
+    that is a whole number before pixels is a class index.
+
+    Args:
+        file: text in UTF-8, or marked as UTF-16.
+        given: what the user says of the table; the rest is found out.
 
     Raises:
-        UsageError: the file cannot be read, is empty or has one column.
+        UsageError: the file cannot be read or is empty, or what its columns are is not known.
     """
-    first = next(_lines(file), None)
-    if first is None or len(first) < 2:  # noqa: PLR2004 (at least a label and something)
-        columns = 0 if first is None else len(first)
-        raise UsageError(f"{file} has {columns} columns",
-                         remedy="write path,label or label,pixel,pixel,... rows")  # fmt: skip
-    if len(first) == 2:  # noqa: PLR2004 (path, label)
-        return _pictures(file, first)
-    has_header = not first[1].strip().isdigit()
-    labels = [_label(line[0]) for line in _body(file, has_header=has_header)]
+    form = find_form(file, given)
+    return _pictures(file, form, form.places) if form.places else _pixels_set(file, form)
+
+
+def _pictures(file: Path, form: Form, places: Places) -> Files:
+    entries, left_out, labels = [], [], []
+    width = 1 + max(form.label, places.path, places.folder or 0)
+    for number, row in _body(file, form):
+        name = f"{file} line {number}"
+        if len(row) != form.width:
+            many = f"has {len(row)} columns where the table has {form.width}"
+            if len(row) < width or form.width == width:
+                left_out.append(LeftOut(name, many))
+                continue
+        path, label = places.locate(row), row[form.label].strip()
+        if is_remark(row) and not path.is_file():
+            continue
+        if not label:
+            left_out.append(LeftOut(name, "has no label"))
+            continue
+        entries.append((path, str(path), label))
+        labels.append(label)
+    if not entries:
+        raise UsageError(f"{file} has a header and no rows" if form.header else
+                         f"{file} has no rows that can be used: {left_out[:1]}")  # fmt: skip
+    entries = _without_fractions(entries)
+    return Files(
+        str(file),
+        entries,
+        unproved=_unproved(file, entries),
+        about=About(left_out, [*form.remarks, *_repetitions(entries)]),
+    )
+
+
+def _without_fractions(entries: list[tuple[Path, str, str]]) -> list[tuple[Path, str, str]]:
+    """Return 3 for 3.0, as a table writes whole numbers once one was missing; if all are such."""
+    if not all(label.endswith(".0") and label[:-2].isdigit() for _, _, label in entries):
+        return entries
+    return [(path, name, label[:-2]) for path, name, label in entries]
+
+
+def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> set[str]:
+    """Return the labels of which no picture exists; such a row may be anything.
+
+    Raises:
+        UsageError: no picture at all exists.
+    """
+    waiting = defaultdict(list)
+    for path, _, label in entries:
+        waiting[label].append(path)
+    found = {
+        label
+        for label, paths in waiting.items()
+        if not any(path.is_file() and is_picture(path) for path in paths)
+    }
+    if len(found) == len(waiting):
+        raise UsageError(
+            f"none of the {len(entries)} examples of {file} can be used: no file that it names is "
+            f"a picture; the first would be {entries[0][0]}",
+            remedy="write paths from the folder of the table; --csv-columns PATH,LABEL says which "
+            "columns hold what",
+        )
+    return found
+
+
+def _repetitions(entries: list[tuple[Path, str, str]]) -> Iterator[str]:
+    labels = defaultdict(list)
+    for _, name, label in entries:
+        labels[name].append(label)
+    if twice := [name for name, found in labels.items() if len(found) > 1]:
+        yield f"files that several rows name count as often: {shown(twice)}"
+    if torn := [name for name in twice if len(set(labels[name])) > 1]:
+        yield f"files with several labels, of which at most one is right: {shown(torn)}"
+
+
+def _body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows below the header, with their line numbers."""
+    return (
+        (number, row)
+        for number, row in numbered_rows(file, form.separator, form.encoding)
+        if number > form.starts_after
+    )
+
+
+def _pixels_set(file: Path, form: Form) -> Rows:
+    labels = [_label(row[form.label]) for _, row in _pixel_body(file, form)]
     if not labels:
         raise UsageError(f"{file} has a header and no rows")
-    width = len(first) - 1
-    return Rows(str(file), labels, lambda: _pixel_rows(file, width, has_header=has_header))
+    about = About(remarks=form.remarks)
+    return Rows(str(file), labels, lambda: _pixel_rows(file, form), about=about)
 
 
-def _pictures(file: Path, first: list[str]) -> Files:
-    has_header = first[0].strip().lower() in _PATH_NAMES and first[1].strip().lower() == "label"
-    entries = []
-    for line in _body(file, has_header=has_header):
-        path, label = [*line, ""][:2]
-        entries.append((file.parent / path, str(file.parent / path), label.strip()))
-    if not entries:
-        raise UsageError(f"{file} has a header and no rows")
-    return Files(str(file), entries)
+def _pixel_body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
+    return (
+        (number, row)
+        for number, row in _body(file, form)
+        if len(row) > form.label and not is_remark(row)
+    )
 
 
 def _label(text: str) -> Label:
-    stripped = text.strip()
-    return int(stripped) if stripped.isascii() and stripped.isdigit() else stripped
+    stripped = text.strip().removesuffix(".0")
+    return int(stripped) if stripped.isascii() and stripped.isdigit() else text.strip()
 
 
-def _body(file: Path, *, has_header: bool) -> Iterator[list[str]]:
-    lines = _lines(file)
-    if has_header:
-        next(lines)
-    return lines
-
-
-def _lines(file: Path) -> Iterator[list[str]]:
-    """Yield the rows that hold anything."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            yield from (line for line in csv.reader(stream) if line)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
-
-
-def _pixel_rows(file: Path, width: int, *, has_header: bool) -> Iterator[Content | InvalidRequest]:
-    for line in _body(file, has_header=has_header):
-        yield _pixels(line[1:], width)
+def _pixel_rows(file: Path, form: Form) -> Iterator[Content | InvalidRequest]:
+    dropped = form.dropped | {form.label}
+    width = form.width - len(dropped)
+    for _, row in _pixel_body(file, form):
+        yield _pixels([cell for place, cell in enumerate(row) if place not in dropped], width)
 
 
 def _pixels(cells: list[str], width: int) -> Content | InvalidRequest:

@@ -3,7 +3,7 @@
 The form is told by the content, never by the name of the file.
 """
 
-from tfserve_kit.labels.names import Labels
+from tfserve_kit.labels.names import Labels, shown
 from tfserve_kit.labels.reading import from_json, parse, read
 
-__all__ = ["Labels", "from_json", "parse", "read"]
+__all__ = ["Labels", "from_json", "parse", "read", "shown"]

@@ -106,6 +106,6 @@ def _missing(have: set[int], start: int, end: int) -> list[int]:
     for index in range(start, end):
         if index not in have:
             found.append(index)
-        if len(found) > len(have) + 10:
+        if len(found) > len(have) + MOST_SHOWN:
             break
     return found

@@ -12,7 +12,7 @@ BACKGROUND = "background"
 _BACKGROUNDS = {BACKGROUND, "__background__", "_background_", "dummy", "unknown", "none"}
 # What a column of names is called where it has a header.
 HEADINGS = {"label", "labels", "name", "names", "class", "classes", "class_name", "display_name"}
-MOST_SHOWN = 5
+MOST_SHOWN = 10
 
 
 class Labels(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none that are not empty)
@@ -111,5 +111,5 @@ def _is_extra(name: str) -> bool:
 def shown(values: Sequence[object]) -> str:
     """Return the first few of many, and how many more there are."""
     more = len(values) - MOST_SHOWN
-    text = ", ".join(map(str, values[:MOST_SHOWN]))
+    text = ", ".join(map(str, values[:MOST_SHOWN])) or "none"
     return f"{text} and {more} more" if more > 0 else text
