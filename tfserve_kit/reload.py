@@ -17,7 +17,7 @@ from tfserve_kit.clients.grpc import GrpcClient
 from tfserve_kit.clients.readiness import ask
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.engines.base import ServerHandle
-from tfserve_kit.engines.records import CONFIG, DEPLOYMENT, Record
+from tfserve_kit.engines.records import CONFIG, DEPLOYMENT, Record, write_private
 from tfserve_kit.errors import RequestError, ServerFailed, UsageError
 from tfserve_kit.flags import MODEL_CONFIG
 from tfserve_kit.progress import SILENT, Progress
@@ -182,8 +182,9 @@ def _await(
 def _remember(handle: ServerHandle, spec: Spec, templates: Path | None) -> None:
     """Keep what is served now, so that a restart serves the same."""
     text = render.render(spec, templates=templates)[MODEL_CONFIG]
-    (handle.home / CONFIG / MODEL_CONFIG).write_text(text, "utf-8")
-    (handle.home / DEPLOYMENT).write_text(spec.model_dump_json(), "utf-8")
+    config = handle.home / CONFIG / MODEL_CONFIG
+    write_private(config, text, like=config)
+    write_private(handle.home / DEPLOYMENT, spec.model_dump_json())
     record = Record.read(handle.home)
     if record is not None:
         models = {name: model.base_path for name, model in spec.models.items()}

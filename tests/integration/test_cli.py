@@ -18,7 +18,8 @@ from PIL import Image
 from tests.integration.commands import PATIENCE_S, Done
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.engines import process
+from tfserve_kit.engines import Availability, process
+from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.preprocessing import Preprocessing
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
@@ -589,6 +590,41 @@ def shown_until(terminal, text):
     shown = b""
     while text not in shown:
         shown += os.read(terminal, 4096)
+
+
+SECRETS = """
+[docker]
+env = {TOKEN = "hunter2", PLAIN = "b c"}
+[models.m]
+base_path = "s3://key:hunter2@bucket/m?sig=hunter2"
+"""
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_secrets_of_a_dry_run_are_hidden_unless_asked_for(tfkit, tmp_path, monkeypatch, as_json):
+    monkeypatch.setattr(DockerEngine, "available", lambda self: Availability(True, "here"))
+    (tmp_path / "tfkit.toml").write_text(SECRETS)
+    arguments = ("serve", "--engine", "docker", "--dry-run", *as_json)
+    done = tfkit(*arguments)
+    assert done.code == 0
+    assert "hunter2" not in done.out + done.err
+    assert "b c" not in done.out
+    assert "TOKEN=***" in done.out
+    assert "--show-secrets" in done.err
+    shown = tfkit(*arguments, "--show-secrets")
+    assert {"TOKEN=hunter2", "key:hunter2@bucket", "b c"} <= set(
+        re.findall(r"TOKEN=hunter2|key:hunter2@bucket|b c", shown.out)
+    )
+    assert "***" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("env", ['{TOKEN = ["hunter2"]}', '"hunter2"', "{TOKEN = {a = 'hunter2'}}"])
+def test_secret_that_is_misspelled_is_not_quoted(tfkit, tmp_path, env):
+    (tmp_path / "tfkit.toml").write_text(f"[docker]\nenv = {env}\n[models.m]\nbase_path = 'm'\n")
+    done = tfkit("serve", "--dry-run")
+    assert done.code == 3
+    assert "docker.env" in done.err
+    assert "hunter2" not in done.err
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)])

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,6 +21,7 @@ from tests.integration.images import docker
 from tfserve_kit import launch, spec
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, State, container, registry
+from tfserve_kit.engines.container_user import default_user
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed
 from tfserve_kit.spec.schema import Docker
@@ -105,7 +105,9 @@ def test_log_is_followed_until_ctrl_c(look, served):
 def test_container_is_locked_down_and_limited(served):
     found = inspected(served[0].server_name)
     config, host = found["Config"], found["HostConfig"]
-    assert config["User"] == f"{os.getuid()}:{os.getgid()}"
+    assert config["User"] == default_user([MODELS / "image"])
+    assert not config["User"].startswith("0")
+    assert host["PidsLimit"] == 8192
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]

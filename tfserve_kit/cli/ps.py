@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from tfserve_kit import redaction
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.engines import ServerHandle, registry
@@ -19,7 +20,7 @@ def described(handle: ServerHandle) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "grpc": handle.endpoints.grpc,
         "rest": handle.endpoints.rest,
-        "models": dict(handle.models),
+        "models": {name: redaction.url(path) for name, path in handle.models.items()},
     }
 
 

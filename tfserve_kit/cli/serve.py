@@ -6,7 +6,7 @@ from threading import Thread
 
 import click
 
-from tfserve_kit import launch
+from tfserve_kit import launch, redaction
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import json_option
@@ -35,6 +35,8 @@ _LOOK_S = 0.2
               help="Longest wait until all models are available.")  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
 @click.option("--dry-run", is_flag=True, help="Show the command and its files, start nothing.")
+@click.option("--show-secrets", is_flag=True,
+              help="Show what --dry-run hides: values of env, passwords in URLs.")  # fmt: skip
 @json_option
 def command(
     config: Path | None,
@@ -45,6 +47,7 @@ def command(
     gpu: str | None,
     detach: bool,
     dry_run: bool,
+    show_secrets: bool,
     as_json: bool,
     **server: str | float | None,
 ) -> None:
@@ -58,7 +61,8 @@ def command(
         spec.server.engine, binary=spec.server.binary, docker=spec.docker, is_to_run=not dry_run
     )
     if dry_run:
-        _show_plan(launch.plan(spec, engine, templates=templates), as_json=as_json)
+        todo = launch.plan(spec, engine, templates=templates)
+        _show_plan(todo, show_secrets=show_secrets, as_json=as_json)
         return
     output.note(f"Engine {engine.name}: {why}.")
     with output.TerminalProgress() as progress:
@@ -75,12 +79,18 @@ def command(
             _attend(handle, interrupts)
 
 
-def _show_plan(plan: Plan, *, as_json: bool) -> None:
-    files = "".join(f"\n# {path}\n{text}" for path, text in plan.files.items())
+def _show_plan(plan: Plan, *, show_secrets: bool, as_json: bool) -> None:
     for note in plan.notes:
         output.note(f"Note: {note}.")
-    data = {"engine": plan.engine, "argv": plan.argv, "files": dict(plan.files)}
-    output.result("plan", data, as_json=as_json, text=shell_line(plan.argv) + "\n" + files.rstrip())
+    argv, files = list(plan.argv), dict(plan.files)
+    if not show_secrets:
+        argv = [plan.private.get(each, redaction.text(each)) for each in argv]
+        files = {path: redaction.text(text) for path, text in files.items()}
+    if argv != list(plan.argv) or files != plan.files:
+        output.note("Note: secrets are hidden as ***; --show-secrets shows them.")
+    text = "".join(f"\n# {path}\n{text}" for path, text in files.items())
+    data = {"engine": plan.engine, "argv": argv, "files": files}
+    output.result("plan", data, as_json=as_json, text=shell_line(argv) + "\n" + text.rstrip())
 
 
 def _announcement(handle: ServerHandle) -> str:

@@ -84,6 +84,7 @@ class Plan:
         models: base path by model name.
         deployment: what it was made of, as JSON.
         notes: what the user should know, such as an option the engine cannot honour.
+        private: arguments that hold secrets, to what is shown instead of them.
     """
 
     server_name: str
@@ -94,6 +95,7 @@ class Plan:
     models: Mapping[str, str]
     deployment: str
     notes: tuple[str, ...] = field(default=())
+    private: Mapping[str, str] = field(default_factory=dict)
 
 
 class ServerHandle(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tfserve_kit import flags
+from tfserve_kit import flags, redaction
 from tfserve_kit.engines.base import Endpoints, Plan
 from tfserve_kit.engines.image_files import (
     GRPC_PORT,
@@ -98,6 +98,7 @@ def plan(
         "restart_policy": {"Name": options.restart},
         # Docker's own choice grows without end; this one keeps the last 100 MB.
         "log_config": {"Type": "local", "Config": {}},
+        "pids_limit": options.pids_limit,
         **_limits(options),
     }
     return ContainerPlan(
@@ -109,6 +110,10 @@ def plan(
         models=models,
         deployment=spec.model_dump_json(),
         container=container,
+        private={
+            f"--env={key}={value}": f"--env={key}={redaction.HIDDEN}"
+            for key, value in options.env.items()
+        },
     )
 
 
@@ -196,6 +201,7 @@ def _run_line(container: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"--security-opt={name}" for name in container["security_opt"])
     yield f"--restart={container['restart_policy']['Name']}"
     yield f"--log-driver={container['log_config']['Type']}"
+    yield f"--pids-limit={container['pids_limit']}"
     yield from _limit_options(container)
     for key, value in container["environment"].items():
         yield f"--env={key}={value}"

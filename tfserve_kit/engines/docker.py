@@ -9,7 +9,6 @@ record for quick look-ups are in the state folder, as for processes::
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,15 @@ from tfserve_kit.engines import container as containers
 from tfserve_kit.engines import daemon
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
 from tfserve_kit.engines.container import ContainerPlan
-from tfserve_kit.engines.records import CONFIG, Record, claimed, state_folder, write_files
+from tfserve_kit.engines.container_user import default_user, hand_over, unreadable
+from tfserve_kit.engines.records import (
+    CONFIG,
+    Record,
+    claimed,
+    private_folder,
+    state_folder,
+    write_files,
+)
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, TfkitError
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.spec.schema import Docker, Spec
@@ -75,11 +82,16 @@ class DockerEngine:
             files,
             config=self._home(spec.server.name) / CONFIG,
             folder=self._folder,
-            user=f"{os.getuid()}:{os.getgid()}",
+            user=_user(spec),
         )
 
     def prepare(self, spec: Spec, *, progress: Progress = SILENT) -> None:
-        """Pull the image, if the deployment wants that; see `Engine.prepare`."""
+        """Pull the image, if the deployment wants that; see `Engine.prepare`.
+
+        Raises:
+            EngineUnavailable: also where the container's user could not read a model.
+        """
+        _require_readable(spec)
         image, pull = containers.image_of(spec.docker), spec.docker.pull
         with daemon.connected() as client:
             is_here = _is_here(client, image)
@@ -110,9 +122,10 @@ class DockerEngine:
         ):
             self._make_room(client, name)
             shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
+            private_folder(home)
             undo.callback(shutil.rmtree, home, ignore_errors=True)
             write_files(plan, home)
+            hand_over(home / CONFIG, plan.container["user"])
             found = _created(client, plan)
             undo.callback(found.remove, force=True)
             _started(found)
@@ -173,6 +186,22 @@ class DockerEngine:
                     remedy=f"`tfkit stop {server_name}`, or give another --name",
                 )
             each.remove(force=True)
+
+
+def _user(spec: Spec) -> str:
+    return spec.docker.user or default_user(model.base_path for model in spec.models.values())
+
+
+def _require_readable(spec: Spec) -> None:
+    user = _user(spec)
+    for name, model in spec.models.items():
+        path = None if "://" in model.base_path else unreadable(user, model.base_path)
+        if path is not None:
+            raise EngineUnavailable(
+                f"the server of {name!r} would run as user {user}, who cannot read {path}",
+                remedy=f"`chmod -R o+rX {model.base_path}`, or set `user` in [docker]: "
+                '"0:0" is root, and reads what is root\'s',
+            )
 
 
 def _is_here(client: Any, image: str) -> bool:

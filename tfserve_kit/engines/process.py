@@ -27,6 +27,8 @@ from tfserve_kit.engines.records import (
     CONFIG,
     Record,
     claimed,
+    open_private,
+    private_folder,
     records,
     state_folder,
     write_files,
@@ -105,7 +107,7 @@ class ProcessEngine:
         with claimed(self._folder, plan.server_name), contextlib.ExitStack() as undo:
             self._refuse_taken(plan.server_name)
             shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
+            private_folder(home)
             undo.callback(shutil.rmtree, home, ignore_errors=True)
             write_files(plan, home)
             process = self._spawn(plan, home / _LOG)
@@ -150,7 +152,7 @@ class ProcessEngine:
 
     def _spawn(self, plan: Plan, log: Path) -> subprocess.Popen[bytes]:
         try:
-            with log.open("wb") as output:
+            with open_private(log) as output:
                 return subprocess.Popen(
                     plan.argv,
                     stdin=subprocess.DEVNULL,

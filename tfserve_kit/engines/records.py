@@ -3,22 +3,27 @@
 ::
 
     <state>/servers/<name>/server.json   deployment.json   config/*.txt
+
+Deployments may hold secrets, so folders have the mode 0700 and files 0600.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tfserve_kit.engines.base import Endpoints, Plan
 from tfserve_kit.errors import ServerFailed
 
 CONFIG, DEPLOYMENT = "config", "deployment.json"
 _RECORD = "server.json"
+_PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 
 
 def state_folder() -> Path:
@@ -27,6 +32,58 @@ def state_folder() -> Path:
         return Path(folder).absolute()
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "tfkit"
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that nobody but this user can look into, whatever the umask.
+
+    One of this user's that others may look into is closed to them.
+
+    Raises:
+        OSError: it cannot be made; or it is another user's, or behind another user's link, who
+            could have put anything there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=_PRIVATE_FOLDER)
+    for found in (folder.lstat(), folder.stat()):
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(folder))
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder))
+    if stat.S_IMODE(found.st_mode) != _PRIVATE_FOLDER:
+        folder.chmod(_PRIVATE_FOLDER)
+
+
+def write_private(file: Path, text: str, *, like: Path | None = None) -> None:
+    """Write a file that nobody but this user can read, in one step, whatever was there before.
+
+    Args:
+        file: where.
+        text: its content.
+        like: a file whose owner and mode it gets instead.
+    """
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(_opened(draft), "w", encoding="utf-8") as stream:
+        stream.write(text)
+        if like is not None:
+            found = like.stat()
+            os.fchown(stream.fileno(), found.st_uid, found.st_gid)
+            os.fchmod(stream.fileno(), stat.S_IMODE(found.st_mode))
+    draft.rename(file)
+
+
+def open_private(file: Path) -> BinaryIO:
+    """Open a new file for writing that nobody but this user can read."""
+    return os.fdopen(_opened(file), "wb")
+
+
+def _opened(file: Path, mode: int = os.O_EXCL) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | mode
+    descriptor = os.open(file, flags, _PRIVATE_FILE)
+    os.fchmod(descriptor, _PRIVATE_FILE)
+    return descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +107,20 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """Read a server's folder, None where it holds no whole record."""
+        """Read a server's folder, None where it holds no whole record of this user."""
         try:
-            values: dict[str, Any] = json.loads((folder / _RECORD).read_text("utf-8"))
+            with (folder / _RECORD).open(encoding="utf-8") as stream:
+                if os.fstat(stream.fileno()).st_uid != os.geteuid():
+                    return None  # whoever wrote it would decide what is stopped
+                values: dict[str, Any] = json.load(stream)
             endpoints = Endpoints(**values.pop("endpoints"))
             return cls(**values | {"endpoints": endpoints, "argv": tuple(values["argv"])})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, folder: Path) -> None:
         """Write the record in one step: it is there in full or not at all."""
-        draft = folder / f".{_RECORD}"
-        draft.write_text(json.dumps(asdict(self), indent=1), "utf-8")
-        draft.rename(folder / _RECORD)
+        write_private(folder / _RECORD, json.dumps(asdict(self), indent=1))
 
 
 def records(folder: Path | None = None) -> list[Record]:
@@ -92,24 +150,27 @@ def claimed(folder: Path, server_name: str) -> Iterator[None]:
     """Hold a name while starting, so that two starts at once cannot both have it.
 
     Raises:
-        ServerFailed: the folder cannot be written, for instance because its disk is full.
+        ServerFailed: the folder cannot be written, for instance because its disk is full; or it is
+            another user's, or a link.
     """
     servers = folder / "servers"
     try:
-        servers.mkdir(parents=True, exist_ok=True)
-        with (servers / f".{server_name}.lock").open("w") as lock:
+        private_folder(folder)
+        private_folder(servers)
+        with os.fdopen(_opened(servers / f".{server_name}.lock", 0), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
         raise ServerFailed(
-            f"cannot keep server {server_name!r} in {servers}: {error.strerror or error}",
-            remedy="make room there, or set TFKIT_STATE_DIR to another folder",
+            f"cannot keep server {server_name!r} in {error.filename or servers}: "
+            f"{error.strerror or error}",
+            remedy="make room there, or set TFKIT_STATE_DIR to another folder of yours",
         ) from error
 
 
 def write_files(plan: Plan, home: Path) -> None:
     """Write a server's rendered files and what they were made of into its folder."""
-    (home / CONFIG).mkdir(exist_ok=True)
+    private_folder(home / CONFIG)
     for path, text in plan.files.items():
-        Path(path).write_text(text, "utf-8")
-    (home / DEPLOYMENT).write_text(plan.deployment, "utf-8")
+        write_private(Path(path), text)
+    write_private(home / DEPLOYMENT, plan.deployment)

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tfserve_kit import flags
+from tfserve_kit import flags, redaction
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
 from tfserve_kit.spec.schema import Spec
 
@@ -21,6 +21,7 @@ _ADVICE = {
     "int_type": "write a whole number",
 }
 _FLAGS = ("server", "flags")
+_ENV = ("docker", "env")  # whose values may be secret
 
 
 def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Spec:
@@ -104,7 +105,8 @@ def _problem(detail: ErrorDetails) -> Problem:
         return Problem(path, "is not a known key", did_you_mean(str(key), _keys(parents)))
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] not in {"missing", "value_error"}:
-        message = f"{message[:1].lower()}{message[1:]}, but is {detail['input']!r:.80}"
+        given = redaction.HIDDEN if detail["loc"][:2] == _ENV else f"{detail['input']!r:.80}"
+        message = f"{message[:1].lower()}{message[1:]}, but is {given}"
     return Problem(path, message, _ADVICE.get(detail["type"], ""))
 
 

@@ -204,7 +204,12 @@ class Docker(_Section):
         default=None, description='most memory used, such as "4g"'
     )
     user: Annotated[str, Field(pattern=r"^[\w.-]+(:[\w.-]+)?$")] | None = Field(
-        default=None, description="user and group in the container; left out: yours"
+        default=None,
+        description="user and group in the container; left out: yours, and where you are root the "
+        'owner of the base paths, or nobody (65534:65534); "0:0" for root',
+    )
+    pids_limit: Positive = Field(
+        default=8192, description="most processes and threads in the container"
     )
     read_only: bool = Field(default=True, description="whether the container's files are fixed")
     restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field(

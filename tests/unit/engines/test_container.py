@@ -51,6 +51,9 @@ KEYS = [
      ['--gpus="device=0,2"']),
     ({"gpu": "GPU-3faa"}, "device_requests", [NVIDIA | {"DeviceIDs": ["GPU-3faa"]}],
      ['--gpus="device=GPU-3faa"']),
+    ({}, "pids_limit", 8192, ["--pids-limit=8192"]),
+    ({"pids_limit": 50}, "pids_limit", 50, ["--pids-limit=50"]),
+    ({"user": "0:0"}, "user", "0:0", ["--user=0:0"]),
     ({}, "cap_drop", ["ALL"], ["--cap-drop=ALL"]),
     ({}, "security_opt", ["no-new-privileges"], ["--security-opt=no-new-privileges"]),
     ({}, "tmpfs", {"/tmp": ""}, ["--tmpfs=/tmp"]),
@@ -257,3 +260,12 @@ def test_plan_is_a_value_that_knows_its_deployment():
     made = plan({"cpus": 2.0})
     assert spec.Spec.model_validate_json(made.deployment).docker.cpus == 2.0
     assert made.files == {f"{CONFIG}/model_config.txt": "text"}
+
+
+def test_values_of_the_environment_are_told_apart_from_what_may_be_shown():
+    made = plan({"env": {"TOKEN": "hunter2", "A": "b=c"}})
+    assert {"--env=TOKEN=hunter2", "--env=A=b=c"} <= set(made.argv)
+    assert made.private == {
+        "--env=TOKEN=hunter2": "--env=TOKEN=***",
+        "--env=A=b=c": "--env=A=***",
+    }

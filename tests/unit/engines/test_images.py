@@ -212,7 +212,7 @@ class TestFiles:
         assert "ARG BASE=python:3.12-slim\n" in found["Dockerfile"]
         assert "ARG PIP_NO_INDEX=\n" in found["Dockerfile"]
         words = [word for word, _ in instructions(found["Dockerfile"])]
-        assert words[-3:] == ["ENV", "EXPOSE", "ENTRYPOINT"]
+        assert words[-4:] == ["ENV", "EXPOSE", "USER", "ENTRYPOINT"]
         required = re.split(r"[<>=\n]+", found["server/requirements.txt"])
         assert {"tensorflow", "httptools", "grpcio"} <= set(required)
         assert "pytest" not in required
