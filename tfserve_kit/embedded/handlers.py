@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tfserve_kit.embedded import calls, inference
 from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
+from tfserve_kit.embedded.entries import Lease, VersionStatus
+from tfserve_kit.embedded.manager import Manager
 from tfserve_kit.embedded.metrics import RUNTIME_LATENCY, Metrics, micros_since
 from tfserve_kit.embedded.model_config import check_models
 from tfserve_kit.embedded.status import Code, ServingError, invalid
@@ -232,7 +233,7 @@ class Handlers:
             ServingError: the configuration is refused, or a new model failed to load.
         """
         check_models(configs)
-        self._manager.reload(configs, timeout_s=call.timeout_s if call else None)
+        self._manager.reload(configs, call=call)
 
     def _run(self, lease: Lease, api: str, call: Call | None) -> calls.Run:
         """Return what runs a version's tensors and tells the metrics."""

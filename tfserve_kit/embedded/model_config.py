@@ -4,7 +4,7 @@ Source: tensorflow_serving/model_servers/server_core.cc (checks and error texts)
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,22 @@ def _check_type(config: Any) -> None:
 def platform(config: Any) -> str:
     """Return a model's platform, also where only the deprecated type is set."""
     return "tensorflow" if config.model_type == _TENSORFLOW_TYPE else str(config.model_platform)
+
+
+def refuse_other_platforms(current: Mapping[str, Any], configs: Iterable[Any]) -> None:
+    """Refuse a list of ModelConfig messages that changes a platform, or names an unknown one.
+
+    Raises:
+        ServingError: it does.
+    """
+    for config in configs:
+        after = platform(config)
+        before = platform(current[config.name]) if config.name in current else after
+        if before != after:
+            raise invalid(
+                f"Illegal to change a model's platform. For model {config.name} platform was "
+                f"{before} and new platform requested is {after}"
+            )
+        if after not in {"", "tensorflow"}:
+            text = f"PlatformConfigMap has no entry for platform {after}"
+            raise ServingError(Code.FAILED_PRECONDITION, text)

@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 from tfserve_kit import protos
 from tfserve_kit.embedded import examples, json_answer, json_request
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
-from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.embedded.versions import State

@@ -204,3 +204,5 @@ class EmbeddedServer:
                 self._manager.reload(configs, timeout_s=0)
             except ServingError as error:
                 _log.error("%s", error)
+            except Exception:  # noqa: BLE001 (the next look may find a file that can be used)
+                _log.exception("reading %s failed", self._settings.model_config_file)

@@ -5,6 +5,7 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
 from tfserve_kit.embedded.handlers import (
     Classified,
@@ -14,7 +15,6 @@ from tfserve_kit.embedded.handlers import (
     Regressed,
 )
 from tfserve_kit.embedded.ledger import Ledger
-from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.versions import State

@@ -8,6 +8,7 @@ import pytest
 from tfserve_kit import protos
 from tfserve_kit.embedded import labels
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.entries import Lease, VersionStatus
 from tfserve_kit.embedded.handlers import (
     Handlers,
     InferenceTask,
@@ -16,7 +17,6 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
 )
 from tfserve_kit.embedded.ledger import Ledger
-from tfserve_kit.embedded.manager import Lease, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.versions import State
@@ -77,8 +77,8 @@ class OneModelManager:
         states = [VersionStatus(4, State.AVAILABLE, None), VersionStatus(3, State.END, None)]
         return states if model == "m" else []
 
-    def reload(self, configs, *, timeout_s=None):
-        self.reloaded = (configs, timeout_s)
+    def reload(self, configs, *, call=None):
+        self.reloaded = (configs, call.timeout_s)
 
 
 @pytest.fixture

@@ -1,15 +1,23 @@
 """Loading, swapping, lending and retrying versions, with a loader and a clock under control."""
 
 import threading
+import time
+from concurrent import futures
 from contextlib import ExitStack
 
 import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.embedded import source
+from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.entries import MOST_ENDED, aspire
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.manager import Manager
+from tfserve_kit.embedded.poller import Poller
 from tfserve_kit.embedded.settings import Settings
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.versions import State
 
 PATIENCE_S = 10.0
 RETRY_S = 60.0
@@ -792,3 +800,200 @@ def test_stop_is_idempotent_and_allowed_before_start(tmp_path):
     manager.stop()
     manager.stop()
     assert manager.status("m") == []
+
+
+# Reloads nobody waits for
+
+
+class Client:
+    """Someone who can go away."""
+
+    def __init__(self):
+        self.has_gone, self.told = False, []
+
+    def call(self):
+        account = Ledger(1 << 20).account("")
+        return Call.within(None, account, lambda: self.has_gone, self.told.append)
+
+    def leave(self):
+        self.has_gone = True
+        for tell in self.told:
+            tell()
+
+
+def reloading(world, *models, call=None):
+    """Reload in a thread; return it, and the code it raises once it has ended."""
+    codes = []
+
+    def reload():
+        try:
+            world.manager.reload([world.config(model) for model in models], call=call)
+            codes.append(None)
+        except ServingError as error:
+            codes.append(error.code)
+
+    thread = threading.Thread(target=reload)
+    thread.start()
+    return thread, codes
+
+
+def test_reload_whose_client_goes_waits_no_longer(world):
+    world.put("m/1")
+    world.start()
+    world.settles({1: "AVAILABLE"})
+    client = Client()
+    thread, codes = reloading(world, "m", "never", call=client.call())
+    assert eventually(lambda: client.told)
+    assert not codes
+    client.leave()
+    thread.join(PATIENCE_S)
+    assert codes == [Code.CANCELLED]
+
+
+def test_reload_that_another_one_follows_ends_as_aborted(world):
+    world.put("m/1")
+    world.start()
+    world.settles({1: "AVAILABLE"})
+    first = reloading(world, "m", "never")
+    assert eventually(lambda: "never" in world.manager._configs)
+    world.manager.reload([world.config("m")])
+    first[0].join(PATIENCE_S)
+    assert first[1] == [Code.ABORTED]
+
+
+# What must not hold up, or end, the manager
+
+
+def test_base_path_that_hangs_holds_up_no_other_model(world, monkeypatch):
+    world.put("m/1", "n/1", "stuck/1")
+    go, aspired = threading.Event(), source.aspired
+
+    def hanging(config):
+        if config.name == "stuck":
+            assert go.wait(PATIENCE_S)
+        return aspired(config)
+
+    monkeypatch.setattr(source, "aspired", hanging)
+    world.start("stuck", "m", "n")
+    world.poll()
+    world.settles({1: "AVAILABLE"}, "m")
+    world.settles({1: "AVAILABLE"}, "n")
+    world.put("m/2")
+    world.poll()
+    world.settles({2: "AVAILABLE", 1: "END"}, "m")
+    assert world.states("stuck") == {}
+    go.set()
+    world.settles({1: "AVAILABLE"}, "stuck")
+
+
+def test_base_path_that_cannot_be_one_does_not_end_the_manager(world):
+    world.put("m/1")
+    impossible = world.config("x")
+    impossible.base_path = "/a\0b"
+    world.start()
+    world.settles({1: "AVAILABLE"})
+    with pytest.raises(ServingError) as caught:
+        world.manager.reload([world.config("m"), impossible], timeout_s=0)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    world.put("m/2")
+    world.poll()
+    world.settles({2: "AVAILABLE", 1: "END"})
+
+
+@pytest.mark.parametrize("fault", [MemoryError, RecursionError, SystemExit, KeyboardInterrupt])
+def test_load_that_ends_in_any_way_is_seen(world, fault):
+    world.put("m/1", "n/1")
+    world.loader.faults["m/1"] = fault
+    world.start("m", "n", max_load_retries=0)
+    world.settles({1: "END"})
+    error = world.manager.status("m")[0].error
+    assert (error.code, error.message) == (Code.INTERNAL, fault.__name__)
+    world.settles({1: "AVAILABLE"}, "n")
+
+
+def test_step_that_fails_is_not_the_managers_last(world, monkeypatch):
+    world.put("m/1")
+    calls, ask = [], Poller.ask
+
+    def failing(poller, configs):
+        calls.append(configs)
+        if len(calls) == 1:
+            raise RuntimeError("can't start new thread")
+        ask(poller, configs)
+
+    monkeypatch.setattr(Poller, "ask", failing)
+    world.start()
+    assert eventually(lambda: calls)
+    world.poll()
+    world.settles({1: "AVAILABLE"})
+
+
+def test_load_without_a_thread_fails_and_is_tried_again(world, monkeypatch):
+    world.put("m/1")
+    submit, refused = futures.ThreadPoolExecutor.submit, []
+
+    def refuse(pool, call, *arguments):
+        if call.__name__ == "_load" and not refused:
+            refused.append(arguments)
+            raise RuntimeError("can't start new thread")
+        return submit(pool, call, *arguments)
+
+    monkeypatch.setattr(futures.ThreadPoolExecutor, "submit", refuse)
+    manager = world.start(max_load_retries=1)
+    assert eventually(lambda: manager._retrying)
+    world.clock.advance(RETRY_S)
+    world.settles({1: "AVAILABLE"})
+
+
+def test_versions_that_have_ended_are_forgotten_one_day():
+    entries = {}
+    for number in range(1, 3000):
+        aspire("m", entries, {number: None})
+        entries[number].state = State.AVAILABLE
+        if number > 1:
+            entries[number - 1].state = State.END
+    assert max(entries) == 2999
+    assert len(entries) <= MOST_ENDED + 2
+
+
+def test_models_that_have_ended_are_forgotten_one_day(world):
+    world.put("m/1")
+    manager = world.start(poll_wait_s=-1)
+    for number in range(1200):
+        config = world.config("m")
+        config.name, config.base_path = f"made-up-{number}", str(world.root / "nowhere")
+        with pytest.raises(ServingError):
+            manager.reload([config], timeout_s=0)
+        with manager._changed:
+            manager._aspire(config.name, {})
+    assert len(manager._entries) <= MOST_ENDED + 2
+
+
+def test_models_by_the_ten_thousand_are_taken_in_without_holding_up_the_status(world):
+    world.put("m/1")
+    manager = world.start()
+    world.settles({1: "AVAILABLE"})
+    config = world.config("m")
+    many = []
+    for number in range(20_000):
+        more = type(config)()
+        more.CopyFrom(config)
+        more.name, more.base_path = f"m{number}", str(world.root / "nowhere")
+        many.append(more)
+    longest_s, end = [0.0], threading.Event()
+
+    def watch():
+        while not end.wait(0.001):
+            before_s = time.monotonic()
+            manager.status("m")
+            longest_s[0] = max(longest_s[0], time.monotonic() - before_s)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(ServingError):
+        manager.reload([config, *many], timeout_s=0)
+    world.poll()
+    end.set()
+    watcher.join(PATIENCE_S)
+    assert world.states() == {1: "AVAILABLE"}
+    assert longest_s[0] < 0.5

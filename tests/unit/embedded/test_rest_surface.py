@@ -6,6 +6,7 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.handlers import (
     Classified,
     Metadata,
@@ -13,7 +14,6 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
-from tfserve_kit.embedded.manager import VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
