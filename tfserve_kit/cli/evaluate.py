@@ -21,8 +21,8 @@ from tfserve_kit.cli.picture_options import text_encoding_option
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.evaluation.table_form import Given
 from tfserve_kit.evaluation.table_rows import SEPARATORS
+from tfserve_kit.evaluation.table_sample import Given
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
 

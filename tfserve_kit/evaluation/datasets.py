@@ -7,7 +7,7 @@ from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation import arrays, tables
 from tfserve_kit.evaluation.examples import Dataset
 from tfserve_kit.evaluation.folders import open_folder
-from tfserve_kit.evaluation.table_form import Given
+from tfserve_kit.evaluation.table_sample import Given
 
 _FORMS = (
     "give a folder with one folder of pictures per class, MNIST's files, a .csv or an .npz file"

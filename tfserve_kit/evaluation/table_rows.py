@@ -3,11 +3,12 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from tfserve_kit.errors import UsageError
+from tfserve_kit.evaluation.table_sample import is_file
 from tfserve_kit.labels import text
 
 # By the names that the command line knows; a space counts once, before the label.
@@ -27,18 +28,15 @@ def head_of(file: Path, encoding: str | None) -> list[str]:
     return list(islice(filled, _HEAD_LINES))
 
 
-def find_separator(
-    file: Path, head: Sequence[str], names_a_file: Callable[[Sequence[str]], bool]
-) -> str:
+def find_separator(file: Path, head: Sequence[str]) -> str:
     """Return what separates the columns of a table.
 
     That into which most lines fall apart to the same number of columns; where that leaves several,
     the one that leaves names of files in the columns.
 
     Args:
-        file: for errors.
+        file: the table.
         head: its first lines.
-        names_a_file: says whether a row does.
 
     Raises:
         UsageError: there is one column, or several separators would do.
@@ -52,7 +50,7 @@ def find_separator(
     if not best:
         return _space(file, lines)
     found = [character for character, count in hits.items() if count == best]
-    proved = [each for each in found if any(map(names_a_file, tables[each]))]
+    proved = [each for each in found if _name_files(file, tables[each])]
     if len(found) > 1 and len(proved) != 1:
         names = " or ".join(_NAMES[each] for each in found)
         raise UsageError(
@@ -60,6 +58,12 @@ def find_separator(
             remedy=f"give --csv-separator {_NAMES[found[0]]}, or the other",
         )
     return (proved if len(found) > 1 else found)[0]
+
+
+def _name_files(file: Path, rows: Sequence[Sequence[str]]) -> bool:
+    """Say whether a cell of a table names a file, from the table's folder or the current one."""
+    cells = {cell.strip() for row in rows for cell in row} - {""}
+    return any(is_file(root / cell) for cell in cells for root in (file.parent, Path()))
 
 
 def _split(lines: Sequence[str], separator: str) -> list[list[str]]:
@@ -103,10 +107,14 @@ def numbered_rows(
             if line.strip():
                 yield number, line.strip().rsplit(None, 1)
         return
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    # Strict, so that a quotation mark that is not closed does not swallow the rest in silence.
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     try:
         for row in reader:
             if any(row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise UsageError(f"cannot read {file}, line {reader.line_num}: {error}") from error
+        raise UsageError(
+            f"cannot read {file}, line {reader.line_num}: {error}",
+            remedy="close its quotation marks, and double those within a cell",
+        ) from error

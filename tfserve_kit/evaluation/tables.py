@@ -1,5 +1,6 @@
 """Sets stored as tables: rows of a picture's path and its label, or of a label and pixels."""
 
+import glob
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
 from tfserve_kit.evaluation.folders import is_picture
-from tfserve_kit.evaluation.table_form import Form, Given, Places, find_form, is_remark
+from tfserve_kit.evaluation.table_form import Form, find_form, is_remark
 from tfserve_kit.evaluation.table_rows import numbered_rows
+from tfserve_kit.evaluation.table_sample import Given, Places, is_file
 from tfserve_kit.labels import shown
 
 _BRIGHTEST = 255
@@ -32,37 +34,36 @@ def open_csv(file: Path, given: Given = _AS_WRITTEN) -> Dataset:
         UsageError: the file cannot be read or is empty, or what its columns are is not known.
     """
     form = find_form(file, given)
-    return _pictures(file, form, form.places) if form.places else _pixels_set(file, form)
+    places = form.columns.places
+    return _pixels_set(file, form) if places is None else _pictures(file, form, places)
 
 
 def _pictures(file: Path, form: Form, places: Places) -> Files:
-    entries, left_out, labels = [], [], []
-    width = 1 + max(form.label, places.path, places.folder or 0)
+    entries, left_out = [], []
     for number, row in _body(file, form):
-        name = f"{file} line {number}"
-        if len(row) != form.width:
-            many = f"has {len(row)} columns where the table has {form.width}"
-            if len(row) < width or form.width == width:
-                left_out.append(LeftOut(name, many))
-                continue
-        path, label = places.locate(row), row[form.label].strip()
-        if is_remark(row) and not path.is_file():
+        if is_remark(row) and not (len(row) > places.path and is_file(places.locate(row))):
             continue
-        if not label:
-            left_out.append(LeftOut(name, "has no label"))
+        if reason := _broken(row, form):
+            left_out.append(LeftOut(f"{file} line {number}", reason))
             continue
-        entries.append((path, str(path), label))
-        labels.append(label)
+        path = places.locate(row)
+        entries.append((path, str(path), row[form.columns.label].strip()))
     if not entries:
-        raise UsageError(f"{file} has a header and no rows" if form.header else
-                         f"{file} has no rows that can be used: {left_out[:1]}")  # fmt: skip
+        what = "a header and no rows" if form.columns.header else "no rows that can be used"
+        raise UsageError(f"{file} has {what}")
     entries = _without_fractions(entries)
-    return Files(
-        str(file),
-        entries,
-        unproved=_unproved(file, entries),
-        about=About(left_out, [*form.remarks, *_repetitions(entries)]),
-    )
+    unproved = _unproved(file, entries)
+    about = About(left_out, [*form.columns.remarks, *_repetitions(entries)])
+    return Files(str(file), entries, unproved=unproved, about=about)
+
+
+def _broken(row: list[str], form: Form) -> str:
+    """Return why a row is no example; empty if it is one."""
+    if len(row) != form.width:
+        return f"has {len(row)} columns where the table has {form.width}"
+    if tuple(row) == form.columns.header:
+        return "repeats the header"
+    return "" if row[form.columns.label].strip() else "has no label"
 
 
 def _without_fractions(entries: list[tuple[Path, str, str]]) -> list[tuple[Path, str, str]]:
@@ -89,11 +90,21 @@ def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> set[str]:
     if len(found) == len(waiting):
         raise UsageError(
             f"none of the {len(entries)} examples of {file} can be used: no file that it names is "
-            f"a picture; the first would be {entries[0][0]}",
-            remedy="write paths from the folder of the table; --csv-columns PATH,LABEL says which "
-            "columns hold what",
+            f"a picture; the first would be {entries[0][1]}",
+            remedy=_where_they_may_be(file, entries[0][0]),
         )
     return found
+
+
+def _where_they_may_be(file: Path, missing: Path) -> str:
+    if ":/" in str(missing):
+        return "download the pictures, and write their paths instead of URLs"
+    name = glob.escape(missing.name)
+    near = [*file.parent.glob(f"{name}.*"), *file.parent.glob(f"*/{name}*")]
+    if near:
+        return f"write paths with folder and ending; there is {min(near).relative_to(file.parent)}"
+    return ("write paths from the folder of the table; --csv-columns PATH,LABEL says which columns "
+            "hold what")  # fmt: skip
 
 
 def _repetitions(entries: list[tuple[Path, str, str]]) -> Iterator[str]:
@@ -116,10 +127,10 @@ def _body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
 
 
 def _pixels_set(file: Path, form: Form) -> Rows:
-    labels = [_label(row[form.label]) for _, row in _pixel_body(file, form)]
+    labels = [_label(row[form.columns.label]) for _, row in _pixel_body(file, form)]
     if not labels:
         raise UsageError(f"{file} has a header and no rows")
-    about = About(remarks=form.remarks)
+    about = About(remarks=form.columns.remarks)
     return Rows(str(file), labels, lambda: _pixel_rows(file, form), about=about)
 
 
@@ -127,7 +138,7 @@ def _pixel_body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
     return (
         (number, row)
         for number, row in _body(file, form)
-        if len(row) > form.label and not is_remark(row)
+        if len(row) > form.columns.label and not is_remark(row)
     )
 
 
@@ -137,7 +148,7 @@ def _label(text: str) -> Label:
 
 
 def _pixel_rows(file: Path, form: Form) -> Iterator[Content | InvalidRequest]:
-    dropped = form.dropped | {form.label}
+    dropped = form.columns.dropped | {form.columns.label}
     width = form.width - len(dropped)
     for _, row in _pixel_body(file, form):
         yield _pixels([cell for place, cell in enumerate(row) if place not in dropped], width)

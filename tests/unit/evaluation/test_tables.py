@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.datasets import open_dataset
-from tfserve_kit.evaluation.table_form import Given
+from tfserve_kit.evaluation.table_sample import Given
 
 
 @pytest.fixture
@@ -65,6 +65,8 @@ AB = [("a.png", "cat"), ("b.png", "dog")]
         "id,filename,width,class\n1,a.png,2,cat\n2,b.png,2,dog\n",
         ",label,image\n0,cat,a.png\n1,dog,b.png\n",
         "./a.png,cat\nsub/../b.png,dog\n",
+        "a.png,cat,\nb.png,dog,\n",
+        "filename,class,\na.png,cat,\nb.png,dog,\n",
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -118,6 +120,28 @@ class TestRowsThatCannotBeUsed:
         assert len(found) == 2
         ((left_out),) = found.about.left_out
         assert (left_out.name.rpartition("/")[2], left_out.reason) == ("set.csv line 3", reason)
+
+    def test_a_header_in_the_middle_is_no_example(self, write):
+        found = opened(write("filename,class\na.png,cat\nfilename,class\nb.png,dog\n"))
+        assert pairs(found) == AB
+        assert [each.reason for each in found.about.left_out] == ["repeats the header"]
+
+    def test_a_quotation_mark_that_is_not_closed_swallows_nothing_in_silence(self, write):
+        with pytest.raises(UsageError, match=r"line 3: unexpected end of data"):
+            opened(write('filename,class\n"a.png,cat\nb.png,dog\n'))
+
+    @pytest.mark.parametrize(
+        ("text", "remedy"),
+        [
+            ("id,breed\nc,cat\n", "there is sub/c.png"),
+            ("url,label\nhttps://example.com/a.png,cat\n", "download the pictures"),
+            ("x.png,cat\n", "write paths from the folder of the table"),
+        ],
+    )
+    def test_the_remedy_looks_around(self, write, text, remedy):
+        with pytest.raises(UsageError, match="none of the 1 examples") as caught:
+            opened(write(text))
+        assert remedy in caught.value.remedy
 
     def test_a_table_without_any_picture_is_refused_with_where_it_looked(self, write, tmp_path):
         file = write("filename,class\nx/1.png,cat\nx/2.png,dog\n")
@@ -234,6 +258,14 @@ class TestPixels:
         rows = [(each.label, each.load().tolist()) for each in found.examples(range(2))]
         assert rows == [(7, [1, 2, 3, 4]), (0, [5, 6, 7, 8])]
         assert (found.class_names, found.indices) == (frozenset(), {0, 7})
+
+    @pytest.mark.parametrize("text", ["cat,1,2,3\ndog,4,5,6\n", "1,2,3,cat\n4,5,6,dog\n"])
+    def test_the_column_of_words_is_the_label(self, write, text):
+        found = opened(write(text))
+        assert [(each.label, each.load().tolist()) for each in found.examples(range(2))] == [
+            ("cat", [1, 2, 3]), ("dog", [4, 5, 6])
+        ]  # fmt: skip
+        assert "is taken as the label, the others as pixels" in found.about.remarks[0]
 
     def test_a_header_is_told_and_is_no_class(self, write):
         found = opened(write("label,0,1,2\ncat,1,2,3\n"))
