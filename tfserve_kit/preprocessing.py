@@ -20,6 +20,7 @@ _FORMAT = 1
 ResizeMethod = Literal["bilinear", "nearest", "bicubic", "area"]
 Framing = Literal["stretch", "centre_crop", "pad"]
 ChannelOrder = Literal["rgb", "bgr"]
+Layout = Literal["channels_last", "channels_first"]
 Mode = Literal["caffe", "tf", "torch"]
 Encoding = Literal["raw", "base64", "websafe"]
 
@@ -46,6 +47,7 @@ class Preprocessing:
         crop_fraction: the middle part of height and width that is used, above 0 and up to 1,
             before anything else, as `tf.image.central_crop`; all of it.
         channel_order: `rgb` or `bgr`; `rgb`.
+        layout: `channels_last`, [height, width, channels], or `channels_first`.
         mode: range, mean, std and order by the name that `preprocess_input` of Keras knows them
             by; what is set beside it wins over it.
         encoding: what a string input gets: the bytes of the file (`raw`), or text, `base64` of
@@ -64,6 +66,7 @@ class Preprocessing:
     framing: Framing | None = None
     crop_fraction: float | None = None
     channel_order: ChannelOrder | None = None
+    layout: Layout | None = None
     mode: Mode | None = None
     encoding: Encoding | None = None
 
@@ -213,6 +216,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "framing": _one_of(Framing),
     "crop_fraction": (_is_fraction, "a number above 0, up to 1"),
     "channel_order": _one_of(ChannelOrder),
+    "layout": _one_of(Layout),
     "mode": _one_of(Mode),
     "encoding": _one_of(Encoding),
 }

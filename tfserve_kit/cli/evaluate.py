@@ -3,12 +3,12 @@
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit import labels
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -17,12 +17,13 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
-from tfserve_kit.cli.picture_options import text_encoding_option
+from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target, connect
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.evaluation.table_rows import SEPARATORS
 from tfserve_kit.evaluation.table_sample import Given
+from tfserve_kit.pictures.model import Asked
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.report import Report
     from tfserve_kit.evaluation.run import Answer, Run
     from tfserve_kit.evaluation.subjects import Subject
-    from tfserve_kit.savedmodel import TensorSpec
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -69,9 +69,8 @@ _file = click.Path(path_type=Path)
 @signature_option
 @click.option("--compare", metavar="VERSION_OR_LABEL",
               help="Evaluate this version too, on the same examples.")  # fmt: skip
-@click.option("--labels", "labels_file", type=_file, metavar="FILE",
-              help="Class names: lines, index,name rows, JSON or a labels_map.pbtxt.")  # fmt: skip
-@text_encoding_option
+@picture_options
+@model_options
 @click.option("--first-class", type=click.IntRange(min=0), metavar="N",
               help="What numbers of classes in the data count from; 0 if left out.")  # fmt: skip
 @click.option("--csv-header/--no-csv-header", default=None,
@@ -112,7 +111,6 @@ def command(
     label: str | None,
     signature: str,
     compare: str | None,
-    labels_file: Path | None,
     text_encoding: str | None,
     first_class: int | None,
     base_path: Path | None,
@@ -127,7 +125,14 @@ def command(
     predictions_file: Path | None,
     show_each: bool,
     as_json: bool,
-    **table: Any,
+    csv_header: bool | None,
+    csv_columns: tuple[str, ...] | None,
+    csv_separator: str | None,
+    softmax: bool,
+    output_alias: str,
+    picture_input: str,
+    companions: dict[str, str],
+    **how: Any,
 ) -> int:
     """Measure how good a model is on labelled examples.
 
@@ -143,7 +148,9 @@ def command(
     if max_worse is not None and compare is None:
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
     _require_folders(page_file, predictions_file)
-    dataset = datasets.open_dataset(data, _given(text_encoding, **table))
+    separator = None if csv_separator is None else SEPARATORS[csv_separator]
+    form = Given(csv_header, csv_columns, separator, text_encoding)
+    dataset = datasets.open_dataset(data, form)
     for text in dataset.about.remarks:
         output.note(f"Assumed: {text}")
     where = destination(url, protocol, model)
@@ -153,11 +160,18 @@ def command(
     sending = runs.Sending(batch_size, concurrency, timeout_s)
     wanted = examples.choose(len(dataset), num_tests, seed)
     with connect(where.url) as client, output.TerminalProgress() as progress:
-        known = _known(labels_file, text_encoding)
+        asked = Asked(
+            options=preprocessing(text_encoding=text_encoding, **how),
+            output=output_alias,
+            softmax=softmax,
+            picture_input=picture_input,
+            companions=companions,
+        )
         subjects = [
-            _subject(client, each, dataset, place, known, first_class, timeout_s)
+            _subject(client, each, dataset, place, asked, first_class, timeout_s)
             for each in targets
         ]
+        progress.note(f"Input {subjects[0].model}")
         for text in runs.assumed(subjects):
             progress.note(f"Assumed: {text}")
         progress.step(f"Evaluating {len(wanted)} examples")
@@ -191,56 +205,36 @@ def _second(model: str, compare: str, signature: str) -> Target:
     return Target(model, label=compare, signature=signature)
 
 
-def _given(
-    encoding: str | None,
-    *,
-    csv_header: bool | None,
-    csv_columns: tuple[str, ...] | None,
-    csv_separator: str | None,
-) -> Given:
-    separator = None if csv_separator is None else SEPARATORS[csv_separator]
-    return Given(csv_header, csv_columns, separator, encoding)
-
-
-def _known(labels_file: Path | None, encoding: str | None) -> Preprocessing:
-    return Preprocessing(labels=labels.read(labels_file, encoding) if labels_file else None)
-
-
 def _subject(
     client: Client,
     target: Target,
     dataset: "Dataset",
     place: Destination,
-    known: Preprocessing,
+    asked: Asked,
     first_class: int | None,
     timeout_s: float,
 ) -> "Subject":
-    from tfserve_kit.clients.classifier import choose_signature, score_output
+    from tfserve_kit.clients.classifier import choose_signature
     from tfserve_kit.evaluation.classes import Classes
-    from tfserve_kit.evaluation.subjects import Subject, choose_input
+    from tfserve_kit.evaluation.subjects import Subject
+    from tfserve_kit.graphscan.pictures import PictureGraph
+    from tfserve_kit.pictures.model import PictureModel
 
     found = client.metadata(target, timeout_s=timeout_s)
     chosen = choose_signature(found.signatures, target.signature)
-    stored = Preprocessing()
-    if place.base_path:
-        stored = Preprocessing.read(place.base_path / str(found.version))
-    note = stored.overridden_by(known)
-    scores = score_output(chosen)
-    classes = Classes.of(dataset, note.labels, first_class)
-    classes.agree(dataset, _class_count(chosen.outputs[scores]))
+    version_dir = place.base_path / str(found.version) if place.base_path else None
+    if version_dir:
+        asked = replace(asked, note=Preprocessing.read(version_dir))
+    model = PictureModel(chosen, asked, PictureGraph(version_dir, chosen.name), ready=dataset.ready)
+    classes = Classes.of(dataset, asked.labels, first_class)
+    classes.agree(dataset, model.classes)
     return Subject(
         f"label {target.label}" if target.label else f"version {found.version}",
         target,
         found.version,
-        choose_input(chosen, note, ready=dataset.ready),
-        scores,
+        model,
         classes,
     )
-
-
-def _class_count(scores: "TensorSpec") -> int | None:
-    """Return how many classes an output has scores for, as far as the signature says it."""
-    return scores.shape[-1] if scores.shape else None
 
 
 def _write_page(file: Path, found: "Report", done: "Run", dataset: "Dataset") -> None:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import click
 
-from tfserve_kit.preprocessing import ChannelOrder, Encoding, Framing, Mode, Preprocessing
+from tfserve_kit.preprocessing import ChannelOrder, Encoding, Framing, Layout, Mode, Preprocessing
 from tfserve_kit.preprocessing import ResizeMethod as Resize
 
 
@@ -44,6 +44,8 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--encoding", type=click.Choice(get_args(Encoding)),
                      help="What a string input gets: the file itself (raw), or base64 text."),
+        click.option("--layout", type=click.Choice(get_args(Layout)),
+                     help="Where the channels are; told by the input's shape if left out."),
         click.option("--channel-order", type=click.Choice(get_args(ChannelOrder)),
                      help="What the model takes; rgb if left out."),
         click.option("--std", callback=_numbers, metavar="S[,S,S]", help="Divided by after that."),
@@ -71,6 +73,40 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about inputs and outputs; `asked` takes what they were set to."""
+    for option in (
+        click.option("--softmax", is_flag=True,
+                     help="Turn scores into probabilities; of one column by the logistic "
+                     "function."),
+        click.option("--output", "output_alias", default="", metavar="NAME",
+                     help="Output to show, where it is not clear which one is meant."),
+        click.option("--picture-input", default="", metavar="NAME",
+                     help="Input that takes the pictures, where it is not clear."),
+        click.option("--set", "companions", multiple=True, callback=_assignments,
+                     metavar="NAME=VALUE",
+                     help="Value of an input beside the picture; {name}, {stem} and {index} stand "
+                     "for the picture's own. May be repeated."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def _assignments(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    del ctx, param
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        if name in found:
+            raise click.BadParameter(f"{name!r} is set twice")
+        found[name] = value
+    return found
 
 
 def preprocessing(

@@ -17,14 +17,16 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
-from tfserve_kit.cli.picture_options import picture_options, preprocessing
+from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
 from tfserve_kit.cli.predictions import Shown
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.many_pictures import Outcome, choose_batch_rows, classify_all
 from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures.files import find
+from tfserve_kit.pictures.model import Asked
 from tfserve_kit.preprocessing import Preprocessing
 
 
@@ -40,6 +42,7 @@ from tfserve_kit.preprocessing import Preprocessing
               help="Pictures in each request; up to 16 if left out.")  # fmt: skip
 @base_path_option
 @picture_options
+@model_options
 @click.option("--max-pixels", type=click.IntRange(min=1), metavar="N",
               help="Refuse larger pictures; 89478485 if left out.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per class, as CSV.")
@@ -58,6 +61,10 @@ def command(
     batch_size: int | None,
     base_path: Path | None,
     max_pixels: int | None,
+    softmax: bool,
+    output_alias: str,
+    picture_input: str,
+    companions: dict[str, str],
     as_csv: bool,
     as_jsonl: bool,
     as_json: bool,
@@ -67,8 +74,8 @@ def command(
 
     IMAGE is a file, a folder, a quoted pattern such as 'photos/**/*.jpg', a URL, or - for standard
     input. Shows sorted scores with class index and label, and the time taken. How a picture becomes
-    the model's input is taken from the model's signature and from the note stored with the version;
-    options override both.
+    the model's input is taken from the options, the note stored with the version, the model's own
+    graph and its signature, in this order. What none of them tells is assumed, and said on stderr.
 
     A picture that fails is named on stderr and the others go on; the exit code is then 6.
     """
@@ -82,10 +89,13 @@ def command(
     pictures = find(images, sys.stdin.buffer, timeout_s=timeout_s)
     with connect(where.url) as client:
         found = client.metadata(target, timeout_s=timeout_s)
-        stored = _note(base_path or where.base_path, found.version)
+        version_dir = _version_dir(base_path or where.base_path, found.version)
         chosen = choose_signature(found.signatures, signature)
-        note = stored.overridden_by(options)
-        classifier = Classifier(client, target, chosen, note, timeout_s=timeout_s)
+        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+        asked = Asked(note, options, output_alias, softmax, picture_input, companions)
+        graph = PictureGraph(version_dir, chosen.name)
+        classifier = Classifier(client, target, chosen, asked, graph=graph, timeout_s=timeout_s)
+        shown.explain(classifier.model)
         rows = choose_batch_rows(classifier, len(pictures), batch_size)
         outcomes = classify_all(classifier, pictures, batch_rows=rows, top=top)
         with closing(outcomes):
@@ -111,8 +121,8 @@ def _show(outcomes: Iterable[Outcome], shown: Shown, answerer: tuple[str, int]) 
     return shown.exit_code
 
 
-def _note(base_path: Path | None, version: int) -> Preprocessing:
-    return Preprocessing.read(base_path / str(version)) if base_path else Preprocessing()
+def _version_dir(base_path: Path | None, version: int) -> Path | None:
+    return base_path / str(version) if base_path else None
 
 
 def _settle_pillow(max_pixels: int | None) -> None:

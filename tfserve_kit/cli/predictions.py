@@ -8,6 +8,7 @@ from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.clients.classifier import Classified
 from tfserve_kit.clients.many_pictures import Outcome
 from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.pictures.model import PictureModel
 from tfserve_kit.printable import csv_cell
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
@@ -40,6 +41,17 @@ class Shown:
         self._prepare_s = self._answer_s = 0.0
         self._expected = self._failed = self.count = 0
         self.exit_code = exit_codes.OK
+        self._how: dict[str, dict[str, str]] = {}
+        self._meanings: set[str] = set()
+
+    def explain(self, model: PictureModel) -> None:
+        """Say what was decided about the model, and what of it was only assumed."""
+        self._how = {
+            each.what: {"value": each.value, "source": each.source}
+            | ({"because": each.because} if each.because else {})
+            for each in model.choices
+        }
+        output.note(f"Input {model}")
 
     def expect(self, pictures: int, *, many: bool) -> None:
         """Say how many pictures will come; with many, the progress is shown.
@@ -60,7 +72,7 @@ class Shown:
             model: which model was asked.
             version: the one that answered, where the answer does not say.
         """
-        data = _data(outcome, model, version)
+        data = _data(outcome, model, version, self._how)
         if self._as_json:
             self._kept.append(data)
         else:
@@ -75,8 +87,19 @@ class Shown:
             self.exit_code = exit_codes.exit_code(found)
             self._progress.fault(str(found))
         else:
+            self._remark(found)
             self._prepare_s += found.prepare_s
             self._answer_s += found.request_s / found.batch_rows
+
+    def _remark(self, found: Classified) -> None:
+        """Say once what the scores are if they are no probabilities, and each time what is NaN."""
+        if found.nan_scores:
+            self._progress.note(f"Warning: {found.nan_scores} of its scores are NaN")
+        if found.meaning not in self._meanings and found.meaning == "logits or other scores":
+            self._progress.note(
+                "The scores are not probabilities; --softmax turns logits into them."
+            )
+        self._meanings.add(found.meaning)
 
     def finish(self) -> None:
         """Show what was kept, and where the time went."""
@@ -93,7 +116,9 @@ class Shown:
             )
 
 
-def _data(outcome: Outcome, model: str, version: int) -> dict[str, Any]:
+def _data(
+    outcome: Outcome, model: str, version: int, how: dict[str, dict[str, str]]
+) -> dict[str, Any]:
     found = outcome.result
     if isinstance(found, RequestError):
         error = {"error": type(found).__name__, "message": found.message, "remedy": found.remedy}
@@ -105,9 +130,22 @@ def _data(outcome: Outcome, model: str, version: int) -> dict[str, Any]:
         "prepare_ms": round(found.prepare_s * 1e3, 3),
         "request_ms": round(found.request_s * 1e3, 3),
         "batch_rows": found.batch_rows,
+        "how": how,
+        "meaning": found.meaning,
         "scores": [
             {"index": each.index, "label": each.label, "score": each.score} for each in found.scores
         ],
+    } | _detected(found)
+
+
+def _detected(found: Classified) -> dict[str, Any]:
+    if found.detections is None:
+        return {}
+    return {
+        "detections": [
+            {"box": each.box, "index": each.index, "label": each.label, "score": each.score}
+            for each in found.detections
+        ]
     }
 
 
@@ -123,11 +161,17 @@ def _text(data: dict[str, Any]) -> None:
         f"{data['image']}: {data['model']} version {data['version']}, "
         f"prepared in {data['prepare_ms']:.1f} ms, answered{many} in {data['request_ms']:.1f} ms"
     )
-    rows = [
-        f"  {each['score']:9.4f}  {each['index']:5d}  {each['label'] or ''}".rstrip()
-        for each in data["scores"]
-    ]
+    rows = [_row(each) for each in [*data["scores"], *data.get("detections", ())]]
+    if not rows:
+        rows = ["  nothing detected"]
     output.result("predict", None, as_json=False, text="\n".join([head, *rows]))
+
+
+def _row(each: dict[str, Any]) -> str:
+    score = f"{each['score']:9.4f}" if each["score"] is not None else "        -"
+    index = f"{each['index']:5d}" if each["index"] is not None else "    -"
+    box = "  at " + ", ".join(f"{side:.4g}" for side in each["box"]) if "box" in each else ""
+    return f"  {score}  {index}  {each['label'] or ''}{box}".rstrip()
 
 
 def _csv(data: dict[str, Any]) -> None:
@@ -138,8 +182,10 @@ def _csv(data: dict[str, Any]) -> None:
 
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    for rank, each in enumerate(data["scores"], start=1):
-        score = f"{each['score']:.9g}"  # as many digits as 32 bits hold
-        named = csv_cell(data["image"]), rank, each["index"], csv_cell(each["label"] or "")
-        writer.writerow((*named, score))
+    for rank, each in enumerate([*data["scores"], *data.get("detections", ())], start=1):
+        score = "" if each["score"] is None else f"{each['score']:.9g}"  # what 32 bits hold
+        index = "" if each["index"] is None else each["index"]
+        writer.writerow(
+            (csv_cell(data["image"]), rank, index, csv_cell(each["label"] or ""), score)
+        )
     output.result("predict", None, as_json=False, text=lines.getvalue().rstrip("\n"))

@@ -1,4 +1,4 @@
-"""Pictures in, sorted class scores out, over any client."""
+"""Pictures in, what the model says of them out, over any client."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Client, Target
 from tfserve_kit.clients.labels import ClassScore, top_scores
-from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
-from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.graphscan.pictures import PictureGraph
+from tfserve_kit.pictures import heads
+from tfserve_kit.pictures.heads import Detection, Outputs
+from tfserve_kit.pictures.model import Asked, Meaning, PictureModel
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
-from tfserve_kit.tensors import dtypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +25,24 @@ class PreparedPicture:
 
     row: NDArray[Any]
     prepare_s: float
+    name: str = "image"
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The classes of one picture, best first.
+    """What the model says of one picture.
 
     Attributes:
-        scores: index, name and score of each class.
+        scores: index, name and score of each class, best first; a score of NaN comes last. Of a
+            model that answers with a class alone, that class, with no score.
         version: the model version that answered; None over REST, which does not say.
         prepare_s: decoding and preparing the picture, in seconds.
         request_s: from sending the request to holding the decoded answer, in seconds.
         batch_rows: how many pictures that one request was for.
+        detections: of a detector, the objects, the surest first.
+        meaning: what the scores are.
+        nan_scores: how many of all its scores are NaN.
     """
 
     scores: tuple[ClassScore, ...]
@@ -42,10 +50,13 @@ class Classified:
     prepare_s: float
     request_s: float
     batch_rows: int = 1
+    detections: tuple[Detection, ...] | None = None
+    meaning: Meaning = "probabilities"
+    nan_scores: int = 0
 
 
 class Classifier:
-    """Classifies pictures with one model; what it wants is read from its signature, once.
+    """Classifies pictures with one model; what it wants is found out once.
 
     Thread-safe.
 
@@ -53,11 +64,15 @@ class Classifier:
         client: a connection; not closed here.
         target: model, version or label, and signature.
         signature: the signature of that name, from `Client.metadata`.
-        note: what is known beside the signature.
+        asked: what is known beside the signature.
+        graph: the version's graph, where it can be read here: it tells what else is open.
         timeout_s: deadline of each request, in seconds.
 
+    Attributes:
+        model: what goes in and comes out, and what decided so.
+
     Raises:
-        UsageError: the signature takes no picture or gives no scores.
+        UsageError: the signature takes no picture, or it is not clear what it says of one.
     """
 
     def __init__(
@@ -65,22 +80,21 @@ class Classifier:
         client: Client,
         target: Target,
         signature: Signature,
-        note: Preprocessing,
+        asked: Asked,
         *,
+        graph: PictureGraph | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._client = client
         self._target = target
-        self._input: ImageInput = image_input(signature, note)
-        self._scores = score_output(signature)
-        self._labels = note.labels
+        self.model = PictureModel(signature, asked, graph)
+        self._labels = asked.labels
         self._timeout_s = timeout_s
 
     @property
     def fixed_rows(self) -> int | None:
         """The number of rows that every request must have; None if that is open."""
-        shape = self._input.spec.shape
-        return shape[0] if shape else None
+        return self.model.input.rows
 
     def classify(self, data: bytes, *, name: str = "image", top: int = 5) -> Classified:
         """Classify one encoded picture.
@@ -88,7 +102,7 @@ class Classifier:
         Args:
             data: the bytes of a JPEG, PNG or other picture.
             name: what errors call it.
-            top: how many classes to return.
+            top: how many classes or objects to return.
 
         Raises:
             InvalidRequest: the data is no picture.
@@ -97,59 +111,94 @@ class Classifier:
         (found,) = self.score([self.prepare(data, name=name)], top=top)
         return found
 
-    def prepare(self, data: bytes, *, name: str) -> PreparedPicture:
+    def prepare(self, data: bytes, *, name: str, index: int = 0) -> PreparedPicture:
         """Decode a picture and bring it into the form that the model wants.
 
         Args:
             data: the bytes of a JPEG, PNG or other picture.
             name: what errors call it.
+            index: its number, for the inputs beside it.
 
         Raises:
             InvalidRequest: the data is no picture.
         """
         started_s = time.perf_counter()
-        row = prepare(data, self._input, name=name)
-        return PreparedPicture(row, time.perf_counter() - started_s)
+        row = prepare(data, self.model.input, name=name)
+        return PreparedPicture(row, time.perf_counter() - started_s, name, index)
 
     def score(self, pictures: Sequence[PreparedPicture], *, top: int) -> list[Classified]:
         """Classify prepared pictures with one request.
 
         Args:
             pictures: at least one; no more than `fixed_rows`, up to which the last is repeated.
-            top: how many classes to return.
+            top: how many classes or objects to return.
 
         Raises:
             RequestError: the request failed.
-            UsageError: there is another number of labels than of classes.
+            UsageError: there is another number of labels than of classes, or the answer cannot be
+                shown as classes.
         """
-        rows = [picture.row for picture in pictures]
-        rows += rows[-1:] * ((self.fixed_rows or 0) - len(rows))
-        batch = np.stack(rows) if len(rows) > 1 else rows[0][np.newaxis]
-        answer = self._client.predict(
-            self._target, {self._input.alias: batch}, timeout_s=self._timeout_s
+        missing = max(0, (self.fixed_rows or 0) - len(pictures))
+        sent = [*pictures, *[pictures[-1]] * missing]
+        inputs = self.model.inputs(
+            [each.row for each in sent], [(each.name, each.index) for each in sent]
         )
-        scores = self._score_rows(answer.outputs, len(rows))
-        labels = [self._labels] * len(rows)
-        if self._labels is None:
-            labels = _labels_in(answer.outputs, scores.shape) or labels
+        answer = self._client.predict(self._target, inputs, timeout_s=self._timeout_s)
+        read = {"scores": self._scored, "class": self._named, "detections": self._detected}
+        said = read[self.model.head.kind](answer.outputs, len(sent), top)
         return [
             Classified(
-                tuple(top_scores(scores[i], labels[i], top)),
+                each.scores,
                 answer.version,
                 picture.prepare_s,
                 answer.duration_s,
                 len(pictures),
+                each.detections,
+                each.meaning,
+                each.nan_scores,
             )
-            for i, picture in enumerate(pictures)
+            for each, picture in zip(said, pictures, strict=False)
         ]
 
-    def _score_rows(self, outputs: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
-        scores = outputs.get(self._scores)
-        if scores is None or scores.ndim != 2 or len(scores) != rows:  # noqa: PLR2004 ([batch, classes])
-            shape = None if scores is None else list(scores.shape)
-            wanted = f"should be [{rows}, classes] but is {shape}"
-            raise ServerFault(f"{self._target}: output {self._scores!r} {wanted}")
-        return scores
+    def _scored(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
+        scores, meaning = self.model.scores(outputs, rows, str(self._target))
+        labels: Sequence[Sequence[str] | None] = [self._labels] * rows
+        if self._labels is None:
+            labels = self.model.labels_in(outputs, scores.shape) or labels
+        return [
+            _Said(
+                tuple(top_scores(scores[i], labels[i], top)),
+                None,
+                meaning,
+                int(np.isnan(scores[i]).sum()),
+            )
+            for i in range(rows)
+        ]
+
+    def _named(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
+        del top
+        head, where = self.model.head, str(self._target)
+        classes = heads.rows_of(outputs, head.classes, rows, head, where).reshape(rows, -1)[:, 0]
+        scores: list[float | None] = [None] * rows
+        if head.scores:
+            found = heads.rows_of(outputs, head.scores, rows, head, where).reshape(rows, -1)[:, 0]
+            scores = [float(each) for each in found]
+        return [
+            _Said((ClassScore(*heads.named(value, self._labels), score),), None, "classes")
+            for value, score in zip(classes, scores, strict=True)
+        ]
+
+    def _detected(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
+        found = heads.detections(outputs, self.model.head, rows, self._labels, str(self._target))
+        return [_Said((), tuple(each[:top]), "boxes") for each in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    scores: tuple[ClassScore, ...]
+    detections: tuple[Detection, ...] | None
+    meaning: Meaning
+    nan_scores: int = 0
 
 
 def choose_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
@@ -164,28 +213,3 @@ def choose_signature(signatures: Mapping[str, Signature], name: str) -> Signatur
             f"the model has no signature {wanted!r}", remedy=did_you_mean(wanted, signatures)
         )
     return signatures[wanted]
-
-
-def score_output(signature: Signature) -> str:
-    """Return the alias of the output that holds scores, float [batch, classes].
-
-    Raises:
-        UsageError: there is none.
-    """
-    if (found := signature.score_output) is None:
-        outputs = ", ".join(f"{alias}: {spec}" for alias, spec in signature.outputs.items())
-        raise UsageError(
-            f"signature {signature.name!r} has no output with scores [batch, classes]: {outputs}",
-            remedy="choose another with --signature; `tfkit metadata` lists them",
-        )
-    return found
-
-
-def _labels_in(
-    outputs: Mapping[str, NDArray[Any]], shape: tuple[int, ...]
-) -> list[tuple[str, ...] | None] | None:
-    """Return each row's class names where the model answers with them: string [batch, classes]."""
-    for array in outputs.values():
-        if array.shape == shape and dtypes.by_numpy(array.dtype) is dtypes.STRING:
-            return [tuple(item.decode("utf-8", "replace") for item in row) for row in array]
-    return None

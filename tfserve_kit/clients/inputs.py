@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.pictures.prepare import ImageInput, as_input, image_input, prepare, read_file
+from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -56,7 +56,7 @@ def read_inputs(
         else:
             wanted = wanted or image_input(signature, note)
             picture = prepare(read_file(file), wanted, name=str(file))
-            arrays = {wanted.alias: as_input([picture], wanted)}
+            arrays = {wanted.alias: wanted.join([picture])}
         for alias, array in arrays.items():
             found.setdefault(alias, []).append(_fitted(array, alias, signature, file))
     axes = batch_axes(given)

@@ -15,11 +15,11 @@ __all__ = ["ClassScore", "read_labels", "top_scores"]
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One class: its index in the score vector, its name (None where unknown) and its score."""
+    """One class: its index in the score vector, its name and its score; None what is unknown."""
 
-    index: int
+    index: int | None
     label: str | None
-    score: float
+    score: float | None
 
 
 def top_scores(scores: NDArray[Any], labels: Sequence[str] | None, count: int) -> list[ClassScore]:

@@ -75,13 +75,15 @@ def classify_all(
         UsageError: there is another number of labels than of classes.
     """
 
-    def prepare(picture: PictureFile) -> tuple[str, PreparedPicture | RequestError]:
+    def prepare(numbered: tuple[int, PictureFile]) -> tuple[str, PreparedPicture | RequestError]:
+        index, picture = numbered
         try:
-            return picture.name, classifier.prepare(picture.read(), name=picture.name)
+            data = picture.read()
+            return picture.name, classifier.prepare(data, name=picture.name, index=index)
         except RequestError as error:
             return picture.name, error
 
-    with closing(_ahead(prepare, pictures, max(2 * batch_rows, _MOST_WORKERS))) as ahead:
+    with closing(_ahead(prepare, enumerate(pictures), max(2 * batch_rows, _MOST_WORKERS))) as ahead:
         while batch := list(islice(ahead, batch_rows)):
             ready = [item for _, item in batch if isinstance(item, PreparedPicture)]
             scored = iter(_scored(classifier, ready, top))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients import Client, Prediction
+from tfserve_kit.clients import Client
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
 from tfserve_kit.evaluation.examples import Content, Dataset, Example
 from tfserve_kit.evaluation.scores import are_probabilities, rank_of
@@ -310,11 +310,14 @@ class _Work:
             return
         subject = outcome.subject
         missing = max(0, (subject.fixed_batch or 0) - len(rows))
-        values = np.stack([row.values for row in [*rows, *rows[-1:] * missing]])
-        inputs = {subject.input.alias: values}
+        sent = [*rows, *rows[-1:] * missing]
+        inputs = subject.model.inputs(
+            [row.values for row in sent], [(row.example.name, row.example.index) for row in sent]
+        )
         try:
             answer = self._client.predict(subject.target, inputs, timeout_s=self._sending.timeout_s)
-            scores = _scores(subject, answer, len(values))[: len(rows)]
+            scores, _ = subject.model.scores(answer.outputs, len(sent), str(subject.target))
+            scores = scores[: len(rows)]
         except RequestError as error:
             if isinstance(error, InvalidRequest) and len(rows) > 1:
                 for row in rows:
@@ -360,14 +363,3 @@ def _answer(row: _Row, true: int, scores: NDArray[Any], version: int | None) -> 
     best, example = int(scores.argmax()), row.example
     rank = rank_of(scores, true)
     return Answer(example.index, example.name, true, best, float(scores[best]), rank, version)
-
-
-def _scores(subject: Subject, answer: Prediction, rows: int) -> NDArray[Any]:
-    """Return the scores of an answer, float64 [rows, classes]."""
-    scores = answer.outputs.get(subject.scores)
-    if scores is None or scores.ndim != 2 or len(scores) != rows or not scores.shape[1]:  # noqa: PLR2004
-        shape = None if scores is None else list(scores.shape)
-        raise ServerFault(
-            f"{subject.target}: output {subject.scores!r} should be [{rows}, classes], is {shape}"
-        )
-    return scores.astype(np.float64)

@@ -12,9 +12,10 @@ from tfserve_kit.clients import Target
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Content
-from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare
+from tfserve_kit.pictures.model import PictureModel
+from tfserve_kit.pictures.prepare import ImageInput, prepare
 from tfserve_kit.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel import TensorSpec
 
 _FLAT_RANK, _COLOUR_RANK = 1, 3
 
@@ -27,23 +28,25 @@ class Subject:
         name: what to call it, such as `version 3` or `label canary`.
         target: where requests go.
         version: what the server said it is, before the run.
-        input: the input that examples fill.
-        scores: alias of the output with scores, float [batch, classes].
+        model: what goes in and comes out.
         classes: which class a label means.
     """
 
     name: str
     target: Target
     version: int
-    input: ImageInput
-    scores: str
+    model: PictureModel
     classes: Classes
+
+    @property
+    def input(self) -> ImageInput:
+        """The input that examples fill."""
+        return self.model.input
 
     @property
     def fixed_batch(self) -> int | None:
         """Rows that each request must have; None if any number goes."""
-        shape = self.input.spec.shape
-        return shape[0] if shape else None
+        return self.model.input.rows
 
     def row(self, content: Content, name: str) -> NDArray[Any]:
         """Return one row of the input, of the model's dtype, without the batch axis.
@@ -56,23 +59,6 @@ class Subject:
         if content.dtype == np.uint8:
             return prepare(as_png(content, self.input.how), self.input, name=name)
         return _as_it_is(content, self.input.spec, name)
-
-
-def choose_input(signature: Signature, note: Preprocessing, *, ready: bool) -> ImageInput:
-    """Return the input that examples fill.
-
-    Args:
-        signature: must have one input.
-        note: what is known about pictures beside the signature.
-        ready: whether the set holds rows of the input, not pictures.
-
-    Raises:
-        UsageError: the signature does not take such examples.
-    """
-    if not ready or len(signature.inputs) != 1:
-        return image_input(signature, note)
-    ((alias, spec),) = signature.inputs.items()
-    return ImageInput(alias, spec, note)
 
 
 def _as_it_is(values: NDArray[Any], spec: TensorSpec, name: str) -> NDArray[Any]:

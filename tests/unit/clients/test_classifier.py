@@ -10,6 +10,8 @@ from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.labels import ClassScore
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
+from tfserve_kit.graphscan.pictures import PictureFacts
+from tfserve_kit.pictures.model import Asked
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -23,6 +25,7 @@ def tensor(dtype, shape):
 
 PIXELS = tensor("float", (None, 1, 1, 3))
 SCORES = tensor("float", (None, 3))
+NAMES = tensor("string", (None, 3))
 
 
 def signature(inputs=None, **outputs):
@@ -50,7 +53,8 @@ def png(pixel=(255, 0, 51)):
 
 
 def classifier(client, given=None, note=Preprocessing(), **options):  # noqa: B008
-    return Classifier(client, TARGET, given or signature(scores=SCORES), note, **options)
+    asked = Asked(note, **options.pop("asked", {}))
+    return Classifier(client, TARGET, given or signature(scores=SCORES), asked, **options)
 
 
 def test_picture_is_sent_as_a_batch_of_one_to_the_target():
@@ -80,7 +84,7 @@ def test_no_more_than_the_classes_there_are_come_back(top, count):
 def test_labels_in_the_answer_name_the_classes():
     names = np.array([[b"ant", b"b\xff", b"cat"]], object)
     client = FixedClient(scores=np.float32([[3, 2, 1]]), names=names)
-    found = classifier(client).classify(png()).scores
+    found = classifier(client, signature(scores=SCORES, names=NAMES)).classify(png()).scores
     assert [each.label for each in found] == ["ant", "b\ufffd", "cat"]
 
 
@@ -88,12 +92,14 @@ def test_labels_of_the_note_win_over_those_in_the_answer():
     names = np.array([[b"x", b"y", b"z"]], object)
     client = FixedClient(scores=np.float32([[3, 2, 1]]), names=names)
     note = Preprocessing(labels=("ant", "bee", "cat"))
-    assert classifier(client, note=note).classify(png()).scores[0].label == "ant"
+    given = signature(scores=SCORES, names=NAMES)
+    assert classifier(client, given, note).classify(png()).scores[0].label == "ant"
 
 
 def test_text_of_another_shape_is_not_taken_for_labels():
     client = FixedClient(scores=np.float32([[3, 2, 1]]), note=np.array([b"a", b"b", b"c"], object))
-    assert classifier(client).classify(png()).scores[0] == ClassScore(0, None, 3.0)
+    given = signature(scores=SCORES, note=tensor("string", (None,)))
+    assert classifier(client, given).classify(png()).scores[0] == ClassScore(0, None, 3.0)
 
 
 def test_encoded_input_gets_the_bytes_of_the_file():
@@ -108,7 +114,7 @@ def test_encoded_input_gets_the_bytes_of_the_file():
     ("outputs", "chosen"),
     [
         ({"y": SCORES}, "y"),
-        ({"a": SCORES, "probabilities": SCORES}, "probabilities"),
+        ({"predictions": SCORES, "probabilities": SCORES}, "probabilities"),
         ({"logits": SCORES, "scores": SCORES}, "scores"),
         ({"logits": SCORES, "softmax": SCORES}, "softmax"),
         ({"classes": tensor("int64", (None,)), "z": SCORES}, "z"),
@@ -127,8 +133,6 @@ def test_scores_are_taken_from_the_output_that_looks_like_them(outputs, chosen):
 @pytest.mark.parametrize(
     "outputs",
     [
-        {"classes": tensor("int64", (None,))},
-        {"scores": tensor("float", (None,))},
         {"scores": tensor("string", (None, 3))},
         {},
     ],
@@ -144,15 +148,19 @@ def test_signature_without_a_picture_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "shape"),
-    [({}, "None"), ({"scores": np.zeros(3)}, "[3]"), ({"scores": np.zeros((2, 3))}, "[2, 3]")],
+    ("outputs", "fault"),
+    [
+        ({}, "should have 1 rows but is None"),
+        ({"scores": np.zeros(3)}, "should have 1 rows but is [3]"),
+        ({"scores": np.zeros((2, 3))}, "should have 1 rows but is [2, 3]"),
+        ({"scores": np.zeros((1, 2, 3))}, "should be [1, classes] but is [1, 2, 3]"),
+        ({"scores": np.zeros((1, 0))}, "should be [1, classes] but is [1, 0]"),
+    ],
 )
-def test_answer_of_another_shape_is_the_servers_fault(outputs, shape):
+def test_answer_of_another_shape_is_the_servers_fault(outputs, fault):
     with pytest.raises(ServerFault) as caught:
         classifier(FixedClient(**outputs)).classify(png())
-    assert caught.value.message == (
-        f"model 'm' version 3: output 'scores' should be [1, classes] but is {shape}"
-    )
+    assert caught.value.message == (f"model 'm' version 3: output 'scores' {fault}")
 
 
 # Several pictures in one request
@@ -174,7 +182,8 @@ def test_prepared_pictures_are_one_batch_and_each_gets_its_row():
 def test_each_row_has_its_own_labels_in_the_answer():
     names = np.array([[b"ant", b"bee"], [b"cow", b"dog"]], object)
     client = FixedClient(scores=np.float32([[1, 2], [2, 1]]), names=names)
-    given = classifier(client, signature(scores=tensor("float", (None, 2))))
+    two = {"scores": tensor("float", (None, 2)), "names": tensor("string", (None, 2))}
+    given = classifier(client, signature(**two))
     found = given.score([given.prepare(png(), name="a")] * 2, top=1)
     assert [each.scores[0].label for each in found] == ["bee", "cow"]
 
@@ -227,3 +236,270 @@ def test_unknown_signature_is_refused_with_the_known_ones(name, remedy):
         choose_signature(found, name)
     assert caught.value.message == f"the model has no signature {name!r}"
     assert caught.value.remedy == remedy
+
+
+# What is shown, and what is only assumed
+
+
+class Graph:
+    """Tells what it is told to tell."""
+
+    def __init__(self, facts=None, made_by=None):
+        self._facts, self._made_by = facts or PictureFacts(), made_by
+
+    def input(self, alias):
+        return self._facts
+
+    def output(self, alias):
+        return self._made_by
+
+
+def choice(given, what):
+    return next(each for each in given.model.choices if each.what == what)
+
+
+def sent_pixel(given, client):
+    given.classify(png((255, 255, 255)))
+    return client.sent[0][1]["image"].ravel()[0]
+
+
+def test_range_that_nothing_tells_is_assumed_and_said():
+    client = FixedClient(scores=np.float32([[0, 0, 1]]))
+    given = classifier(client, graph=Graph())
+    assert (choice(given, "range").source, choice(given, "range").value) == ("assumed", "0 to 1")
+    assert sent_pixel(given, client) == 1
+
+
+def test_range_of_the_graph_is_taken_and_said():
+    client = FixedClient(scores=np.float32([[0, 0, 1]]))
+    given = classifier(client, graph=Graph(PictureFacts((0.0, 255.0), None, "rescaling/mul")))
+    assert str(choice(given, "range")) == "range 0 to 255 (graph: rescaling/mul)"
+    assert sent_pixel(given, client) == 255
+
+
+@pytest.mark.parametrize(
+    ("note", "options", "source", "pixel"),
+    [
+        (Preprocessing(value_range=(-1, 1)), Preprocessing(), "note", 1),
+        (Preprocessing(mode="caffe"), Preprocessing(value_range=(0, 2)), "option", 2 - 103.939),
+        (Preprocessing(), Preprocessing(value_range=(0, 7)), "option", 7),
+    ],
+)
+def test_note_and_options_win_over_the_graph(note, options, source, pixel):
+    client = FixedClient(scores=np.float32([[0, 0, 1]]))
+    graph = Graph(PictureFacts((0.0, 255.0), None, "rescaling/mul"))
+    given = classifier(client, note=note, asked={"options": options}, graph=graph)
+    assert choice(given, "range").source == source
+    assert sent_pixel(given, client) == pytest.approx(pixel, abs=1e-3)
+
+
+def test_two_outputs_that_may_be_scores_are_refused_unless_one_is_chosen():
+    outputs = {"colour": SCORES, "bright": tensor("float", (None, 2))}
+    with pytest.raises(UsageError) as caught:
+        classifier(FixedClient(), signature(**outputs))
+    assert "bright float [?, 2]" in caught.value.message
+    assert "--output" in caught.value.remedy
+    client = FixedClient(colour=np.float32([[0, 1, 0]]), bright=np.float32([[1, 0]]))
+    given = classifier(client, signature(**outputs), asked={"output": "colour"})
+    assert given.classify(png()).scores[0].index == 1
+    assert choice(given, "output").source == "option"
+
+
+class TestOneColumn:
+    COLUMN = signature(y=tensor("float", (None, 1)))
+
+    @pytest.mark.parametrize(("value", "order"), [(0.9, [1, 0]), (0.2, [0, 1])])
+    def test_is_two_classes(self, value, order):
+        found = classifier(FixedClient(y=np.float32([[value]])), self.COLUMN).classify(png())
+        assert [each.index for each in found.scores] == order
+        assert sum(each.score for each in found.scores) == pytest.approx(1)
+        assert found.meaning == "one probability"
+
+    def test_labels_name_both(self):
+        note = Preprocessing(labels=("cat", "dog"))
+        found = classifier(FixedClient(y=np.float32([[0.9]])), self.COLUMN, note).classify(png())
+        assert found.scores[0].label == "dog"
+
+    def test_number_that_is_no_probability_is_refused(self):
+        with pytest.raises(UsageError, match="such as 42, which is no probability") as caught:
+            classifier(FixedClient(y=np.float32([[42]])), self.COLUMN).classify(png())
+        assert "--softmax" in caught.value.remedy
+
+    def test_logit_on_request(self):
+        given = classifier(FixedClient(y=np.float32([[2]])), self.COLUMN, asked={"softmax": True})
+        assert given.classify(png()).scores[0].score == pytest.approx(0.8808, abs=1e-4)
+
+    @pytest.mark.parametrize(("made_by", "source"), [("sigmoid", "graph"), (None, "assumed")])
+    def test_graph_proves_it(self, made_by, source):
+        given = classifier(FixedClient(), self.COLUMN, graph=Graph(made_by=made_by))
+        assert choice(given, "output").source == source
+
+    def test_column_without_its_axis_is_the_same(self):
+        given = signature(y=tensor("float", (None,)))
+        found = classifier(FixedClient(y=np.float32([0.7])), given).classify(png())
+        assert found.scores[0].index == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "softmax", "meaning", "best"),
+    [
+        ([[0.2, 0.5, 0.3]], False, "probabilities", 0.5),
+        ([[2, 5, 1]], False, "logits or other scores", 5),
+        ([[0.9, 0.8, 0.7]], False, "logits or other scores", 0.9),
+        ([[2, 5, 1]], True, "probabilities", 0.9362),
+        ([[1000, 0, 0]], True, "probabilities", 1),
+    ],
+)
+def test_scores_are_called_what_they_are(scores, softmax, meaning, best):
+    given = classifier(FixedClient(scores=np.float32(scores)), asked={"softmax": softmax})
+    found = given.classify(png())
+    assert found.meaning == meaning
+    assert found.scores[0].score == pytest.approx(best, abs=1e-4)
+
+
+def test_scores_that_are_nan_are_counted_and_come_last():
+    client = FixedClient(scores=np.float32([[np.nan, 0.5, np.nan]]))
+    found = classifier(client).classify(png())
+    assert (found.nan_scores, found.scores[0].index) == (2, 1)
+
+
+class TestClassAlone:
+    @pytest.mark.parametrize(
+        ("outputs", "answer", "expected"),
+        [
+            ({"c": tensor("int64", (None,))}, {"c": np.array([2])}, ClassScore(2, "cat", None)),
+            ({"c": tensor("int32", (None, 1))}, {"c": np.array([[1]])}, ClassScore(1, "bee", None)),
+            ({"c": tensor("string", (None,))}, {"c": np.array([b"dog"], object)},
+             ClassScore(None, "dog", None)),
+            ({"label": tensor("string", (None,)), "p": tensor("float", (None,))},
+             {"label": np.array([b"dog"], object), "p": np.float32([0.5])},
+             ClassScore(None, "dog", 0.5)),
+        ],
+    )  # fmt: skip
+    def test_is_shown_with_what_is_known(self, outputs, answer, expected):
+        note = Preprocessing(labels=("ant", "bee", "cat"))
+        given = classifier(FixedClient(**answer), signature(**outputs), note)
+        assert given.classify(png()).scores == (expected,)
+
+    def test_scores_beside_it_win(self):
+        client = FixedClient(c=np.array([0]), z=np.float32([[0, 0, 1]]))
+        given = signature(c=tensor("int64", (None,)), z=SCORES)
+        assert classifier(client, given).classify(png()).scores[0].index == 2
+
+
+class TestDetections:
+    OUTPUTS = {
+        "detection_boxes": tensor("float", (None, None, 4)),
+        "detection_scores": tensor("float", (None, None)),
+        "detection_classes": tensor("float", (None, None)),
+        "detection_multiclass_scores": tensor("float", (None, None, 91)),
+        "num_detections": tensor("float", (None,)),
+    }
+    ANSWER = {
+        "detection_boxes": np.float32([[[0, 0, 0.5, 0.5], [0, 0, 1, 1], [9, 9, 9, 9]]]),
+        "detection_scores": np.float32([[0.2, 0.9, 0.99]]),
+        "detection_classes": np.float32([[1, 0, 2]]),
+        "num_detections": np.float32([2]),
+    }
+
+    def test_are_the_objects_that_count_the_surest_first(self):
+        note = Preprocessing(labels=("ant", "bee", "cat"))
+        given = classifier(FixedClient(**self.ANSWER), signature(**self.OUTPUTS), note)
+        first, second = given.classify(png()).detections
+        assert (first.label, first.score, first.box) == ("ant", pytest.approx(0.9), (0, 0, 1, 1))
+        assert (second.index, second.label) == (1, "bee")
+        assert "objects" in choice(given, "output").value
+
+    def test_no_more_than_asked_for(self):
+        given = classifier(FixedClient(**self.ANSWER), signature(**self.OUTPUTS))
+        assert len(given.classify(png(), top=1).detections) == 1
+
+    def test_that_contradict_each_other_are_the_servers_fault(self):
+        answer = self.ANSWER | {"detection_classes": np.float32([[1]])}
+        given = classifier(FixedClient(**answer), signature(**self.OUTPUTS))
+        with pytest.raises(ServerFault, match="do not fit together"):
+            given.classify(png())
+
+    def test_other_exporters_names(self):
+        names = {"boxes": (None, 100, 4), "scores": (None, 100), "labels": (None, 100)}
+        outputs = {name: tensor("float", shape) for name, shape in names.items()}
+        assert classifier(FixedClient(), signature(**outputs)).model.head.kind == "detections"
+
+
+def test_mask_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"output 'mask' is float \[\?, 8, 8, 3\]: .*segmentation"):
+        classifier(FixedClient(), signature(mask=tensor("float", (None, 8, 8, 3))))
+
+
+class TestCompanions:
+    def inputs(self, **beside):
+        return signature({"image": PIXELS, **beside}, scores=SCORES)
+
+    def sent(self, given, companions, *, pictures=1):
+        client = FixedClient(scores=np.float32([[0, 0, 1]] * pictures))
+        made = classifier(client, given, asked={"companions": companions})
+        names = [f"photos/cat-{i}.png" for i in range(pictures)]
+        rows = [made.prepare(png(), name=name, index=i) for i, name in enumerate(names)]
+        made.score(rows, top=1)
+        return client.sent[0][1]
+
+    def test_key_is_the_picture_s_name_and_that_is_said(self):
+        given = self.inputs(key=tensor("string", (None,)))
+        sent = self.sent(given, {}, pictures=2)
+        assert sent["key"].tolist() == [b"cat-0.png", b"cat-1.png"]
+        made = classifier(FixedClient(), given)
+        assert choice(made, "input 'key'").source == "assumed"
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "text", "expected"),
+        [
+            ("string", (None,), "{stem}/{index}", [b"cat-0/0", b"cat-1/1"]),
+            ("string", (None, 1), "x", [[b"x"], [b"x"]]),
+            ("string", (), "{x}", b"{x}"),
+            ("float", (), "0.5", 0.5),
+            ("float", (None,), "1", [1, 1]),
+            ("int32", (None, 2), "[3,4]", [[3, 4], [3, 4]]),
+            ("int32", (2,), "[3,4]", [3, 4]),
+            ("bool", (), "true", True),
+            ("bool", (None,), "0", [False, False]),
+            ("int64", (None,), "{index}", [0, 1]),
+        ],
+    )
+    def test_values_are_brought_to_the_input(self, dtype, shape, text, expected):
+        given = self.inputs(beside=tensor(dtype, shape))
+        value = self.sent(given, {"beside": text}, pictures=2)["beside"]
+        assert value.tolist() == expected
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "companions", "text"),
+        [
+            ("float", (None,), {}, "needs more than a picture: beside float"),
+            ("float", (None,), {"besides": "1"}, "no input 'besides'"),
+            ("float", (None,), {"image": "1", "beside": "1"}, "the pictures fill this input"),
+            ("int32", (None,), {"beside": "0.5"}, "cannot hold it"),
+            ("uint8", (None,), {"beside": "300"}, "cannot hold it"),
+            ("float", (None,), {"beside": "abc"}, "cannot hold it"),
+            ("bool", (None,), {"beside": "2"}, "cannot hold it"),
+            ("float", (None, 3), {"beside": "[1,2]"}, "does not fit"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, dtype, shape, companions, text):
+        given = self.inputs(beside=tensor(dtype, shape))
+        asked = {"companions": companions, "picture_input": "image"}
+        with pytest.raises(UsageError) as caught:
+            classifier(FixedClient(), given, asked=asked)
+        assert text in str(caught.value)
+
+
+class TestWithoutBatchAxis:
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "sent"),
+        [("float", (1, 1, 3), (1, 1, 3)), ("string", (), ()), ("float", (3,), (3,))],
+    )
+    def test_pictures_go_one_by_one(self, dtype, shape, sent):
+        client = FixedClient(scores=np.float32([0, 1, 0]))
+        given = signature({"image": tensor(dtype, shape)}, scores=tensor("float", (3,)))
+        made = classifier(client, given)
+        assert made.fixed_rows == 1
+        assert made.classify(png()).scores[0].index == 1
+        assert client.sent[0][1]["image"].shape == sent

@@ -254,7 +254,7 @@ def test_pictures_are_prepared_as_the_note_says(picture):
 
 
 def test_picture_for_a_signature_that_takes_none_is_refused(picture):
-    with pytest.raises(UsageError, match="fills exactly one"):
+    with pytest.raises(UsageError, match="which of them takes pictures is not clear"):
         read(TWO, picture(0))
 
 

@@ -35,7 +35,7 @@ class FakeClassifier:
         self.sent = []
         self.prepared = []
 
-    def prepare(self, data, *, name):
+    def prepare(self, data, *, name, index=0):
         number = int(data)
         self.prepared.append(number)
         if number in self._unreadable:
@@ -145,7 +145,7 @@ def test_next_batch_is_prepared_while_the_server_answers():
     ahead = threading.Event()
 
     class Slow(FakeClassifier):
-        def prepare(self, data, *, name):
+        def prepare(self, data, *, name, index=0):
             if int(data) == 3:
                 ahead.set()
             return super().prepare(data, name=name)

@@ -7,9 +7,8 @@ from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Rows
 from tfserve_kit.evaluation.run import Answer, Failure, Outcome
 from tfserve_kit.evaluation.subjects import Subject
-from tfserve_kit.pictures.prepare import ImageInput
-from tfserve_kit.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import TensorSpec
+from tfserve_kit.pictures.model import Asked, PictureModel
+from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
 
@@ -23,8 +22,11 @@ def subject(*, version=1, shape=(None, 3), labels=None, names=(), **target):
         f"version {version}",
         Target("m", version, **target),
         version,
-        ImageInput("x", tensor("float", shape), Preprocessing()),
-        "scores",
+        PictureModel(
+            Signature("s", {"x": tensor("float", shape)}, {"scores": tensor("float", shape)}, ""),
+            Asked(),
+            ready=True,
+        ),
         Classes(labels, names),
     )
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -187,9 +188,7 @@ class TestPage:
         failures = [Failure(i, name, name) for i, name in enumerate(HOSTILE)]
         made = outcome(answers, labels=HOSTILE)
         made.failures = failures
-        made.subject = type(made.subject)(
-            HOSTILE[0], Target(HOSTILE[0]), 1, made.subject.input, "scores", made.subject.classes
-        )
+        made.subject = replace(made.subject, name=HOSTILE[0], target=Target(HOSTILE[0]))
         text = page.render(report(made, made, unusable=failures, source=HOSTILE[0]), {})
         found = Reader(text)
         assert not {"script", "img", "iframe", "link", "object"} & set(found.tags)

@@ -1,6 +1,7 @@
 """Sending a set: batches, threads, bad examples, failed requests, versions."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ class TestFailedRequests:
         [
             ([[0.1, np.nan, 0.2]], "NaN"),
             ([[0.1, np.inf, 0.2]], "infinite"),
-            ([[0.1], [0.2]], r"should be \[1, classes\], is \[2, 1\]"),
+            ([[0.1], [0.2]], r"should have 1 rows but is \[2, 1\]"),
             ([0.1, 0.2], r"is \[2\]"),
             (np.zeros((1, 0)), r"is \[1, 0\]"),
         ],
@@ -244,6 +245,5 @@ class TestVersions:
 
         client = EchoClient(answer, says_version=says_version)
         about = subject()
-        newest = type(about)(about.name, type(about.target)("m"), 1, about.input, "scores",
-                             about.classes)  # fmt: skip
+        newest = replace(about, target=type(about.target)("m"))
         assert run(client, [newest]).outcomes[0].versions == (1, 2)

@@ -8,16 +8,15 @@ from PIL import Image
 
 from tests.unit.evaluation.made import tensor
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.classifier import score_output
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.subjects import (
     Subject,
     as_png,
-    choose_input,
     thumbnail,
 )
-from tfserve_kit.pictures.prepare import ImageInput, prepare
+from tfserve_kit.pictures.model import Asked, PictureModel
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 
@@ -27,8 +26,9 @@ def signature(inputs=None, **outputs):
 
 
 def subject(spec, note=Preprocessing(), *, ready=False):  # noqa: B008
-    chosen = choose_input(signature({"x": spec}), note, ready=ready)
-    return Subject("version 1", Target("m"), 1, chosen, "scores", Classes(None, ()))
+    outputs = {"scores": tensor("float", (None, 3))}
+    model = PictureModel(signature({"x": spec}, **outputs), Asked(note), ready=ready)
+    return Subject("version 1", Target("m"), 1, model, Classes(None, ()))
 
 
 PIXELS = np.array([[0, 51], [102, 255]], np.uint8)
@@ -92,24 +92,6 @@ class TestRow:
         assert subject(tensor("float", (None, 5)), ready=True).input.alias == "x"
 
 
-class TestScores:
-    def test_known_names_win(self):
-        outputs = {"a": tensor("float", (None, 3)), "probabilities": tensor("float", (None, 3))}
-        assert score_output(signature(**outputs)) == "probabilities"
-
-    def test_else_the_first_that_may_be_scores(self):
-        outputs = {
-            "classes": tensor("int64", (None,)),
-            "embedding": tensor("float", (None, 2, 2)),
-            "out": tensor("float", None),
-        }
-        assert score_output(signature(**outputs)) == "out"
-
-    def test_signature_without_scores_is_refused(self):
-        with pytest.raises(UsageError, match=r"no output with scores .*: classes: int64 \[\?\]"):
-            score_output(signature(classes=tensor("int64", (None,))))
-
-
 class TestPictures:
     @pytest.mark.parametrize(
         ("shape", "mode", "size"),
@@ -140,6 +122,4 @@ class TestPictures:
 
 def test_fixed_batch_is_the_first_size():
     spec = tensor("float", (8, 4))
-    about = Subject("v", Target("m"), 1, ImageInput("x", spec, Preprocessing()), "s",
-                    Classes(None, ()))  # fmt: skip
-    assert about.fixed_batch == 8
+    assert subject(spec).fixed_batch == 8

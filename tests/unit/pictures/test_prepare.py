@@ -58,6 +58,10 @@ FOUR = [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]
         ("float", (None, 3072), (32, 32, 3), (0, 1)),
         ("float", (None, 3), (1, 1, 3), (0, 1)),
         ("float", (None, 1), (1, 1, 1), (0, 1)),
+        ("float", (None, 28, 30), (28, 30, 1), (0, 1)),
+        ("float", (28, 30, 3), (28, 30, 3), (0, 1)),
+        ("float", (None, 3, 28, 30), (28, 30, 3), (0, 1)),
+        ("uint8", (1, 28, 30), (28, 30, 1), (0, 255)),
     ],
 )
 def test_size_and_range_are_taken_from_the_signature(dtype, shape, size, value_range):
@@ -96,12 +100,13 @@ def test_note_may_split_a_flat_input_in_its_own_way():
 @pytest.mark.parametrize(
     ("given", "note", "text"),
     [
-        (signature(y=tensor("float", (None,))), NO_NOTE, "has 2 inputs (x, y)"),
+        (signature(y=tensor("float", (None, 8, 8, 3))), NO_NOTE, "has 2 inputs (x float [?, 2, 2"),
         (Signature("s", {}, {}, ""), NO_NOTE, "has 0 inputs (none)"),
         (signature("bool", (None, 8, 8, 3)), NO_NOTE, "is not a picture"),
         (signature(None, (None, 8, 8, 3)), NO_NOTE, "is not a picture"),
-        (signature("float", (None, 8, 8)), NO_NOTE, "is not a picture"),
-        (signature("float", None), NO_NOTE, "is not a picture"),
+        (signature("float", (None, 4, 8, 8, 3)), NO_NOTE, "is not a picture"),
+        (signature("float", None), NO_NOTE, "is not known"),
+        (signature("string", (None, 2)), NO_NOTE, "more than one element for each picture"),
         (signature("float", (None, None, 8, 3)), NO_NOTE, "is not known"),
         (signature("float", (None, 8, 8, None)), NO_NOTE, "is not known"),
         (signature("float", (None, 785)), NO_NOTE, "is not known"),
@@ -418,7 +423,7 @@ def jpeg():
     ids=["empty", "text", "cut-jpeg", "cut-jpeg-head", "cut-png", "pdf", "cut-gif"],
 )
 def test_data_that_is_no_whole_picture_is_refused_by_name(data, encoded):
-    wanted = image_input(signature("string" if encoded else "float"), NO_NOTE)
+    wanted = image_input(signature("string", (None,)) if encoded else signature(), NO_NOTE)
     with pytest.raises(InvalidRequest) as caught:
         prepare(data, wanted, name="cat.jpg")
     assert caught.value.message.startswith("cat.jpg is not a picture that can be read")

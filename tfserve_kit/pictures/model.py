@@ -1,0 +1,203 @@
+"""A model that takes pictures, without any server: what goes in, and what its answers mean."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.errors import UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
+from tfserve_kit.pictures import heads
+from tfserve_kit.pictures.companions import Companions
+from tfserve_kit.pictures.heads import Head, Outputs
+from tfserve_kit.pictures.prepare import Choice, ImageInput, image_input
+from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature, TensorSpec
+
+# What scores are: told by their values, or made so on request.
+Meaning = Literal["probabilities", "logits or other scores", "one probability", "classes", "boxes"]
+
+_NOTHING = Preprocessing()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is said about a model that its signature does not say.
+
+    Attributes:
+        note: how pictures are prepared, as stored with the version.
+        options: the same as the caller says; it wins over the note.
+        output: alias of the output to show; empty to find it.
+        softmax: turn scores into probabilities.
+        picture_input: alias of the input that takes pictures; empty to find it.
+        companions: text of the value of each further input, see `Companions`.
+    """
+
+    note: Preprocessing = _NOTHING
+    options: Preprocessing = _NOTHING
+    output: str = ""
+    softmax: bool = False
+    picture_input: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The names of the classes, None where nobody says them."""
+        return self.note.overridden_by(self.options).labels
+
+
+class PictureModel:
+    """What a signature takes and says; found out once. Thread-safe.
+
+    Args:
+        signature: of the model.
+        asked: what is known beside it.
+        graph: the version's graph, where it can be read here: it tells what else is open.
+        ready: whether what is sent are rows of the input, not pictures.
+
+    Attributes:
+        input: the input for the pictures.
+        head: the outputs that are read.
+        choices: what was decided about inputs and output, and by what.
+
+    Raises:
+        UsageError: the signature takes no picture, or it is not clear what it says of one.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        asked: Asked,
+        graph: PictureGraph | None = None,
+        *,
+        ready: bool = False,
+    ) -> None:
+        self.input = _ready_input(signature, asked) if ready else _input(signature, asked, graph)
+        self._companions = Companions(signature, self.input.alias, asked.companions)
+        self.head = heads.choose_head(signature, asked.output, batched=self.input.batched)
+        self._softmax = asked.softmax
+        self._scores_spec = signature.outputs.get(self.head.scores)
+        self.choices = (
+            *self.input.choices,
+            *self._companions.choices,
+            _output_choice(self.head, signature, asked, graph),
+        )
+
+    def __str__(self) -> str:
+        """Tell what was decided, but for what the input's shape leaves no doubt about."""
+        told = [str(each) for each in self.choices if each.what != "size"]
+        return f"{self.input.alias!r}: {'; '.join(told)}"
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are scores for, as far as the signature says it."""
+        spec = self._scores_spec
+        if spec is None or not spec.shape or len(spec.shape) < (2 if self.head.batched else 1):
+            return None if spec is None or spec.shape is None else 2
+        return 2 if spec.shape[-1] == 1 else spec.shape[-1]
+
+    def inputs(
+        self, rows: Sequence[NDArray[Any]], pictures: Sequence[tuple[str, int]]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the value of each input.
+
+        Args:
+            rows: prepared pictures.
+            pictures: name and number of each.
+        """
+        values = self._companions.values(pictures)
+        values[self.input.alias] = self.input.join(rows)
+        return values
+
+    def scores(
+        self, outputs: Outputs, rows: int, where: str
+    ) -> tuple[NDArray[np.float64], Meaning]:
+        """Return the scores of each class, and what they are.
+
+        Args:
+            outputs: of an answer.
+            rows: how many pictures were sent.
+            where: named in errors.
+
+        Returns:
+            float64 [rows, classes], with two classes at least.
+
+        Raises:
+            ServerFault: the output has another shape.
+            UsageError: the model gives no scores, or one column that is no probability.
+        """
+        if self.head.kind != "scores":
+            raise UsageError(
+                f"output {self.head.boxes or self.head.classes!r} is no scores of classes",
+                remedy="choose another with --output",
+            )
+        scores = heads.class_scores(outputs, self.head, rows, where)
+        if self._softmax:
+            scores = heads.as_probabilities(scores)
+        return heads.two_classes(scores, self.head), _meaning(scores)
+
+    def labels_in(self, outputs: Outputs, shape: tuple[int, ...]) -> list[tuple[str, ...]] | None:
+        """Return each row's class names where the model says them: string [batch, classes]."""
+        array = outputs.get(self.head.classes)
+        if array is None:
+            return None
+        array = array if self.head.batched else array[np.newaxis]
+        if array.shape != shape:
+            return None
+        return [tuple(item.decode("utf-8", "replace") for item in row) for row in array]
+
+
+def _input(signature: Signature, asked: Asked, graph: PictureGraph | None) -> ImageInput:
+    return image_input(
+        signature,
+        asked.note,
+        options=asked.options,
+        graph=graph,
+        alias=asked.picture_input,
+        given=asked.companions.keys(),
+    )
+
+
+def _ready_input(signature: Signature, asked: Asked) -> ImageInput:
+    """Return the input for rows that are sent as they are."""
+    left = [name for name in signature.inputs if name not in asked.companions]
+    alias = asked.picture_input or (left[0] if len(left) == 1 else "")
+    if alias not in signature.inputs:
+        names = ", ".join(signature.inputs) or "none"
+        raise UsageError(
+            f"signature {signature.name!r} has the inputs {names}, and which of them takes the "
+            "rows is not clear",
+            remedy="give --picture-input NAME, and the others by --set NAME=VALUE",
+        )
+    how = asked.note.overridden_by(asked.options)
+    return ImageInput(alias, signature.inputs[alias], how)
+
+
+def _meaning(scores: NDArray[np.float64]) -> Meaning:
+    if scores.shape[1] == 1:
+        return "one probability"
+    known = scores[~np.isnan(scores).any(axis=1)]
+    return "probabilities" if heads.are_probabilities(known) else "logits or other scores"
+
+
+def _is_one_column(spec: TensorSpec, head: Head) -> bool:
+    rank = 2 if head.batched else 1
+    return spec.shape is not None and (len(spec.shape) < rank or spec.shape[-1] == 1)
+
+
+def _output_choice(
+    head: Head, signature: Signature, asked: Asked, graph: PictureGraph | None
+) -> Choice:
+    """Say which output is shown; one column is taken for a probability unless the graph says so."""
+    alias = head.boxes or head.scores or head.classes
+    spec = signature.outputs[alias]
+    if head.kind == "scores" and _is_one_column(spec, head):
+        made_by = graph.output(alias) if graph else None
+        sure = made_by == "sigmoid" or asked.softmax
+        value = f"{alias!r}, the probability of class 1"
+        return Choice("output", value, "graph" if sure else "assumed")
+    what = {"scores": "class scores", "class": "a class", "detections": "objects"}[head.kind]
+    source: Literal["option", "signature"] = "option" if asked.output else "signature"
+    return Choice("output", f"{alias!r}, {what}", source)
