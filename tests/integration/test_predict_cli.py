@@ -84,9 +84,14 @@ def test_text_shows_each_picture_and_stderr_where_the_time_went(predict, photos)
     assert "; 0 failed" in done.err
 
 
-def test_single_picture_says_nothing_on_stderr(predict, photos):
+def test_single_picture_says_only_how_it_is_read_on_stderr(predict, photos):
     done = predict("photos/red.png")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.err.splitlines() == [
+        "Input 'image': channels RGB (assumed); range 0 to 255 (signature); output 'scores', "
+        "class scores (signature)",
+        "The scores are not probabilities; --softmax turns logits into them.",
+    ]
     assert "image version 1, prepared in " in done.out
     assert " ms, answered in " in done.out
 
