@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.graphscan.graph import MAIN, Graph, node_name
 from tfserve_kit.graphscan.origins import FIRST_ARGUMENT
+from tfserve_kit.graphscan.scaling import ARITHMETIC, Affine, expected_range
 from tfserve_kit.tensors.proto import from_proto
 
 ScoreKind = Literal["softmax", "sigmoid", "log_softmax", "logits", "class_ids"]
@@ -86,15 +87,6 @@ class _Place:
     tensor: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Affine:
-    """`value * scale + offset`; the last node that changed either."""
-
-    scale: float = 1.0
-    offset: float = 0.0
-    node: str = ""
-
-
 # What moves or picks values and changes none of them, as far as their range goes.
 _MOVE_NAMES = """
     Cast CropAndResize DepthToSpace EnsureShape ExpandDims Gather GatherV2 Identity
@@ -147,14 +139,14 @@ def picture_facts(graph: Graph, definition: Any, alias: str) -> PictureFacts:
     name = definition.inputs[alias].name
     if not name or node_name(name) not in graph.nodes:
         return PictureFacts()
-    ends: list[_Affine] = []
+    ends: list[Affine] = []
     for affine, end in _ends(graph, _Place((), MAIN, node_name(name))):
         if end is not None and end.op == "DecodeBase64":
             return PictureFacts(encoding="websafe", because=end.name)
         if end is not None and end.op in _DECODERS:
             return PictureFacts(encoding="raw", because=end.name)
         ends.append(affine)
-    ranges = {_range_for(each) for each in ends}
+    ranges = {expected_range(each) for each in ends}
     if len(ranges) != 1 or (found := ranges.pop()) is None:
         return PictureFacts()
     return PictureFacts(value_range=found, because=ends[0].node)
@@ -233,11 +225,11 @@ def _first_argument(graph: Graph, node: Any) -> int | None:
     return 0 if node.op in graph.functions else FIRST_ARGUMENT.get(node.op)
 
 
-def _ends(graph: Graph, start: _Place) -> Iterator[tuple[_Affine, Any]]:
+def _ends(graph: Graph, start: _Place) -> Iterator[tuple[Affine, Any]]:
     """Follow values forward; yield how they were scaled, and the node that does more than that."""
     consumers = _Consumers(graph)
     seen: set[_Place] = set()
-    pending = [(start, _Affine())]
+    pending = [(start, Affine())]
     while pending and len(seen) < _MOST_STEPS:
         place, affine = pending.pop()
         if place in seen:
@@ -297,56 +289,17 @@ class _Consumers:
         return self._known[function]
 
 
-def _changed(graph: Graph, where: _Place, node: Any, at: int, affine: _Affine) -> _Affine | None:
+def _changed(graph: Graph, where: _Place, node: Any, at: int, affine: Affine) -> Affine | None:
     """Return how values are scaled behind a node; None if it does more than scale and shift."""
     if node.op in _MOVES:
         return affine if at == 0 or node.op in {"Pack", "Split"} else None
-    if node.op not in _ARITHMETIC or len(node.input) < 2 or at > 1:  # noqa: PLR2004 (two operands)
+    if node.op not in ARITHMETIC or len(node.input) < 2 or at > 1:  # noqa: PLR2004 (two operands)
         return None
     other = _constant(graph, _Place(where.calls, where.function, node.input[1 - at]))
     if other is None or not other.size:
         return None
-    return _ARITHMETIC[node.op](affine, other, at, node.name)
+    return ARITHMETIC[node.op](affine, other, at, node.name)
 
-
-def _shifted(affine: _Affine, by: NDArray[Any], name: str, sign: int = 1) -> _Affine:
-    offset = affine.offset + sign * _typical(by)
-    return _Affine(affine.scale, offset, name if _typical(by) else affine.node)
-
-
-def _scaled(affine: _Affine, by: float, name: str) -> _Affine | None:
-    if not np.isfinite(by) or by == 0:
-        return None
-    return _Affine(affine.scale * by, affine.offset * by, name if by != 1 else affine.node)
-
-
-def _subtracted(affine: _Affine, other: NDArray[Any], at: int, name: str) -> _Affine | None:
-    if at == 0:
-        return _shifted(affine, other, name, -1)
-    negative = _scaled(affine, -1.0, name)
-    return negative and _shifted(negative, other, name)
-
-
-def _divided(affine: _Affine, other: NDArray[Any], at: int, name: str) -> _Affine | None:
-    typical = _typical(other)
-    return _scaled(affine, 1 / typical, name) if at == 0 and typical else None
-
-
-def _typical(values: NDArray[Any]) -> float:
-    """Return one number for a constant, such as a mean per channel."""
-    return float(np.mean(values.astype(np.float64)))
-
-
-_ARITHMETIC: Mapping[str, Callable[[_Affine, NDArray[Any], int, str], _Affine | None]] = {
-    "Add": lambda affine, other, _, name: _shifted(affine, other, name),
-    "AddV2": lambda affine, other, _, name: _shifted(affine, other, name),
-    "BiasAdd": lambda affine, other, _, name: _shifted(affine, other, name),
-    "Sub": _subtracted,
-    "Mul": lambda affine, other, _, name: _scaled(affine, _typical(other), name),
-    "Div": _divided,
-    "RealDiv": _divided,
-    "DivNoNan": _divided,
-}
 
 # What is computed of constants alone before a picture meets it, such as the root of a variance.
 _FOLDED: Mapping[str, Callable[..., NDArray[Any]]] = {
@@ -406,30 +359,3 @@ def _value(node: Any) -> NDArray[Any] | None:
     except (ValueError, protos.DecodeError):
         return None
     return value if value.dtype.kind in "fiub" else None
-
-
-_WHOLE_RANGE, _UNIT, _SIGNED = (0.0, 255.0), (0.0, 1.0), (-1.0, 1.0)
-_SMALL_SCALE = 0.05  # 1/255, 1/127.5, 1/58: only bytes need it
-_LARGE_SHIFT = 2.0  # a mean of pixels in 0-255; one of pixels in 0-1 is below 1
-_MOST_SCALE = 8.0  # 1/0.229 and the like, of a deviation of pixels in 0-1
-
-
-def _range_for(affine: _Affine) -> tuple[float, float] | None:
-    """Return the range of pixels that a model wants which scales and shifts them so first.
-
-    The network behind takes numbers around zero, up to a few units large, or what an older one was
-    trained on, 0 to 255. One that does nothing to them does not tell what it was trained on.
-    """
-    scale, offset = abs(affine.scale), affine.offset
-    if scale < _SMALL_SCALE or (scale == 1 and abs(offset) >= _LARGE_SHIFT):
-        return _WHOLE_RANGE
-    for wanted_scale, wanted_offset, found in (
-        (255.0, 0.0, _UNIT),  # to 0-255, from 0-1
-        (127.5, 127.5, _SIGNED),  # to 0-255, from -1 to 1
-        (0.5, 0.5, _SIGNED),  # to 0-1, from -1 to 1
-    ):
-        if np.isclose(scale, wanted_scale, 0.01) and np.isclose(offset, wanted_offset, 0.01, 0.01):
-            return found
-    if 1 <= scale <= _MOST_SCALE and offset <= 0 and (scale, offset) != (1, 0):
-        return _UNIT
-    return None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError, did_you_mean
-from tfserve_kit.pictures.prepare import Choice
+from tfserve_kit.pictures.image_input import Choice
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

@@ -12,7 +12,7 @@ from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.companions import Companions
 from tfserve_kit.pictures.heads import Head, Outputs
-from tfserve_kit.pictures.prepare import Choice, ImageInput, image_input
+from tfserve_kit.pictures.image_input import Choice, ImageInput, image_input
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 

@@ -1,0 +1,373 @@
+"""How a signature wants its pictures, and who says so."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.graphscan.pictures import PictureFacts, PictureGraph
+from tfserve_kit.preprocessing import Layout, Preprocessing
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+
+# Of a row: [height, width, channels], [height, width] of grey, or [values].
+IMAGE_RANK, GREY_RANK, FLAT_RANK = 3, 2, 1
+_CHANNELS = {1, 3}  # grey and colour
+Source = Literal["note", "option", "graph", "signature", "name", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing that was decided about the input, and what decided it.
+
+    Attributes:
+        what: what it is about, such as `range`.
+        value: what was decided, such as `0 to 255`.
+        source: `option`, `note` (stored with the version), `graph`, `signature`, `name` (of the
+            input), or `assumed`.
+        because: the place in the graph that shows it.
+    """
+
+    what: str
+    value: str
+    source: Source
+    because: str = ""
+
+    def __str__(self) -> str:
+        because = f": {self.because}" if self.because else ""
+        return f"{self.what} {self.value} ({self.source}{because})"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input of a signature that takes pictures.
+
+    Attributes:
+        alias: name of the input.
+        spec: its dtype and shape.
+        how: how to prepare them, complete and without a mode.
+        choices: what was decided, and by what; what was assumed decides the answer as well.
+    """
+
+    alias: str
+    spec: TensorSpec
+    how: Preprocessing
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the model decodes the picture itself: its input is a string."""
+        return self.spec.dtype is dtypes.STRING
+
+    @property
+    def batched(self) -> bool:
+        """Whether the input has an axis for several pictures."""
+        return _is_batched(self.spec)
+
+    @property
+    def rows(self) -> int | None:
+        """How many pictures each request must have; None if that is open."""
+        if not self.batched:
+            return 1
+        return self.spec.shape[0] if self.spec.shape else None
+
+    def join(self, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Return prepared pictures as the input's value.
+
+        Raises:
+            UsageError: there are several, and the input takes one.
+        """
+        if not self.batched:
+            if len(rows) > 1:
+                text = f"input {self.alias!r} takes one picture in a request, not {len(rows)}"
+                raise UsageError(text)
+            return rows[0]
+        return np.stack(rows) if len(rows) > 1 else rows[0][np.newaxis]
+
+
+def _is_batched(spec: TensorSpec) -> bool:
+    """Say whether the first axis counts pictures: [height, width, 3] has none that does."""
+    if spec.shape is None:
+        return True
+    if spec.dtype is dtypes.STRING:
+        return bool(spec.shape)
+    if len(spec.shape) == IMAGE_RANK:
+        return spec.shape[0] is None and spec.shape[-1] not in _CHANNELS
+    return len(spec.shape) != FLAT_RANK
+
+
+def row_axes(spec: TensorSpec) -> tuple[int | None, ...] | None:
+    """Return the axes of one picture; None if even their number is open."""
+    if spec.shape is None:
+        return None
+    return spec.shape[1:] if _is_batched(spec) else spec.shape
+
+
+def image_input(
+    signature: Signature,
+    note: Preprocessing,
+    *,
+    options: Preprocessing | None = None,
+    graph: PictureGraph | None = None,
+    alias: str = "",
+    given: Collection[str] = (),
+) -> ImageInput:
+    """Find out how a signature wants its pictures.
+
+    Args:
+        signature: one of its inputs takes pictures: string of any shape with one element for each
+            picture, number [b, height, width, channels], [b, channels, height, width],
+            [b, height, width] or [b, height * width * channels]; without the first axis, one
+            picture at a time.
+        note: what is known beside the signature; it wins over what the graph and shape tell.
+        options: what the caller says; it wins over the note.
+        graph: the version's graph, which tells what the note leaves open.
+        alias: the input for the pictures; empty to find it.
+        given: the inputs that something else fills.
+
+    Raises:
+        UsageError: the signature takes no picture, or not enough is known about it.
+    """
+    alias = alias or _picture_alias(signature, given)
+    if alias not in signature.inputs:
+        raise UsageError(
+            f"signature {signature.name!r} has no input {alias!r}",
+            remedy=did_you_mean(alias, signature.inputs),
+        )
+    spec = signature.inputs[alias]
+    said = _Said(note.resolved(), (options or Preprocessing()).resolved())
+    how = note.overridden_by(options or Preprocessing()).resolved()
+    facts = _Facts(graph, alias)
+    if spec.dtype is dtypes.STRING:
+        return _encoded_input(alias, spec, how, said, facts)
+    axes = row_axes(spec) or (None, None, None)
+    if spec.dtype is None or spec.dtype.name == "bool" or not _is_picture(spec, axes):
+        raise UsageError(
+            f"input {alias!r} is {spec}, which is not a picture",
+            remedy="choose a signature that takes [b, height, width, channels], [b, n] or string",
+        )
+    guess = _guess(axes, how.layout)
+    value_range, range_choice = _value_range(spec, how, said, facts)
+    how = replace(guess, value_range=value_range).overridden_by(how)
+    if how.height is None or how.width is None or how.channels is None:
+        raise UsageError(
+            f"the picture size for input {alias!r} ({spec}) is not known",
+            remedy="give --size HEIGHTxWIDTH and --channels",
+        )
+    _require_possible(alias, spec, how)
+    _require_fit(alias, spec, axes, how)
+    return ImageInput(alias, spec, how, (*_shape_choices(how, guess, said), range_choice))
+
+
+def _is_picture(spec: TensorSpec, axes: tuple[int | None, ...]) -> bool:
+    if len(axes) == FLAT_RANK:
+        return _is_batched(spec) or axes[0] is not None
+    return len(axes) in {IMAGE_RANK, GREY_RANK}
+
+
+def _picture_alias(signature: Signature, given: Collection[str]) -> str:
+    """Return the input that takes pictures, where only one can."""
+    left = [
+        each for each in signature.inputs if each not in given and each not in signature.optional
+    ] or [each for each in signature.inputs if each not in given]
+    able = [each for each in left if _may_be_picture(signature.inputs[each])]
+    if len(left) == 1 or len(able) == 1:
+        return (able or left)[0]
+    telling = [each for each in able if any(word in each.lower() for word in _PICTURE_WORDS)]
+    if len(telling) == 1:
+        return telling[0]
+    names = ", ".join(f"{each} {spec}" for each, spec in signature.inputs.items()) or "none"
+    raise UsageError(
+        f"signature {signature.name!r} has {len(signature.inputs)} inputs ({names}), and which of "
+        "them takes pictures is not clear",
+        remedy="give --picture-input NAME, and the others by --set NAME=VALUE",
+    )
+
+
+_PICTURE_WORDS = ("image", "picture", "photo", "img", "pixel", "jpeg", "jpg", "png", "bytes")
+
+
+def _may_be_picture(spec: TensorSpec) -> bool:
+    if spec.dtype is None or spec.dtype.name == "bool":
+        return False
+    if spec.dtype is dtypes.STRING:
+        return _is_column(spec)
+    axes = row_axes(spec)
+    return axes is None or len(axes) in {IMAGE_RANK, GREY_RANK}
+
+
+def _is_column(spec: TensorSpec) -> bool:
+    """Say whether a string input has one element for each row."""
+    return all(size in {None, 1} for size in (spec.shape or ())[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the note and the options say."""
+
+    note: Preprocessing
+    options: Preprocessing
+
+    def source(self, *fields: str) -> Source | None:
+        """Return who sets any of these fields."""
+        for source, where in (("option", self.options), ("note", self.note)):
+            if any(getattr(where, field) is not None for field in fields):
+                return source  # type: ignore[return-value]  # one of Source's
+        return None
+
+
+class _Facts:
+    """What the graph tells of the input, asked for only where nothing else decides."""
+
+    def __init__(self, graph: PictureGraph | None, alias: str) -> None:
+        self._graph, self._alias = graph, alias
+
+    @cached_property
+    def found(self) -> PictureFacts:
+        return self._graph.input(self._alias) if self._graph else PictureFacts()
+
+
+def _encoded_input(
+    alias: str, spec: TensorSpec, how: Preprocessing, said: _Said, facts: _Facts
+) -> ImageInput:
+    if not _is_column(spec):
+        raise UsageError(
+            f"input {alias!r} is {spec}: more than one element for each picture",
+            remedy="choose another input with --picture-input, or use `tfkit request`",
+        )
+    source, because = said.source("encoding"), ""
+    encoding = how.encoding
+    if encoding is None and facts.found.encoding:
+        encoding, source, because = facts.found.encoding, "graph", facts.found.because
+    elif encoding is None:
+        name = alias.lower()
+        is_text = name.endswith("b64") or name.startswith("b64_") or "base64" in name
+        encoding, source = ("websafe", "name") if is_text else ("raw", "assumed")
+    value = {"raw": "the file as it is", "base64": "base64", "websafe": "web-safe base64"}[encoding]
+    choice = Choice("encoding", value, source or "assumed", because)
+    return ImageInput(alias, spec, replace(how, encoding=encoding), (choice,))
+
+
+def _value_range(
+    spec: TensorSpec, how: Preprocessing, said: _Said, facts: _Facts
+) -> tuple[tuple[float, float], Choice]:
+    """Return what black and white become, and who says so: for floats, the graph or nobody."""
+    is_float = spec.dtype is not None and spec.dtype.name in _FLOATS
+    source, because = said.source("value_range"), ""
+    found = how.value_range
+    if found is None and not is_float:
+        found, source = (0.0, 255.0), "signature"
+    elif found is None and facts.found.value_range:
+        found, source, because = facts.found.value_range, "graph", facts.found.because
+    elif found is None:
+        found, source = (0.0, 1.0), "assumed"
+    value = " to ".join(f"{each:g}" for each in found)
+    if how.mean or how.std:
+        value += ", then mean and std"
+    return found, Choice("range", value, source or "assumed", because)
+
+
+_FLOATS = frozenset({"float", "double", "half", "bfloat16"})
+
+
+def _shape_choices(how: Preprocessing, guess: Preprocessing, said: _Said) -> list[Choice]:
+    guessed = guess.height is not None and guess.channels is not None
+    from_shape: Source = "signature" if guessed else "assumed"
+    size = f"{how.height}x{how.width}"
+    found = [Choice("size", size, said.source("height", "width") or from_shape)]
+    if how.channels == 1:
+        found.append(Choice("channels", "grey", said.source("channels") or from_shape))
+    else:
+        order = (how.channel_order or "rgb").upper()
+        found.append(Choice("channels", order, said.source("channel_order") or "assumed"))
+    if how.layout == "channels_first":
+        found.append(Choice("layout", "channels first", said.source("layout") or "signature"))
+    return found
+
+
+def _guess(axes: tuple[int | None, ...], layout: Layout | None) -> Preprocessing:
+    """Return what the shape suggests."""
+    if len(axes) == IMAGE_RANK:
+        if (layout or _layout(axes)) == "channels_first":
+            return Preprocessing(axes[1], axes[2], axes[0], layout="channels_first")
+        return Preprocessing(axes[0], axes[1], axes[2])
+    if len(axes) == GREY_RANK:
+        return Preprocessing(axes[0], axes[1], 1)
+    values = axes[-1] if axes else None
+    for channels in (1, 3):
+        side = round((values / channels) ** 0.5) if values else 0
+        if values and side * side * channels == values:
+            return Preprocessing(side, side, channels)
+    return Preprocessing()
+
+
+def _layout(axes: tuple[int | None, ...]) -> Layout:
+    """Return where the channels are: first, where only so their number is that of a picture."""
+    first = axes[0] in _CHANNELS and axes[-1] not in _CHANNELS
+    return "channels_first" if first else "channels_last"
+
+
+def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
+    """Refuse values that no picture can be brought to, from whichever source they came."""
+    if how.channels not in _CHANNELS or min(how.height or 0, how.width or 0) < 1:
+        raise UsageError(
+            f"no picture is {how.height}x{how.width} with {how.channels} channels",
+            remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels",
+        )
+    for option, values in (("--mean", how.mean), ("--std", how.std)):
+        if values and len(values) not in {1, how.channels}:
+            text = f"{option} has {len(values)} values for {how.channels} channels"
+            raise UsageError(text, remedy="give one value, or one for each channel")
+    if 0 in (how.std or ()):
+        raise UsageError("--std holds a zero, which cannot be divided by")
+    if how.crop_fraction is not None and not 0 < how.crop_fraction <= 1:
+        raise UsageError(f"--crop-fraction {how.crop_fraction:g} is not above 0 and up to 1")
+    low, high = range_of(how)
+    limits = spec.dtype and spec.dtype.numpy and limits_of(spec.dtype.numpy)
+    if limits and not limits[0] <= min(low, high) <= max(low, high) <= limits[1]:
+        raise UsageError(
+            f"pixels from {low:g} to {high:g} do not fit input {alias!r}, {spec}",
+            remedy=f"give a --range within {limits[0]},{limits[1]}",
+        )
+
+
+def range_of(how: Preprocessing) -> tuple[float, float]:
+    """Return what black and white become; 0 and 255 where nothing is said.
+
+    Raises:
+        UsageError: it is no pair.
+    """
+    values = how.value_range or (0.0, 255.0)
+    if len(values) != 2:  # noqa: PLR2004 (low, high)
+        raise UsageError(f"--range has {len(values)} values", remedy="give two: LOW,HIGH")
+    return values
+
+
+def limits_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    """Return the least and the greatest value of an integer type; None for others."""
+    return (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else None
+
+
+def _require_fit(
+    alias: str, spec: TensorSpec, axes: tuple[int | None, ...], how: Preprocessing
+) -> None:
+    size = (how.height, how.width, how.channels)
+    if len(axes) == IMAGE_RANK:
+        first = how.layout == "channels_first"
+        wanted = (how.channels, how.height, how.width) if first else size
+        fits = all(want in {None, have} for want, have in zip(axes, wanted, strict=True))
+    elif len(axes) == GREY_RANK:
+        fits = all(want in {None, have} for want, have in zip((*axes, 1), size, strict=True))
+    else:
+        fits = axes[-1] in {None, np.prod([each or 0 for each in size])}
+    if not fits:
+        height, width, channels = size
+        raise UsageError(
+            f"a picture of {height}x{width} with {channels} channels does not fit "
+            f"input {alias!r}, {spec}",
+            remedy="leave out --size, --channels and --layout to use what the model says",
+        )
