@@ -23,9 +23,6 @@ GRAPH_FILES = (GRAPH_FILE, "saved_model.pbtxt")
 CHUNKED_GRAPH_FILE = "saved_model.cpb"
 VARIABLES_INDEX = Path("variables") / "variables.index"
 DEFAULT_SIGNATURE = "serving_default"
-# What outputs with the scores of classes are usually called, the likeliest first.
-_SCORE_NAMES = ("scores", "probabilities", "predictions", "softmax", "logits")
-_FLOATS = frozenset({"float", "double", "half", "bfloat16"})
 # The signature through which TensorFlow runs initializers; not one to call.
 _INTERNAL_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
@@ -58,11 +55,6 @@ class TensorSpec:
         return f"{self.dtype.name if self.dtype else 'opaque'} {shape}"
 
 
-def _may_be_scores(spec: TensorSpec) -> bool:
-    is_float = spec.dtype is not None and spec.dtype.name in _FLOATS
-    return is_float and (spec.shape is None or len(spec.shape) == 2)  # noqa: PLR2004 ([batch, classes])
-
-
 @dataclass(frozen=True, slots=True)
 class Signature:
     """One way to call a model: inputs and outputs by alias.
@@ -77,12 +69,6 @@ class Signature:
     method_name: str
     optional: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
-
-    @property
-    def score_output(self) -> str | None:
-        """The alias of the output that holds scores, float [batch, classes]; None without one."""
-        found = [alias for alias, spec in self.outputs.items() if _may_be_scores(spec)]
-        return next((name for name in (*_SCORE_NAMES, *found) if name in found), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from tfserve_kit.errors import (
     SpecError,
     TfkitError,
 )
+from tfserve_kit.pictures.heads import choose_head
 from tfserve_kit.preprocessing import Preprocessing
 
 MODEL = "classifier"
@@ -55,7 +56,7 @@ class Classifier(services_pb2_grpc.ClassifierServicer):  # type: ignore[misc] # 
         self._client, self._labels = client, labels
         signature = client.metadata(Target(MODEL)).signatures["serving_default"]
         (self._input,) = signature.inputs
-        self._scores = signature.score_output or "scores"
+        self._scores = choose_head(signature).scores
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 (gRPC's)
         """Classify one picture; see services.proto."""

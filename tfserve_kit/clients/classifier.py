@@ -162,7 +162,10 @@ class Classifier:
 
     def _scored(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
         scores, meaning = self.model.scores(outputs, rows, str(self._target))
-        labels: Sequence[Sequence[str] | None] = [self._labels] * rows
+        known = self._labels
+        if known is not None and len(known) == 1 and meaning == "one probability":
+            known = (f"not {known[0]}", known[0])
+        labels: Sequence[Sequence[str] | None] = [known] * rows
         if self._labels is None:
             labels = self.model.labels_in(outputs, scores.shape) or labels
         return [

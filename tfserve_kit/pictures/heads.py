@@ -196,6 +196,20 @@ def _no_head(signature: Signature, outputs: Mapping[str, TensorSpec], rank: int)
     )
 
 
+def is_one_column(head: Head, spec: TensorSpec) -> bool:
+    """Say whether scores are one number for each picture: [batch, 1] or [batch]."""
+    rank = 2 if head.batched else 1
+    return spec.shape is not None and (len(spec.shape) < rank or spec.shape[-1] == 1)
+
+
+def class_count(head: Head, signature: Signature) -> int | None:
+    """Return how many classes there are scores for; None if the signature does not say."""
+    spec = signature.outputs.get(head.scores)
+    if head.kind != "scores" or spec is None or spec.shape is None:
+        return None
+    return 2 if is_one_column(head, spec) else spec.shape[-1]
+
+
 def rows_of(outputs: Outputs, alias: str, rows: int, head: Head, where: str) -> NDArray[Any]:
     """Return an output with a batch axis of the length that was asked for.
 

@@ -14,7 +14,7 @@ from tfserve_kit.pictures.companions import Companions
 from tfserve_kit.pictures.heads import Head, Outputs
 from tfserve_kit.pictures.image_input import Choice, ImageInput, image_input
 from tfserve_kit.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel import Signature
 
 # What scores are: told by their values, or made so on request.
 Meaning = Literal["probabilities", "logits or other scores", "one probability", "classes", "boxes"]
@@ -60,6 +60,7 @@ class PictureModel:
     Attributes:
         input: the input for the pictures.
         head: the outputs that are read.
+        classes: how many classes there are scores for, as far as the signature says it.
         choices: what was decided about inputs and output, and by what.
 
     Raises:
@@ -78,7 +79,7 @@ class PictureModel:
         self._companions = Companions(signature, self.input.alias, asked.companions)
         self.head = heads.choose_head(signature, asked.output, batched=self.input.batched)
         self._softmax = asked.softmax
-        self._scores_spec = signature.outputs.get(self.head.scores)
+        self.classes = heads.class_count(self.head, signature)
         self.choices = (
             *self.input.choices,
             *self._companions.choices,
@@ -89,14 +90,6 @@ class PictureModel:
         """Tell what was decided, but for what the input's shape leaves no doubt about."""
         told = [str(each) for each in self.choices if each.what != "size"]
         return f"{self.input.alias!r}: {'; '.join(told)}"
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are scores for, as far as the signature says it."""
-        spec = self._scores_spec
-        if spec is None or not spec.shape or len(spec.shape) < (2 if self.head.batched else 1):
-            return None if spec is None or spec.shape is None else 2
-        return 2 if spec.shape[-1] == 1 else spec.shape[-1]
 
     def inputs(
         self, rows: Sequence[NDArray[Any]], pictures: Sequence[tuple[str, int]]
@@ -182,18 +175,13 @@ def _meaning(scores: NDArray[np.float64]) -> Meaning:
     return "probabilities" if heads.are_probabilities(known) else "logits or other scores"
 
 
-def _is_one_column(spec: TensorSpec, head: Head) -> bool:
-    rank = 2 if head.batched else 1
-    return spec.shape is not None and (len(spec.shape) < rank or spec.shape[-1] == 1)
-
-
 def _output_choice(
     head: Head, signature: Signature, asked: Asked, graph: PictureGraph | None
 ) -> Choice:
     """Say which output is shown; one column is taken for a probability unless the graph says so."""
     alias = head.boxes or head.scores or head.classes
     spec = signature.outputs[alias]
-    if head.kind == "scores" and _is_one_column(spec, head):
+    if head.kind == "scores" and heads.is_one_column(head, spec):
         made_by = graph.output(alias) if graph else None
         sure = made_by == "sigmoid" or asked.softmax
         value = f"{alias!r}, the probability of class 1"

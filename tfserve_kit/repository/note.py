@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from tfserve_kit.errors import Problem, UsageError
 from tfserve_kit.labels import Labels
+from tfserve_kit.pictures.heads import choose_head, class_count, is_one_column
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -55,13 +56,16 @@ def _size_problems(note: Preprocessing, alias: str, spec: TensorSpec) -> Iterato
 def _label_problems(note: Preprocessing, signature: Signature) -> Iterator[Problem]:
     if note.labels is None:
         return
-    alias = signature.score_output
-    spec = signature.outputs[alias] if alias is not None else None
-    if spec is None or spec.shape is None or spec.shape[1] is None:
+    try:
+        head = choose_head(signature)
+    except UsageError:  # it is not clear which scores they are for; callers say it
         return
-    # One column is the probability of the second of two classes.
-    classes = 2 if spec.shape[1] == 1 and len(note.labels) != 1 else spec.shape[1]
+    classes = class_count(head, signature)
+    spec = signature.outputs.get(head.scores)
+    names_what_it_finds = len(note.labels) == 1 and spec and is_one_column(head, spec)
+    if classes is None or names_what_it_finds:
+        return
     try:
         Labels.of(note.labels).fit(classes)
     except UsageError:
-        yield Problem("labels", f"are {len(note.labels)}, but output {alias!r} is {spec}")
+        yield Problem("labels", f"are {len(note.labels)}, but output {head.scores!r} is {spec}")

@@ -320,6 +320,12 @@ class TestOneColumn:
         found = classifier(FixedClient(y=np.float32([[0.9]])), self.COLUMN, note).classify(png())
         assert found.scores[0].label == "dog"
 
+    def test_single_label_names_what_is_found(self):
+        given = classifier(
+            FixedClient(y=np.float32([[0.2]])), self.COLUMN, Preprocessing(labels=("cat",))
+        )
+        assert [each.label for each in given.classify(png()).scores] == ["not cat", "cat"]
+
     def test_number_that_is_no_probability_is_refused(self):
         with pytest.raises(UsageError, match="such as 42, which is no probability") as caught:
             classifier(FixedClient(y=np.float32([[42]])), self.COLUMN).classify(png())

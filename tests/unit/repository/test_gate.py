@@ -332,3 +332,26 @@ def test_damaged_models_never_break_the_gate(models, tmp_path):
         file.write_bytes(original[file])
     assert refusals > 500
     assert slowest_s < 5
+
+
+class TestLabelsOfANote:
+    @pytest.mark.parametrize(
+        ("outputs", "labels", "fits"),
+        [
+            ({"p": (-1, 1)}, ["cat", "dog"], True),
+            ({"p": (-1, 1)}, ["cat"], True),
+            ({"p": (-1, 1)}, ["cat", "dog", "cow"], False),
+            ({"p": (-1,)}, ["cat", "dog"], True),
+            ({"a": (-1, 3), "b": (-1, 2)}, ["cat", "dog"], True),
+            ({"probabilities": (-1, 3), "logits": (-1, 3)}, ["cat", "dog"], False),
+        ],
+    )
+    def test_count_is_that_of_the_classes_shown(self, tmp_path, outputs, labels, fits):
+        graph = meta_graph(("y", "Identity", "x"))
+        signature = graph.signature_def["serving_default"]
+        tensor(signature.inputs["x"], "x:0", (-1, 8, 8, 3))
+        signature.ClearField("outputs")
+        for alias, shape in outputs.items():
+            tensor(signature.outputs[alias], "y:0", shape)
+        put_note(write(tmp_path / "m", graph), labels=labels)
+        assert bool(check(tmp_path / "m", ORDINARY).refusals) is not fits
