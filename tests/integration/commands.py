@@ -16,6 +16,10 @@ from tfserve_kit.errors import RequestError
 PATIENCE_S = 60.0
 
 
+def _refuse(word):
+    raise AssertionError(f"{word} is no JSON")
+
+
 @dataclass
 class Done:
     """What a command left: exit code and the two streams."""
@@ -27,7 +31,7 @@ class Done:
     @property
     def data(self):
         """The data of the envelope on stdout, which must be all there is."""
-        envelope = json.loads(self.out)
+        envelope = json.loads(self.out, parse_constant=_refuse)
         assert envelope["schema"] == 1
         assert self.out.count("\n") == 1
         return envelope["data"]

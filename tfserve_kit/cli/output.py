@@ -13,7 +13,7 @@ from typing import Any, Self, TextIO
 
 import click
 
-from tfserve_kit import redaction
+from tfserve_kit import redaction, strict_json
 from tfserve_kit.cli import exit_codes
 from tfserve_kit.errors import TfkitError
 from tfserve_kit.printable import in_json, one_line, printable
@@ -68,15 +68,14 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
 
     Args:
         kind: name of the result, for `--json`: `{"schema": 1, "kind": kind, "data": data}`.
-        data: what the JSON holds.
+        data: what the JSON holds; NaN and the infinities become texts, see `strict_json`.
         as_json: whether `--json` was given.
         text: what a person reads instead.
     """
     if as_json:
-        import json
-
         document = {"schema": SCHEMA, "kind": kind, "data": data}
-        _emit(in_json(json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))) + "\n")
+        text = strict_json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))
+        _emit(in_json(text) + "\n")
     elif text:
         line(text)
 

@@ -1,10 +1,10 @@
 """Where the results of `tfkit perf` go: the terminal, files, and the exit code."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfserve_kit import strict_json
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.errors import UsageError
 
@@ -66,7 +66,7 @@ def keep(runs: Sequence["Named"], outputs: Sequence[Path], samples_file: Path | 
 
     for file in outputs:
         if file.suffix == ".json":
-            write_text(file, json.dumps(data_of(runs), ensure_ascii=False, indent=1))
+            write_text(file, strict_json.dumps(data_of(runs), ensure_ascii=False, indent=1))
             continue
         for number, each in enumerate(runs, start=1):
             samples.write(each.run, _numbered(file, number, len(runs)))

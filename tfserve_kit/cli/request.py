@@ -17,10 +17,9 @@ from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Prediction, Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
-from tfserve_kit.clients.outputs import describe, write_npz
+from tfserve_kit.clients.outputs import describe, values, write_npz
 from tfserve_kit.errors import UsageError
 from tfserve_kit.preprocessing import Preprocessing
-from tfserve_kit.tensors.json import to_value
 
 
 @click.command("request")
@@ -73,15 +72,8 @@ def command(
     head = {"model": where.model, "version": version, "signature": chosen.name}
     data = {**head, "request_ms": round(answer.duration_s * 1e3, 3)}
     if as_json:
-        data["outputs"] = _values(answer)
+        data["outputs"] = {alias: values(array) for alias, array in answer.outputs.items()}
     output.result("request", data, as_json=as_json, text=_text(data, answer))
-
-
-def _values(answer: Prediction) -> dict[str, Any]:
-    try:
-        return {alias: to_value(array) for alias, array in answer.outputs.items()}
-    except TypeError as error:
-        raise UsageError(str(error), remedy="store the outputs with --output FILE.npz") from error
 
 
 def _text(data: dict[str, Any], answer: Prediction) -> str:

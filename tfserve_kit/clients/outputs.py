@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.json import to_value
 
+_MOST_DIGITS = 9  # tell any two float32 apart
+_EXACT_POWER = 22  # of ten, as a float64
+_NARROW = {"half", "bfloat16", "float"}
 _MOST_VALUES, _MOST_CHARACTERS = 8, 60  # of a description
 
 
@@ -52,13 +56,58 @@ def _storable(alias: str, array: NDArray[Any]) -> NDArray[Any]:
     return stored
 
 
+def values(array: NDArray[Any]) -> Any:
+    """Return an array as nested lists, as results in JSON have it.
+
+    Numbers are the shortest decimals that mean just this value of the array's type: 0.1 where a
+    float32 widened to float64 is 0.10000000149. Bytes are `{"b64": ...}`, complex numbers
+    `{"real": ..., "imag": ...}`.
+    """
+    if array.dtype.kind == "c":
+        return _pairs(values(array.real), values(array.imag))
+    return to_value(shortest(array))
+
+
+def _pairs(real: Any, imaginary: Any) -> Any:
+    if isinstance(real, list):
+        return [_pairs(*each) for each in zip(real, imaginary, strict=True)]
+    return {"real": real, "imag": imaginary}
+
+
+def shortest(array: NDArray[Any]) -> NDArray[Any]:
+    """Return floats of fewer than 64 bits as float64 with the shortest decimals that mean them."""
+    if dtypes.by_numpy(array.dtype).name not in _NARROW:
+        return array
+    with np.errstate(all="ignore"):
+        found = array.astype(np.float64)
+        open_ = np.isfinite(found) & (found != 0)
+        for digits in range(1, _MOST_DIGITS + 1):
+            rounded = _rounded(found[open_], digits)
+            fits = rounded.astype(array.dtype) == array[open_]
+            found[open_] = np.where(fits, rounded, found[open_])
+            open_[open_] = ~fits
+            if not open_.any():
+                break
+    return found
+
+
+def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """Return values with so many significant digits, each the float64 next to these."""
+    places = digits - 1 - np.floor(np.log10(np.abs(values))).astype(np.int64)
+    scale = np.float64(10.0) ** np.abs(places)  # exact up to 10**22, so one operation rounds right
+    near = np.where(places > 0, np.rint(values * scale) / scale, np.rint(values / scale) * scale)
+    for index in np.flatnonzero(np.abs(places) > _EXACT_POWER):
+        near[index] = float(f"{values[index]:.{digits - 1}e}")
+    return near
+
+
 def describe(outputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str, str]]:
     """Yield alias, type with shape, and the first values of each output."""
     for alias, array in outputs.items():
         shape = ", ".join(map(str, array.shape))
-        values = ", ".join(_value(item) for item in array.ravel()[:_MOST_VALUES].tolist())
+        first = shortest(array.ravel()[:_MOST_VALUES]).tolist()
         more = ", ..." if array.size > _MOST_VALUES else ""
-        text = values + more
+        text = ", ".join(map(_value, first)) + more
         if len(text) > _MOST_CHARACTERS:
             text = text[: _MOST_CHARACTERS - 4].rstrip(", ") + " ..."
         yield alias, f"{dtypes.by_numpy(array.dtype).name} [{shape}]", text
@@ -66,7 +115,7 @@ def describe(outputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str, st
 
 def _value(item: Any) -> str:
     if isinstance(item, float):
-        return f"{item:.6g}"
+        return repr(item).removesuffix(".0")
     if isinstance(item, bytes):
         return repr(item[:_MOST_CHARACTERS].decode("utf-8", "backslashreplace"))
     return str(item)

@@ -1,6 +1,5 @@
 """Inputs to send, built before the clock starts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +95,10 @@ def assumptions(signature: Signature, *, drawn: bool = True) -> list[str]:
     if axes.fixed_rows is not None:
         found.append(f"each request has {counted(axes.fixed_rows)}: the model takes no other")
     if drawn and axes.parameters:
-        ones = ", ".join(
-            f"{alias!r} = {json.dumps(_ones(alias, signature.inputs[alias]).ravel()[0].item())}"
-            for alias in sorted(axes.parameters)
-        )
-        found.append(f"sent with every request, as inputs without a batch axis: {ones}")
+        ones = {alias: _ones(alias, signature.inputs[alias]) for alias in sorted(axes.parameters)}
+        shown = (f"{alias!r} = {str(each.flat[0]).lower()}" for alias, each in ones.items())
+        text = f"sent with every request, as inputs without a batch axis: {', '.join(shown)}"
+        found.append(text)
     return found + [f"{each}: one value in each row" for each in axes.composites if drawn]
 
 

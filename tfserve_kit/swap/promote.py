@@ -12,13 +12,12 @@ or `promote`, not by itself. A request that names neither a version nor a label 
 highest version loaded, the canary included (tensorflow_serving/core/basic_manager.cc).
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit import reload, savedmodel
+from tfserve_kit import reload, savedmodel, strict_json
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.errors import UsageError, did_you_mean
@@ -208,4 +207,4 @@ def _apply(
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else strict_json.dumps(name)

@@ -3,8 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from tfserve_kit.clients.outputs import describe, write_npz
+from tfserve_kit.clients.outputs import describe, shortest, values, write_npz
 from tfserve_kit.errors import UsageError
 
 OUTPUTS = {
@@ -48,6 +51,11 @@ def test_file_that_cannot_be_written_is_named(tmp_path):
     ("array", "expected"),
     [
         (np.float32([[0.1, 2]]), ("float [1, 2]", "0.1, 2")),
+        (np.float32([16777215, 1 / 3]), ("float [2]", "16777215, 0.33333334")),
+        (np.float64([0.1, 1 / 3]), ("double [2]", "0.1, 0.3333333333333333")),
+        (np.float16([0.1, 65504]), ("half [2]", "0.1, 65500")),
+        (np.array([0.1], ml_dtypes.bfloat16), ("bfloat16 [1]", "0.1")),
+        (np.float32([np.nan, np.inf, -0.0, 1e-30]), ("float [4]", "nan, inf, -0, 1e-30")),
         (np.arange(9), ("int64 [9]", "0, 1, 2, 3, 4, 5, 6, 7, ...")),
         (np.array(True), ("bool []", "True")),
         (np.array([b"a\xff\n"], object), ("string [1]", r"'a\\xff\n'")),
@@ -57,3 +65,38 @@ def test_file_that_cannot_be_written_is_named(tmp_path):
 )
 def test_output_is_described_in_a_line(array, expected):
     assert list(describe({"y": array})) == [("y", *expected)]
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.float32([[0.1, 2]]), [[0.1, 2.0]]),
+        (np.array([0.1, 0.3], ml_dtypes.bfloat16), [0.1, 0.3]),
+        (np.float64(0.1), 0.1),
+        (np.complex64([[1 + 0.1j]]), [[{"real": 1.0, "imag": 0.1}]]),
+        (np.complex128(2j), {"real": 0.0, "imag": 2.0}),
+        (np.array([b"a\xff"], object), [{"b64": "Yf8="}]),
+        (np.uint64([2**64 - 1]), [2**64 - 1]),
+        (np.array([[True]]), [[True]]),
+    ],
+)
+def test_values_are_the_shortest_that_mean_them(array, expected):
+    assert values(array) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_narrow_float_survives_its_decimals(dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    found = shortest(every)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found.astype(dtype).astype(float), every.astype(float))
+
+
+@given(arrays(np.float32, 9, elements=st.floats(width=32)))
+def test_float32_survives_its_decimals(array):
+    found = shortest(array)
+    np.testing.assert_array_equal(found.astype(np.float32), array)
+    assert all(
+        len(repr(float(short))) <= len(repr(float(str(item)))) or not np.isfinite(item)
+        for short, item in zip(found, array, strict=True)
+    )
