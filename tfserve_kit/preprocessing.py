@@ -111,7 +111,7 @@ class Preprocessing:
         """
         note = version_dir / NOTE_PATH
         try:
-            content = json.loads(note.read_text("utf-8"))
+            content = json.loads(note.read_text("utf-8-sig"))
         except FileNotFoundError:
             return cls()
         except ValueError as error:

@@ -129,7 +129,7 @@ def read_sizes(batching_config: Path) -> tuple[int, ...]:
         UsageError: it cannot be read.
     """
     try:
-        found = protos.from_text("BatchingParameters", batching_config.read_text("utf-8"))
+        found = protos.from_text("BatchingParameters", batching_config.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {batching_config}: {error.strerror}") from error
     except ValueError as error:  # of the text format or of UTF-8

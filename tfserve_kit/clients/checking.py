@@ -84,9 +84,15 @@ def unchecked(inputs: Inputs) -> Mapping[str, ArrayLike]:
     """Return inputs by alias where the signature is not known.
 
     Raises:
-        InvalidRequest: they have no names.
+        InvalidRequest: they have no names, or values are masked.
     """
     if isinstance(inputs, Mapping):
+        for alias, value in inputs.items():
+            if isinstance(value, np.ma.MaskedArray) and _holds_masked(value):
+                raise InvalidRequest(
+                    f"cannot send the input {alias!r}: some of its values are masked",
+                    remedy="fill them as you mean it: .filled(0)",
+                )
         return inputs
     raise InvalidRequest(
         "cannot send the input: it has no name, and the signature is not looked at",
@@ -126,7 +132,9 @@ def _check_missing(
 def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> NDArray[Any]:
     """Return one input in the type of the signature; the first lines are the usual case."""
     try:
-        array = value if isinstance(value, np.ndarray) else _array(value)
+        array = value if type(value) is np.ndarray else _array(value)
+        if array.dtype.kind in "OU":
+            array = by_content(array)
         given = dtypes.by_numpy(array.dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(
@@ -135,7 +143,14 @@ def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> N
         ) from error
     wanted = spec.dtype
     if given is not wanted and wanted is not None:
-        array = _converted(array, given, wanted, f"the input {alias!r} of {target}")
+        try:
+            array = convert(array, wanted)
+        except CannotConvert as error:
+            raise InvalidRequest(
+                f"cannot send the input {alias!r} of {target}: it is {given.name}, "
+                f"the model takes {wanted.name}{error}",
+                remedy=error.remedy,
+            ) from error
     if spec.shape is not None and not has_shape(array.shape, spec.shape):
         raise InvalidRequest(
             f"cannot send the input {alias!r} of {target}: its shape is {list(array.shape)}, "
@@ -146,9 +161,62 @@ def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> N
 
 
 def _array(value: ArrayLike) -> NDArray[Any]:
-    """Return an array of Python values; numpy alone would cut trailing zeros off bytes."""
+    """Return an array of Python values; numpy alone would cut trailing zeros off bytes.
+
+    Raises:
+        ValueError: some of the values are masked, of which numpy would send what lies beneath.
+    """
     array = np.asarray(value)
+    refuse_masked(value, array)
     return np.array(value, object) if array.dtype.kind in "SU" else array
+
+
+def refuse_masked(value: Any, array: NDArray[Any]) -> None:
+    """Refuse masked values; those within lists are looked for where numpy left a trace of them.
+
+    Args:
+        value: as it was given.
+        array: what numpy made of it.
+
+    Raises:
+        ValueError: some are masked.
+    """
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(each, np.ma.MaskedArray) for each in value)
+        has_trace = nested or (array.dtype.kind == "f" and bool(np.isnan(array).any()))
+        masked = has_trace and _holds_masked(value)
+    else:
+        masked = _holds_masked(value)
+    if masked:
+        raise ValueError("some of its values are masked; fill them as you mean it: .filled(0)")
+
+
+def _holds_masked(value: Any) -> bool:
+    if isinstance(value, np.ma.MaskedArray):
+        return bool(np.ma.getmaskarray(value).any())
+    return isinstance(value, list | tuple) and any(map(_holds_masked, value))
+
+
+def by_content(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an object array as what it holds: text and bytes as it is, else numbers.
+
+    Raises:
+        TypeError: it holds something else, or both.
+        ValueError: it holds text that UTF-8 has no form for.
+    """
+    items = array.ravel().tolist()
+    odd = [item for item in items if not isinstance(item, str | bytes)]
+    if not odd:
+        _require_unicode(items)
+        return array
+    plain = np.array(array.tolist()) if len(odd) == len(items) else array
+    if plain.dtype.kind in "biufc" and plain.shape == array.shape:
+        return plain
+    strange = [item for item in odd if not isinstance(item, bool | int | float | complex)] or odd
+    raise TypeError(
+        f"it holds {strange[0]!r:.40}, of type {type(strange[0]).__name__}: "
+        "neither all text and bytes nor all numbers"
+    )
 
 
 def has_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
@@ -161,19 +229,41 @@ def has_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return True
 
 
-def _converted(array: NDArray[Any], given: DType, wanted: DType, what: str) -> NDArray[Any]:
+def _require_unicode(items: Iterable[str | bytes]) -> None:
+    for item in items:
+        if isinstance(item, str) and not item.isascii():
+            item.encode()  # UnicodeEncodeError is a ValueError
+
+
+class CannotConvert(Exception):
+    """Values cannot become another type without losing something.
+
+    Args:
+        why: what would be lost, as the end of a sentence; empty if the types tell it.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
+def convert(array: NDArray[Any], wanted: DType) -> NDArray[Any]:
+    """Return an array in another type; real numbers may be rounded, all else stays the same.
+
+    Raises:
+        CannotConvert: a value would become another.
+    """
+    given = dtypes.by_numpy(array.dtype)
     if not array.size and wanted.numpy is not None and dtypes.STRING not in {given, wanted}:
         return array.astype(wanted.numpy)  # an empty list is float64 for want of better
-    refusal = f"cannot send {what}: it is {given.name}, the model takes {wanted.name}"
     if dtypes.STRING in {given, wanted} or wanted.numpy is None:
-        raise InvalidRequest(refusal, remedy=f"give values of type {wanted.name}")
+        raise CannotConvert("", f"give values of type {wanted.name}")
     kind, target_kind = _kind(given), _kind(wanted)
     if kind == "c" and target_kind != "c":
-        raise InvalidRequest(
-            refusal, remedy="the imaginary part would be lost: take .real or .imag"
-        )
+        raise CannotConvert("", "the imaginary part would be lost: take .real or .imag")
     if kind == "f" and target_kind in "iub":
-        raise InvalidRequest(refusal, remedy="round as you mean it, such as numpy.rint(x).astype")
+        raise CannotConvert("", "round as you mean it, such as numpy.rint(x).astype")
     with np.errstate(all="ignore"):
         converted: NDArray[Any] = array.astype(wanted.numpy)
         back = converted.real if target_kind == "c" else converted
@@ -184,9 +274,7 @@ def _converted(array: NDArray[Any], given: DType, wanted: DType, what: str) -> N
         )
     if not kept.all():
         lost = array[~kept].ravel()[0]
-        raise InvalidRequest(
-            f"{refusal}, which cannot hold {lost}", remedy="scale or clip the values first"
-        )
+        raise CannotConvert(f", which cannot hold {lost}", "scale or clip the values first")
     return converted
 
 

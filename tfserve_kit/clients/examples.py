@@ -5,14 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.clients.checking import refuse_masked
 from tfserve_kit.errors import InvalidRequest
 
 Features = Mapping[str, ArrayLike] | bytes
 """A value or a list of values per feature, or a serialized tf.Example."""
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 # numpy's kind of the values -> the list of a tf.Example's feature
 _LISTS = {
     "f": "float_list",
@@ -61,6 +63,8 @@ def _fill(feature: Any, value: ArrayLike) -> None:
     array = np.array([value], object) if alone else np.atleast_1d(np.asarray(value))
     if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
         array = np.array(value, object)
+    refuse_masked(value, array)
+    require_float32(array)
     if array.ndim != 1 or array.dtype.kind not in _LISTS:
         raise ValueError(f"{value!r:.80} is no value and no flat list of values")
     values = (array.astype(np.int64) if array.dtype.kind == "b" else array).tolist()
@@ -68,6 +72,16 @@ def _fill(feature: Any, value: ArrayLike) -> None:
         values = [item.encode() if isinstance(item, str) else item for item in values]
     if values:  # an empty list has no kind, and fits every one
         getattr(feature, _LISTS[array.dtype.kind]).value.extend(values)
+
+
+def require_float32(array: NDArray[Any]) -> None:
+    """Refuse numbers that would be infinite in a feature, whose real numbers are float32.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if array.dtype.kind == "f" and (np.abs(array[np.isfinite(array)]) > _FLOAT32_MAX).any():
+        raise ValueError(f"{array.tolist()!r:.80} holds a number beyond float32")
 
 
 def to_json(example: Any) -> dict[str, Any]:

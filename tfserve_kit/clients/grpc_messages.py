@@ -74,7 +74,7 @@ class GrpcWire:
         del signature
         try:
             body = predict_request(inputs, _spec(target), output_filter)
-        except TypeError as error:
+        except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest(f"cannot send the input: {error}") from error
         return Call(GrpcRequest("Predict", body), self._outputs, target)
 

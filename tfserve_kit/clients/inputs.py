@@ -1,6 +1,7 @@
 """Files become the inputs of a signature: pictures, REST bodies in JSON, and numpy's own files."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
+from tfserve_kit.clients.checking import CannotConvert, convert
+from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
 from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.dtypes import DType
 from tfserve_kit.tensors.json import from_value
 from tfserve_kit.tensors.proto import TensorError
 
@@ -144,33 +148,24 @@ def _only_input(signature: Signature, file: Path) -> str:
 
 
 def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -> NDArray[Any]:
-    """Return an array in the dtype of an input: floats may be rounded, all else stays the same."""
-    spec = _spec(alias, signature, file)
-    cast = _cast(array, spec)
-    if cast is None or not spec.takes(array.shape):
-        raise InvalidRequest(
-            f"{file}: input {alias!r} is {array.dtype} {list(array.shape)}, not {spec}",
-            remedy="the first axis counts the rows; `tfkit metadata` shows the inputs",
-        )
-    return cast
-
-
-def _cast(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any] | None:
+    """Return an array in the dtype of an input, if no value changes by it; see `convert`."""
+    spec, why = _spec(alias, signature, file), ""
+    remedy = "the first axis counts the rows; `tfkit metadata` shows the inputs"
+    cast: NDArray[Any] | None = None
     try:
         have = dtypes.by_numpy(array.dtype)
-    except TypeError:
-        return None
-    if have == spec.dtype:
-        return array
-    target = spec.dtype.numpy if spec.dtype else None
-    if target is None or dtypes.STRING in {have, spec.dtype}:
-        return None
-    exact = target.kind in _WHOLE
-    if (exact and array.dtype.kind not in _WHOLE) or "c" == array.dtype.kind != target.kind:
-        return None
-    with np.errstate(all="ignore"):
-        cast: NDArray[Any] = array.astype(target)
-    return cast if not exact or np.array_equal(cast, array) else None
+        if spec.dtype is not None:
+            cast = array if have is spec.dtype else convert(array, spec.dtype)
+    except TypeError:  # no type of TensorFlow's
+        pass
+    except CannotConvert as error:
+        why, remedy = str(error), error.remedy
+    if cast is None or not spec.takes(array.shape):
+        raise InvalidRequest(
+            f"{file}: input {alias!r} is {array.dtype} {list(array.shape)}, not {spec}{why}",
+            remedy=remedy,
+        )
+    return cast
 
 
 def _from_numpy(file: Path, signature: Signature) -> Arrays:
@@ -189,10 +184,17 @@ def _from_numpy(file: Path, signature: Signature) -> Arrays:
 
 def _from_json(file: Path, signature: Signature) -> Arrays:
     try:
-        document = json.loads(read_file(file))
+        document = json.loads(read_file(file), parse_float=_real)
         return dict(_columns(document, signature, file))
     except (ValueError, RecursionError) as error:  # of JSON, or a TensorError
         raise InvalidRequest(f"{file} is no request: {error}") from error
+
+
+def _real(text: str) -> float:
+    """Read a number; beyond the largest float64, Python would read infinity."""
+    if math.isinf(value := float(text)):
+        raise TensorError(f"{text:.40} is too large for any type of number")
+    return value
 
 
 def _columns(document: Any, signature: Signature, file: Path) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -212,12 +214,27 @@ def _columns(document: Any, signature: Signature, file: Path) -> Iterator[tuple[
     for alias, value in columns.items():
         spec = _spec(alias, signature, file)
         try:
-            array = from_value(value, spec.dtype)
+            array = _exact(value, spec.dtype)
         except TensorError as error:
             raise TensorError(f"input {alias!r}: {error}") from error
         if by_rows and alias in axes.parameters and not spec.takes(array.shape) and array.ndim:
             array = _the_same(alias, [array[number] for number in np.ndindex(len(array))])
         yield alias, array
+
+
+def _exact(value: Any, dtype: DType | None) -> NDArray[Any]:
+    """Return a value as an array of a type, in which no number is infinite that was not so.
+
+    Raises:
+        TensorError: it is not of the type.
+    """
+    array = from_value(value, dtype)
+    if array.dtype.kind in "fV" and (found := np.isinf(array)).any():
+        lost = from_value(value, dtypes.by_name("double"))[found]
+        if np.isfinite(lost).any():
+            name = dtype.name if dtype else "double"
+            raise TensorError(f"{name} cannot hold {lost[np.isfinite(lost)][0]}")
+    return array
 
 
 def _rows(rows: Any) -> Any:
@@ -245,6 +262,7 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
             kind, cast = _FEATURES.get(values.dtype.kind, ("", float))
             if values.ndim != 1 or not (kind or not values.size):
                 raise TensorError(f"feature {name!r:.80} is no list of numbers, texts or bytes")
+            require_float32(values)
             if values.size:
                 getattr(feature, kind).value.extend(map(cast, values.tolist()))
         array[index] = example.SerializeToString(deterministic=True)
@@ -252,7 +270,6 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
 
 
 _READERS = {".json": _from_json, ".npy": _from_numpy, ".npz": _from_numpy}
-_WHOLE = "iub"  # kinds of numpy whose values are whole numbers
 _BODIES = {"examples", "inputs", "instances"}  # keys of which a request has one
 # numpy's kind of the values -> the list of a tf.Example's feature, and what its values are
 _FEATURES = {

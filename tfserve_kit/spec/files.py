@@ -1,6 +1,7 @@
 """Deployment files: TOML to `Spec` and its problems, all at once."""
 
 import contextlib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ _ADVICE = {
     "int_type": "write a whole number",
 }
 _FLAGS = ("server", "flags")
+# What a shell would put a value in the place of.
+_VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\w+|\{\w+\})(?=/|$)|^%\w+%")
 _ENV = ("docker", "env")  # whose values may be secret
 
 
@@ -36,7 +39,7 @@ def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None
         OSError: the file cannot be read.
     """
     try:
-        document = tomllib.loads(file.read_text("utf-8"))
+        document = tomllib.loads(file.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
     for section, values in (overrides or {}).items():
@@ -91,6 +94,8 @@ def _flag_problems(document: dict[str, Any]) -> list[Problem]:
 def _absolute(base_path: str, folder: Path) -> str:
     if "://" in base_path:
         return base_path
+    if (name := _VARIABLE.search(base_path)) and not (folder / base_path).exists():
+        raise ValueError(f"{name[0]} stands for nothing here; write it out, or ~ for your home")
     path = (folder / Path(base_path).expanduser()).absolute().resolve()
     # From Python 3.13 on, a loop of links is only noticed by who follows it.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):

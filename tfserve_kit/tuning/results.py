@@ -53,7 +53,7 @@ def write(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -
 
 def as_toml(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -> str:
     """Return a deployment file with a candidate's settings; base paths are seen from `folder`."""
-    document = tomlkit.parse(config.read_text("utf-8")) if config else tomlkit.document()
+    document = tomlkit.parse(config.read_text("utf-8-sig")) if config else tomlkit.document()
     models = _table(document, "models")
     for name, model in spec.models.items():
         _table(models, name)["base_path"] = _seen_from(folder, model.base_path)

@@ -1,5 +1,8 @@
 """Inputs against a signature: what is converted, what is refused, and in which words."""
 
+import warnings
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
@@ -182,3 +185,81 @@ def test_unchecked_inputs_need_names():
     assert unchecked({"x": 1}) == {"x": 1}
     with pytest.raises(InvalidRequest, match="no name"):
         unchecked([1])
+
+
+# Masked and object arrays
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        MASKED,
+        np.ma.masked_less([1, -1], 0),
+        [1.0, np.ma.masked],
+        [[1.0, 2.0], [3.0, np.ma.masked]],
+        [MASKED, MASKED],
+        (MASKED,),
+    ],
+)
+def test_masked_values_are_refused(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's own, where it makes NaN of them
+        with pytest.raises(InvalidRequest, match="some of its values are masked"):
+            one(value, "float")
+
+
+def test_masked_values_are_refused_where_the_signature_is_not_looked_at():
+    with pytest.raises(InvalidRequest, match="'x': some of its values are masked"):
+        unchecked({"x": MASKED})
+    assert unchecked({"x": MASKED.filled(0)})["x"].tolist() == [1, 0]
+
+
+def test_array_that_masks_nothing_is_an_array():
+    found = one(np.ma.masked_array([1.0, 2.0]), "float")
+    assert type(found) is np.ndarray and found.tolist() == [1, 2]
+    assert np.isnan(one([np.nan, 1.0], "float")[0])
+
+
+@pytest.mark.parametrize(
+    ("items", "dtype", "expected"),
+    [
+        ([1, 2], "int32", [1, 2]),
+        ([1, 2.5], "float", [1, 2.5]),
+        ([True, False], "bool", [True, False]),
+        ([[1], [2]], "int64", [[1], [2]]),
+        (["a", b"b"], "string", ["a", b"b"]),
+        ([1 + 2j], "complex64", [1 + 2j]),
+        ([2**63], "uint64", [2**63]),
+        ([], "string", []),
+    ],
+)
+def test_object_array_is_what_it_holds(items, dtype, expected):
+    assert one(np.array(items, object), dtype).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("items", "dtype", "told"),
+    [
+        ([1, None], "float", "it holds None, of type NoneType"),
+        (["a", None], "string", "it holds None, of type NoneType"),
+        (["a", 1], "string", "it holds 1, of type int"),
+        (["a", float("nan")], "string", "it holds nan, of type float"),
+        ([2**80], "int64", "it holds 1208925819614629174706176"),
+        ([Decimal(1)], "float", "of type Decimal"),
+        ([[1], [1, 2]], "int64", "inhomogeneous"),
+        ([[1], [2]], "int64", "it holds [1], of type list"),
+        ([1, 2], "string", "it is int64, the model takes string"),
+        (["a"], "float", "it is string, the model takes float"),
+        ([300], "uint8", "which cannot hold 300"),
+        (["\ud800"], "string", "surrogates not allowed"),
+    ],
+)
+def test_object_array_is_refused_for_what_it_holds(items, dtype, told):
+    array = np.empty(len(items), object)
+    array[:] = items
+    with pytest.raises(InvalidRequest) as caught:
+        one(array, dtype)
+    assert told in caught.value.message

@@ -141,6 +141,7 @@ def test_examples_become_serialized_ones(write):
         ({"examples": [{"f": [[1]]}]}, "feature 'f' is no list of numbers, texts or bytes"),
         ({"examples": [{"f": None}]}, "feature 'f' is no list|cannot hold|is no"),
         ({"examples": [{"f": [1 << 63]}]}, "feature 'f' is no list of numbers"),
+        ({"examples": [{"f": [1, 1e39]}]}, "beyond float32"),
         ({"examples": [{"f": {"g": 1}}]}, "is no tensor value"),
     ],
 )
@@ -341,3 +342,56 @@ def test_bytes_of_a_picture_fill_text_of_any_rank(picture, shape, value):
 def test_one_text_takes_one_picture(picture):
     with pytest.raises(InvalidRequest, match="cannot be joined"):
         read(signature(image=("string", ())), picture(0), picture(1))
+
+
+# Values that would become others
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "told"),
+    [
+        ("float", "1e39", "float cannot hold 1e"),
+        ("float", "-4e38", "float cannot hold -4e"),
+        ("half", "70000", "half cannot hold 70000"),
+        ("bfloat16", "1e39", "bfloat16 cannot hold"),
+        ("double", "1e400", "1e400 is too large"),
+        ("float", "1e400", "1e400 is too large"),
+        ("int32", "2147483648", "not of type int32"),
+        ("int32", "0.5", "not of type int32"),
+        ("uint8", "-1", "not of type uint8"),
+        ("uint64", "-1", "not of type uint64"),
+        ("int64", "9223372036854775808", "not of type int64"),
+        ("bool", "2", "not of type bool"),
+        ("string", '"\\ud800"', "is no text"),
+    ],
+)
+@pytest.mark.parametrize("form", ['{"inputs": {"x": [0, %s]}}', '{"instances": [0, %s]}'])
+def test_number_in_json_that_would_become_another_is_refused(write, form, dtype, text, told):
+    content = (form % text).replace("0, ", "") if dtype == "string" else form % text
+    with pytest.raises(InvalidRequest, match=told):
+        read(signature(x=(dtype, (None,))), write("a.json", content.encode()))
+
+
+def test_infinity_that_is_meant_passes(write):
+    file = write("a.json", b'{"inputs": [Infinity, -Infinity, 1e38]}')
+    found = read(signature(x=("float", (None,))), file)["x"]
+    assert found[:2] == [float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "lost"),
+    [
+        (np.float64([1e39]), "float", "1e+39"),
+        (np.float32([70000]), "half", "70000"),
+        (np.int64([2**24 + 1]), "float", "16777217"),
+        (np.int64([2**63 - 1]), "double", "9223372036854775807"),
+        (np.int64([-1]), "uint8", "-1"),
+        (np.uint64([2**63]), "int64", "9223372036854775808"),
+        (np.complex128([1e39j]), "complex64", "1e"),
+    ],
+)
+def test_number_of_an_array_that_would_become_another_is_named(write, array, dtype, lost):
+    with pytest.raises(InvalidRequest) as caught:
+        read(signature(x=(dtype, (None,))), write("a.npy", array))
+    assert "which cannot hold" in caught.value.message
+    assert lost in caught.value.message

@@ -1,6 +1,7 @@
 """Small translations: JSON texts, tf.Examples, options, URLs, the words of servers."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -198,3 +199,22 @@ def test_metadata_tells_which_inputs_are_optional():
     message.defaults["b"].dtype = 1
     found = savedmodel.signatures({"s": message})["s"]
     assert found.optional == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1e39, "beyond float32"),
+        ([0.5, -1e39], "beyond float32"),
+        (np.ma.masked_array([1.0, 2.0], mask=[False, True]), "are masked"),
+        ("\ud800", "surrogates"),
+    ],
+)
+def test_values_that_would_become_others_are_no_features(value, told):
+    with pytest.raises(InvalidRequest, match=told):
+        to_examples([{"f": value}])
+
+
+def test_infinity_that_is_meant_is_a_feature():
+    (example,) = to_examples([{"f": [math.inf, 1.0]}])
+    assert list(example.features.feature["f"].float_list.value) == [math.inf, 1.0]

@@ -127,6 +127,26 @@ class TestBasePath:
         home = Path.home().resolve()
         assert spec_of("~/m", tmp_path).models["m"].base_path == str(home / "m")
 
+    @pytest.mark.parametrize(
+        ("base_path", "name"),
+        [("$HOME/m", "$HOME"), ("/data/${MODELS}/m", "${MODELS}"), ("%USERPROFILE%/m", "%USER")],
+    )
+    def test_variable_of_the_environment_is_told_to_be_none(self, found_in, base_path, name):
+        (text,) = found_in(f'[models.m]\nbase_path = "{base_path}"').values()
+        assert name in text and "write it out, or ~" in text
+
+    @pytest.mark.parametrize("base_path", ["a$b/m", "$/m", "m$"])
+    def test_dollar_within_a_name_is_part_of_it(self, tmp_path, base_path):
+        assert spec_of(base_path, tmp_path).models["m"].base_path == str(tmp_path / base_path)
+
+    def test_folder_that_is_really_called_so_is_taken(self, tmp_path):
+        (tmp_path / "$HOME").mkdir()
+        assert spec_of("$HOME", tmp_path).models["m"].base_path == str(tmp_path / "$HOME")
+
+    def test_byte_order_mark_is_passed_over(self, write, tmp_path):
+        file = write('\ufeff[models.m]\nbase_path = "m"')
+        assert load(file).models["m"].base_path == str(tmp_path / "m")
+
     def test_relative_folder_gives_an_absolute_path(self, write, tmp_path):
         file = Path(os.path.relpath(write('[models.m]\nbase_path = "m"')))
         assert not file.is_absolute()
