@@ -110,7 +110,7 @@ def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
         if alias in inputs:
             feeds[expected[alias].name] = inputs[alias]
         elif alias in defaults:
-            feeds[expected[alias].name] = from_proto(defaults[alias])
+            feeds[expected[alias].name] = _default(alias, defaults[alias])
         else:
             raise invalid(
                 f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found in "
@@ -119,6 +119,14 @@ def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
             )
     _check_types(expected, inputs)
     return feeds
+
+
+def _default(alias: str, tensor: Any) -> NDArray[Any]:
+    try:
+        return from_proto(tensor)
+    except ValueError as error:
+        text = f"The signature's default value for {alias} cannot be used: {error}"
+        raise ServingError(Code.FAILED_PRECONDITION, text) from error
 
 
 def _check_types(expected: Any, inputs: Arrays) -> None:

@@ -26,6 +26,12 @@ MOST_STREAMS = 1024
 MOST_INFLATED_BYTES = 100_000_000
 MOST_INFLATED_TIMES = 50
 
+# tensorflow's conversion of strings crashes beyond these dimensions; numpy ends at 64.
+MOST_STRING_DIMENSIONS = 32
+MOST_DIMENSIONS = 64
+# Choices of outputs of one version that are kept compiled.
+MOST_CALLABLES = 64
+
 _CGROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),

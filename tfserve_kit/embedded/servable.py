@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.limits import MOST_STRING_DIMENSIONS
+from tfserve_kit.embedded.status import ServingError, invalid
 
 
 class Servable(Protocol):
@@ -47,3 +49,11 @@ class Loader(Protocol):
 
     def __call__(self, version_dir: Path) -> Servable:
         """Load it, or raise ServingError."""
+
+
+def too_deep(tensor: str, dimensions: int) -> ServingError:
+    """Return the error of a string tensor with more dimensions than tensorflow's code bears."""
+    return invalid(
+        f"Tensor {tensor} has {dimensions} dimensions; strings can have at most "
+        f"{MOST_STRING_DIMENSIONS} here"
+    )

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.servable import Loader, Servable
+from tfserve_kit.embedded.limits import MOST_DIMENSIONS, MOST_STRING_DIMENSIONS
+from tfserve_kit.embedded.servable import Loader, Servable, too_deep
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
 
 TFLITE_FILE = "model.tflite"
 _METHOD_NAME = "tensorflow/serving/predict"
+_MOST_SIZE = (1 << 31) - 1  # of a dimension
 
 
 class TfLiteLoader:
@@ -65,11 +67,11 @@ def _interpreter(model: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Signature:
-    """What can be called: alias per tensor name; no name for a model without signatures."""
+    """What can be called: index per tensor name, and the subgraph that they are in."""
 
-    name: str | None
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
+    subgraph: int
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
 
 
 class TfLiteServable:
@@ -82,18 +84,20 @@ class TfLiteServable:
         self._definitions: dict[str, Any] = {}
         self._calls: dict[frozenset[str], _Signature] = {}
         for name in interpreters[0].get_signature_list() or [None]:
-            self._add(name, *_tensors(interpreters[0], name))
+            self._add(interpreters[0], name)
 
-    def _add(self, name: str | None, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    def _add(self, interpreter: Any, name: str | None) -> None:
+        inputs, outputs = _tensors(interpreter, name)
         definition = protos.SignatureDef(method_name=_METHOD_NAME)
         for aliases, found in ((definition.inputs, inputs), (definition.outputs, outputs)):
             for alias, tensor in found.items():
                 _describe(aliases[alias], tensor)
         self._definitions[name or DEFAULT_SIGNATURE] = definition
-        names = [
-            {each["name"]: alias for alias, each in found.items()} for found in (inputs, outputs)
+        subgraph = 0 if name is None else _native(interpreter).GetSubgraphIndexFromSignature(name)
+        indices = [
+            {each["name"]: each["index"] for each in found.values()} for found in (inputs, outputs)
         ]
-        self._calls[frozenset(names[0])] = _Signature(name, *names)
+        self._calls[frozenset(indices[0])] = _Signature(subgraph, *indices)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -114,13 +118,11 @@ class TfLiteServable:
             raise invalid(f"no signature takes the inputs {', '.join(sorted(feeds))}")
         interpreter = self._free.get()
         try:
-            values = {signature.inputs[name]: _fed(array) for name, array in feeds.items()}
-            outputs = _called(interpreter, signature.name, values)
+            return _called(interpreter, signature, feeds, fetches)
         except (ValueError, RuntimeError) as error:
             raise ServingError(Code.INTERNAL, f"Failed to invoke TfLite model: {error}") from error
         finally:
             self._free.put(interpreter)
-        return [np.asarray(outputs[signature.outputs[name]]) for name in fetches]
 
     def close(self) -> None:
         """Free the interpreters."""
@@ -138,25 +140,53 @@ def _tensors(interpreter: Any, name: str | None) -> tuple[dict[str, Any], dict[s
     return inputs, outputs
 
 
+def _native(interpreter: Any) -> Any:
+    """Return what alone reaches other subgraphs than the first: the interpreter's inside."""
+    return interpreter._interpreter  # noqa: SLF001
+
+
 def _called(
-    interpreter: Any, name: str | None, values: Mapping[str, NDArray[Any]]
-) -> Mapping[str, Any]:
-    if name is not None:
-        outputs: Mapping[str, Any] = interpreter.get_signature_runner(name)(**values)
-        return outputs
-    inputs, results = _tensors(interpreter, None)
-    for alias, array in values.items():
-        interpreter.resize_tensor_input(inputs[alias]["index"], array.shape)
-    interpreter.allocate_tensors()
-    for alias, array in values.items():
-        interpreter.set_tensor(inputs[alias]["index"], array)
-    interpreter.invoke()
-    return {alias: interpreter.get_tensor(each["index"]) for alias, each in results.items()}
+    interpreter: Any,
+    signature: _Signature,
+    feeds: Mapping[str, NDArray[Any]],
+    fetches: Sequence[str],
+) -> list[NDArray[Any]]:
+    """Do what the interpreter's own runner does, with a look at the outputs before they are read.
+
+    It crashes on numbers of more dimensions than numpy has.
+    """
+    native, subgraph = _native(interpreter), signature.subgraph
+    values = {signature.inputs[name]: _fed(name, array) for name, array in feeds.items()}
+    for index, array in values.items():
+        native.ResizeInputTensor(index, np.array(array.shape, np.int32), False, subgraph)
+    native.AllocateTensors(subgraph)
+    for index, array in values.items():
+        native.SetTensor(index, array, subgraph)
+    native.Invoke(subgraph)
+    outputs = []
+    for name in fetches:
+        index = signature.outputs[name]
+        if (dimensions := len(native.TensorSize(index, subgraph))) > MOST_DIMENSIONS:
+            raise invalid(f"Output {name} has {dimensions} dimensions, more than numpy has")
+        outputs.append(np.asarray(native.GetTensor(index, subgraph)))
+    return outputs
 
 
-def _fed(array: NDArray[Any]) -> NDArray[Any]:
-    """Return strings as bytes of a fixed length, the only strings the interpreter takes."""
-    return array.astype(np.bytes_) if array.dtype == object else array
+def _fed(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as the interpreter can take it.
+
+    It crashes on strings of more than 32 dimensions, and reads none at all from a scalar object.
+
+    Raises:
+        ServingError: it cannot take it.
+    """
+    if max(array.shape, default=0) > _MOST_SIZE:
+        raise invalid(f"Input tensor {name} has a dimension of more than {_MOST_SIZE}")
+    if array.dtype.kind not in dtypes.NUMBERS:
+        if array.ndim > MOST_STRING_DIMENSIONS:
+            raise too_deep(name, array.ndim)
+        return array if array.ndim else array.astype(np.bytes_)
+    return array
 
 
 def _describe(info: Any, tensor: Mapping[str, Any]) -> None:

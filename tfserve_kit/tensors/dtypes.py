@@ -61,6 +61,8 @@ TABLE = (
     _row(22, "uint32", np.uint32, "uint32_val"),
     _row(23, "uint64", np.uint64, "uint64_val"),
 )
+# Kinds of numpy dtypes whose elements lie in the array itself; V is bfloat16.
+NUMBERS = frozenset("biufcV")
 STRING = TABLE[6]
 BFLOAT16 = TABLE[10]
 
