@@ -59,7 +59,8 @@ def _recorded(
 ) -> tuple["Prepared", "Workload"]:
     """Return requests of what `--replay` says, and when to send them."""
     from tfserve_kit.clients import Target, connect
-    from tfserve_kit.perf import replay, requests
+    from tfserve_kit.clients.classifier import choose_signature
+    from tfserve_kit.perf import expectations, replay, requests
     from tfserve_kit.perf.preparing import Prepared
 
     target = Target(where.model, signature=asked.signature)
@@ -68,8 +69,13 @@ def _recorded(
         log = replay.read(file, found.signatures, asked.signature)
         work = _paced(log, asked, work)
         calls = [(replace(target, signature=each.signature), each.inputs) for each in log]
-        client.predict(*calls[0], timeout_s=asked.timeout_s)
-    payloads = [requests.predict(work.protocol, where.url, *call) for call in calls]
+        trial = client.predict(*calls[0], timeout_s=asked.timeout_s)
+    called = [(choose_signature(found.signatures, each.signature), each.inputs) for each in log]
+    expected = expectations.of_calls(called, trial.outputs)
+    payloads = [
+        requests.predict(work.protocol, where.url, *call, expects)
+        for call, expects in zip(calls, expected, strict=True)
+    ]
     return Prepared(payloads, found.version, asked.signature), work
 
 

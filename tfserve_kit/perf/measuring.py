@@ -12,6 +12,7 @@ from tfserve_kit.perf.gate import Gate, judge
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
 from tfserve_kit.perf.sending.load import Load, Payload
+from tfserve_kit.perf.sending.tally import Tally
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import POISON_EVERY, Workload, poisoned
 from tfserve_kit.progress import SILENT, Progress
@@ -80,7 +81,26 @@ class Bench:
             )
         marks = (*drill.marks, *_overload_marks(work))
         seen = watch.data(drill.start_ns) if watch else {}
-        return Run(samples, work.settings() | about, place, marks, seen)
+        answers = checked(load.tally)
+        return Run(samples, work.settings() | about, place, marks, seen, answers)
+
+
+def checked(tally: Tally) -> dict[str, Any]:
+    """Return how the answers of a run were checked, as a run keeps it; {} if they were not.
+
+    Its keys: `checked` (answers looked into), `held_against` (what of each), `decoded` (how many
+    of them in full), `versions` (right answers by the version that gave them; over gRPC),
+    `rows_unknown` (outputs whose rows the request does not tell).
+    """
+    if not tally.checked:
+        return {}
+    return {
+        "checked": tally.checked,
+        "held_against": ["framing", "outputs", "dtype", "rank", "rows"],
+        "decoded": tally.decoded,
+        "versions": {str(version): tally.versions[version] for version in sorted(tally.versions)},
+        "rows_unknown": sorted(tally.without_rows),
+    }
 
 
 def keeps(slo: Gate, summary: Summary) -> bool:

@@ -14,6 +14,7 @@ from tfserve_kit.tensors import dtypes
 
 if TYPE_CHECKING:
     from tfserve_kit.clients.results import Target
+    from tfserve_kit.perf.expectations import Expected
     from tfserve_kit.perf.sending.load import Payload, Protocol
 
 Inputs = dict[str, NDArray[Any]]
@@ -135,16 +136,21 @@ def recorded_inputs(
 
 
 def encoded(
-    protocol: "Protocol", url: str, target: "Target", inputs: Sequence[Inputs]
+    protocol: "Protocol",
+    url: str,
+    target: "Target",
+    inputs: Sequence[Inputs],
+    expected: "Sequence[Expected | None] | None" = None,
 ) -> list["Payload"]:
     """Return a Predict request for each of several inputs, as bytes; see `requests.predict`.
 
     They are sent in turn: a server that remembers answers, or whose cost depends on the input,
-    shows it.
+    shows it. `expected` is what the answer to each must hold; left out, none is looked into.
     """
     from tfserve_kit.perf import requests
 
-    return [requests.predict(protocol, url, target, each) for each in inputs]
+    pairs = zip(inputs, expected or [None] * len(inputs), strict=True)
+    return [requests.predict(protocol, url, target, *each) for each in pairs]
 
 
 def _draw(alias: str, spec: TensorSpec, rows: int, source: np.random.Generator) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
-from tfserve_kit.perf import payloads
+from tfserve_kit.perf import expectations, payloads
 from tfserve_kit.perf.inputs import RANDOM, inputs_of
 from tfserve_kit.perf.sending.load import Payload, Protocol
 from tfserve_kit.preprocessing import Preprocessing
@@ -85,9 +85,10 @@ class Preparer:
                 folder = asked.base_path / str(found.version) if asked.base_path else None
                 note = Preprocessing.read(folder) if folder else Preprocessing()
                 self._inputs = inputs_of(asked.source, chosen, asked.batch, note)
-            client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
+            trial = client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
         protocol: Protocol = "grpc" if url.startswith("grpc") else "rest"
-        encoded = payloads.encoded(protocol, url, target, self._inputs)
+        expected = expectations.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
+        encoded = payloads.encoded(protocol, url, target, self._inputs, expected)
         assumed = payloads.assumptions(chosen, drawn=asked.source == RANDOM)
         rows = batch_axes(chosen).fixed_rows or asked.batch
         return Prepared(encoded, found.version, chosen.name, rows, assumed)

@@ -48,6 +48,7 @@ def as_data(summary: Summary, run: Run) -> dict[str, Any]:
         "settings": dict(run.settings),
         "environment": dict(run.environment),
         "server": dict(run.server),
+        "answers": dict(run.answers),
     }
 
 
@@ -76,10 +77,32 @@ def as_text(summary: Summary, run: Run) -> str:
         *_too_few(summary.latency),
         "",
         *_details(summary, run),
-        *(f"note: {note}" for note in summary.notes),
+        *(f"note: {note}" for note in (*summary.notes, *answers_notes(run))),
         "; ".join(f"{key} {value}" for key, value in run.environment.items()),
     ]
     return "\n".join(lines)
+
+
+def answers_text(run: Run) -> str:
+    """Return how the answers of a run were checked, as a sentence."""
+    found = run.answers
+    if not found:
+        return "answers: only their status was looked at"
+    against = ", ".join(found["held_against"])
+    return (
+        f"answers: {found['checked']:,} checked for {against}; {found['decoded']:,} of them "
+        "decoded in full"
+    )
+
+
+def answers_notes(run: Run) -> Iterator[str]:
+    """Yield what a reader must know of the answers of a run."""
+    versions = run.answers.get("versions", {})
+    if len(versions) > 1:
+        counts = ", ".join(f"version {each}: {count:,}" for each, count in versions.items())
+        yield f"the version changed during the run: {counts}"
+    if unknown := run.answers.get("rows_unknown"):
+        yield f"the request does not tell the rows of output {', '.join(unknown)}"
 
 
 def as_markdown(summary: Summary, run: Run) -> str:
@@ -96,7 +119,7 @@ def as_markdown(summary: Summary, run: Run) -> str:
     lines += [
         f"{rates}, {summary.requests} requests, errors: {counted(summary.errors)}\n",
         _markdown_table(header, rows),
-        *(f"\n- {note}" for note in summary.notes),
+        *(f"\n- {note}" for note in (*summary.notes, answers_text(run), *answers_notes(run))),
         f"\n<sub>{_cell(summary.steady.how)}; {_cell(place)}</sub>",
     ]
     return "\n".join(line for line in lines if line)
@@ -215,6 +238,7 @@ def _details(summary: Summary, run: Run) -> Iterator[str]:
         yield f"invalid requests sent on purpose: {counted(summary.poisoned)}"
     for mark in run.marks:
         yield f"at {mark.at_ns / 1e9:.2f} s: {mark.what}"
+    yield answers_text(run)
     lag = f"99th percentile {ms(summary.lag_p99_s)} ms, at most {ms(summary.lag_max_s)} ms"
     yield f"lag of the generator: {lag}"
 

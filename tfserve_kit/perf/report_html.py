@@ -76,6 +76,7 @@ def _section(named: Named) -> dict[str, Any]:
         "name": named.name,
         "summary": summary,
         "figures": list(_figures(named)),
+        "notes": [*summary.notes, report.answers_text(run), *report.answers_notes(run)],
         "marks": run.marks,
         "settings": run.settings,
         "environment": run.environment,

@@ -10,13 +10,18 @@ from tfserve_kit.clients import Target
 from tfserve_kit.clients.effects import GrpcRequest
 from tfserve_kit.clients.grpc_messages import GrpcWire
 from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.sending.load import Payload, Protocol
 
 _JSON = ((b"content-type", b"application/json"),)
 
 
 def predict(
-    protocol: Protocol, url: str, target: Target, inputs: Mapping[str, NDArray[Any]]
+    protocol: Protocol,
+    url: str,
+    target: Target,
+    inputs: Mapping[str, NDArray[Any]],
+    expects: Expected | None = None,
 ) -> Payload:
     """Return a Predict request.
 
@@ -25,6 +30,7 @@ def predict(
         url: the server, as errors name it.
         target: model, version or label, and signature.
         inputs: array per input alias, of the dtype and shape the signature names.
+        expects: what an answer must hold; None if it is not to be looked into.
 
     Raises:
         InvalidRequest: an input cannot be sent.
@@ -32,5 +38,5 @@ def predict(
     wire = GrpcWire(url) if protocol == "grpc" else RestWire(url)
     sent = wire.predict(target, inputs, (), None).request
     if isinstance(sent, GrpcRequest):
-        return Payload(protos.METHODS[sent.method].path, (), sent.body)
-    return Payload(sent.path, _JSON, sent.body or b"")
+        return Payload(protos.METHODS[sent.method].path, (), sent.body, expects)
+    return Payload(sent.path, _JSON, sent.body or b"", expects)

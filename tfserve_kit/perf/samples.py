@@ -21,7 +21,7 @@ SAMPLE = np.dtype([
     ("sent_ns", "i8"),
     ("first_byte_ns", "i8"),  # of the answer; `done_ns` where the sender cannot tell
     ("done_ns", "i8"),
-    ("status", "i2"),  # 0, a gRPC status code, or one of the three below
+    ("status", "i2"),  # 0, a gRPC status code, or one of those below
     ("sent_bytes", "i4"),
     ("received_bytes", "i4"),
     ("worker", "i2"),
@@ -31,6 +31,15 @@ OK = 0
 CANCELLED_AT_END = 100
 CONNECTION_LOST = 101
 UNREADABLE_ANSWER = 102
+# Answers that their protocol calls good, and that are none.
+EMPTY_ANSWER = 103
+ERROR_AS_ANSWER = 104
+PAGE_AS_ANSWER = 105
+MISSING_OUTPUT = 106
+WRONG_DTYPE = 107
+WRONG_RANK = 108
+WRONG_ROWS = 109
+WRONG_SHAPE = 110
 
 # Source of the gRPC names: https://grpc.io/docs/guides/status-codes/
 STATUS_NAMES: Mapping[int, str] = dict(enumerate((
@@ -41,6 +50,14 @@ STATUS_NAMES: Mapping[int, str] = dict(enumerate((
     CANCELLED_AT_END: "cancelled at the end",
     CONNECTION_LOST: "connection lost",
     UNREADABLE_ANSWER: "unreadable answer",
+    EMPTY_ANSWER: "empty answer",
+    ERROR_AS_ANSWER: "error as answer",
+    PAGE_AS_ANSWER: "page as answer",
+    MISSING_OUTPUT: "missing output",
+    WRONG_DTYPE: "wrong dtype",
+    WRONG_RANK: "wrong rank",
+    WRONG_ROWS: "wrong rows",
+    WRONG_SHAPE: "wrong shape",
 }  # fmt: skip
 
 Samples = NDArray[np.void]  # of dtype SAMPLE, shape [requests]
@@ -76,6 +93,7 @@ class Run:
         environment: where it was measured, see `environment.describe`.
         marks: what happened meanwhile.
         server: what the server said of itself, see `metrics.Watch`.
+        answers: how the answers were checked, see `measuring.checked`; empty if they were not.
     """
 
     samples: Samples
@@ -83,6 +101,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     marks: tuple[Mark, ...] = ()
     server: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def status_name(code: int) -> str:
@@ -137,6 +156,7 @@ def write(run: Run, file: Path) -> None:
         "environment": run.environment,
         "marks": [asdict(mark) for mark in run.marks],
         "server": run.server,
+        "answers": run.answers,
     }
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     try:
@@ -160,7 +180,8 @@ def read(file: Path) -> Run:
         if samples.dtype != SAMPLE:
             raise ValueError(f"columns {samples.dtype}")  # noqa: TRY301
         marks = tuple(Mark(**mark) for mark in about["marks"])
-        return Run(samples, about["settings"], about["environment"], marks, about["server"])
+        rest = about["server"], about.get("answers", {})  # which older files lack
+        return Run(samples, about["settings"], about["environment"], marks, *rest)
     except (
         OSError,
         EOFError,

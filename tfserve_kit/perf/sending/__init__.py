@@ -29,7 +29,8 @@ def run(
     lost, timed out (DEADLINE_EXCEEDED) or cancelled at the end. `sent_ns` is when a request was
     handed to its connection; one that waits there, because the server takes no more at once or
     has to be connected to anew, waits as a part of its service time. Bytes are those of messages
-    and bodies, without what the protocols add.
+    and bodies, without what the protocols add. An answer to a payload that expects something is a
+    success if it holds that; see `judging`, and `load.tally`.
 
     Args:
         load: where to send, when, and over what.

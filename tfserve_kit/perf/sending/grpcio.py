@@ -8,6 +8,7 @@ from typing import Any
 from tfserve_kit.clients.options import read_pem
 from tfserve_kit.errors import ServerUnreachable
 from tfserve_kit.perf.sending import statuses
+from tfserve_kit.perf.sending.judging import Judges
 from tfserve_kit.perf.sending.load import Load, Payload
 from tfserve_kit.perf.sending.pool import Finished
 
@@ -27,6 +28,7 @@ class GrpcioPool:
         self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.notes: dict[int, str] = {}
+        self.judges = Judges(payloads, is_rest=False)
         self.sends_at_once = True
         self._where = "{}:{}".format(*load.address)
         self._channels = [_channel(load, self._where, each) for each in range(load.connections)]
@@ -85,10 +87,15 @@ class GrpcioPool:
 
     def _read(self, key: int, done_ns: int, future: Any) -> Finished:
         status: int = future.code().value[0]
+        size, text = 0, future.details() or ""
         if status == statuses.OK:
-            return key, status, done_ns, done_ns, len(future.result())
-        self.notes.setdefault(status, future.details() or "")
-        return key, status, done_ns, done_ns, 0
+            body = future.result()
+            size, judge = len(body), self.judges.judge
+            if judge is None or not (status := judge(key, body)):
+                return key, status, done_ns, done_ns, size
+            text = self.judges.why
+        self.notes.setdefault(status, text)
+        return key, status, done_ns, done_ns, size
 
     def cancel(self, keys: set[int]) -> None:
         """Cancel calls; see `Pool.cancel`."""
@@ -105,7 +112,7 @@ def _channel(load: Load, where: str, number: int) -> Any:
     import grpc
 
     options = [
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", load.options.max_answer_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),

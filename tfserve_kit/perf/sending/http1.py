@@ -16,6 +16,7 @@ from tfserve_kit.clients.http_tls import tls_context
 from tfserve_kit.errors import ServerUnreachable, UsageError
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
 from tfserve_kit.perf.sending import statuses
+from tfserve_kit.perf.sending.judging import Judges
 from tfserve_kit.perf.sending.load import Closed, Load, Payload
 from tfserve_kit.perf.sending.pool import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
@@ -95,6 +96,8 @@ class Http1Pool:
     ) -> None:
         host, port = load.address
         self.notes: dict[int, str] = {}
+        self.judges = Judges(payloads, is_rest=True)
+        self._judge = self.judges.judge
         self.sends_at_once = True
         self._tls = (tls_context(load.options), host) if load.is_secure else None
         self._address: tuple[int, Any] = resolve(host, port)
@@ -221,7 +224,10 @@ class Http1Pool:
         if line.reader is None:
             known = self._heads.status(data)
             if known is not None:
-                self._finish(line, statuses.of_rest(known[0]), now_ns, known[1])
+                status = statuses.of_rest(known[0])
+                if not status and self._judge is not None:
+                    status = self._judged(line.key, data[len(data) - known[1] :])
+                self._finish(line, status, now_ns, known[1])
                 self._release(line, is_open=True)
                 return
             line.reader = reading(self._most_bytes)
@@ -241,8 +247,17 @@ class Http1Pool:
         if status:
             text = response.body[:_NOTE_BYTES].decode("utf-8", "replace")
             self.notes.setdefault(status, f"HTTP {response.status}: {text}")
+        elif self._judge is not None:
+            status = self._judged(line.key, response.body)
         self._finish(line, status, now_ns, len(response.body))
         self._release(line, is_open=response.stays_open)
+
+    def _judged(self, key: int, body: bytes) -> int:
+        """Return the status of an answer that HTTP calls good."""
+        status = self._judge(key, body) if self._judge else statuses.OK
+        if status:
+            self.notes.setdefault(status, self.judges.why)
+        return status
 
     def _finish(self, line: _Line, status: int, now_ns: int, size: int) -> None:
         self._finished.append((line.key, status, line.first_ns or now_ns, now_ns, size))

@@ -1,7 +1,8 @@
 """gRPC over HTTP/2 as a state machine: bytes in, answers and bytes out; no socket, no clock.
 
-Of RFC 9113 what a client needs that sends unary calls and throws the answers' bodies away. Nothing
-a server sends makes it keep more than a few kilobytes, or raise anything but `ProtocolError`.
+Of RFC 9113 what a client needs that sends unary calls. Answers are thrown away when they have been
+judged; nothing a server sends makes it keep more of one than the limit, or raise anything but
+`ProtocolError`.
 """
 
 import struct
@@ -11,6 +12,14 @@ from tfserve_kit.perf.samples import UNREADABLE_ANSWER
 from tfserve_kit.perf.sending import frames, header_blocks, statuses
 from tfserve_kit.perf.sending.frames import ProtocolError
 from tfserve_kit.perf.sending.http2_outbox import PREFIX, Buffer, Outbox, Request
+from tfserve_kit.perf.sending.http2_streams import (
+    HTTP_OK,
+    Block,
+    Stream,
+    status_without_trailers,
+    stream_status,
+)
+from tfserve_kit.perf.sending.judging import Judges
 
 # How much a server may send before we must say that it may go on.
 _STREAM_WINDOW = 1 << 24
@@ -19,8 +28,7 @@ _LAST_STREAM_ID = (1 << 31) - 1
 _START = struct.Struct(">BHBBI")
 _DATA_START = struct.Struct(">BHHIBI")  # with type and flags as one number, and a message's prefix
 _LAST_HEADERS = frames.END_HEADERS | frames.END_STREAM
-_HTTP_OK = 200
-_GOOD_HEAD = header_blocks.Meta(_HTTP_OK, None, "")
+_GOOD_HEAD = header_blocks.Meta(HTTP_OK, None, "")
 _GOOD_END = header_blocks.Meta(None, statuses.OK, "")
 
 
@@ -31,22 +39,12 @@ _Handler = Callable[[bytes, int, int], None]  # payload, flags, stream's id
 Answer = tuple[int, int, int, int, int]
 
 
-class _Stream:
-    """An answer that has begun."""
-
-    __slots__ = ("expected", "first_ns", "http_status", "prefix", "received", "unread")
-
-    def __init__(self, first_ns: int) -> None:
-        self.first_ns = first_ns
-        self.http_status = 0
-        self.prefix = b""
-        self.expected = -1  # bytes of the message with its prefix
-        self.received = 0
-        self.unread = 0  # bytes received since the server was last told to go on
-
-
 class Connection:
     """One connection, from its preface on. Not thread-safe.
+
+    Args:
+        judges: of what answers hold; None lets all pass.
+        most: bytes that an answer may have.
 
     Attributes:
         messages: the first grpc-message that came with each status but OK.
@@ -55,7 +53,9 @@ class Connection:
         is_closing: whether the server has announced the end of the connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, judges: Judges | None = None, most: int = 1 << 30) -> None:
+        self._judges, self._most = judges, most
+        self._judge = judges.judge if judges else None
         self.messages: dict[int, str] = {}
         self.refused: list[int] = []
         self.is_greeted = False
@@ -64,12 +64,12 @@ class Connection:
         wide = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
         self._outbox = Outbox(frames.PREFACE + frames.settings(settings) + wide)
         self._keys: dict[int, int] = {}  # of all open streams
-        self._begun: dict[int, _Stream] = {}  # those of them whose answers have begun
+        self._begun: dict[int, Stream] = {}  # those of them whose answers have begun
         self._next_id = 1
         self._most_streams = frames.LARGEST_WINDOW
         self._unread = 0
         self._rest = b""
-        self._block: _Block | None = None
+        self._block: Block | None = None
         self._reader = header_blocks.Reader()
         self._now_ns = 0
         self._answers: list[Answer] = []
@@ -194,11 +194,11 @@ class Connection:
         if flags != frames.END_HEADERS or end - middle < _DATA_START.size:
             return 0
         head = known.get(data[at + frames.HEADER_BYTES : middle])
-        high, low, kind_and_flags, other, _, size = _DATA_START.unpack_from(data, middle)
+        high, low, kind_and_flags, other, packed, size = _DATA_START.unpack_from(data, middle)
         length = high << 16 | low
         last = middle + frames.HEADER_BYTES + length
         is_message = not kind_and_flags and other == stream_id and length == size + PREFIX.size
-        if head != _GOOD_HEAD or not is_message or end - last < frames.HEADER_BYTES:
+        if head != _GOOD_HEAD or not is_message or packed or end - last < frames.HEADER_BYTES:
             return 0
         high, low, kind, flags, other = _START.unpack_from(data, last)
         stop: int = last + frames.HEADER_BYTES + (high << 16 | low)
@@ -212,9 +212,18 @@ class Connection:
         self._count(length)
         if self._outbox.forget(stream_id):
             self._outbox.reply(frames.reset(stream_id, frames.CANCEL))
-        now_ns = self._now_ns
-        self._answers.append((key, statuses.OK, now_ns, now_ns, size))
+        now_ns, status = self._now_ns, statuses.OK
+        if self._judge is not None:
+            status = self._judged(key, data[last - size : last])
+        self._answers.append((key, status, now_ns, now_ns, size))
         return stop
+
+    def _judged(self, key: int, message: bytes) -> int:
+        """Return the status of an answer that gRPC calls good."""
+        status = self._judge(key, message) if self._judge else statuses.OK
+        if status and self._judges:
+            self.messages.setdefault(status, self._judges.why)
+        return status
 
     def _count(self, length: int) -> None:
         """Note that a DATA frame has come; let the server go on in time."""
@@ -236,6 +245,8 @@ class Connection:
             self._outbox.reply(frames.reset(stream_id, frames.CANCEL))
         first_ns = stream.first_ns if stream else now_ns
         size = max(0, stream.received - PREFIX.size) if stream else 0
+        if status == statuses.OK and self._judge is not None and stream:
+            status = self._judged(key, bytes(memoryview(stream.body)[PREFIX.size :]))
         self._answers.append((key, status, first_ns, now_ns, size))
         if status:
             self.messages.setdefault(status, message)
@@ -271,10 +282,13 @@ class Connection:
             if len(stream.prefix) >= PREFIX.size:
                 stream.expected = PREFIX.unpack_from(stream.prefix)[1] + PREFIX.size
         stream.received += len(payload)
+        if self._judge is not None and (fault := stream.keep(payload, self._most)):
+            self._malformed(stream_id, fault)
+            return
         if flags & frames.END_STREAM:
-            self._end(stream_id, _without_trailers(stream), "an answer without a status")
+            self._end(stream_id, status_without_trailers(stream), "an answer without a status")
 
-    def _keep_open(self, stream_id: int, stream: _Stream, size: int) -> None:
+    def _keep_open(self, stream_id: int, stream: Stream, size: int) -> None:
         stream.unread += size
         if stream.unread > _STREAM_WINDOW // 2:
             self._outbox.reply(frames.window_update(stream_id, stream.unread))
@@ -286,7 +300,7 @@ class Connection:
         if flags & frames.END_HEADERS:
             self._on_block(payload, stream_id, flags & frames.END_STREAM)
         else:
-            self._block = _Block(stream_id, flags & frames.END_STREAM, payload)
+            self._block = Block(stream_id, flags & frames.END_STREAM, payload)
 
     def _on_continuation(self, payload: bytes, flags: int, stream_id: int) -> None:
         block = self._block
@@ -306,16 +320,16 @@ class Connection:
             return
         stream = self._begun.get(stream_id)
         if stream is None:
-            stream = self._begun[stream_id] = _Stream(self._now_ns)
+            stream = self._begun[stream_id] = Stream(self._now_ns)
         if meta.http_status is not None and not stream.http_status:
-            if meta.http_status < _HTTP_OK and not end_stream:
+            if meta.http_status < HTTP_OK and not end_stream:
                 return  # it only announces the answer
             stream.http_status = meta.http_status
         elif not stream.http_status or not end_stream:
             self._malformed(stream_id, "an answer without a status, or with two")
             return
         if end_stream:
-            self._end(stream_id, _status(stream, meta), meta.grpc_message)
+            self._end(stream_id, stream_status(stream, meta), meta.grpc_message)
 
     def _on_reset(self, payload: bytes, flags: int, stream_id: int) -> None:
         del flags
@@ -367,29 +381,3 @@ class Connection:
         more = frames.number(payload) & frames.LARGEST_WINDOW
         if not stream_id or self._is_open(stream_id):
             self._outbox.widen(stream_id, more)
-
-
-class _Block:
-    """Headers that go on in the next frame."""
-
-    __slots__ = ("count", "end_stream", "parts", "stream_id")
-
-    def __init__(self, stream_id: int, end_stream: int, start: bytes) -> None:
-        self.stream_id = stream_id
-        self.end_stream = end_stream
-        self.parts = bytearray(start)
-        self.count = 0  # frames may be empty, but not without end
-
-
-def _without_trailers(stream: _Stream) -> int:
-    if stream.http_status != _HTTP_OK:
-        return statuses.of_grpc_http(stream.http_status)
-    return UNREADABLE_ANSWER
-
-
-def _status(stream: _Stream, meta: header_blocks.Meta) -> int:
-    if meta.grpc_status is None:
-        return _without_trailers(stream)
-    if meta.grpc_status == statuses.OK and stream.received != stream.expected:
-        return UNREADABLE_ANSWER
-    return meta.grpc_status

@@ -11,6 +11,7 @@ from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
 from tfserve_kit.perf.sending import header_blocks, http2, statuses
 from tfserve_kit.perf.sending.frames import PROTOCOL_ERROR, ProtocolError, goaway
 from tfserve_kit.perf.sending.http2_outbox import Request
+from tfserve_kit.perf.sending.judging import Judges
 from tfserve_kit.perf.sending.load import Load, Payload
 from tfserve_kit.perf.sending.pool import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
@@ -33,9 +34,9 @@ class _Line:
 
     __slots__ = ("connection", "link", "retry_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: http2.Connection) -> None:
         self.link: Link | None = None
-        self.connection = http2.Connection()
+        self.connection = connection
         self.retry_ns = 0
 
 
@@ -58,13 +59,15 @@ class Http2Pool:
     ) -> None:
         host, port = load.address
         self.notes: dict[int, str] = {}
+        self.judges = Judges(payloads, is_rest=False)
+        self._most_bytes = load.options.max_answer_bytes
         self.sends_at_once = False
         self._where = f"{host}:{port}"
         self._address: tuple[int, Any] = resolve(host, port)
         self._requests = [_request(self._where, payload, load.timeout_s) for payload in payloads]
         self._now_ns = now_ns
         self._readiness = Readiness()
-        self._lines = [_Line() for _ in range(load.connections)]
+        self._lines = [_Line(self._connection()) for _ in range(load.connections)]
         self._draining: set[_Line] = set()
         self._waiting: deque[int] = deque()
         self._moves: Counter[int] = Counter()
@@ -198,7 +201,7 @@ class Http2Pool:
             if not line.connection.in_flight:
                 self._lose(line, CONNECTION_LOST)
             return
-        self._lines[self._lines.index(line)] = _Line()
+        self._lines[self._lines.index(line)] = _Line(self._connection())
         if line.connection.in_flight:
             self._draining.add(line)
         elif line.link is not None:
@@ -215,7 +218,7 @@ class Http2Pool:
             line.link = None
         keys = line.connection.unanswered()
         was_greeted = line.connection.is_greeted
-        line.connection = http2.Connection()
+        line.connection = self._connection()
         if line in self._draining:
             self._draining.remove(line)
         elif not was_greeted:
@@ -228,11 +231,14 @@ class Http2Pool:
     def _reconnect(self, now_ns: int) -> None:
         for line in self._lines:
             if line.link is None and now_ns >= line.retry_ns:
-                line.connection = http2.Connection()
+                line.connection = self._connection()
                 try:
                     line.link = Link(self._readiness, self._address, None, line)
                 except OSError:
                     self._lose(line, CONNECTION_LOST)
+
+    def _connection(self) -> http2.Connection:
+        return http2.Connection(self.judges, self._most_bytes)
 
     def _say_goodbye(self, link: Link) -> None:
         with contextlib.suppress(OSError):  # it is lost anyway

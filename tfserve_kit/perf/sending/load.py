@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
+from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.perf.sending.tally import Tally
 
 Protocol = Literal["grpc", "rest"]
 Sender = Literal["own", "grpcio"]
@@ -26,11 +28,13 @@ class Payload(NamedTuple):
         path: of the URL: a gRPC method's, or one of the REST API.
         headers: names in lower case and values, besides those that the protocol itself needs.
         body: the serialized message, or the JSON text.
+        expects: what an answer must hold; None if it is not looked into.
     """
 
     path: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    expects: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ class Load:
         sender: `own` is quick; `grpcio` sends gRPC the way Python programs usually do, for a
             comparison. TLS needs `grpcio`.
         grace_s: how long answers are waited for after the run was stopped, in seconds.
-        options: TLS files; the rest of it is for clients.
+        options: TLS files, size of the largest answer; the rest of it is for clients.
+        tally: filled by the run: what was counted of the answers' contents.
     """
 
     url: str
@@ -88,6 +93,7 @@ class Load:
     sender: Sender = "own"
     grace_s: float = 2.0
     options: Options = field(default_factory=Options)
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     @property
     def is_secure(self) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from tfserve_kit.perf.sending.judging import Judges
+
 # After an attempt to connect has failed, the next one waits this long.
 RETRY_NS = 100_000_000
 
@@ -22,6 +24,7 @@ class Pool(Protocol):
 
     sends_at_once: bool  # whether `start` sends, rather than `flush`
     notes: dict[int, str]  # what the server said with the first answer of each status but OK
+    judges: Judges  # of what answers hold
 
     def open(self, timeout_s: float) -> None:
         """Connect, before the start; raises ServerUnreachable."""

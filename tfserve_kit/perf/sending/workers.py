@@ -29,6 +29,7 @@ from tfserve_kit.perf.sending.feed import feed
 from tfserve_kit.perf.sending.glances import Glance, Onlooker, Teller, Together
 from tfserve_kit.perf.sending.load import Load, Open, Payload, dealt
 from tfserve_kit.perf.sending.pool import Pool
+from tfserve_kit.perf.sending.tally import Tally
 from tfserve_kit.progress import SILENT, Progress, Silent
 
 _LEAST_OPEN_S, _MOST_OPEN_S = 1.0, 10.0
@@ -37,6 +38,9 @@ _LENGTH = struct.Struct(">Q")
 _CODE = "from tfserve_kit.perf.sending import workers; workers.main()"
 _WATCHED = "watched"
 _WATCH_S = 0.05
+
+
+_Result = tuple[Samples, dict[int, str], Tally]  # of a worker, with the notes of its pool
 
 
 class Control(NamedTuple):
@@ -53,6 +57,7 @@ def alone(load: Load, payloads: Sequence[Payload], control: Control) -> Samples:
         start_ns = time.monotonic_ns()
         control.started(start_ns)
         samples = _drive(pool, load, payloads, control, start_ns)
+        load.tally.add(pool.judges.tally())
         _tell(pool.notes, control.progress)
     return samples
 
@@ -158,20 +163,20 @@ def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Contro
             _write(worker.stdin, start_ns)
         with _passing_on(control.stop, workers):
             found = _results(workers, control.progress)
+    for _, _, tally in found:
+        parts[0].tally.add(tally)  # all parts have that of the whole
     _tell(
-        {code: text for _, notes in reversed(found) for code, text in notes.items()},
+        {code: text for _, notes, _ in reversed(found) for code, text in notes.items()},
         control.progress,
     )
     is_open = isinstance(parts[0].schedule, Open)
-    return _merged([samples for samples, _ in found], is_open=is_open)
+    return _merged([samples for samples, *_ in found], is_open=is_open)
 
 
-def _results(
-    workers: Sequence["subprocess.Popen[bytes]"], progress: Progress
-) -> list[tuple[Samples, dict[int, str]]]:
-    """Return samples and notes of each worker, and pass on how they stand until then."""
+def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -> list[_Result]:
+    """Return what each worker found, and pass on how they stand until then."""
     together = Together(len(workers), progress.glance) if isinstance(progress, Onlooker) else None
-    found: dict[int, tuple[Samples, dict[int, str]]] = {}
+    found: dict[int, _Result] = {}
     with selectors.DefaultSelector() as talk:
         for number, worker in enumerate(workers):
             talk.register(worker.stdout or -1, selectors.EVENT_READ, number)
@@ -294,7 +299,8 @@ def main() -> None:
             threading.Thread(target=_heed, args=(source.fileno(), stop), daemon=True).start()
             progress = _Upwards(sink) if _WATCHED in sys.argv else SILENT
             control = Control(stop, progress, int)
-            _write(sink, (_drive(pool, load, payloads, control, start_ns), pool.notes))
+            samples = _drive(pool, load, payloads, control, start_ns)
+            _write(sink, (samples, pool.notes, pool.judges.tally()))
     except TfkitError as error:
         _write(sink, error)
 

@@ -1,0 +1,331 @@
+"""Whether an answer is one: each is held against what its request implies, as quickly as can be.
+
+The first answer is decoded in full. From it a pattern is kept of all that is not a number: names,
+types, shapes, version. Most others fit a pattern, byte for byte, and need no decoding: in protobuf
+the numbers have places of their own, in JSON they are left out of the comparison. What fits none
+is decoded, and so is one of a thousand that do.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from tfserve_kit import protos, varint
+from tfserve_kit.clients.json_text import read_json
+from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.perf.samples import (
+    EMPTY_ANSWER,
+    ERROR_AS_ANSWER,
+    OK,
+    PAGE_AS_ANSWER,
+    UNREADABLE_ANSWER,
+    WRONG_DTYPE,
+)
+from tfserve_kit.perf.sending.load import Payload
+from tfserve_kit.perf.sending.tally import Tally
+from tfserve_kit.tensors import TensorError, dtypes, from_proto
+from tfserve_kit.tensors import json as tensor_json
+
+_MOST_PATTERNS = 64
+_SAMPLED = 0x3FF  # every 1,024th
+_SHORT = 1 << 12
+# Numbers of TensorProto's fields (tensorflow/core/framework/tensor.proto) by how values lie there.
+_FIXED = {4, 5, 6, 9, 12}
+_VARINTS = {7, 10, 11, 13, 16, 17}
+_LENGTH_KIND, _WIDTHS = 2, {1: 8, 5: 4}
+_CONTINUED = bytes(range(0x80, 0x100))
+_NUMBERS, _SPACE = b"0123456789.+-eE \t\r\n", b" \t\r\n"
+_GAPS = (b"[,", b",,", b",]", b":,", b":}", b"[]")
+
+Judge = Callable[[int, bytes], int]  # key and body of an answer; returns its status
+
+
+class Judges:
+    """Judges the answers to some payloads.
+
+    Args:
+        payloads: what is sent in turn; those that expect nothing are not looked into.
+        is_rest: whether answers are JSON.
+
+    Attributes:
+        judge: takes each answer; None if none is to be looked into.
+        why: what was wrong with the last one that was.
+    """
+
+    def __init__(self, payloads: Sequence[Payload], *, is_rest: bool) -> None:
+        kind = _RestJudge if is_rest else _GrpcJudge
+        made = {each.expects: kind(each.expects) for each in payloads if each.expects}
+        self._all = list(made.values())
+        self._by_turn = [made.get(each.expects) for each in payloads]  # type: ignore[arg-type]
+        self.judge: Judge | None = self._judge if made else None
+        if len(made) == 1 and None not in self._by_turn:
+            self.judge = self._all[0].judge
+
+    @property
+    def why(self) -> str:
+        """What was wrong with the last answer that was."""
+        return next((each.why for each in self._all if each.why), "")
+
+    def _judge(self, key: int, body: bytes) -> int:
+        judge = self._by_turn[key % len(self._by_turn)]
+        return OK if judge is None else judge.judge(key, body)
+
+    def tally(self) -> Tally:
+        """Return what was counted."""
+        found = Tally()
+        for each in self._all:
+            found.add(each.tally())
+        return found
+
+
+class _Judge(ABC):
+    """Judges answers of which the same is expected."""
+
+    def __init__(self, expected: Expected) -> None:
+        self._expected = expected
+        self._tally = Tally(without_rows=set(expected.without_rows))
+        self.why = ""
+
+    @abstractmethod
+    def judge(self, key: int, body: bytes) -> int:
+        """Return the status of an answer that its protocol calls good."""
+
+    @abstractmethod
+    def _looked(self, body: bytes) -> tuple[int, int | None]:
+        """Return the status of an answer, decoded in full, and its version."""
+
+    def _decode(self, body: bytes) -> int:
+        """Judge an answer that fits no pattern."""
+        status, version = self._looked(body)
+        self._tally.checked += 1
+        self._tally.decoded += 1
+        if status == OK and version is not None:
+            self._tally.versions[version] += 1
+        return status
+
+    def _sampled(self, body: bytes) -> int:
+        """Decode an answer that fits a pattern, to be sure."""
+        self._tally.decoded += 1
+        return self._looked(body)[0]
+
+    def tally(self) -> Tally:
+        """Return what was counted."""
+        return self._tally
+
+
+class _Pattern:
+    """A right answer without its numbers.
+
+    Attributes:
+        pieces: what lies between the numbers, and where.
+        varints: start, end and number of the values that have no fixed length.
+        version: the one that answered.
+        count: how many answers fitted.
+    """
+
+    __slots__ = ("count", "pieces", "varints", "version")
+
+    def __init__(self, body: bytes, holes: "Sequence[_Hole]", version: int) -> None:
+        ends = [0, *(hole.end for hole in holes)]
+        starts = [*(hole.start for hole in holes), len(body)]
+        pairs = zip(ends, starts, strict=True)
+        self.pieces = tuple((start, body[start:end]) for start, end in pairs if end > start)
+        self.varints = tuple(
+            (hole.start, hole.end, _count(body, hole)) for hole in holes if hole.has_varints
+        )
+        self.version, self.count = version, 0
+
+
+class _Hole(NamedTuple):
+    """Where the numbers of an output lie."""
+
+    start: int
+    end: int
+    has_varints: bool
+
+
+class _GrpcJudge(_Judge):
+    """Judges PredictResponses."""
+
+    def __init__(self, expected: Expected) -> None:
+        super().__init__(expected)
+        self._response = protos.PredictResponse
+        self._patterns: dict[int, list[_Pattern]] = {}  # by length
+        self._known = 0
+
+    def judge(self, key: int, body: bytes) -> int:
+        """Return the status of an answer; see `_Judge.judge`."""
+        del key
+        for pattern in self._patterns.get(len(body), ()):
+            for start, piece in pattern.pieces:
+                if not body.startswith(piece, start):
+                    break
+            else:
+                if pattern.varints and not _fits(body, pattern):
+                    continue
+                pattern.count += 1
+                return OK if pattern.count & _SAMPLED else self._sampled(body)
+        return self._decode(body)
+
+    def tally(self) -> Tally:
+        """Return what was counted, with the answers that fitted patterns."""
+        found = Tally()
+        found.add(self._tally)
+        for pattern in (each for some in self._patterns.values() for each in some):
+            found.checked += pattern.count
+            found.versions[pattern.version] += pattern.count
+        return found
+
+    def _looked(self, body: bytes) -> tuple[int, int | None]:
+        try:
+            answer = self._response.FromString(body)
+            found = {
+                alias: (_name(tensor), from_proto(tensor, whole=True).shape)
+                for alias, tensor in answer.outputs.items()
+            }
+        except (protos.DecodeError, TensorError) as error:
+            self.why = str(error)
+            return UNREADABLE_ANSWER, None
+        if not found:
+            self.why = "an answer without outputs"
+            return EMPTY_ANSWER, None
+        status, self.why = self._expected.fault(found)
+        version: int = answer.model_spec.version.value
+        if status == OK and self._known < _MOST_PATTERNS:
+            self._known += 1
+            pattern = _Pattern(body, sorted(_holes(body)), version)
+            self._patterns.setdefault(len(body), []).append(pattern)
+        return status, version
+
+
+def _name(tensor: "protos.TensorProto") -> str:
+    try:
+        return dtypes.by_number(tensor.dtype).name
+    except KeyError:
+        return f"DataType {tensor.dtype}"
+
+
+def _fits(body: bytes, pattern: _Pattern) -> bool:
+    """Say whether there are as many values as there should be, where each ends by itself."""
+    return all(
+        len(body[start:end].translate(None, _CONTINUED)) == count and body[end - 1] < 0x80  # noqa: PLR2004 (varints end so)
+        for start, end, count in pattern.varints
+    )
+
+
+def _count(body: bytes, hole: _Hole) -> int:
+    return len(body[hole.start : hole.end].translate(None, _CONTINUED))
+
+
+def _holes(body: bytes) -> Iterator[_Hole]:
+    """Yield where numbers lie in a PredictResponse that was decoded before."""
+    for number, start, end in _fields(body, 0, len(body)):
+        if number != 1:
+            continue
+        for part, inner, inner_end in _fields(body, start, end):
+            if part == 2:  # noqa: PLR2004 (the entry's value)
+                yield from _holes_of_tensor(body, inner, inner_end)
+
+
+def _holes_of_tensor(body: bytes, start: int, end: int) -> Iterator[_Hole]:
+    if protos.TensorProto.FromString(body[start:end]).dtype == dtypes.STRING.number:
+        return  # there is no telling lengths from letters
+    for number, at, stop in _fields(body, start, end):
+        if number in _VARINTS or number in _FIXED:
+            yield _Hole(at, stop, number in _VARINTS)
+
+
+def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, start and end of each field that says its length."""
+    while at < end:
+        tag, at = varint.decode(body, at, bits=64)
+        if tag & 7 == _LENGTH_KIND:
+            size, at = varint.decode(body, at, bits=64)
+            yield tag >> 3, at, at + size
+            at += size
+        elif (width := _WIDTHS.get(tag & 7)) is not None:
+            at += width
+        else:
+            _, at = varint.decode(body, at, bits=64)
+
+
+class _RestJudge(_Judge):
+    """Judges the JSON of predict answers."""
+
+    def __init__(self, expected: Expected) -> None:
+        super().__init__(expected)
+        self._dtypes = {
+            each.alias: dtypes.by_name(each.dtype) for each in expected.outputs if each.dtype
+        }
+        self._starts: dict[bytes, bytes] = {}  # by what is left without numbers
+        self._fitted = 0
+
+    def judge(self, key: int, body: bytes) -> int:
+        """Return the status of an answer; see `_Judge.judge`."""
+        del key
+        start = self._starts.get(body.translate(None, _NUMBERS))
+        if start is None or not body.startswith(start) or not _is_sound(body):
+            return self._decode(body)
+        self._fitted += 1
+        return OK if self._fitted & _SAMPLED else self._sampled(body)
+
+    def tally(self) -> Tally:
+        """Return what was counted, with the answers that fitted patterns."""
+        found = Tally(checked=self._fitted)
+        found.add(self._tally)
+        return found
+
+    def _looked(self, body: bytes) -> tuple[int, int | None]:
+        status, self.why = self._judged(body)
+        start = body[: body.find(b"[") + 1]
+        if status == OK and len(self._starts) < _MOST_PATTERNS and start and not _has_gap(body):
+            self._starts[body.translate(None, _NUMBERS)] = start
+        return status, None
+
+    def _judged(self, body: bytes) -> tuple[int, str]:
+        shown = repr(body[:80])
+        if not (text := body.lstrip()):
+            return EMPTY_ANSWER, "an empty answer"
+        if text.startswith(b"<"):
+            return PAGE_AS_ANSWER, f"a page as the answer: {shown}"
+        try:
+            document = read_json(body)
+        except (ValueError, RecursionError) as error:
+            return UNREADABLE_ANSWER, f"{shown} is no JSON: {error}"
+        if isinstance(document, dict) and "error" in document and "outputs" not in document:
+            return ERROR_AS_ANSWER, f"an error as the answer: {shown}"
+        try:
+            found = tensor_json.answer(document, self._dtypes)
+        except (TensorError, RecursionError) as error:
+            return self._unfit(document), str(error)
+        named = {alias: (self._name(alias), array.shape) for alias, array in found.items()}
+        return self._expected.fault(named)
+
+    def _name(self, alias: str) -> str:
+        return self._dtypes[alias].name if alias in self._dtypes else ""
+
+    def _unfit(self, document: object) -> int:
+        """Return the status of an answer that is not of the types it should be."""
+        if not isinstance(document, dict) or not document.keys() & {"outputs", "predictions"}:
+            return EMPTY_ANSWER if document in ({}, [], None) else UNREADABLE_ANSWER
+        try:
+            tensor_json.answer(document, {})
+        except (TensorError, RecursionError):
+            return UNREADABLE_ANSWER
+        return WRONG_DTYPE
+
+
+def _is_sound(body: bytes) -> bool:
+    """Say whether there is a number wherever one was left out of the comparison."""
+    if len(body) > _SHORT:
+        return not _has_gap(body)
+    try:
+        read_json(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _has_gap(body: bytes) -> bool:
+    dense = body.translate(None, _SPACE)
+    return any(gap in dense for gap in _GAPS)
