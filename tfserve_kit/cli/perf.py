@@ -116,7 +116,7 @@ def _finish(found: "_Found", gates: Sequence["Gate"], asked: Asked, *, as_json: 
     if verdicts:
         data["gates"] = perf_results.as_data(verdicts)
     output.result("perf", data, as_json=as_json, text=text + perf_results.shown(verdicts))
-    return perf_results.exit_code(verdicts, nothing_held=found.rate == 0.0)
+    return perf_results.exit_code(verdicts, runs, nothing_held=found.rate == 0.0)
 
 
 def _search_text(found: "_Found", slo: str) -> str:

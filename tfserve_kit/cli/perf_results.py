@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfserve_kit import strict_json
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import RequestError, UsageError
 
 if TYPE_CHECKING:  # numpy comes with them
     from tfserve_kit.perf.gate import Gate, Verdict
@@ -117,10 +117,23 @@ def as_data(verdicts: Sequence["Verdict"]) -> list[dict[str, Any]]:
     ]
 
 
-def exit_code(verdicts: Sequence["Verdict"], *, nothing_held: bool = False) -> int:
-    """Return the exit code of a measurement; a search without result fails like a gate."""
-    passed = all(each.passed for each in verdicts) and not nothing_held
-    return exit_codes.OK if passed else exit_codes.GATE_FAILED
+def exit_code(
+    verdicts: Sequence["Verdict"], runs: Sequence["Named"] = (), *, nothing_held: bool = False
+) -> int:
+    """Return the exit code of a measurement.
+
+    A search without result fails like a gate; without a single success nothing was measured.
+
+    Args:
+        verdicts: of the gates.
+        runs: those that were measured just now.
+        nothing_held: whether no rate held in a search.
+    """
+    if not all(each.passed for each in verdicts) or nothing_held:
+        return exit_codes.GATE_FAILED
+    if runs and not any(each.summary.latency.count for each in runs):
+        return exit_codes.exit_code(RequestError("no request succeeded"))
+    return exit_codes.OK
 
 
 def _numbered(file: Path, number: int, count: int) -> Path:

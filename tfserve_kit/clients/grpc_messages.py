@@ -76,7 +76,11 @@ class GrpcWire:
             body = predict_request(inputs, _spec(target), output_filter)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest(f"cannot send the input: {error}") from error
-        return Call(GrpcRequest("Predict", body), self._outputs, target)
+        return Call(
+            GrpcRequest("Predict", body),
+            lambda answer: self._outputs(answer, output_filter),
+            target,
+        )
 
     def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
         """Ask for classes; see `Wire.classify`."""
@@ -161,7 +165,7 @@ class GrpcWire:
 
         return Call(GrpcRequest(method, request.SerializeToString()), read_body, target, is_probe)
 
-    def _outputs(self, body: bytes) -> Answer:
+    def _outputs(self, body: bytes, wanted: Sequence[str]) -> Answer:
         try:
             answer = self._predict_response.FromString(body)
             outputs = {
@@ -169,9 +173,13 @@ class GrpcWire:
             }
         except (protos.DecodeError, TensorError) as error:
             raise self._unreadable(error) from error
+        if missing := [alias for alias in wanted if alias not in outputs]:
+            raise self._unreadable(f"it lacks the outputs {missing}")
+        if not outputs:
+            raise self._unreadable("it holds no outputs")
         return outputs, answer.model_spec.version.value
 
-    def _unreadable(self, error: Exception) -> ServerFault:
+    def _unreadable(self, error: Exception | str) -> ServerFault:
         return ServerFault(
             f"{self.url} sent an unreadable answer: {error}",
             remedy="is this a model server's gRPC port?",

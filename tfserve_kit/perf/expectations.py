@@ -15,6 +15,7 @@ from tfserve_kit.perf.samples import (
     WRONG_SHAPE,
 )
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.tensors import dtypes
 
 Axes = tuple[int | None, ...]
 Arrays = Mapping[str, NDArray[Any]]
@@ -114,6 +115,16 @@ class Expected(NamedTuple):
                 return status, why
         return OK, ""
 
+    def fault_of(self, outputs: Arrays) -> tuple[int, str]:
+        """Return what is wrong with the outputs of an answer that a client has decoded."""
+        known = {each.alias: each.dtype for each in self.outputs}
+        return self.fault(
+            {
+                alias: (_name(array, known.get(alias)), array.shape)
+                for alias, array in outputs.items()
+            }
+        )
+
     @property
     def without_rows(self) -> tuple[str, ...]:
         """The outputs whose rows are not known beforehand."""
@@ -135,6 +146,12 @@ def of_calls(calls: Sequence[tuple[Signature, Arrays]], trial: Arrays) -> list[E
         each.doubted(doubts) if signature.name == called else each
         for (signature, _), each in zip(calls, expected, strict=True)
     ]
+
+
+def _name(array: NDArray[Any], wanted: str | None) -> str:
+    """Return the name of an array's type; numpy may have had none for bfloat16."""
+    name = dtypes.by_numpy(array.dtype).name
+    return "bfloat16" if (name, wanted) == ("float", "bfloat16") else name
 
 
 def _shown(dtype: str, axes: Axes | None) -> str:

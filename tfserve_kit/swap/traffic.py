@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients.base import Client, Target
 from tfserve_kit.clock import Clock
-from tfserve_kit.errors import RequestError
+from tfserve_kit.errors import RequestError, ServerFault
 from tfserve_kit.perf import pacing, runner
+from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -74,7 +76,8 @@ class Stream:
         target: the model and the signature.
         inputs: array per input alias.
         traffic: how much of it.
-        references: the right outputs by version; a version not in it adds its first answer.
+        references: the right outputs by version; a version not in it adds its first answer that
+            is of the types and shapes that its signature names.
         clock: what moments are taken from.
     """
 
@@ -91,6 +94,11 @@ class Stream:
         self._client, self._target, self._inputs = client, target, inputs
         self._traffic, self._clock = traffic, clock
         self._references = references
+        self._expected: dict[int, Expected | None] = {}
+        self._doubts: dict[str, frozenset[int]] = {}
+        for version, outputs in references.items():
+            if expected := self._expects(version):
+                self._doubts = expected.doubts(outputs)
         self._changed = threading.Condition()
         self._answers: list[Answer] = []
         self._seen: set[int] = set()
@@ -145,9 +153,28 @@ class Stream:
             self._keep(Answer(sent_s, self._clock.now_s(), 0, True, *_described(error)))
             raise
         received_s, version = self._clock.now_s(), answer.version or 0
+        if fault := self._fault(version, answer.outputs):
+            self._keep(Answer(sent_s, received_s, 0, True, ServerFault.__name__, fault))
+            raise ServerFault(fault)
         with self._changed:
             reference = self._references.setdefault(version, answer.outputs)
         self._keep(Answer(sent_s, received_s, version, same(answer.outputs, reference)))
+
+    def _fault(self, version: int, outputs: Outputs) -> str:
+        """Return what is wrong with the types and shapes of an answer; empty if nothing is."""
+        if version not in self._expected:
+            self._expected[version] = self._expects(version)
+        expected = self._expected[version]
+        return expected.doubted(self._doubts).fault_of(outputs)[1] if expected else ""
+
+    def _expects(self, version: int) -> Expected | None:
+        """Return what a version's signature says of answers; None where it cannot be read."""
+        name = self._target.signature or DEFAULT_SIGNATURE
+        try:
+            found = self._client.metadata(Target(self._target.model, version)).signatures
+        except RequestError:
+            return None
+        return Expected.of(found[name], self._inputs) if name in found else None
 
     def _keep(self, answer: Answer) -> None:
         with self._changed:

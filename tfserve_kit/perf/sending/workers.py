@@ -184,7 +184,7 @@ def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -
             for key, _ in talk.select():
                 said = _answer(workers[key.data])
                 if not isinstance(said, Glance):
-                    found[key.data] = said
+                    found[key.data] = *said, _answer(workers[key.data])
                     talk.unregister(key.fileobj)
                 elif together:
                     together.take(key.data, said)
@@ -300,7 +300,8 @@ def main() -> None:
             progress = _Upwards(sink) if _WATCHED in sys.argv else SILENT
             control = Control(stop, progress, int)
             samples = _drive(pool, load, payloads, control, start_ns)
-            _write(sink, (samples, pool.notes, pool.judges.tally()))
+            _write(sink, (samples, pool.notes))
+            _write(sink, pool.judges.tally())
     except TfkitError as error:
         _write(sink, error)
 
