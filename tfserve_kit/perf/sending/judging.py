@@ -2,13 +2,13 @@
 
 The first answer is decoded in full. From it a pattern is kept of all that is not a number: names,
 types, shapes, version. Most others fit a pattern, byte for byte, and need no decoding: in protobuf
-the numbers have places of their own, in JSON they are left out of the comparison. What fits none
-is decoded, and so is one of a thousand that do.
+the numbers have places of their own; in JSON, which must be valid, they are left out of the
+comparison. What fits none is decoded, and so is one of a thousand that do.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfserve_kit import protos, varint
 from tfserve_kit.clients.json_text import read_json
@@ -28,14 +28,12 @@ from tfserve_kit.tensors import json as tensor_json
 
 _MOST_PATTERNS = 64
 _SAMPLED = 0x3FF  # every 1,024th
-_SHORT = 1 << 12
 # Numbers of TensorProto's fields (tensorflow/core/framework/tensor.proto) by how values lie there.
 _FIXED = {4, 5, 6, 9, 12}
 _VARINTS = {7, 10, 11, 13, 16, 17}
 _LENGTH_KIND, _WIDTHS = 2, {1: 8, 5: 4}
 _CONTINUED = bytes(range(0x80, 0x100))
-_NUMBERS, _SPACE = b"0123456789.+-eE \t\r\n", b" \t\r\n"
-_GAPS = (b"[,", b",,", b",]", b":,", b":}", b"[]")
+_NUMBERS = b"0123456789.+-eE \t\r\n"
 
 Judge = Callable[[int, bytes], int]  # key and body of an answer; returns its status
 
@@ -264,7 +262,7 @@ class _RestJudge(_Judge):
         """Return the status of an answer; see `_Judge.judge`."""
         del key
         start = self._starts.get(body.translate(None, _NUMBERS))
-        if start is None or not body.startswith(start) or not _is_sound(body):
+        if start is None or not body.startswith(start) or not _is_json(body):
             return self._decode(body)
         self._fitted += 1
         return OK if self._fitted & _SAMPLED else self._sampled(body)
@@ -278,7 +276,7 @@ class _RestJudge(_Judge):
     def _looked(self, body: bytes) -> tuple[int, int | None]:
         status, self.why = self._judged(body)
         start = body[: body.find(b"[") + 1]
-        if status == OK and len(self._starts) < _MOST_PATTERNS and start and not _has_gap(body):
+        if status == OK and len(self._starts) < _MOST_PATTERNS and start:
             self._starts[body.translate(None, _NUMBERS)] = start
         return status, None
 
@@ -308,24 +306,18 @@ class _RestJudge(_Judge):
         """Return the status of an answer that is not of the types it should be."""
         if not isinstance(document, dict) or not document.keys() & {"outputs", "predictions"}:
             return EMPTY_ANSWER if document in ({}, [], None) else UNREADABLE_ANSWER
+        untyped: Any = dict.fromkeys(self._dtypes)
         try:
-            tensor_json.answer(document, {})
+            tensor_json.answer(document, untyped)
         except (TensorError, RecursionError):
             return UNREADABLE_ANSWER
         return WRONG_DTYPE
 
 
-def _is_sound(body: bytes) -> bool:
+def _is_json(body: bytes) -> bool:
     """Say whether there is a number wherever one was left out of the comparison."""
-    if len(body) > _SHORT:
-        return not _has_gap(body)
     try:
         read_json(body)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _has_gap(body: bytes) -> bool:
-    dense = body.translate(None, _SPACE)
-    return any(gap in dense for gap in _GAPS)
