@@ -15,6 +15,8 @@ _NUMBER = re.compile(r"-?\d+", re.ASCII)
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:;,)=|]\s*|\.\s+|\s+-\s+|\s+)(\S.*)", re.ASCII)
 _NUMBER_LAST = re.compile(r"(\S.*?)[\s:=]+(\d+)", re.ASCII)  # cat 0
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)", re.ASCII)  # n01440764 tench, Tinca tinca
+_BLOCK = re.compile(r"^(?:names|labels|classes|id2label):[ \t]*\r?\n((?:(?:[ \t]+|- ).*\r?\n?)+)",
+                    re.MULTILINE)  # fmt: skip
 _QUOTED = re.compile(r"([\"'])(.*)\1,?")
 
 
@@ -27,7 +29,7 @@ def read(text: str) -> Found:
     Raises:
         Unreadable: the lines are numbered with gaps, or a table says two things.
     """
-    lines = [line.strip() for line in _ENDS.split(text)]
+    lines = _listed([line.strip() for line in _ENDS.split(_yaml_block(text))])
     while lines and not lines[-1]:
         lines.pop()
     filled = [line for line in lines if line]
@@ -37,6 +39,19 @@ def read(text: str) -> Found:
     if all(_QUOTED.fullmatch(line) for line in filled):
         lines = [_QUOTED.sub(r"\2", line) for line in lines]
     return Found([Entry((line,)) for line in lines])
+
+
+def _yaml_block(text: str) -> str:
+    """Return what stands below `names:` in a text that looks like YAML, such as YOLO's."""
+    block = _BLOCK.search(text)
+    return block[1] if block else text
+
+
+def _listed(lines: list[str]) -> list[str]:
+    """Return `- cat`, `- dog` without what makes them a list."""
+    if all(line.startswith("- ") for line in lines if line):
+        return [_QUOTED.sub(r"\2", line[2:].strip()) for line in lines]
+    return lines
 
 
 def _table(lines: Sequence[str]) -> Found | None:
@@ -130,9 +145,16 @@ def _are_different(entries: Sequence[Entry]) -> bool:
 
 
 def _synsets(lines: Sequence[str]) -> Found | None:
-    found = [_SYNSET.fullmatch(line) for line in lines]
-    entries = [Entry((match[2], match[1])) for match in found if match]
-    return Found(entries) if len(entries) == len(lines) else None
+    found = [match for line in lines if (match := _SYNSET.fullmatch(line))]
+    if len(found) < len(lines):
+        return None
+    names = [match[2] for match in found]
+    numbered = _numbered(names)  # n02119789 1 kit_fox
+    entries = numbered.entries if numbered else [Entry((name,)) for name in names]
+    return Found([
+        Entry((*entry.names, match[1]), entry.index)
+        for entry, match in zip(entries, found, strict=True)
+    ])  # fmt: skip
 
 
 def _one_line(lines: Sequence[str]) -> Found | None:

@@ -9,7 +9,7 @@ from tfserve_kit.errors import UsageError
 # What the class is called that stands for "none of these"; it is often listed and not answered,
 # or answered and not listed.
 BACKGROUND = "background"
-_BACKGROUNDS = {BACKGROUND, "__background__", "_background_", "dummy", "unknown", "none"}
+_BACKGROUNDS = {BACKGROUND, "__background__", "_background_", "dummy", "unknown", "none", "???"}
 # What a column of names is called where it has a header.
 HEADINGS = {"label", "labels", "name", "names", "class", "classes", "class_name", "display_name"}
 MOST_SHOWN = 10
@@ -79,6 +79,14 @@ class Labels(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none that are 
         moved = {name: place + shift for name, place in self.aliases.items() if place + shift >= 0}
         remarks = (*self.remarks, remark)
         return Labels(names, source=self.source, aliases=moved, remarks=remarks)
+
+    def by_id(self, index: int) -> str | None:
+        """Return the name of a class by its number as the source counts; None where it has none.
+
+        For models that answer with a class, such as detectors: nothing shows how many they have.
+        """
+        place = index - self.first
+        return self[place] if 0 <= place < len(self) else None
 
     def repeated(self) -> dict[str, list[int]]:
         """Return the names that several classes share, and the places of those."""

@@ -10,6 +10,8 @@ from tfserve_kit.labels.entries import Entry, Found, Unreadable
 
 # A list or an object, not a line of text such as `[UNK]`.
 _OPENING = re.compile(r"\s*(\{|\[\s*([\"'\[{\]\d-]|$))", re.MULTILINE)
+# As YOLO's data.yaml writes it in one line.
+_YAML = re.compile(r"^(?:names|labels|classes|id2label):[ \t]*([\[{].*[\]}])\s*$", re.MULTILINE)
 # What labels are called within a larger object, such as the config.json of Hugging Face, the notes
 # of tfkit, or the categories of COCO.
 _WRAPPERS = ("id2label", "label2id", "labels", "classes", "class_names", "names", "categories",
@@ -27,7 +29,9 @@ def read(text: str) -> Found | None:
     Raises:
         Unreadable: it is JSON that says nothing about classes, or is broken off.
     """
-    if not _OPENING.match(text):
+    if line := _YAML.search(text):
+        text = line[1]
+    elif not _OPENING.match(text):
         return None
     return Found(entries(_load(text)))
 

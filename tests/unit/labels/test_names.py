@@ -13,7 +13,7 @@ def test_as_many_as_classes_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "first", ["background", "Background", "__background__", "dummy", "unknown", "label", "name"]
+    "first", ["background", "Background", "__background__", "dummy", "unknown", "???", "label"]
 )
 def test_a_first_line_too_many_that_names_no_class_is_left_out_and_told(first):
     found = parse(f"{first}\ncat\ndog\n", "f").fit(2)
@@ -56,3 +56,11 @@ def test_other_counts_are_refused_with_file_number_and_ends(text, classes, said,
         parse(text, "f").fit(classes)
     assert said in caught.value.message
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(("text", "names"), [("1 a\n2 b\n", [None, "a", "b", None]),
+                                             ("a\nb\n", ["a", "b", None, None])])  # fmt: skip
+def test_a_class_by_its_number_has_the_name_that_the_file_gives_it(text, names):
+    found = parse(text, "f")
+    assert [found.by_id(index) for index in range(4)] == names
+    assert found.by_id(-1) is None

@@ -48,6 +48,10 @@ ZERO_BASED = {
     "config.json": '{"model_type": "vit", "id2label": {"0": "rot", "1": "grün", "2": "blau"}, '
                    '"label2id": {"rot": 0, "grün": 1, "blau": 2}}',
     "a note": '{"format": 1, "labels": ["rot", "grün", "blau"]}',
+    "YAML, numbered": "train: x\nnames:\n  0: rot\n  1: grün\n  2: blau\nnc: 3\n",
+    "YAML, listed": "nc: 3\nnames:\n- rot\n- 'grün'\n- blau\n",
+    "YAML, one line": "nc: 3\nnames: ['rot', 'grün', 'blau']\ntrain: x\n",
+    "a YAML list": "- rot\n- grün\n- blau\n",
     "a Python dictionary": "{0: 'rot',\n 1: 'grün',\n 2: 'blau'}",
     "a Python list": "['rot', 'grün', 'blau']",
     "label map from 0": "item { id: 0 name: 'rot' } item { id: 1 name: 'grün' } "
@@ -60,6 +64,12 @@ def test_form_is_known_by_its_content(text):
     found = parse(text, "labels")
     assert found == COLOURS
     assert found.fit(3) == COLOURS
+
+
+def test_synsets_with_numbers_have_these_as_indices():
+    found = parse("n02119789 2 kit_fox\nn02100735 1 English_setter\n", "map_clsloc.txt")
+    assert found == ("English_setter", "kit_fox")
+    assert (found.first, found.aliases) == (1, {"n02100735": 0, "n02119789": 1})
 
 
 def test_label_map_counts_from_one_and_has_comments_escapes_and_keypoints():
