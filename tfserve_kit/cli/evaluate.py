@@ -73,6 +73,8 @@ _file = click.Path(path_type=Path)
 @model_options
 @click.option("--first-class", type=click.IntRange(min=0), metavar="N",
               help="What numbers of classes in the data count from; 0 if left out.")  # fmt: skip
+@click.option("--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
+              help="Of two classes, predict the second above this; 0.5 if left out.")  # fmt: skip
 @click.option("--csv-header/--no-csv-header", default=None,
               help="Whether the first row of a CSV file names its columns.")  # fmt: skip
 @click.option("--csv-columns", callback=_columns, metavar="[PATH,]LABEL",
@@ -113,6 +115,7 @@ def command(
     compare: str | None,
     text_encoding: str | None,
     first_class: int | None,
+    threshold: float | None,
     base_path: Path | None,
     num_tests: int | None,
     seed: int | None,
@@ -140,7 +143,7 @@ def command(
     holds them; a CSV file of path,label or label,pixel,pixel,... rows; or an .npz file with x and
     y. Pictures are prepared as predict does it.
     """
-    from tfserve_kit.evaluation import datasets, examples, report
+    from tfserve_kit.evaluation import examples, report
     from tfserve_kit.evaluation import run as runs
 
     if version is not None and label is not None:
@@ -149,10 +152,7 @@ def command(
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
     _require_folders(page_file, predictions_file)
     separator = None if csv_separator is None else SEPARATORS[csv_separator]
-    form = Given(csv_header, csv_columns, separator, text_encoding)
-    dataset = datasets.open_dataset(data, form)
-    for text in dataset.about.remarks:
-        output.note(f"Assumed: {text}")
+    dataset = _opened(data, Given(csv_header, csv_columns, separator, text_encoding))
     where = destination(url, protocol, model)
     targets = [Target(where.model, version, label, signature)]
     targets += [_second(where.model, compare, signature)] if compare else []
@@ -168,12 +168,13 @@ def command(
             companions=companions,
         )
         subjects = [
-            _subject(client, each, dataset, place, asked, first_class, timeout_s)
+            _subject(client, each, dataset, place, asked, (first_class, threshold), timeout_s)
             for each in targets
         ]
         progress.note(f"Input {subjects[0].model}")
         for text in runs.assumed(subjects):
-            progress.note(f"Assumed: {text}")
+            if text not in subjects[0].model.assumed:  # which has just been told
+                progress.note(f"Assumed: {text}")
         progress.step(f"Evaluating {len(wanted)} examples")
         done = runs.evaluate(client, subjects, dataset, wanted, sending, progress)
     found = report.build(done, top)
@@ -199,6 +200,16 @@ def _require_folders(*files: Path | None) -> None:
             raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
 
 
+def _opened(data: Sequence[Path], form: Given) -> "Dataset":
+    """Open the set, and say what was taken for granted to read it."""
+    from tfserve_kit.evaluation.datasets import open_dataset
+
+    dataset = open_dataset(data, form)
+    for text in dataset.about.remarks:
+        output.note(f"Assumed: {text}")
+    return dataset
+
+
 def _second(model: str, compare: str, signature: str) -> Target:
     if compare.isascii() and compare.isdigit():
         return Target(model, int(compare), signature=signature)
@@ -211,7 +222,7 @@ def _subject(
     dataset: "Dataset",
     place: Destination,
     asked: Asked,
-    first_class: int | None,
+    judging: tuple[int | None, float | None],
     timeout_s: float,
 ) -> "Subject":
     from tfserve_kit.clients.classifier import choose_signature
@@ -226,14 +237,15 @@ def _subject(
     if version_dir:
         asked = replace(asked, note=Preprocessing.read(version_dir))
     model = PictureModel(chosen, asked, PictureGraph(version_dir, chosen.name), ready=dataset.ready)
-    classes = Classes.of(dataset, asked.labels, first_class)
-    classes.agree(dataset, model.classes)
+    classes = Classes.of(dataset, asked.labels, judging[0])
+    classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
     return Subject(
         f"label {target.label}" if target.label else f"version {found.version}",
         target,
         found.version,
         model,
         classes,
+        judging[1],
     )
 
 

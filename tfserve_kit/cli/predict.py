@@ -95,7 +95,7 @@ def command(
         asked = Asked(note, options, output_alias, softmax, picture_input, companions)
         graph = PictureGraph(version_dir, chosen.name)
         classifier = Classifier(client, target, chosen, asked, graph=graph, timeout_s=timeout_s)
-        shown.explain(classifier.model)
+        shown.explain(classifier)
         rows = choose_batch_rows(classifier, len(pictures), batch_size)
         outcomes = classify_all(classifier, pictures, batch_rows=rows, top=top)
         with closing(outcomes):

@@ -5,10 +5,9 @@ import time
 from typing import Any
 
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.clients.classifier import Classified
+from tfserve_kit.clients.classifier import Classified, Classifier
 from tfserve_kit.clients.many_pictures import Outcome
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.pictures.model import PictureModel
 from tfserve_kit.printable import csv_cell
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
@@ -42,16 +41,35 @@ class Shown:
         self._expected = self._failed = self.count = 0
         self.exit_code = exit_codes.OK
         self._how: dict[str, dict[str, str]] = {}
+        self._classifier: Classifier | None = None
+        self._said: set[str] = set()
         self._meanings: set[str] = set()
 
-    def explain(self, model: PictureModel) -> None:
+    def explain(self, classifier: Classifier) -> None:
         """Say what was decided about the model, and what of it was only assumed."""
+        self._classifier, model = classifier, classifier.model
         self._how = {
             each.what: {"value": each.value, "source": each.source}
             | ({"because": each.because} if each.because else {})
             for each in model.choices
         }
         output.note(f"Input {model}")
+        self._explain_labels()
+
+    def _explain_labels(self) -> None:
+        """Say once what was taken for granted of the names of classes."""
+        labels = self._classifier.labels if self._classifier else None
+        if labels is None or not labels.source:
+            return
+        because = "; ".join(labels.remarks)
+        value = f"{len(labels)} names of {labels.source}"
+        self._how["labels"] = {"value": value, "source": "file"} | (
+            {"because": because} if because else {}
+        )
+        for text in labels.remarks:
+            if text not in self._said:
+                self._progress.note(f"Assumed: {text}")
+        self._said.update(labels.remarks)
 
     def expect(self, pictures: int, *, many: bool) -> None:
         """Say how many pictures will come; with many, the progress is shown.
@@ -72,6 +90,7 @@ class Shown:
             model: which model was asked.
             version: the one that answered, where the answer does not say.
         """
+        self._explain_labels()  # the first answer may have shown how many classes there are
         data = _data(outcome, model, version, self._how)
         if self._as_json:
             self._kept.append(data)

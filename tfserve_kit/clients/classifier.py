@@ -12,6 +12,7 @@ from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Client, Target
 from tfserve_kit.clients.labels import ClassScore, top_scores
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.graphscan.pictures import PictureGraph
+from tfserve_kit.labels import Labels
 from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.heads import Detection, Outputs
 from tfserve_kit.pictures.model import Asked, Meaning, PictureModel
@@ -70,6 +71,8 @@ class Classifier:
 
     Attributes:
         model: what goes in and comes out, and what decided so.
+        labels: the names of its classes, brought to their number once that is known; None if
+            nobody says them.
 
     Raises:
         UsageError: the signature takes no picture, or it is not clear what it says of one.
@@ -88,8 +91,21 @@ class Classifier:
         self._client = client
         self._target = target
         self.model = PictureModel(signature, asked, graph)
-        self._labels = asked.labels
+        self.labels = self._fitted(
+            asked.labels, self.model.classes, is_one_column=self.model.is_one_column
+        )
         self._timeout_s = timeout_s
+
+    def _fitted(
+        self, labels: Sequence[str] | None, classes: int | None, *, is_one_column: bool
+    ) -> Labels | None:
+        """Return labels of as many names as there are classes, where it is known how many."""
+        if labels is None:
+            return None
+        known = Labels.of(labels)
+        if classes is None or self.model.head.kind != "scores":
+            return known
+        return known.fit(classes, is_one_column=is_one_column)
 
     @property
     def fixed_rows(self) -> int | None:
@@ -162,11 +178,10 @@ class Classifier:
 
     def _scored(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
         scores, meaning = self.model.scores(outputs, rows, str(self._target))
-        known = self._labels
-        if known is not None and len(known) == 1 and meaning == "one probability":
-            known = (f"not {known[0]}", known[0])
-        labels: Sequence[Sequence[str] | None] = [known] * rows
-        if self._labels is None:
+        one = meaning == "one probability"
+        self.labels = self._fitted(self.labels, scores.shape[1], is_one_column=one)
+        labels: Sequence[Sequence[str] | None] = [self.labels] * rows
+        if self.labels is None:
             labels = self.model.labels_in(outputs, scores.shape) or labels
         return [
             _Said(
@@ -187,12 +202,12 @@ class Classifier:
             found = heads.rows_of(outputs, head.scores, rows, head, where).reshape(rows, -1)[:, 0]
             scores = [float(each) for each in found]
         return [
-            _Said((ClassScore(*heads.named(value, self._labels), score),), None, "classes")
+            _Said((ClassScore(*heads.named(value, self.labels), score),), None, "classes")
             for value, score in zip(classes, scores, strict=True)
         ]
 
     def _detected(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
-        found = heads.detections(outputs, self.model.head, rows, self._labels, str(self._target))
+        found = heads.detections(outputs, self.model.head, rows, self.labels, str(self._target))
         return [_Said((), tuple(each[:top]), "boxes") for each in found]
 
 

@@ -102,8 +102,12 @@ class Classes:
         known = self._known
         return known[index] if index < len(known) else str(index + self._first)
 
-    def require(self, classes: int) -> None:
+    def require(self, classes: int, *, is_one_column: bool = False) -> None:
         """Bring the names to the number of scores of the model, and check what the set says.
+
+        Args:
+            classes: how many the model has.
+            is_one_column: whether it answers with one score, that of the second of two.
 
         Raises:
             UsageError: the names are more or fewer, or the set's numbers are beyond the model's.
@@ -111,7 +115,7 @@ class Classes:
         if classes == self._count:
             return
         if self._labels is not None:
-            self._labels = self._labels.fit(classes)
+            self._labels = self._labels.fit(classes, is_one_column=is_one_column)
             self._lookup = Lookup(self._labels)
         if self._sorted is not None and len(self._sorted) != classes:
             raise UsageError(
@@ -140,19 +144,20 @@ class Classes:
             )
         raise UsageError(text, remedy=remedy)
 
-    def agree(self, dataset: Dataset, classes: int | None) -> None:
+    def agree(self, dataset: Dataset, classes: int | None, *, is_one_column: bool = False) -> None:
         """Check that the set and the model have the same classes, before anything is sent.
 
         Args:
             dataset: the set whose classes these are.
             classes: how many the model has, if that is known.
+            is_one_column: see `require`.
 
         Raises:
             UsageError: the model lacks classes that the set names, both lists are shown; or
                 another one of `require`.
         """
         if classes is not None:
-            self.require(classes)
+            self.require(classes, is_one_column=is_one_column)
         lacking = [
             name for name in self._names if not is_number(name) and self._lookup(name) is None
         ]

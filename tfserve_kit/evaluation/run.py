@@ -168,8 +168,15 @@ def evaluate(
 
 
 def assumed(subjects: Sequence[Subject]) -> tuple[str, ...]:
-    """Return what is taken for granted of classes; complete once those of the model are counted."""
-    return tuple(dict.fromkeys(text for each in subjects for text in each.classes.remarks()))
+    """Return what is taken for granted, a sentence each; all once the classes are counted."""
+    said: dict[str, list[str]] = {}
+    for subject in subjects:
+        for text in subject.assumed():
+            said.setdefault(text, []).append(subject.name)
+    return tuple(
+        text if len(names) == len(subjects) else f"{names[0]}: {text}"
+        for text, names in said.items()
+    )
 
 
 def _require_answers(run: Run) -> None:
@@ -325,7 +332,7 @@ class _Work:
             else:
                 self._fail(outcome, rows, error)
         else:
-            subject.classes.require(scores.shape[1])
+            subject.classes.require(scores.shape[1], is_one_column=subject.model.is_one_column)
             self._judge(outcome, rows, scores, answer.version)
 
     def _fail(self, outcome: Outcome, rows: list[_Row], error: RequestError) -> None:
@@ -351,7 +358,7 @@ class _Work:
             elif np.isnan(line).any() or np.isinf(line.max()):
                 self._fail(outcome, [row], ServerFault("its scores are NaN or infinite"))
             else:
-                answers.append(_answer(row, true, line, version))
+                answers.append(_answer(outcome.subject, row, true, line, version))
         with self._results:
             self._failed_in_a_row = 0
             outcome.classes = classes
@@ -359,7 +366,9 @@ class _Work:
             outcome.answers += answers
 
 
-def _answer(row: _Row, true: int, scores: NDArray[Any], version: int | None) -> Answer:
-    best, example = int(scores.argmax()), row.example
-    rank = rank_of(scores, true)
+def _answer(
+    subject: Subject, row: _Row, true: int, scores: NDArray[np.float64], version: int | None
+) -> Answer:
+    best, example = subject.predicted(scores), row.example
+    rank = rank_of(scores, true) if subject.threshold is None else int(best != true)
     return Answer(example.index, example.name, true, best, float(scores[best]), rank, version)

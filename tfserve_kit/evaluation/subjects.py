@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tfserve_kit.clients import Target
-from tfserve_kit.errors import InvalidRequest
+from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Content
 from tfserve_kit.pictures.model import PictureModel
@@ -30,6 +30,8 @@ class Subject:
         version: what the server said it is, before the run.
         model: what goes in and comes out.
         classes: which class a label means.
+        threshold: of two classes the second is predicted where its score is above this; None for
+            the one with the higher score, the first where they are equal.
     """
 
     name: str
@@ -37,6 +39,38 @@ class Subject:
     version: int
     model: PictureModel
     classes: Classes
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold for more than two classes, as far as the signature tells them."""
+        if self.model.classes is not None:
+            self._require_two(self.model.classes)
+
+    def _require_two(self, classes: int) -> None:
+        if self.threshold is not None and classes != 2:  # noqa: PLR2004 (no and yes)
+            raise UsageError(
+                f"a threshold is for two classes, and {self.target} has {classes}",
+                remedy="leave out --threshold",
+            )
+
+    def predicted(self, scores: NDArray[np.float64]) -> int:
+        """Return the class that scores, float64 [classes], speak for.
+
+        Raises:
+            UsageError: there is a threshold, and not two classes.
+        """
+        if self.threshold is None:
+            return int(scores.argmax())
+        self._require_two(len(scores))
+        return int(scores[1] > self.threshold)
+
+    def assumed(self) -> list[str]:
+        """Return what is taken for granted of the model and its classes, a sentence each."""
+        said = self.model.assumed
+        if self.model.is_one_column or self.threshold is not None:
+            limit = 0.5 if self.threshold is None else self.threshold
+            said = [*said, f"scores of class 1 above {limit:g} speak for it (--threshold)"]
+        return [*said, *self.classes.remarks()]
 
     @property
     def input(self) -> ImageInput:

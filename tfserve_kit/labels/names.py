@@ -50,7 +50,7 @@ class Labels(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none that are 
         """Return names as labels, those that are as they are."""
         return names if isinstance(names, Labels) else cls(names)
 
-    def fit(self, classes: int) -> "Labels":
+    def fit(self, classes: int, *, is_one_column: bool = False) -> "Labels":
         """Return the names of exactly so many classes, counted from 0.
 
         What decides which class has which name is proved by the number of names: a first line
@@ -58,9 +58,17 @@ class Labels(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none that are 
         are shifted where they are as many as the classes, and leave class 0 to the background
         where they are one fewer.
 
+        Args:
+            classes: how many there are.
+            is_one_column: whether they are two, and the model answers with the score of the second
+                alone; then one name is that of the second.
+
         Raises:
             UsageError: there are more or fewer, for no reason that is known.
         """
+        if is_one_column and (len(self), classes) == (1, 2):
+            text = f"{self.source or 'the label'}: class 1 is {self[0]!r}, class 0 is not"
+            return self._changed((f"not {self[0]}", self[0]), 1, text)
         if self.first == 1 and len(self) == classes:
             text = f"{self.source} counts from 1: class 0 is {self[0]!r}"
             return self._changed(self, 0, text)
@@ -107,6 +115,8 @@ class Labels(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none that are 
         if blank := [place + 1 for place, name in enumerate(self) if not name]:
             text += f"; {'line' if len(blank) == 1 else 'lines'} {shown(blank)} blank"
             remedy = "delete the blank lines, if they stand for no class"
+        elif (len(self), classes) == (1, 2):
+            remedy = "name both classes, first the one that a low score means"
         elif len(self) == classes - 1:
             remedy += f"; if class 0 is none of these, put {BACKGROUND!r} on a line before them"
         return UsageError(text, remedy=remedy)

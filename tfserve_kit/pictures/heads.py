@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
+from tfserve_kit.labels import Labels
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
@@ -327,4 +328,4 @@ def named(value: Any, labels: Sequence[str] | None) -> tuple[int | None, str | N
     if isinstance(value, bytes):
         return None, value.decode("utf-8", "replace")
     index = int(value)
-    return index, labels[index] if labels is not None and 0 <= index < len(labels) else None
+    return index, None if labels is None else Labels.of(labels).by_id(index)

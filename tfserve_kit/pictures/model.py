@@ -61,6 +61,7 @@ class PictureModel:
         input: the input for the pictures.
         head: the outputs that are read.
         classes: how many classes there are scores for, as far as the signature says it.
+        is_one_column: whether the scores are one number for each picture, that of class 1.
         choices: what was decided about inputs and output, and by what.
 
     Raises:
@@ -80,6 +81,9 @@ class PictureModel:
         self.head = heads.choose_head(signature, asked.output, batched=self.input.batched)
         self._softmax = asked.softmax
         self.classes = heads.class_count(self.head, signature)
+        self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
+            self.head, signature.outputs[self.head.scores]
+        )
         self.choices = (
             *self.input.choices,
             *self._companions.choices,
@@ -90,6 +94,11 @@ class PictureModel:
         """Tell what was decided, but for what the input's shape leaves no doubt about."""
         told = [str(each) for each in self.choices if each.what != "size"]
         return f"{self.input.alias!r}: {'; '.join(told)}"
+
+    @property
+    def assumed(self) -> list[str]:
+        """What was decided though nothing shows that it is so."""
+        return [f"{each.what} {each.value}" for each in self.choices if each.source == "assumed"]
 
     def inputs(
         self, rows: Sequence[NDArray[Any]], pictures: Sequence[tuple[str, int]]

@@ -62,10 +62,9 @@ def _label_problems(note: Preprocessing, signature: Signature) -> Iterator[Probl
         return
     classes = class_count(head, signature)
     spec = signature.outputs.get(head.scores)
-    names_what_it_finds = len(note.labels) == 1 and spec and is_one_column(head, spec)
-    if classes is None or names_what_it_finds:
+    if classes is None or spec is None:
         return
     try:
-        Labels.of(note.labels).fit(classes)
+        Labels.of(note.labels).fit(classes, is_one_column=is_one_column(head, spec))
     except UsageError:
         yield Problem("labels", f"are {len(note.labels)}, but output {head.scores!r} is {spec}")

@@ -11,6 +11,7 @@ from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.labels import ClassScore
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
 from tfserve_kit.graphscan.pictures import PictureFacts
+from tfserve_kit.labels import parse
 from tfserve_kit.pictures.model import Asked
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -509,3 +510,31 @@ class TestWithoutBatchAxis:
         assert made.fixed_rows == 1
         assert made.classify(png()).scores[0].index == 1
         assert client.sent[0][1]["image"].shape == sent
+
+
+class TestLabels:
+    def test_they_are_brought_to_the_classes_before_anything_is_sent(self):
+        labels = parse("background\nant\nbee\ncat\n", "f")
+        made = classifier(FixedClient(scores=np.float32([[3, 2, 1]])),
+                          note=Preprocessing(labels=labels))  # fmt: skip
+        assert made.labels == ("ant", "bee", "cat")
+        assert "is left out" in made.labels.remarks[0]
+        with pytest.raises(UsageError, match="f: 2 labels for a model with 3 classes"):
+            classifier(FixedClient(), note=Preprocessing(labels=parse("a\nb\n", "f")))
+
+    def test_they_are_brought_to_the_first_answer_where_nothing_else_shows_the_classes(self):
+        made = classifier(
+            FixedClient(scores=np.float32([[1, 2]])),
+            signature(scores=tensor("float", (None, None))),
+            Preprocessing(labels=parse("1: ant\n2: bee\n", "f")),
+        )
+        assert made.classify(png()).scores[0].label == "bee"
+        assert made.labels.remarks == ("f counts from 1: class 0 is 'ant'",)
+
+    def test_a_class_that_is_answered_has_the_name_of_its_number_in_the_file(self):
+        made = classifier(
+            FixedClient(classes=np.int64([1])),
+            signature(classes=tensor("int64", (None,))),
+            Preprocessing(labels=parse("item { id: 1 name: 'ant' }", "f")),
+        )
+        assert made.classify(png()).scores[0] == ClassScore(1, "ant", None)

@@ -16,7 +16,7 @@ def tensor(dtype, shape):
     return TensorSpec("t:0", dtypes.by_name(dtype) if dtype else None, shape)
 
 
-def subject(*, version=1, shape=(None, 3), labels=None, names=(), **target):
+def subject(*, version=1, shape=(None, 3), labels=None, names=(), threshold=None, **target):
     """A subject whose input are the scores themselves."""
     return Subject(
         f"version {version}",
@@ -28,6 +28,7 @@ def subject(*, version=1, shape=(None, 3), labels=None, names=(), **target):
             ready=True,
         ),
         Classes(labels, names),
+        threshold,
     )
 
 

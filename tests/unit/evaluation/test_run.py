@@ -83,6 +83,55 @@ def test_model_of_a_fixed_batch_gets_full_batches():
     assert [a.index for a in found.outcomes[0].answers] == [0, 1, 2, 3, 4]
 
 
+class TestTwoClasses:
+    COLUMN = [[0.9], [0.4], [0.5], [0.1]]
+
+    @pytest.mark.parametrize(
+        ("threshold", "predicted"),
+        [(None, [1, 0, 0, 0]), (0.5, [1, 0, 0, 0]), (0.3, [1, 1, 1, 0]), (0.95, [0, 0, 0, 0])],
+    )
+    def test_one_column_is_the_probability_of_the_second(self, threshold, predicted):
+        about = subject(shape=(None, 1), threshold=threshold)
+        found = run(EchoClient(), [about], rows=self.COLUMN, labels=[1, 1, 0, 0])
+        (outcome,) = found.outcomes
+        assert [each.predicted for each in outcome.answers] == predicted
+        assert [each.rank for each in outcome.answers] == [
+            int(true != best) for true, best in zip([1, 1, 0, 0], predicted, strict=True)
+        ]
+        assert (outcome.classes, outcome.are_probabilities) == (2, True)
+        assert f"above {threshold or 0.5:g} speak for it" in " ".join(found.assumed)
+        assert any("the probability of class 1" in text for text in found.assumed)
+
+    def test_names_are_those_of_class_0_and_class_1(self):
+        about = subject(shape=(None, 1), labels=("blue", "red"), names={"blue", "red"})
+        found = run(EchoClient(), [about], rows=self.COLUMN[:2], labels=["red", "blue"])
+        assert [each.is_right for each in found.outcomes[0].answers] == [True, True]
+
+    def test_one_column_of_logits_ends_the_run(self):
+        with pytest.raises(UsageError, match="no probability"):
+            run(EchoClient(), [subject(shape=(None, 1))], rows=[[3.0]], labels=[1])
+
+    def test_a_threshold_for_more_classes_is_refused_as_soon_as_it_is_known(self):
+        with pytest.raises(UsageError, match="a threshold is for two classes"):
+            subject(threshold=0.5)
+        about = subject(shape=(None, None), threshold=0.5)
+        with pytest.raises(UsageError, match="a threshold is for two classes"):
+            run(EchoClient(), [about])
+
+
+class TestAssumed:
+    def test_what_concerns_one_of_two_subjects_names_it(self):
+        both = [subject(names={"a", "b", "c"}), subject(version=2, labels=("a", "b", "c"))]
+        found = run(EchoClient(), both, labels=["a", "b", "c", "a", "b"])
+        assert [text.partition(":")[0] for text in found.assumed] == ["version 1"]
+
+    def test_labels_that_come_to_fit_at_the_first_answer_count_for_all(self):
+        about = subject(shape=(None, None), labels=("background", "a", "b", "c"), names={"a", "c"})
+        found = run(EchoClient(), [about], rows=SCORES[:2], labels=["a", "c"])
+        assert [each.true for each in found.outcomes[0].answers] == [0, 2]
+        assert "is left out" in found.assumed[0]
+
+
 class TestBadExamples:
     def test_they_are_named_and_the_others_sent(self):
         rows = [SCORES[0], InvalidRequest("holds no number"), SCORES[1], [1.0, 2.0]]

@@ -45,6 +45,7 @@ def test_ids_from_one_leave_class_0_to_the_background():
         ("a\nb\nc\n", 2, "f: 3 labels for a model with 2 classes; the first label is 'a', the last "
          "'c'", "one label for each class"),
         ("a\nb\n", 3, "2 labels for a model with 3 classes", "put 'background' on a line before"),
+        ("a\n", 2, "1 labels for a model with 2 classes", "name both classes, first the one"),
         ("a\n\nb\n\n\n", 2, "; line 2 blank", "delete the blank lines"),
         ("1 a\n2 b\n", 4, "2 labels for a model with 4 classes", "one label"),
         ("1 a\n2 b\n", 1, "2 labels for a model with 1 classes", "one label"),
@@ -64,3 +65,10 @@ def test_a_class_by_its_number_has_the_name_that_the_file_gives_it(text, names):
     found = parse(text, "f")
     assert [found.by_id(index) for index in range(4)] == names
     assert found.by_id(-1) is None
+
+
+def test_one_name_for_one_column_is_that_of_the_second_class_and_told():
+    found = parse("cat\n", "f").fit(2, is_one_column=True)
+    assert found == ("not cat", "cat")
+    assert found.remarks == ("f: class 1 is 'cat', class 0 is not",)
+    assert parse("a\nb\n", "f").fit(2, is_one_column=True) == ("a", "b")
