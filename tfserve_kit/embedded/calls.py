@@ -1,10 +1,11 @@
 """What a request does with one loaded version: checks, feeds, fetches; pure but for the run.
 
-Source: tensorflow_serving/servables/tensorflow/predict_util.cc, classifier.cc and regressor.cc,
-whose checks and texts these are.
+Source: tensorflow_serving/servables/tensorflow/predict_util.cc, classifier.cc, regressor.cc and
+multi_inference.cc, whose checks and texts these are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -47,39 +48,90 @@ def predict(
     return name, dict(zip(outputs, values, strict=True))
 
 
-def classify(
-    signatures: Signatures, run: Run, signature: str, examples: NDArray[Any], *, check_method: bool
-) -> tuple[str, list[list[tuple[bytes, float]]]]:
-    """Run a classification signature; see `Handlers.classify`.
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A checked classify or regress task: its signature's name, and what to feed and compute."""
 
-    Returns:
-        The signature's name and (label, score) per example and class.
+    method_name: str
+    signature: str
+    fetches: inference.Fetches
+
+
+Classes = list[list[tuple[bytes, float]]]
+_FETCHES = {
+    inference.CLASSIFY: inference.classification,
+    inference.REGRESS: inference.regression,
+}
+
+
+def single(
+    signatures: Signatures, method_name: str, signature: str, *, check_method: bool
+) -> Inference:
+    """Check a classify or regress request.
+
+    Args:
+        signatures: SignatureDef messages of the version by name.
+        method_name: `inference.CLASSIFY` or `inference.REGRESS`.
+        signature: its name; empty for the default.
+        check_method: insist on the signature's method name.
+
+    Raises:
+        ServingError: no such signature, or it is of another kind.
     """
-    name, definition = _example_signature(signatures, signature)
-    fetches = inference.classification(definition, check_method=check_method)
-    outputs = _run_examples(run, fetches, examples)
-    return name, inference.classes(outputs, len(examples))
-
-
-def regress(
-    signatures: Signatures, run: Run, signature: str, examples: NDArray[Any], *, check_method: bool
-) -> tuple[str, list[float]]:
-    """Run a regression signature; see `Handlers.regress`.
-
-    Returns:
-        The signature's name and a value per example.
-    """
-    name, definition = _example_signature(signatures, signature)
-    fetches = inference.regression(definition, check_method=check_method)
-    outputs = _run_examples(run, fetches, examples)
-    return name, inference.values(outputs, len(examples))
-
-
-def _example_signature(signatures: Signatures, name: str) -> tuple[str, Any]:
-    name = name or DEFAULT_SIGNATURE
+    name = signature or DEFAULT_SIGNATURE
     if name not in signatures:
         raise invalid(f"No signature was found with the name: {name}")
-    return name, signatures[name]
+    fetches = _FETCHES[method_name](signatures[name], check_method=check_method)
+    return Inference(method_name, name, fetches)
+
+
+def several(
+    signatures: Signatures, tasks: Iterable[tuple[str, str]], *, check_method: bool
+) -> list[Inference]:
+    """Check the tasks of a multi-inference request: each signature once, so the model bounds them.
+
+    Args:
+        signatures: as for `single`.
+        tasks: (method name, signature's name or nothing) of each; may raise.
+        check_method: as for `single`.
+
+    Raises:
+        ServingError: no such signature, one twice, another kind, or an unknown method.
+    """
+    checked: dict[str, Inference] = {}
+    for method_name, signature in tasks:
+        name = signature or DEFAULT_SIGNATURE
+        if name in checked:
+            raise invalid(f"Duplicate evaluation of signature: {name}")
+        if name not in signatures:
+            raise invalid(f"Requested signature not found in model graph: {name}")
+        if method_name not in _FETCHES:
+            text = f"Unsupported signature method_name: {method_name}"
+            raise ServingError(Code.UNIMPLEMENTED, text)
+        checked[name] = single(signatures, method_name, name, check_method=check_method)
+    return list(checked.values())
+
+
+def classify(run: Run, task: Inference, examples: NDArray[Any]) -> Classes:
+    """Run a checked classify task.
+
+    Args:
+        run: computes the version's tensors.
+        task: what to run.
+        examples: object [examples] of serialized tf.Example.
+
+    Returns:
+        (label, score) per example and class.
+
+    Raises:
+        ServingError: the graph refused, or its outputs are none of that kind.
+    """
+    return inference.classes(_run_examples(run, task.fetches, examples), len(examples))
+
+
+def regress(run: Run, task: Inference, examples: NDArray[Any]) -> list[float]:
+    """Run a checked regress task; as `classify`, but returns a value per example."""
+    return inference.values(_run_examples(run, task.fetches, examples), len(examples))
 
 
 def _run_examples(run: Run, fetches: inference.Fetches, examples: NDArray[Any]) -> Arrays:

@@ -67,15 +67,11 @@ def _merged(examples: Sequence[Any], context: Any) -> NDArray[Any]:
         raise invalid("Input is empty.")
     if context is not None and len(examples) * context.ByteSize() > MAX_FILLED_BYTES:
         raise invalid(f"The context is too large to be merged into {len(examples)} examples")
+    # One message behind another is both merged; of two features of a name the later one counts.
+    start = b"" if context is None else context.SerializeToString()
     array = np.empty(len(examples), object)
     for index, example in enumerate(examples):
-        whole = example
-        if context is not None:
-            whole = protos.Example()
-            whole.CopyFrom(context)
-            for name, feature in example.features.feature.items():
-                whole.features.feature[name].CopyFrom(feature)
-        array[index] = whole.SerializeToString()
+        array[index] = start + example.SerializeToString()
     return array
 
 

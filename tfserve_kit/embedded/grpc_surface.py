@@ -169,19 +169,19 @@ class GrpcSurface:
         return response
 
     def _multi_inference(self, request: Any, call: Call) -> Any:
-        specs = [task.model_spec for task in request.tasks] or [protos.ModelSpec()]
-        models = [_model(spec, unnamed=_UNNAMED) for spec in specs]
+        if not (request.tasks and request.tasks[0].model_spec.name):
+            raise invalid(_UNNAMED)
         tasks = [
-            InferenceTask(model, task.model_spec.signature_name, task.method_name)
-            for model, task in zip(models, request.tasks, strict=True)
+            InferenceTask(_ref(task.model_spec), task.model_spec.signature_name, task.method_name)
+            for task in request.tasks
         ]
         results = self._handlers.multi_inference(
             tasks, lambda: examples.from_input(request.input), call=call
         )
         response = protos.MultiInferenceResponse()
-        for model, found in zip(models, results, strict=True):
+        for found in results:
             result = response.results.add()
-            _fill_spec(result.model_spec, model, found)
+            _fill_spec(result.model_spec, tasks[0].model, found)
             classified = isinstance(found, Classified)
             _fill_result(
                 result.classification_result if classified else result.regression_result, found
@@ -253,6 +253,10 @@ def _health(request: bytes) -> Answer:
 def _model(spec: Any, *, unnamed: str = "Missing ModelSpec") -> ModelRef:
     if not spec.name:
         raise invalid(unnamed)
+    return _ref(spec)
+
+
+def _ref(spec: Any) -> ModelRef:
     choice = spec.WhichOneof("version_choice")
     return ModelRef(
         spec.name,

@@ -5,7 +5,7 @@ tensorflow_serving/model_servers/get_model_status_impl.cc, whose checks and text
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -163,14 +163,8 @@ class Handlers:
             ServingError: no such servable or signature, or it is of another kind.
         """
         with self._lease(model) as lease:
-            name, classes = calls.classify(
-                lease.servable.signatures,
-                self._run(lease, "Classify", call),
-                signature,
-                examples,
-                check_method=self._check_method_name,
-            )
-            return Classified(lease.version, name, classes)
+            task = self._single(lease, inference.CLASSIFY, signature)
+            return self._classified(lease, task, examples, call)
 
     def regress(
         self,
@@ -182,14 +176,8 @@ class Handlers:
     ) -> Regressed:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
-            name, values = calls.regress(
-                lease.servable.signatures,
-                self._run(lease, "Regress", call),
-                signature,
-                examples,
-                check_method=self._check_method_name,
-            )
-            return Regressed(lease.version, name, values)
+            task = self._single(lease, inference.REGRESS, signature)
+            return self._regressed(lease, task, examples, call)
 
     def multi_inference(
         self,
@@ -201,30 +189,29 @@ class Handlers:
         """Run several classify and regress tasks of one model on the same examples.
 
         Args:
-            tasks: what to run.
+            tasks: what to run, one at least; the first one says which version.
             examples: returns object [examples] of serialized tf.Example, or raises; asked after
                 the tasks were looked at.
             call: how long the client waits, and its account; without limits if left out.
 
         Raises:
-            ServingError: the tasks name different models or an unknown method, or one fails.
+            ServingError: the tasks name different models, a signature twice or an unknown method,
+                or one fails.
         """
-        if len({task.model.name for task in tasks}) > 1:
-            raise invalid(
-                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+        first = tasks[0].model
+        with self._lease(first) as lease:
+            checked = calls.several(
+                lease.servable.signatures,
+                _of_one_model(tasks, first.name),
+                check_method=self._check_method_name,
             )
-        results: list[Classified | Regressed] = []
-        run: dict[str, Callable[..., Classified | Regressed]] = {
-            inference.CLASSIFY: self.classify,
-            inference.REGRESS: self.regress,
-        }
-        for task in tasks:
-            if task.method_name not in run:
-                text = f"Unsupported signature method_name: {task.method_name}"
-                raise ServingError(Code.UNIMPLEMENTED, text)
-            answer = run[task.method_name]
-            results.append(answer(task.model, task.signature, examples(), call=call))
-        return results
+            rows = examples()
+            return [
+                self._classified(lease, task, rows, call)
+                if task.method_name == inference.CLASSIFY
+                else self._regressed(lease, task, rows, call)
+                for task in checked
+            ]
 
     def reload(self, configs: Sequence[Any], *, call: Call | None = None) -> None:
         """Replace the whole set of served models.
@@ -234,6 +221,23 @@ class Handlers:
         """
         check_models(configs)
         self._manager.reload(configs, call=call)
+
+    def _single(self, lease: Lease, method_name: str, signature: str) -> calls.Inference:
+        return calls.single(
+            lease.servable.signatures, method_name, signature, check_method=self._check_method_name
+        )
+
+    def _classified(
+        self, lease: Lease, task: calls.Inference, examples: NDArray[Any], call: Call | None
+    ) -> Classified:
+        classes = calls.classify(self._run(lease, "Classify", call), task, examples)
+        return Classified(lease.version, task.signature, classes)
+
+    def _regressed(
+        self, lease: Lease, task: calls.Inference, examples: NDArray[Any], call: Call | None
+    ) -> Regressed:
+        values = calls.regress(self._run(lease, "Regress", call), task, examples)
+        return Regressed(lease.version, task.signature, values)
 
     def _run(self, lease: Lease, api: str, call: Call | None) -> calls.Run:
         """Return what runs a version's tensors and tells the metrics."""
@@ -255,3 +259,15 @@ class Handlers:
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
+
+
+def _of_one_model(tasks: Sequence[InferenceTask], model: str) -> Iterator[tuple[str, str]]:
+    """Yield (method name, signature) of each task; raises where one is for another model."""
+    for task in tasks:
+        if not task.model.name:
+            raise invalid("Found ModelSpec with an empty model name.")
+        if task.model.name != model:
+            raise invalid(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            )
+        yield task.method_name, task.signature

@@ -1,7 +1,6 @@
 """What happens to a version between being loaded and being served: batching and warm-up."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tfserve_kit.embedded.metrics import (
 from tfserve_kit.embedded.model_config import read_text_proto
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.settings import Batching
-from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.status import ServingError
 
 _PER_MODEL_FILE = "batching_params.pbtxt"
 
@@ -118,19 +117,15 @@ def _send(servable: Servable, method: str, request: Any) -> None:
         calls.predict(signatures, run, name, inputs, request.output_filter)
         return
     if method == "MultiInference":
-        tasks = [(task.method_name, task.model_spec) for task in request.tasks]
+        named = [(task.method_name, task.model_spec.signature_name) for task in request.tasks]
+        tasks = calls.several(signatures, named, check_method=False)
     else:
-        tasks = [(_KINDS[method], request.model_spec)]
+        name = request.model_spec.signature_name
+        tasks = [calls.single(signatures, _KINDS[method], name, check_method=False)]
     rows = examples.from_input(request.input)
-    for kind, spec in tasks:
-        if kind not in _CALLS:
-            text = f"Unsupported signature method_name: {kind}"
-            raise ServingError(Code.UNIMPLEMENTED, text)
-        _CALLS[kind](signatures, run, spec.signature_name, rows, check_method=False)
+    for task in tasks:
+        infer = calls.classify if task.method_name == inference.CLASSIFY else calls.regress
+        infer(run, task, rows)
 
 
 _KINDS = {"Classify": inference.CLASSIFY, "Regress": inference.REGRESS}
-_CALLS: dict[str, Callable[..., Any]] = {
-    inference.CLASSIFY: calls.classify,
-    inference.REGRESS: calls.regress,
-}

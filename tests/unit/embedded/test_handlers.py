@@ -477,12 +477,57 @@ def test_multi_inference_runs_each_task_in_order(telling):
             Code.UNIMPLEMENTED,
             "Unsupported signature method_name: predict",
         ),
+        (
+            [InferenceTask(M, "value", REGRESS), InferenceTask(ModelRef(""), "", CLASSIFY)],
+            Code.INVALID_ARGUMENT,
+            "Found ModelSpec with an empty model name.",
+        ),
+        (
+            [InferenceTask(M, "nope", REGRESS)],
+            Code.INVALID_ARGUMENT,
+            "Requested signature not found in model graph: nope",
+        ),
+        (
+            [InferenceTask(M, "", CLASSIFY), InferenceTask(M, "serving_default", "nope")],
+            Code.INVALID_ARGUMENT,
+            "Duplicate evaluation of signature: serving_default",
+        ),
+        (
+            [InferenceTask(M, "value", REGRESS)] * 3000,
+            Code.INVALID_ARGUMENT,
+            "Duplicate evaluation of signature: value",
+        ),
+        (
+            [
+                InferenceTask(ModelRef("m", 9), "value", REGRESS),
+                InferenceTask(ModelRef("n"), "", ""),
+            ],
+            Code.NOT_FOUND,
+            "no m 9",
+        ),
     ],
 )
 def test_multi_inference_that_cannot_be_done_is_refused(telling, tasks, code, text):
     with pytest.raises(ServingError) as caught:
         telling.multi_inference(tasks, lambda: EXAMPLES)
     assert (caught.value.code, caught.value.message) == (code, text)
+
+
+def test_refused_multi_inference_runs_nothing_and_merges_no_examples():
+    servable = NotingServable()
+    tasks = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "value", REGRESS)]
+    with pytest.raises(ServingError, match="Duplicate"):
+        Handlers(OneModelManager(servable), Metrics()).multi_inference(tasks, pytest.fail)
+    assert servable.timeouts == []
+
+
+def test_version_of_the_first_task_is_that_of_all():
+    servable = NotingServable()
+    other = InferenceTask(ModelRef("m", 9), "classes", CLASSIFY)
+    found = Handlers(OneModelManager(servable), Metrics()).multi_inference(
+        [InferenceTask(M, "value", REGRESS), other], lambda: EXAMPLES
+    )
+    assert [each.version for each in found] == [4, 4]
 
 
 def test_reload_checks_the_models_before_it_hands_them_over(handlers, manager):
