@@ -1,7 +1,6 @@
 """Where pictures come from: files, folders, patterns, the web, standard input."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +8,14 @@ from typing import BinaryIO
 
 from tfserve_kit import redaction
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.identity import user_agent
+from tfserve_kit.pictures import web
 
 # Larger files are no pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
 # What is looked for in folders; any name will do for a file that is named itself.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-_REMEDIES = {
-    401: "the site wants a log-in: download the picture by hand, and give the file",
-    403: "the site refuses programs, or this address: download the picture by hand, and give the "
-    "file",
-    404: "check the address",
-    429: "the site has had too many requests: wait, or download the picture by hand",
-}
-
 STDIN = "-"
-_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +38,7 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
         given: paths of files; folders, searched through all levels for names that end as pictures
             do; patterns with `*`, `?`, `[...]` and `**`; http and https URLs; `-`.
         stdin: what `-` means.
-        timeout_s: how long the answer to a URL may take as a whole, in seconds.
+        timeout_s: how long all downloads may take together, in seconds.
 
     Raises:
         UsageError: a folder or pattern has no picture, or `-` stands twice.
@@ -56,14 +46,16 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
     names = list(given)
     if names.count(STDIN) > 1:
         raise UsageError("- stands for one picture on standard input; give it once")
-    return [file for name in names for file in _files(name, stdin, timeout_s)]
+    patience = web.Patience(timeout_s)
+    return [file for name in names for file in _files(name, stdin, patience)]
 
 
-def _files(name: str, stdin: BinaryIO, timeout_s: float) -> Iterator[PictureFile]:
+def _files(name: str, stdin: BinaryIO, patience: web.Patience) -> Iterator[PictureFile]:
     if name == STDIN:
         yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
     elif name.lower().startswith(("http://", "https://")):
-        yield PictureFile(name, lambda: _download(name, timeout_s))
+        shown = redaction.url(name)
+        yield PictureFile(shown, lambda: web.download(name, patience, MAX_BYTES))
     else:
         for path in _paths(name):
             yield PictureFile(_printable(path), lambda path=path: _read(path))  # type: ignore[misc]
@@ -122,39 +114,4 @@ def _limited(stream: BinaryIO, name: str) -> bytes:
 
 
 def _too_large(name: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} has more than {MAX_BYTES:,} bytes", remedy="make it smaller")
-
-
-def _download(url: str, timeout_s: float) -> bytes:
-    import requests
-
-    try:
-        headers = {"User-Agent": user_agent()}
-        with requests.get(url, stream=True, timeout=timeout_s, headers=headers) as response:
-            if not response.ok:
-                raise _refused(url, response.status_code, response.reason)
-            return _body(response.iter_content(_CHUNK_BYTES), url, time.monotonic() + timeout_s)
-    except requests.Timeout as error:
-        raise _too_slow(url) from error
-    except requests.RequestException as error:
-        raise InvalidRequest(f"cannot read {url}: {error}") from error
-
-
-def _refused(url: str, status: int, reason: str) -> InvalidRequest:
-    said = f"cannot read {redaction.url(url)}: {status} {reason or ''}".rstrip()
-    return InvalidRequest(said, remedy=_REMEDIES.get(status, ""))
-
-
-def _body(chunks: Iterable[bytes], url: str, ends_s: float) -> bytes:
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise _too_large(url)
-        if time.monotonic() > ends_s:
-            raise _too_slow(url)
-    return bytes(data)
-
-
-def _too_slow(url: str) -> InvalidRequest:
-    return InvalidRequest(f"cannot read {url} in time", remedy="raise --timeout")
+    return web.too_large(name, MAX_BYTES)

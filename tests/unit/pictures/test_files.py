@@ -2,15 +2,17 @@
 
 import io
 import os
+import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures import files
+from tfserve_kit.pictures import files, web
 from tfserve_kit.pictures.files import find
 
 
@@ -136,7 +138,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def web():
+def site():
     with HTTPServer(("127.0.0.1", 0), _Answers) as server:
         server.patience = threading.Event()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -155,34 +157,34 @@ def _no_proxy(monkeypatch):
 
 
 def test_url_is_downloaded_through_redirects():
-    with web() as url:
+    with site() as url:
         assert names(f"{url}/cat.png") == [f"{url}/cat.png"]
         assert read(f"{url}/cat.png") == b"cat"
         assert read(f"{url}/moved.png") == b"cat"
 
 
 def test_url_that_answers_with_an_error_is_refused_by_name():
-    with web() as url, pytest.raises(InvalidRequest) as caught:
+    with site() as url, pytest.raises(InvalidRequest) as caught:
         read(f"{url}/dog.png")
     assert caught.value.message.startswith(f"cannot read {url}/dog.png: 404")
 
 
 @pytest.mark.parametrize(("status", "advice"), [(403, "by hand"), (401, "log-in"), (429, "wait")])
 def test_url_that_refuses_programs_is_explained(status, advice):
-    with web() as url, pytest.raises(InvalidRequest) as caught:
+    with site() as url, pytest.raises(InvalidRequest) as caught:
         read(f"{url}/status/{status}")
     assert caught.value.message.startswith(f"cannot read {url}/status/{status}: {status}")
     assert advice in caught.value.remedy
 
 
 def test_sites_are_told_the_name_of_the_program():
-    with web() as url:
+    with site() as url:
         agent = read(f"{url}/agent").decode()
     assert agent.startswith("tfkit/") and "tfserve-kit" in agent and "requests" not in agent
 
 
 def test_url_where_nobody_answers_is_refused_by_name():
-    with web() as url:
+    with site() as url:
         pass
     with pytest.raises(InvalidRequest, match=f"cannot read {url}/cat.png"):
         read(f"{url}/cat.png")
@@ -190,19 +192,123 @@ def test_url_where_nobody_answers_is_refused_by_name():
 
 def test_download_beyond_the_limit_is_cut_off(monkeypatch):
     monkeypatch.setattr(files, "MAX_BYTES", 2)
-    with web() as url, pytest.raises(InvalidRequest, match="has more than 2 bytes"):
+    with site() as url, pytest.raises(InvalidRequest, match="has more than 2 bytes"):
         read(f"{url}/cat.png")
 
 
 def test_download_that_stops_halfway_is_refused_in_time():
-    with web() as url, pytest.raises(InvalidRequest) as caught:
+    with site() as url, pytest.raises(InvalidRequest) as caught:
         read(f"{url}/slow.png", timeout_s=0.2)
     assert caught.value.message.startswith(f"cannot read {url}/slow.png")
 
 
 def test_download_that_trickles_on_is_refused_at_its_deadline():
     with pytest.raises(InvalidRequest, match="in time"):
-        files._body(iter([b"a", b"b"]), "http://x", ends_s=0.0)
+        web.body(iter([b"a", b"b"]), "http://x", ends_s=0.0, most=9)
+
+
+@contextmanager
+def raw_site(*pieces, every_s=0.0):
+    """Run a server that answers each request with these bytes, then drips, for ever."""
+    over, requests = threading.Event(), []
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection):
+        with connection, suppress(OSError):
+            requests.append(connection.recv(65536))
+            for piece in pieces:
+                connection.sendall(piece)
+            while every_s and not over.wait(every_s):
+                connection.sendall(b"x")
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", requests
+    finally:
+        over.set()
+        listening.close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+
+
+@pytest.mark.parametrize("drip", [HEAD, b"HTTP/1.1 200 OK\r\nX: ", b""])
+def test_all_pictures_that_drip_end_within_one_time(drip):
+    with raw_site(drip, every_s=0.05) as (url, _):
+        found = files.find([f"{url}/{number}.png" for number in range(4)], None, timeout_s=0.4)
+        began_s = time.monotonic()
+        for each in found:
+            with pytest.raises(InvalidRequest, match="in time"):
+                each.read()
+        assert time.monotonic() - began_s < 2
+
+
+def test_time_does_not_pass_between_downloads():
+    patience = web.Patience(0.2)
+    time.sleep(0.25)
+    with patience.passing() as ends_s:
+        assert ends_s > time.monotonic() + 0.1
+
+
+def redirect(place):
+    return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("file:///etc/passwd", "redirects to file:"),
+        ("ftp://127.0.0.1/a.png", "redirects to ftp:"),
+        ("gopher://x", "redirects to gopher:"),
+        ("/again.png", "more than 10 times"),
+        ("http://[::1", "cannot read"),
+    ],
+)
+def test_redirect_that_leads_nowhere_good_is_refused(place, why):
+    with raw_site(redirect(place)) as (url, _), pytest.raises(InvalidRequest) as caught:
+        read(f"{url}/a.png")
+    assert why in caught.value.message
+    assert caught.value.message.startswith(f"cannot read {url}/a.png")
+
+
+def test_redirect_from_https_is_not_followed_to_http():
+    with pytest.raises(InvalidRequest, match="from https to http"):
+        web._next("https://a/x", "https://a/x", "http://a/x")
+    assert web._next("https://a/x", "https://a/x", "//b/y") == "https://b/y"
+    assert web._next("http://a/x", "http://a/x", "https://b/y") == "https://b/y"
+
+
+def test_redirect_with_a_body_without_end_is_not_read():
+    endless = redirect("/x").replace(b"Content-Length: 0", b"Content-Length: 999999999")
+    with raw_site(endless, every_s=0.01) as (url, requests), pytest.raises(InvalidRequest):
+        read(f"{url}/a.png", timeout_s=5)
+    assert len(requests) == 10
+
+
+def test_user_and_password_stay_with_their_site_and_out_of_messages():
+    gone = b"HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n"
+    with (
+        raw_site(gone) as (other, elsewhere),
+        raw_site(redirect(f"{other}/b.png")) as (url, requests),
+    ):
+        secret = url.replace("//", "//user:hidden@") + "/a.png?token=hidden"
+        (found,) = files.find([secret], None, timeout_s=5)
+        with pytest.raises(InvalidRequest) as caught:
+            found.read()
+    assert b"Authorization" in requests[0] and b"Authorization" not in elsewhere[0]
+    assert "hidden" not in found.name + str(caught.value)
+
+
+def test_announced_size_beyond_the_limit_is_refused_before_it_comes(monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 2)
+    with raw_site(HEAD, every_s=1) as (url, _), pytest.raises(InvalidRequest, match="2 bytes"):
+        read(f"{url}/a.png", timeout_s=5)
 
 
 def test_every_suffix_is_one_that_is_decoded():
