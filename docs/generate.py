@@ -61,6 +61,7 @@ def spec_page() -> str:
         ("[server]", _class("server")),
         ("[models.NAME]", _class("models")),
         ("[models.NAME.versions]", _class("versions", _class("models"))),
+        ("[client]", _class("client")),
         ("[docker]", _class("docker")),
         ("[batching]", _class("batching")),
         ("[monitoring]", _class("monitoring")),

@@ -7,19 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tfserve_kit import render
-from tfserve_kit.clients import Client, connect
+from tfserve_kit import access, render
+from tfserve_kit.clients import Client, Target
 from tfserve_kit.clients.readiness import Readiness, ask, readiness
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.engines import exits, registry
 from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
-from tfserve_kit.errors import Problem, ServerExists, ServerFailed, SpecError
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    Problem,
+    RequestError,
+    ServerExists,
+    ServerFailed,
+    ServerUnreachable,
+    SpecError,
+)
 from tfserve_kit.lint import Finding, Severity, lint
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.spec.schema import Spec
 
 LOG_TAIL = 15
 _POLL_S = 0.05
+_LAST_WORDS_S = 1.0
 _HANGS_UP_WITHIN_S = 0.5
 
 
@@ -91,6 +100,7 @@ def start(
     progress.step(f"starting {todo.server_name!r} ({engine.name})")
     handle = engine.start(todo)
     try:
+        access.remember(handle.home, spec)
         _wait_ready(handle, spec, progress, clock or SystemClock())
     except BaseException:
         handle.stop()
@@ -163,11 +173,11 @@ class _Verdict:
 def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock) -> None:
     progress.step("waiting for " + ", ".join(spec.models))
     timeout_s = spec.server.ready_timeout_s
-    with connect(handle.endpoints.grpc) as client:
+    with access.connect(handle) as client:
         probe = _probe_models(handle, client, progress)
         verdict = wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock)
-    if verdict is None:
-        verdict = _Verdict(f"was not ready after {timeout_s:g} s")
+        if verdict is None:
+            verdict = _Verdict(f"was not ready after {timeout_s:g} s{_last_words(handle, client)}")
     if verdict.failure:
         raise ServerFailed(
             f"server {handle.server_name!r} {verdict.failure}",
@@ -175,6 +185,17 @@ def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clo
             log_tail=list(handle.logs(tail=LOG_TAIL)),
             remedy="the log above says why; `tfkit serve --dry-run` shows the command",
         )
+
+
+def _last_words(handle: ServerHandle, client: Client) -> str:
+    """Return why the first model cannot be asked about, if it cannot."""
+    try:
+        client.status(Target(next(iter(handle.models))), timeout_s=_LAST_WORDS_S)
+    except (ServerUnreachable, DeadlineExceeded) as error:
+        return f": {error.message}"
+    except RequestError:
+        return ""
+    return ""
 
 
 def _probe_models(

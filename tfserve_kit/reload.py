@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos, render
-from tfserve_kit.clients.grpc import GrpcClient
+from tfserve_kit.access import NOTHING, Access, connect
 from tfserve_kit.clients.readiness import ask
+from tfserve_kit.clients.sync import SyncClient
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.engines.records import CONFIG, DEPLOYMENT, Record, write_private
@@ -54,6 +55,7 @@ def reload(
     spec: Spec,
     *,
     templates: Path | None = None,
+    access: Access = NOTHING,
     progress: Progress = SILENT,
     clock: Clock | None = None,
 ) -> Spec:
@@ -63,6 +65,7 @@ def reload(
         handle: the server.
         spec: the deployment; its flags, batching and monitoring must be the server's own.
         templates: a folder whose templates replace ours.
+        access: wins over what is known of how to reach the server.
         progress: told the steps and how many models are as wanted.
         clock: what the waiting measures with.
 
@@ -76,8 +79,8 @@ def reload(
     """
     before = deployment(handle)
     spec = _applicable(handle, before, spec)
-    address = handle.endpoints.grpc.removeprefix("grpc://")
-    with GrpcClient(address) as client, ExitStack() as undo:
+    reached = access.over(Access.of(spec.client))
+    with connect(handle, reached) as client, ExitStack() as undo:
         undo.callback(_restore, client, handle)
         for step in _steps(client, before, spec):
             progress.step("telling the server its models")
@@ -106,7 +109,7 @@ def _applicable(handle: ServerHandle, before: Spec, after: Spec) -> Spec:
     return after
 
 
-def _steps(client: GrpcClient, before: Spec, after: Spec) -> list[Spec]:
+def _steps(client: SyncClient, before: Spec, after: Spec) -> list[Spec]:
     """Return the configurations to send: first one that loads what labels will move to."""
     interim, is_needed = {}, False
     for name, model in after.models.items():
@@ -124,7 +127,7 @@ def _steps(client: GrpcClient, before: Spec, after: Spec) -> list[Spec]:
     return [after.model_copy(update={"models": interim}), after] if is_needed else [after]
 
 
-def _available(client: GrpcClient, name: str) -> set[int]:
+def _available(client: SyncClient, name: str) -> set[int]:
     statuses = ask(client, name) or []
     return {each.version for each in statuses if each.state == "AVAILABLE"}
 
@@ -141,7 +144,7 @@ def _config(spec: Spec, templates: Path | None) -> Any:
     return protos.from_text("ModelServerConfig", text)
 
 
-def _restore(client: GrpcClient, handle: ServerHandle) -> None:
+def _restore(client: SyncClient, handle: ServerHandle) -> None:
     """Tell the server what it was told before; it keeps a configuration that it refused halfway."""
     text = (handle.home / CONFIG / MODEL_CONFIG).read_text("utf-8")
     with suppress(RequestError):  # what failed before says more
@@ -149,7 +152,7 @@ def _restore(client: GrpcClient, handle: ServerHandle) -> None:
 
 
 def _await(
-    client: GrpcClient, handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock
+    client: SyncClient, handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock
 ) -> None:
     """Wait until every wanted version is available."""
     wanted = {name: set(_wanted(model)) for name, model in spec.models.items()}

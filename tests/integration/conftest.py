@@ -3,16 +3,17 @@
 import itertools
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Done
+from tests.integration.commands import PATIENCE_S, Done
 from tests.integration.images import docker
 from tfserve_kit import launch, render, spec
 from tfserve_kit.cli import main
-from tfserve_kit.engines import Availability
+from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.process import ProcessEngine
 
@@ -32,6 +33,27 @@ def tfkit(state_dir, tmp_path, monkeypatch, capsys):
         return Done(caught.value.code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def shell(state_dir, tmp_path, monkeypatch):
+    """Run a command as a process of its own, as servers that outlive it need."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "tfserve_kit", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    yield run
+    for engine in (process.native(), process.embedded()):
+        for handle in engine.list():
+            handle.stop(grace_s=5)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.commands import PATIENCE_S, Done
+from tests.integration.commands import PATIENCE_S
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Availability, process
@@ -23,27 +23,6 @@ from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.preprocessing import Preprocessing
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
-
-
-@pytest.fixture
-def shell(state_dir, tmp_path, monkeypatch):
-    """Run a command as a process of its own, as servers that outlive it need."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "tfserve_kit", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    yield run
-    for engine in (process.native(), process.embedded()):
-        for handle in engine.list():
-            handle.stop(grace_s=5)
 
 
 @pytest.fixture

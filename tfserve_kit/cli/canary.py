@@ -2,8 +2,9 @@
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import output
-from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.promote import show
 from tfserve_kit.cli.stop import named_or_only
 from tfserve_kit.errors import UsageError
@@ -15,9 +16,15 @@ from tfserve_kit.swap import promote
 @click.argument("version", type=int, required=False)
 @click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
 @click.option("--abort", is_flag=True, help="Drop the canary instead, and unload it.")
+@access_options
 @json_option
 def command(
-    model: str, version: int | None, server: str | None, abort: bool, as_json: bool
+    model: str,
+    version: int | None,
+    server: str | None,
+    abort: bool,
+    access: Access,
+    as_json: bool,
 ) -> None:
     """Serve a version beside the others, under the label canary.
 
@@ -31,7 +38,7 @@ def command(
     handle = named_or_only(server)
     with output.TerminalProgress() as progress:
         if version is None:
-            served = promote.abort(handle, model, progress=progress)
+            served = promote.abort(handle, model, access=access, progress=progress)
         else:
-            served = promote.canary(handle, model, version, progress=progress)
+            served = promote.canary(handle, model, version, access=access, progress=progress)
     show("canary", served, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -19,7 +20,7 @@ from tfserve_kit.cli.options import (
 )
 from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
 from tfserve_kit.cli.target import Destination, destination
-from tfserve_kit.clients import Client, Target, connect
+from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.evaluation.table_rows import SEPARATORS
 from tfserve_kit.evaluation.table_sample import Given
@@ -109,6 +110,7 @@ def command(
     model: str | None,
     protocol: str,
     timeout_s: float,
+    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -146,20 +148,18 @@ def command(
     from tfserve_kit.evaluation import examples, report
     from tfserve_kit.evaluation import run as runs
 
-    if version is not None and label is not None:
-        raise UsageError("give --version or --label, not both")
     if max_worse is not None and compare is None:
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
     _require_folders(page_file, predictions_file)
     separator = None if csv_separator is None else SEPARATORS[csv_separator]
     dataset = _opened(data, Given(csv_header, csv_columns, separator, text_encoding))
-    where = destination(url, protocol, model)
-    targets = [Target(where.model, version, label, signature)]
+    where = destination(url, protocol, model, access)
+    targets = [where.target(version, label, signature)]
     targets += [_second(where.model, compare, signature)] if compare else []
-    place = Destination(where.url, where.model, base_path or where.base_path)
+    place = replace(where, base_path=base_path or where.base_path)
     sending = runs.Sending(batch_size, concurrency, timeout_s)
     wanted = examples.choose(len(dataset), num_tests, seed)
-    with connect(where.url) as client, output.TerminalProgress() as progress:
+    with where.connect() as client, output.TerminalProgress() as progress:
         asked = Asked(
             options=preprocessing(text_encoding=text_encoding, **how),
             output=output_alias,

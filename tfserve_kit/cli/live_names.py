@@ -30,14 +30,16 @@ def versions(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     del param
     from click.shell_completion import CompletionItem
 
+    from tfserve_kit.access import NOTHING
     from tfserve_kit.cli.target import destination
-    from tfserve_kit.clients import Target, connect
 
     try:
         protocol = _given(ctx, "protocol") or "grpc"
-        where = destination(_given(ctx, "url") or None, protocol, _given(ctx, "model") or None)
-        with connect(where.url) as client:
-            found = client.status(Target(where.model), timeout_s=_PATIENCE_S)
+        where = destination(
+            _given(ctx, "url") or None, protocol, _given(ctx, "model") or None, NOTHING
+        )
+        with where.connect() as client:
+            found = client.status(where.target(), timeout_s=_PATIENCE_S)
     except Exception:  # noqa: BLE001 (a prompt is no place for errors)
         return []
     return [

@@ -2,10 +2,10 @@
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option, server_options, version_options
 from tfserve_kit.cli.target import destination
-from tfserve_kit.clients import Target, connect
 from tfserve_kit.savedmodel import Signature
 
 
@@ -18,6 +18,7 @@ def command(
     model: str | None,
     protocol: str,
     timeout_s: float,
+    access: Access,
     version: int | None,
     label: str | None,
     as_json: bool,
@@ -26,9 +27,9 @@ def command(
 
     That is each input and output with its type and shape.
     """
-    where = destination(url, protocol, model)
-    with connect(where.url) as client:
-        found = client.metadata(Target(where.model, version, label), timeout_s=timeout_s)
+    where = destination(url, protocol, model, access)
+    with where.connect() as client:
+        found = client.metadata(where.target(version, label), timeout_s=timeout_s)
     rows = [row for signature in found.signatures.values() for row in _rows(signature)]
     columns = ("signature", "direction", "name", "type", "tensor")
     text = f"{where.model} version {found.version}\n" + output.table(

@@ -13,6 +13,7 @@ from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.progress import Progress
 
 if TYPE_CHECKING:  # numpy comes with them
+    from tfserve_kit.clients.options import Options
     from tfserve_kit.perf.measuring import Bench
     from tfserve_kit.perf.metrics import Watch
     from tfserve_kit.perf.preparing import Prepared
@@ -27,11 +28,14 @@ def prepared(asked: Asked, stop: threading.Event, progress: Progress) -> tuple["
     Raises:
         TfkitError: there is nothing to send, or the server does not answer the trial.
     """
+    from tfserve_kit.clients.options import Options
     from tfserve_kit.perf import sending
     from tfserve_kit.perf.measuring import Bench
 
-    where = destination(asked.url, asked.protocol, asked.model)
-    work = _work(asked, where.url)
+    where = destination(asked.url, asked.protocol, asked.model, asked.access)
+    where.require_no_version()
+    options = Options(**where.access.options(where.url))
+    work = _work(asked, where.url, options)
     if asked.replay:
         made, work = _recorded(asked.replay, asked, where, work)
     else:
@@ -39,7 +43,7 @@ def prepared(asked: Asked, stop: threading.Event, progress: Progress) -> tuple["
         for text in made.assumed:
             progress.note(f"Note: {text}")
     drill = perf_drills.command(asked.during, where, made.version)
-    watch, about = _watch(asked, where.url), _about(asked, where, made)
+    watch, about = _watch(asked, where.url, options), _about(asked, where, made)
     bench = Bench(made.payloads, sending.run, about, asked.during, watch, stop, progress, drill)
     return bench, work
 
@@ -51,20 +55,20 @@ def _made(asked: Asked, where: Destination) -> "Prepared":
     wanted = preparing.Asked(
         where.model, asked.signature, asked.source, asked.batch, where.base_path, asked.timeout_s
     )
-    return preparing.Preparer(wanted).prepare(where.url)
+    return preparing.Preparer(wanted).prepare(where.url, where.access.options(where.url))
 
 
 def _recorded(
     file: Path, asked: Asked, where: Destination, work: "Workload"
 ) -> tuple["Prepared", "Workload"]:
     """Return requests of what `--replay` says, and when to send them."""
-    from tfserve_kit.clients import Target, connect
+    from tfserve_kit.clients import Target
     from tfserve_kit.clients.classifier import choose_signature
     from tfserve_kit.perf import expectations, replay, requests
     from tfserve_kit.perf.preparing import Prepared
 
     target = Target(where.model, signature=asked.signature)
-    with connect(where.url) as client:
+    with where.connect() as client:
         found = client.metadata(target, timeout_s=asked.timeout_s)
         log = replay.read(file, found.signatures, asked.signature)
         work = _paced(log, asked, work)
@@ -73,7 +77,7 @@ def _recorded(
     called = [(choose_signature(found.signatures, each.signature), each.inputs) for each in log]
     expected = expectations.of_calls(called, trial.outputs)
     payloads = [
-        requests.predict(work.protocol, where.url, *call, expects)
+        requests.predict(work.protocol, where.url, *call, expects, work.options.headers)
         for call, expects in zip(calls, expected, strict=True)
     ]
     return Prepared(payloads, found.version, asked.signature), work
@@ -107,11 +111,11 @@ def _about(asked: Asked, where: Destination, made: "Prepared") -> dict[str, Any]
     return about
 
 
-def _work(asked: Asked, url: str) -> "Workload":
+def _work(asked: Asked, url: str, options: "Options") -> "Workload":
     from tfserve_kit.perf.workload import Workload
 
     first, last = asked.ramp or (asked.rate, None)
-    is_secure = url.startswith(("grpcs:", "https:"))
+    is_secure = url.lower().startswith("grpcs:")
     duration_s = asked.duration_s
     if asked.requests and first:
         duration_s = min(duration_s, (asked.requests + 1) / min(first, last or first))
@@ -129,16 +133,19 @@ def _work(asked: Asked, url: str) -> "Workload":
         processes=asked.processes,
         timeout_s=asked.timeout_s,
         sender="grpcio" if asked.sender == "grpcio" or is_secure else "own",
+        options=options,
     )
 
 
-def _watch(asked: Asked, url: str) -> Callable[[], "Watch"] | None:
+def _watch(asked: Asked, url: str, options: "Options") -> Callable[[], "Watch"] | None:
     """Return what makes a watch of the server's metrics and, if tfkit runs it, of its process."""
     from tfserve_kit.perf import metrics, usage
 
     mine = perf_drills.serving(url)
     look = usage.with_gpus(_look(url)) if mine else None
-    read = metrics.reader(asked.metrics_url or (mine.endpoints.rest if mine else url))
+    if asked.metrics_url:  # perhaps another server, which our headers are not for
+        options = replace(options, headers={})
+    read = metrics.reader(asked.metrics_url or (mine.endpoints.rest if mine else url), options)
     return lambda: metrics.Watch(read, look)
 
 

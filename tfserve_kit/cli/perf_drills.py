@@ -4,7 +4,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from tfserve_kit.engines.records import Record, records
+from tfserve_kit.access import server_at
+from tfserve_kit.clients import addresses
+from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,10 +18,7 @@ RESTART, PUSH = "restart", "push"
 
 def serving(url: str) -> Record | None:
     """Return what is remembered of the server at an address; None if tfkit runs none there."""
-    found = [
-        each for each in records() if url.rstrip("/") in {each.endpoints.grpc, each.endpoints.rest}
-    ]
-    return found[0] if found else None
+    return server_at(addresses.read(url))
 
 
 def command(during: str, where: "Destination", version: int) -> "Command | None":

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli.options import signature_option
 from tfserve_kit.errors import UsageError
 
@@ -85,7 +86,7 @@ _WHEN = (
 )  # fmt: skip
 _HOW = (
     click.option("--sender", type=click.Choice(["auto", "own", "grpcio"]), default="auto",
-                 show_default=True, help="What sends: grpcio is slower, and knows TLS."),
+                 show_default=True, help="What sends gRPC: grpcio is slower, and knows TLS."),
     click.option("--connections", type=_count, default=1, show_default=True,
                  help="Connections that requests are spread over."),
     click.option("--processes", type=_count, default=1, show_default=True,
@@ -117,6 +118,7 @@ class Asked:
     model: str | None
     protocol: str
     timeout_s: float
+    access: Access
     signature: str
     source: str
     batch: int

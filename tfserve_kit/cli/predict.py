@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -20,10 +21,9 @@ from tfserve_kit.cli.options import (
 from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
 from tfserve_kit.cli.predictions import Shown
 from tfserve_kit.cli.target import destination
-from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.many_pictures import Outcome, choose_batch_rows, classify_all
-from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.errors import RequestError
 from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures.files import find
 from tfserve_kit.pictures.model import Asked
@@ -54,6 +54,7 @@ def command(
     model: str | None,
     protocol: str,
     timeout_s: float,
+    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -79,15 +80,13 @@ def command(
 
     A picture that fails is named on stderr and the others go on; the exit code is then 6.
     """
-    if version is not None and label is not None:
-        raise UsageError("give --version or --label, not both")
     shown = Shown(as_json=as_json, as_jsonl=as_jsonl, as_csv=as_csv)
-    where = destination(url, protocol, model)
-    target = Target(where.model, version, label, signature)
+    where = destination(url, protocol, model, access)
+    target = where.target(version, label, signature)
     options = preprocessing(**how)
     _settle_pillow(max_pixels)
     pictures = find(images, sys.stdin.buffer, timeout_s=timeout_s)
-    with connect(where.url) as client:
+    with where.connect() as client:
         found = client.metadata(target, timeout_s=timeout_s)
         version_dir = _version_dir(base_path or where.base_path, found.version)
         chosen = choose_signature(found.signatures, signature)

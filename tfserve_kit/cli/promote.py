@@ -2,8 +2,9 @@
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import output
-from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.stop import named_or_only
 from tfserve_kit.swap import promote
 from tfserve_kit.swap.promote import Served
@@ -15,6 +16,7 @@ from tfserve_kit.swap.promote import Served
 @click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
 @click.option("--label", default="stable", show_default=True, help="Label to move.")
 @click.option("--keep-old", is_flag=True, help="Leave loaded what no label names any more.")
+@access_options
 @json_option
 def command(
     model: str,
@@ -22,6 +24,7 @@ def command(
     server: str | None,
     label: str,
     keep_old: bool,
+    access: Access,
     as_json: bool,
 ) -> None:
     """Move a label of a running server to another version.
@@ -33,7 +36,7 @@ def command(
     handle = named_or_only(server)
     with output.TerminalProgress() as progress:
         served = promote.promote(
-            handle, model, version, label=label, keep_old=keep_old, progress=progress
+            handle, model, version, label=label, keep_old=keep_old, access=access, progress=progress
         )
     show("promote", served, as_json=as_json)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.target import server_of
-from tfserve_kit.clients import Client, Target, connect
+from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import ServerFailed, UsageError
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository import Gate, Pushed, Source, VersionChoice, push
@@ -33,6 +34,7 @@ class _Watch:
     rollback: bool
     url: str | None
     timeout_s: float
+    access: Access
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionChoice:
@@ -93,6 +95,7 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
               default=120.0, show_default=True, metavar="SECONDS",
               help="Longest wait for the server, and for a smoke test.")  # fmt: skip
+@access_options
 @json_option
 def command(
     place: str,
@@ -173,15 +176,14 @@ def _deliver(
         if watch.rollback:
             raise UsageError("--rollback needs --wait or --verify")
         return Delivery(todo())
-    url, name = server_of(place, watch.url, model)
-    base_path = place if isinstance(place, Path) else None
-    with connect(url, retries=0) as client:
-        to = Destination(client, name, base_path)
+    where = server_of(place, watch.url, model, watch.access)
+    with where.connect(retries=0) as client:
+        to = Destination(client, where.model, where.base_path)
         if not watch.verify:
             return push_and_wait(
                 todo, to, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
             )
-        traffic = _traffic(client, name, watch)
+        traffic = _traffic(client, where.model, watch)
         return push_under_traffic(todo, to, traffic, roll_back=watch.rollback, progress=progress)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from tfserve_kit import launch, reload
+from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, output
-from tfserve_kit.cli.options import json_option, name_argument
+from tfserve_kit.cli.options import access_options, json_option, name_argument
 from tfserve_kit.cli.ps import described
 from tfserve_kit.cli.stop import named_or_only
 from tfserve_kit.engines import ServerHandle, registry
@@ -16,12 +17,14 @@ from tfserve_kit.spec import Spec
 @click.command("reload")
 @name_argument
 @deployment.deployment_options
+@access_options
 @json_option
 def command(
     name: str | None,
     config: Path | None,
     models: tuple[str, ...],
     templates: Path | None,
+    access: Access,
     as_json: bool,
 ) -> None:
     """Change the models of a running server.
@@ -31,6 +34,7 @@ def command(
     """
     handle = named_or_only(name)
     spec = with_models(handle, config, models) if models else deployment.load(config, ())
+    spec = reached_by(spec, access)
     with output.TerminalProgress() as progress:
         launch.check(spec)
         now = reload.reload(handle, spec, templates=templates, progress=progress)

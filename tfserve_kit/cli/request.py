@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -14,11 +15,10 @@ from tfserve_kit.cli.options import (
     version_options,
 )
 from tfserve_kit.cli.target import destination
-from tfserve_kit.clients import Prediction, Target, connect
+from tfserve_kit.clients import Prediction
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.clients.outputs import describe, values, write_npz
-from tfserve_kit.errors import UsageError
 from tfserve_kit.preprocessing import Preprocessing
 
 
@@ -40,6 +40,7 @@ def command(
     model: str | None,
     protocol: str,
     timeout_s: float,
+    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -54,11 +55,9 @@ def command(
     signature's one input, .npz with an array per input, or a picture. Files with the same input
     are joined, row after row.
     """
-    if version is not None and label is not None:
-        raise UsageError("give --version or --label, not both")
-    where = destination(url, protocol, model)
-    target = Target(where.model, version, label, signature)
-    with connect(where.url) as client:
+    where = destination(url, protocol, model, access)
+    target = where.target(version, label, signature)
+    with where.connect() as client:
         found = client.metadata(target, timeout_s=timeout_s)
         chosen = choose_signature(found.signatures, signature)
         folder = base_path or where.base_path

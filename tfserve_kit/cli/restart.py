@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from tfserve_kit import launch, reload
+from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
-from tfserve_kit.cli.options import json_option, name_argument
+from tfserve_kit.cli.options import access_options, json_option, name_argument
 from tfserve_kit.cli.ps import described
 from tfserve_kit.cli.reload import with_models
 from tfserve_kit.cli.stop import named_or_only
@@ -18,12 +19,14 @@ from tfserve_kit.spec import Spec
 @click.command("restart")
 @name_argument
 @deployment.deployment_options
+@access_options
 @json_option
 def command(
     name: str | None,
     config: Path | None,
     models: tuple[str, ...],
     templates: Path | None,
+    access: Access,
     as_json: bool,
 ) -> None:
     """Stop a server and start it again.
@@ -32,7 +35,7 @@ def command(
     left out if there is just one.
     """
     handle = named_or_only(name)
-    spec = _changed(handle, config, models)
+    spec = reached_by(_changed(handle, config, models), access)
     name = handle.engine if spec.server.engine == "auto" else spec.server.engine
     engine, _ = registry.choose(name, binary=spec.server.binary, docker=spec.docker)
     with output.TerminalProgress() as progress:

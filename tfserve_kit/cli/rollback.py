@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
+from tfserve_kit.access import Access
 from tfserve_kit.cli import output
-from tfserve_kit.cli.options import json_option
-from tfserve_kit.cli.target import base_path_of
+from tfserve_kit.cli.options import access_options, json_option
+from tfserve_kit.cli.target import base_path_of, server_of
 from tfserve_kit.errors import UsageError
 from tfserve_kit.swap.rollback import Place, RolledBack, bring_back, roll_back
 
@@ -27,6 +28,7 @@ from tfserve_kit.swap.rollback import Place, RolledBack, bring_back, roll_back
               show_default=True, metavar="SECONDS", help="Longest wait.")  # fmt: skip
 @click.option("--force", is_flag=True,
               help="Retire also what labels or pinned versions of a server name.")  # fmt: skip
+@access_options
 @json_option
 def command(
     base_path: Path,
@@ -37,6 +39,7 @@ def command(
     model: str | None,
     timeout_s: float,
     force: bool,
+    access: Access,
     as_json: bool,
 ) -> None:
     """Go back to an earlier version of a model.
@@ -47,15 +50,15 @@ def command(
     bare model name means models/NAME.
     """
     base_path = base_path_of(base_path)
-    places = _places(base_path, waits, url, model)
+    places = _places(base_path, waits, url, model, access)
     with output.TerminalProgress() as progress:
         if restore is None:
-            done = roll_back(base_path, to, places=places, timeout_s=timeout_s, is_forced=force,
-                             progress=progress)  # fmt: skip
+            done = roll_back(base_path, to, places=places, access=access, timeout_s=timeout_s,
+                             is_forced=force, progress=progress)  # fmt: skip
         elif to is not None:
             raise UsageError("give --to or --restore, not both")
         else:
-            done = bring_back(base_path, restore, places=places, timeout_s=timeout_s,
+            done = bring_back(base_path, restore, places=places, access=access, timeout_s=timeout_s,
                               progress=progress)  # fmt: skip
     data = {
         "version": done.version,
@@ -66,11 +69,16 @@ def command(
     output.result("rollback", data, as_json=as_json, text=_text(done))
 
 
-def _places(base_path: Path, waits: bool, url: str | None, model: str | None) -> list[Place] | None:
+def _places(
+    base_path: Path, waits: bool, url: str | None, model: str | None, access: Access
+) -> list[Place] | None:
     """Return where to wait: nowhere, at the address given, or None for our own servers."""
     if not waits:
         return []
-    return None if url is None else [Place(url, model or base_path.absolute().name)]
+    if url is None:
+        return None
+    where = server_of(base_path.absolute(), url, model, access)
+    return [Place(where.url, where.model, where.access)]
 
 
 def _text(done: RolledBack) -> str:

@@ -7,9 +7,10 @@ from threading import Thread
 import click
 
 from tfserve_kit import launch, redaction
+from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
-from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.ps import described
 from tfserve_kit.clock import Clock
 from tfserve_kit.engines import Phase, Plan, ServerHandle, exits, registry
@@ -37,6 +38,7 @@ _LOOK_S = 0.2
 @click.option("--dry-run", is_flag=True, help="Show the command and its files, start nothing.")
 @click.option("--show-secrets", is_flag=True,
               help="Show what --dry-run hides: values of env, passwords in URLs.")  # fmt: skip
+@access_options
 @json_option
 def command(
     config: Path | None,
@@ -48,6 +50,7 @@ def command(
     detach: bool,
     dry_run: bool,
     show_secrets: bool,
+    access: Access,
     as_json: bool,
     **server: str | float | None,
 ) -> None:
@@ -57,6 +60,7 @@ def command(
     """
     docker = {"image": image, "pull": pull, "gpu": gpu}
     spec = deployment.load(config, models, server=server, docker=docker)
+    spec = reached_by(spec, access)
     engine, why = registry.choose(
         spec.server.engine, binary=spec.server.binary, docker=spec.docker, is_to_run=not dry_run
     )

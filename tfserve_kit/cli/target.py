@@ -1,20 +1,77 @@
 """Which server and model a request goes to: `--url` and `--model`, or the server tfkit runs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tfserve_kit import access as accesses
+from tfserve_kit.access import Access
+from tfserve_kit.cli import output
+from tfserve_kit.clients import Target, addresses
+from tfserve_kit.clients.addresses import Address
 from tfserve_kit.engines.records import Record, records, sharing
 from tfserve_kit.errors import UsageError
+
+if TYPE_CHECKING:
+    from tfserve_kit.clients.sync import SyncClient
+
+_FILE = Path("tfkit.toml")  # as spec.DEFAULT_FILE, which is slow to import
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A server's address, a model of it, and the model's base path if it is known here."""
+    """A model of a server.
+
+    Attributes:
+        url: the server's address.
+        model: name of the model.
+        base_path: the model's base path, if it is known here.
+        access: how the server is reached.
+        version: the version that a pasted URL named.
+        label: the label that it named.
+    """
 
     url: str
     model: str
     base_path: Path | None
+    access: Access = field(default_factory=Access)
+    version: int | None = None
+    label: str | None = None
+
+    def connect(self, **more: Any) -> "SyncClient":
+        """Return a client of the server; see `Options` for what more there is."""
+        return self.access.connect(self.url, **more)
+
+    def target(
+        self, version: int | None = None, label: str | None = None, signature: str = ""
+    ) -> Target:
+        """Return the model, with the version or label of the options, or else of the URL.
+
+        Raises:
+            UsageError: two of them contradict each other.
+        """
+        if version is not None and label is not None:
+            raise UsageError("give --version or --label, not both")
+        if version is None and label is None:
+            return Target(self.model, self.version, self.label, signature)
+        asked = (version, label)
+        if (self.version, self.label) not in {(None, None), asked}:
+            raise UsageError(
+                f"the URL names {_version(self.version, self.label)}, the options name "
+                f"{_version(version, label)}",
+                remedy="leave one of them out",
+            )
+        return Target(self.model, version, label, signature)
+
+    def require_no_version(self) -> None:
+        """Refuse a URL that names a version, for a command that asks for none."""
+        if self.version is not None or self.label is not None:
+            raise UsageError(
+                f"the URL names {_version(self.version, self.label)}, and this command asks the "
+                "version in service",
+                remedy=f"give --url {self.url} --model {self.model}",
+            )
 
 
 def base_path_of(given: Path) -> Path:
@@ -26,30 +83,34 @@ def base_path_of(given: Path) -> Path:
     return inside if is_bare and inside.is_dir() else given
 
 
-def destination(url: str | None, protocol: str, model: str | None) -> Destination:
+def destination(url: str | None, protocol: str, model: str | None, access: Access) -> Destination:
     """Return where a request goes.
 
     Args:
-        url: address of a server; None for the one that tfkit runs.
+        url: address of a server, or a URL of its REST API; None for the one that tfkit runs.
         protocol: `grpc` or `rest`, for a server that tfkit runs.
         model: name of the model; None if the server has just one.
+        access: what the options say of how the server is reached.
 
     Raises:
         UsageError: it cannot be told which server or which model is meant.
     """
-    found = destinations(url, protocol, model)
+    found = destinations(url, protocol, model, access)
     if len(found) > 1:
         raise _unnamed(found[0].url, [each.model for each in found])
     return found[0]
 
 
-def destinations(url: str | None, protocol: str, model: str | None) -> list[Destination]:
+def destinations(
+    url: str | None, protocol: str, model: str | None, access: Access
+) -> list[Destination]:
     """Return where a request about a model goes, or one about each model that the server has.
 
     Args:
         url: as for `destination`.
         protocol: as for `destination`.
         model: name of the model; None for all that are known.
+        access: as for `destination`.
 
     Returns:
         At least one, all with the same URL.
@@ -57,49 +118,96 @@ def destinations(url: str | None, protocol: str, model: str | None) -> list[Dest
     Raises:
         UsageError: it cannot be told which server is meant, or its models are not known here.
     """
-    known = records()
     if url is None:
-        server = _only(known)
-        url = server.endpoints.grpc if protocol == "grpc" else server.endpoints.rest
-    models: Mapping[str, str] = {}
-    for record in known:
-        if url.rstrip("/") in {record.endpoints.grpc, record.endpoints.rest}:
-            models = record.models
-    names = [model] if model else list(models)
+        here = _only(records())
+        address = Address(here.endpoints.grpc if protocol == "grpc" else here.endpoints.rest)
+        server: Record | None = here
+    else:
+        address = read_url(url)
+        server = accesses.server_at(address)
+    models = server.models if server else {}
+    if model and address.model not in {"", model}:
+        raise UsageError(
+            f"the URL names the model {address.model!r}, --model names {model!r}",
+            remedy="leave one of them out",
+        )
+    named = model or address.model
+    names = [named] if named else list(models)
     if not names:
-        raise _unnamed(url, names)
+        raise _unnamed(address.url, names)
+    reached = reaching(server, access)
     return [
-        Destination(url, name, Path(models[name]) if name in models else None) for name in names
+        Destination(
+            address.url,
+            name,
+            Path(models[name]) if name in models else None,
+            reached,
+            address.version,
+            address.label,
+        )
+        for name in names
     ]
 
 
-def server_of(base_path: Path | str, url: str | None, model: str | None) -> tuple[str, str]:
-    """Return the address of the server that serves a base path, and the model's name there.
+def read_url(url: str) -> Address:
+    """Return the address that `--url` means; says what it takes from a pasted one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    address = addresses.read(url)
+    if address.is_pasted:
+        output.note(f"From the URL: {address}.")
+    return address
+
+
+def reaching(server: Record | None, given: Access) -> Access:
+    """Return how a server is reached.
+
+    Args:
+        server: what is remembered of it; None for one that tfkit does not run, which is reached as
+            tfkit.toml says, if there is one here.
+        given: what the options say, which win.
+    """
+    known = accesses.of_server(server.home) if server else accesses.of_file(_FILE)
+    return given.over(known)
+
+
+def server_of(
+    base_path: Path | str, url: str | None, model: str | None, access: Access
+) -> Destination:
+    """Return the server that serves a base path, and the model's name there.
 
     Args:
         base_path: the folder or URL of the model's versions.
         url: address of the server; None for the one that tfkit runs.
         model: name of the model; None for the one with this base path, or the path's last part.
+        access: what the options say of how the server is reached.
 
     Raises:
         UsageError: tfkit runs no such server, or more than one.
     """
-    found = [
-        (record.endpoints.grpc, name)
-        for record, name in sharing(base_path)
-        if url in {None, record.endpoints.grpc, record.endpoints.rest}
-    ]
+    place = base_path if isinstance(base_path, Path) else None
     if url is not None:
-        known = found[0][1] if found else Path(base_path).name
-        return url, model or known
+        address = read_url(url)
+        known = [name for each, name in sharing(base_path) if accesses.at(each.endpoints, address)]
+        name = model or address.model or (known[0] if known else Path(base_path).name)
+        reached = reaching(accesses.server_at(address), access)
+        return Destination(address.url, name, place, reached)
+    found = list(sharing(base_path))
     chosen = [each for each in found if model in {None, each[1]}] or found
     if len(chosen) != 1:
-        listed = ", ".join(f"{name} at {address}" for address, name in chosen)
+        listed = ", ".join(f"{name} at {each.endpoints.grpc}" for each, name in chosen)
         raise UsageError(
             f"tfkit runs {len(chosen)} servers on {base_path}{': ' if listed else ''}{listed}",
             remedy="give the --url of the server to watch",
         )
-    return chosen[0]
+    server, name = chosen[0]
+    return Destination(server.endpoints.grpc, name, place, reaching(server, access))
+
+
+def _version(version: int | None, label: str | None) -> str:
+    return f"label {label!r}" if label else f"version {version}"
 
 
 def _only(known: list[Record]) -> Record:

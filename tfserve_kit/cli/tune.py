@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, exit_codes, output, perf_live
 from tfserve_kit.cli.interrupts import deferred
-from tfserve_kit.cli.options import json_option, signature_option
+from tfserve_kit.cli.options import access_options, json_option, signature_option
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.spec import DEFAULT_FILE
 
@@ -50,6 +51,7 @@ _positive = click.FloatRange(min=0, min_open=True)
 @deployment.engine_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of what is drawn.")  # fmt: skip
+@access_options
 @json_option
 def command(
     config: Path | None,
@@ -57,6 +59,7 @@ def command(
     templates: Path | None,
     image: str | None,
     folder: Path,
+    access: Access,
     as_json: bool,
     **asked: Any,
 ) -> int:
@@ -71,6 +74,7 @@ def command(
     goal = _goal(asked["slo"], asked["rate"], asked["quantile"])
     server = {"engine": asked["engine"], "binary": asked["binary"]}
     spec = deployment.load(config, models, server=server, docker={"image": image})
+    spec = reached_by(spec, access)
     if not models and config is None:
         config = Path(DEFAULT_FILE)
     with perf_live.shown() as progress:

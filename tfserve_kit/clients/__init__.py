@@ -1,8 +1,8 @@
 """Clients for TensorFlow Serving that need no tensorflow."""
 
 from typing import TYPE_CHECKING, Unpack
-from urllib.parse import SplitResult, urlsplit
 
+from tfserve_kit.clients import addresses
 from tfserve_kit.clients.base import (
     BatchPrediction,
     Classification,
@@ -48,15 +48,15 @@ def connect(url: str, **options: Unpack[OptionNames]) -> "SyncClient":
     Raises:
         UsageError: the URL is of another form, or an option cannot be so.
     """
-    parts, chosen = _parts(url), Options(**options)
-    _check_tls(url, parts, chosen)
-    if parts.scheme in {"http", "https"}:
+    address, chosen = addresses.server(url), Options(**options)
+    _check_tls(address, chosen)
+    if address.is_rest:
         from tfserve_kit.clients.rest import RestClient
 
-        return RestClient(url, chosen)
+        return RestClient(address.url, chosen)
     from tfserve_kit.clients.grpc import GrpcClient
 
-    return GrpcClient(_address(parts), chosen, secure=parts.scheme == "grpcs")
+    return GrpcClient(_grpc_target(address), chosen, secure=address.is_secure)
 
 
 def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
@@ -71,36 +71,20 @@ def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
     """
     from tfserve_kit.clients import aio
 
-    parts, chosen = _parts(url), Options(**options)
-    _check_tls(url, parts, chosen)
-    if parts.scheme in {"http", "https"}:
-        return aio.rest_client(url, chosen)
-    return aio.grpc_client(_address(parts), chosen, secure=parts.scheme == "grpcs")
+    address, chosen = addresses.server(url), Options(**options)
+    _check_tls(address, chosen)
+    if address.is_rest:
+        return aio.rest_client(address.url, chosen)
+    return aio.grpc_client(_grpc_target(address), chosen, secure=address.is_secure)
 
 
-def _parts(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises if it is no number
-    except ValueError:  # such as an IPv6 address without its closing bracket
-        parts = urlsplit("")
-    with_host = parts.scheme in {"grpc", "grpcs", "http", "https"} and parts.netloc
-    if with_host and "@" not in parts.netloc:
-        return parts
-    if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
-        return parts
-    raise UsageError(
-        f"{url!r} is no address of a model server",
-        remedy="write grpc://localhost:8500 or http://localhost:8501",
-    )
+def _grpc_target(address: addresses.Address) -> str:
+    return address.url if address.scheme == "unix" else address.url.partition("://")[2]
 
 
-def _address(parts: SplitResult) -> str:
-    return f"unix:{parts.path}" if parts.scheme == "unix" else parts.netloc
-
-
-def _check_tls(url: str, parts: SplitResult, options: Options) -> None:
-    if options.has_tls_files and parts.scheme not in {"grpcs", "https"}:
+def _check_tls(address: addresses.Address, options: Options) -> None:
+    if options.has_tls_files and not address.is_secure:
         raise UsageError(
-            f"{url} uses no TLS, so its files say nothing", remedy="write grpcs:// or https://"
+            f"{address.url} uses no TLS, so its files say nothing",
+            remedy="write grpcs:// or https://",
         )

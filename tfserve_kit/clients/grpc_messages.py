@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import server_texts
+from tfserve_kit.clients import mismatches, server_texts
 from tfserve_kit.clients.effects import Call, GrpcRequest, Outcome, Reply
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
@@ -44,6 +44,8 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "raise --timeout"),
     "RESOURCE_EXHAUSTED": (ServerOverloaded, "send less at once, or repeat later"),
     "CANCELLED": (ServerFault, "was the client closed meanwhile?"),
+    "UNAUTHENTICATED": (InvalidRequest, mismatches.LOG_IN),
+    "PERMISSION_DENIED": (InvalidRequest, mismatches.LOG_IN),
     "UNIMPLEMENTED": (InvalidRequest, "is this a model server's gRPC port?"),
 }
 _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
@@ -130,10 +132,7 @@ class GrpcWire:
         code = outcome.status if isinstance(outcome, Reply) else "UNKNOWN"
         details = server_texts.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_texts.is_full_queue(details):
-            return ServerUnreachable(
-                f"no model server answers at {self.url}: {details}",
-                remedy="start one with `tfkit serve`, or give its address with --url",
-            )
+            return self._unreachable(details)
         kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log"))
         if code == "UNAVAILABLE":
             kind, remedy = _ERRORS["RESOURCE_EXHAUSTED"]
@@ -141,8 +140,17 @@ class GrpcWire:
             details = f"no answer within {timeout_s:g} s"
         if code == "RESOURCE_EXHAUSTED" and server_texts.is_message_too_large(details):
             kind, remedy = InvalidRequest, "send fewer rows at once, or raise max_answer_bytes"
+        if code == "UNKNOWN" and (told := mismatches.explained(self.url, details)):
+            details, remedy = f"{told[0]} ({details})", told[1]
         remedy = server_texts.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)
+
+    def _unreachable(self, details: str) -> ServerUnreachable:
+        what, remedy = mismatches.explained(self.url, details) or (
+            "", "start one with `tfkit serve`, or give its address with --url",
+        )  # fmt: skip
+        told = f"{what} ({details})" if what else details
+        return ServerUnreachable(f"no model server answers at {self.url}: {told}", remedy=remedy)
 
     def _call(
         self,

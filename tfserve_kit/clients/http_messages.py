@@ -17,6 +17,8 @@ from tfserve_kit.clients.options import Options
 
 _MOST_HEAD_BYTES = 1 << 16
 _START = b"HTTP/1."
+_SETTINGS = bytes((4, 0, 0, 0, 0, 0))  # kind, flags and stream of HTTP/2's first frame (RFC 9113)
+_TLS_ALERT = b"\x15\x03"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: ([^\r\n]*))?")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 _DIGITS = re.compile(rb"\d{1,18}")
@@ -107,8 +109,7 @@ def reading(most: int) -> Generator[None, bytes, Response]:
         if not (data := (yield)):
             raise Cut(has_begun=bool(buffer))
         buffer += data
-    if not buffer.startswith(_START):
-        raise Malformed(f"{bytes(buffer[:60])!r} is no HTTP")
+    _require_http(buffer)
     while True:
         head = yield from _until(buffer, b"\r\n\r\n")
         version, status, reason, headers = _head(head)
@@ -128,6 +129,16 @@ def reading(most: int) -> Generator[None, bytes, Response]:
     encoding = headers.get(b"content-encoding", b"").decode("latin-1")
     # Bytes beyond the answer would be taken for the next one.
     return Response(status, reason, inflated(body, encoding, most), stays_open and not buffer)
+
+
+def _require_http(start: bytearray) -> None:
+    if start.startswith(_START):
+        return
+    if start[3 : len(_START)] == _SETTINGS[: len(_START) - 3]:  # so much is there at least
+        raise Malformed("it speaks HTTP/2")
+    if start.startswith(_TLS_ALERT):
+        raise Malformed("it speaks TLS")
+    raise Malformed(f"{bytes(start[:60])!r} is no HTTP")
 
 
 def _head(head: bytes) -> tuple[bytes, int, str, dict[bytes, bytes]]:

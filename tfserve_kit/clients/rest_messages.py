@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import server_texts
+from tfserve_kit.clients import mismatches, server_texts
 from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.examples import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
@@ -49,6 +49,10 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "400": (InvalidRequest, "compare the input with `tfkit metadata`"),
     "404": (ModelNotFound, "`tfkit status` lists what the server has"),
     "501": (InvalidRequest, "the REST API of this server cannot do it; gRPC may"),
+    "401": (InvalidRequest, mismatches.LOG_IN),
+    "403": (InvalidRequest, mismatches.LOG_IN),
+    "413": (InvalidRequest, "send fewer rows at once"),
+    "502": (ServerUnreachable, "a proxy answers, the server behind it does not: look at both"),
     "429": (ServerOverloaded, "send less at once, or repeat later"),
     "503": (ServerOverloaded, "send less at once, or repeat later"),
     "504": (DeadlineExceeded, "raise --rest_api_timeout_in_ms of the server"),
@@ -163,7 +167,12 @@ class RestWire:
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
+        if shown := mismatches.page(outcome.body):
+            kind = ServerFault if kind is ModelNotFound else kind
+            details, remedy = shown, mismatches.page_remedy(outcome.status)
         details = server_texts.shortened(str(details))
+        if shown and (told := mismatches.explained(self.url, details)):
+            details, remedy = f"{told[0]} ({details})", told[1]
         remedy = server_texts.remedy(details) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
@@ -175,6 +184,10 @@ class RestWire:
         if outcome.how is Loss.TOO_LARGE:
             text = f"{target} at {self.url}: {outcome.text}"
             return InvalidRequest(text, remedy="send fewer rows at once, or raise max_answer_bytes")
+        if told := mismatches.explained(self.url, outcome.text):
+            what, remedy = told
+            text = f"no model server answers at {self.url}: {what} ({outcome.text})"
+            return ServerUnreachable(text, remedy=remedy)
         if outcome.how is Loss.GARBLED:
             return ServerFault(
                 f"{self.url} sent an unreadable answer: {outcome.text}",
@@ -211,8 +224,10 @@ class RestWire:
                 document = read_json(data)
             except (ValueError, RecursionError) as error:
                 start = data[:320].decode("utf-8", "replace")[:80]
-                text = f"{self.url} did not answer with JSON but with {start!r}"
-                raise ServerFault(text) from error
+                shown = mismatches.page(data)
+                text = f"{self.url} did not answer with JSON but with {shown or repr(start)}"
+                remedy = mismatches.page_remedy("200") if shown else ""
+                raise ServerFault(text, remedy=remedy) from error
             try:
                 return read(document)
             except _SHAPELESS as error:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
-    from tfserve_kit.spec.schema import Spec
+    from tfserve_kit.spec.schema import Server, Spec
 
 
 class Phase(Enum):
@@ -52,10 +52,19 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a server answers: `grpc://host:port` and `http://host:port`."""
+    """Where a server answers: `grpc://host:port` (`grpcs://` with TLS) and `http://host:port`."""
 
     grpc: str
     rest: str
+
+
+def endpoints(server: "Server") -> Endpoints:
+    """Return where a server will answer; REST has no TLS in the official server."""
+    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
+    host = "127.0.0.1" if everywhere else server.host
+    host = f"[{host}]" if ":" in host else host
+    scheme = "grpcs" if server.flags.get("ssl_config_file") else "grpc"
+    return Endpoints(f"{scheme}://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tfserve_kit import flags, redaction
-from tfserve_kit.engines.base import Endpoints, Plan
+from tfserve_kit.engines.base import Endpoints, Plan, endpoints
 from tfserve_kit.engines.image_files import (
     GRPC_PORT,
     REST_PORT,
@@ -70,16 +70,14 @@ def plan(
         user: `uid:gid` that the server runs as unless the deployment says.
     """
     server, options = spec.server, spec.docker
-    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
-    host = "127.0.0.1" if everywhere else server.host
-    endpoints = Endpoints(f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}")
+    where = endpoints(server)
     models = {name: model.base_path for name, model in spec.models.items()}
     container = {
         "name": container_name(server.name),
         "image": image_of(options),
         "entrypoint": [_BINARY],
         "command": flags.argv(with_image_ports(spec), files, config),
-        "labels": _labels(server.name, folder, endpoints, models),
+        "labels": _labels(server.name, folder, where, models),
         "ports": {
             f"{GRPC_PORT}/tcp": (server.host, server.grpc_port),
             f"{REST_PORT}/tcp": (server.host, server.rest_port),
@@ -106,7 +104,7 @@ def plan(
         engine="docker",
         argv=tuple(_run_line(container)),
         files={str(config / name): text for name, text in files.items()},
-        endpoints=endpoints,
+        endpoints=where,
         models=models,
         deployment=spec.model_dump_json(),
         container=container,
@@ -122,14 +120,11 @@ def container_name(server_name: str) -> str:
     return f"tfkit-{server_name}"
 
 
-def _labels(
-    name: str, folder: Path, endpoints: Endpoints, models: Mapping[str, str]
-) -> dict[str, str]:
-    where = {"grpc": endpoints.grpc, "rest": endpoints.rest}
+def _labels(name: str, folder: Path, where: Endpoints, models: Mapping[str, str]) -> dict[str, str]:
     return {
         SERVER: name,
         FOLDER: str(folder),
-        ENDPOINTS: json.dumps(where),
+        ENDPOINTS: json.dumps({"grpc": where.grpc, "rest": where.rest}),
         MODELS: json.dumps(dict(models)),
     }
 
@@ -140,6 +135,9 @@ def _paths(spec: Spec, files: Mapping[str, str], config: Path) -> Iterator[str]:
     for model in spec.models.values():
         if "://" not in model.base_path:
             yield model.base_path
+    for name, value in spec.server.flags.items():  # a file that is not here may be in the image
+        if name.endswith("_file") and Path(str(value)).is_file():
+            yield str(value)
 
 
 def _mount(path: str) -> dict[str, Any]:

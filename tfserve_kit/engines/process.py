@@ -22,7 +22,7 @@ import psutil
 
 from tfserve_kit import flags, processes
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
+from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State, endpoints
 from tfserve_kit.engines.records import (
     CONFIG,
     Record,
@@ -84,15 +84,12 @@ class ProcessEngine:
         everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
         deaf = not self._binds_host and not everywhere
         note = f"{NATIVE_BINARY} cannot be told where to listen: it uses all addresses"
-        host = "127.0.0.1" if everywhere else server.host
         return Plan(
             server_name=server.name,
             engine=self.name,
             argv=(*self._head, *bind, *flags.argv(spec, files, config)),
             files={str(config / name): text for name, text in files.items()},
-            endpoints=Endpoints(
-                f"grpc://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}"
-            ),
+            endpoints=endpoints(server),
             models={name: model.base_path for name, model in spec.models.items()},
             deployment=spec.model_dump_json(),
             notes=(note,) if deaf else (),

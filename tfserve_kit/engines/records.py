@@ -105,6 +105,11 @@ class Record:
     models: Mapping[str, str]
     container_id: str = ""
 
+    @property
+    def home(self) -> Path:
+        """Its folder, among those of today's state folder."""
+        return state_folder() / "servers" / self.server_name
+
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
         """Read a server's folder, None where it holds no whole record of this user."""

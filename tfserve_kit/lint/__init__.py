@@ -8,13 +8,15 @@ A rule says what tensorflow_model_server really does; where that is written upst
 names the file. `docs/lint.md` is generated from the tables of rules.
 """
 
-from tfserve_kit.lint import base_paths, batching, models, settings
+from tfserve_kit.lint import base_paths, batching, models, settings, tls
 from tfserve_kit.lint.batching import hindrances
 from tfserve_kit.lint.facts import Facts, Machine
 from tfserve_kit.lint.findings import Finding, Rule, Severity
 from tfserve_kit.spec.schema import Spec
 
-RULES: tuple[Rule, ...] = base_paths.RULES + models.RULES + batching.RULES + settings.RULES
+RULES: tuple[Rule, ...] = (
+    base_paths.RULES + models.RULES + batching.RULES + settings.RULES + tls.RULES
+)
 
 
 def lint(spec: Spec, *, machine: Machine | None = None) -> list[Finding]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tfserve_kit.clients.headers import for_http
+from tfserve_kit.clients.options import Options
 from tfserve_kit.perf.usage import Usage
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
@@ -55,15 +57,21 @@ def page_url(url: str) -> str | None:
     return f"{parts.scheme}://{parts.netloc}{PROMETHEUS_PATH}"
 
 
-def reader(url: str) -> Read:
+def reader(url: str, options: Options | None = None) -> Read:
     """Return what reads a server's page; it returns None where there is no page.
 
     Args:
         url: the address of the REST API.
+        options: of which TLS files and headers count.
     """
     import requests
 
     session, address = requests.Session(), page_url(url)
+    if options:
+        session.headers.update(for_http(options.headers))
+        session.verify = str(options.ca_file) if options.ca_file else True
+        if options.cert_file and options.key_file:
+            session.cert = (str(options.cert_file), str(options.key_file))
 
     def read() -> str | None:
         if address is None:

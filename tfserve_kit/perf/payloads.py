@@ -1,12 +1,14 @@
 """Inputs to send, built before the clock starts."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
+from tfserve_kit.clients.headers import Headers
 from tfserve_kit.composites import Composite
 from tfserve_kit.errors import UsageError
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -141,6 +143,7 @@ def encoded(
     target: "Target",
     inputs: Sequence[Inputs],
     expected: "Sequence[Expected | None] | None" = None,
+    headers: Headers = MappingProxyType({}),
 ) -> list["Payload"]:
     """Return a Predict request for each of several inputs, as bytes; see `requests.predict`.
 
@@ -150,7 +153,7 @@ def encoded(
     from tfserve_kit.perf import requests
 
     pairs = zip(inputs, expected or [None] * len(inputs), strict=True)
-    return [requests.predict(protocol, url, target, *each) for each in pairs]
+    return [requests.predict(protocol, url, target, *each, headers) for each in pairs]
 
 
 def _draw(alias: str, spec: TensorSpec, rows: int, source: np.random.Generator) -> NDArray[Any]:

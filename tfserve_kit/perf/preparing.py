@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
+from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.perf import expectations, payloads
 from tfserve_kit.perf.inputs import RANDOM, inputs_of
 from tfserve_kit.perf.sending.load import Payload, Protocol
@@ -68,8 +69,12 @@ class Preparer:
         self._asked = asked
         self._inputs: Sequence[Inputs] | None = None
 
-    def prepare(self, url: str) -> Prepared:
+    def prepare(self, url: str, options: OptionNames | None = None) -> Prepared:
         """Make requests for the server at a URL, and send one.
+
+        Args:
+            url: its address.
+            options: how it is reached; see `clients.connect`.
 
         Raises:
             UsageError: there is nothing to send.
@@ -78,7 +83,7 @@ class Preparer:
         """
         asked = self._asked
         target = Target(asked.model, signature=asked.signature)
-        with connect(url) as client:
+        with connect(url, **options or {}) as client:
             found = client.metadata(target, timeout_s=asked.timeout_s)
             chosen = choose_signature(found.signatures, asked.signature)
             if self._inputs is None:
@@ -88,7 +93,8 @@ class Preparer:
             trial = client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
         protocol: Protocol = "grpc" if url.startswith("grpc") else "rest"
         expected = expectations.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
-        encoded = payloads.encoded(protocol, url, target, self._inputs, expected)
+        headers = (options or {}).get("headers", {})
+        encoded = payloads.encoded(protocol, url, target, self._inputs, expected, headers)
         assumed = payloads.assumptions(chosen, drawn=asked.source == RANDOM)
         rows = batch_axes(chosen).fixed_rows or asked.batch
         return Prepared(encoded, found.version, chosen.name, rows, assumed)

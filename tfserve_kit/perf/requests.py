@@ -1,6 +1,8 @@
 """Requests as bytes, as tfkit's own clients would send them, made before the clock starts."""
 
+from base64 import b64encode
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from tfserve_kit import protos
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.effects import GrpcRequest
 from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.headers import Headers, for_grpc, for_http
 from tfserve_kit.clients.rest_messages import RestWire
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.sending.load import Payload, Protocol
@@ -22,6 +25,7 @@ def predict(
     target: Target,
     inputs: Mapping[str, NDArray[Any]],
     expects: Expected | None = None,
+    headers: Headers = MappingProxyType({}),
 ) -> Payload:
     """Return a Predict request.
 
@@ -31,12 +35,23 @@ def predict(
         target: model, version or label, and signature.
         inputs: array per input alias, of the dtype and shape the signature names.
         expects: what an answer must hold; None if it is not to be looked into.
+        headers: sent along.
 
     Raises:
+        UsageError: a header cannot be sent.
         InvalidRequest: an input cannot be sent.
     """
     wire = GrpcWire(url) if protocol == "grpc" else RestWire(url)
     sent = wire.predict(target, inputs, (), None).request
     if isinstance(sent, GrpcRequest):
-        return Payload(protos.METHODS[sent.method].path, (), sent.body, expects)
-    return Payload(sent.path, _JSON, sent.body or b"", expects)
+        return Payload(protos.METHODS[sent.method].path, _metadata(headers), sent.body, expects)
+    more = ((name.encode(), value.encode("latin-1")) for name, value in for_http(headers).items())
+    return Payload(sent.path, (*_JSON, *more), sent.body or b"", expects)
+
+
+def _metadata(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """Return metadata as it stands in HTTP/2: bytes as base64."""
+    return tuple(
+        (name.encode(), b64encode(value) if isinstance(value, bytes) else value.encode())
+        for name, value in for_grpc(headers)
+    )

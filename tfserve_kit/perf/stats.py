@@ -329,5 +329,7 @@ def _notes(loop: str, samples: Samples, steady: Steady, url: str) -> Iterator[st
         yield f"{failed / len(samples):.1%} of the requests failed; latencies are of the others"
     if unfinished := int(np.count_nonzero(samples["status"] == CANCELLED_AT_END)):
         yield f"{unfinished} requests had no answer at the end, and count as slower than all others"
+    if url.startswith("grpcs:"):
+        yield "over TLS grpcio sends, which is slower than the sender for plain gRPC"
     if any(part in url for part in _LOCAL):
         yield "generator and server shared one machine, and so its processors"

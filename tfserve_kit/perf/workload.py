@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import pacing
 from tfserve_kit.perf.pacing import Arrivals, Stretch
@@ -37,6 +38,7 @@ class Workload:
         sender: see `Load`.
         due_ns: int64 [requests], when recorded requests are due, in nanoseconds since the start,
             rising; with a rate, that is but what they were made of.
+        options: TLS files; see `Load`.
     """
 
     url: str
@@ -54,6 +56,7 @@ class Workload:
     timeout_s: float = 30.0
     sender: Sender = "own"
     due_ns: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    options: Options = field(default_factory=Options, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -88,12 +91,14 @@ class Workload:
             processes=self.processes,
             timeout_s=self.timeout_s,
             sender=self.sender,
+            options=self.options,
         )
 
     def settings(self) -> dict[str, Any]:
         """Return all of it, as a run keeps it."""
         is_open = self.rate is not None or self.due_ns is not None
         moot = {"concurrency"} if is_open else {"arrivals", "max_in_flight"}
+        moot |= {"options"}  # files and secrets of whoever sends
         moot |= {"due_ns"} if self.rate is not None else {"due_ns", "arrivals"}
         asked = {each.name: getattr(self, each.name) for each in fields(self)}
         known = {key: value for key, value in asked.items() if value is not None}

@@ -1,11 +1,12 @@
 """The deployment as data: `tfkit.toml` and what it means."""
 
 from tfserve_kit.spec.files import DEFAULT_FILE, build, load
-from tfserve_kit.spec.schema import Batching, Model, Monitoring, Server, Spec, VersionPolicy
+from tfserve_kit.spec.schema import Batching, Client, Model, Monitoring, Server, Spec, VersionPolicy
 
 __all__ = [
     "DEFAULT_FILE",
     "Batching",
+    "Client",
     "Model",
     "Monitoring",
     "Server",

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from tfserve_kit import flags, redaction
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
-from tfserve_kit.spec.schema import Spec
+from tfserve_kit.spec.schema import Client, Spec
 
 DEFAULT_FILE = "tfkit.toml"
 
@@ -24,7 +24,9 @@ _ADVICE = {
 _FLAGS = ("server", "flags")
 # What a shell would put a value in the place of.
 _VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\w+|\{\w+\})(?=/|$)|^%\w+%")
-_ENV = ("docker", "env")  # whose values may be secret
+# Sections whose values may be secret.
+_SECRET = (("docker", "env"), ("client", "headers"))
+FILE = "file:"  # before the path of a file that holds a header's value
 
 
 def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Spec:
@@ -38,10 +40,7 @@ def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None
         SpecError: with every problem found.
         OSError: the file cannot be read.
     """
-    try:
-        document = tomllib.loads(file.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
+    document = _document(file)
     for section, values in (overrides or {}).items():
         if isinstance(found := document.setdefault(section, {}), dict):
             found.update(values)
@@ -77,7 +76,66 @@ def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
         models[name] = model.model_copy(update={"base_path": base_path})
     if found:
         raise SpecError(source, found)
-    return spec.model_copy(update={"models": models})
+    server = spec.server.model_copy(update={"flags": _with_files(spec.server.flags, folder)})
+    client = _client_with_files(spec.client, folder)
+    return spec.model_copy(update={"models": models, "server": server, "client": client})
+
+
+def client(file: Path) -> Client:
+    """Read the section `[client]` of a deployment file alone; what else is in it does not count.
+
+    Raises:
+        SpecError: it is wrong, or the file is no TOML.
+        OSError: the file cannot be read.
+    """
+    section = _document(file).get("client", {})
+    try:
+        return _client_with_files(Client.model_validate(section), file.parent)
+    except ValidationError as error:
+        details = [{**detail, "loc": ("client", *detail["loc"])} for detail in error.errors()]
+        raise SpecError(str(file), [_problem(detail) for detail in details]) from None  # type: ignore[arg-type]
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
+
+
+def _with_files(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return flags whose files are named so that they are found from anywhere.
+
+    A file that is neither beside the deployment file nor in the current folder may be there where
+    the server runs.
+    """
+    return {
+        name: _place(value, folder) if name.endswith("_file") and value else value
+        for name, value in given.items()
+    }
+
+
+def _place(name: str, folder: Path) -> str:
+    for path in (folder / name, Path(name)):
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_file():
+                return str(path.absolute())
+    return name
+
+
+def _client_with_files(client: Client, folder: Path) -> Client:
+    files = {
+        key: str((folder / Path(value).expanduser()).absolute())
+        for key in ("ca_file", "cert", "key")
+        if (value := getattr(client, key)) is not None
+    }
+    headers = {
+        name: f"{FILE}{(folder / value.removeprefix(FILE)).absolute()}"
+        if value.startswith(FILE)
+        else value
+        for name, value in client.headers.items()
+    }
+    return client.model_copy(update={**files, "headers": headers})
 
 
 def _about_section(location: tuple[int | str, ...]) -> bool:
@@ -110,7 +168,7 @@ def _problem(detail: ErrorDetails) -> Problem:
         return Problem(path, "is not a known key", did_you_mean(str(key), _keys(parents)))
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] not in {"missing", "value_error"}:
-        given = redaction.HIDDEN if detail["loc"][:2] == _ENV else f"{detail['input']!r:.80}"
+        given = redaction.HIDDEN if detail["loc"][:2] in _SECRET else f"{detail['input']!r:.80}"
         message = f"{message[:1].lower()}{message[1:]}, but is {given}"
     return Problem(path, message, _ADVICE.get(detail["type"], ""))
 

@@ -178,6 +178,38 @@ class Server(_Section):
         return self
 
 
+class Client(_Section):
+    """How tfkit itself talks to the server: TLS, and headers with every request."""
+
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of whom to trust; left out: the certificate in `ssl_config_file`",
+    )
+    cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file with a certificate of one's own, for a server with `client_verify`",
+    )
+    key: str | None = Field(default=None, min_length=1, description="PEM file with its key")
+    server_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name that the server's certificate must have; left out: the one it has",
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict,
+        description="sent with every request; `env:NAME` and `file:PATH` stand for what is there",
+        repr=False,
+    )
+
+    @model_validator(mode="after")
+    def _cert_has_a_key(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together: give both")
+        return self
+
+
 class Docker(_Section):
     """How the container is run; for the Docker engine alone."""
 
@@ -230,5 +262,6 @@ class Spec(_Section):
         min_length=1, description="the served models, by name"
     )
     docker: Docker = Field(default_factory=Docker, description="how a container is run")
+    client: Client = Field(default_factory=Client, description="how tfkit talks to the server")
     batching: Batching | None = Field(default=None, description="present: requests are batched")
     monitoring: Monitoring | None = Field(default=None, description="present: Prometheus page")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tfserve_kit.clients import VersionStatus, connect
+from tfserve_kit import access
+from tfserve_kit.clients import VersionStatus
 from tfserve_kit.clients.readiness import ask
-from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing, state_folder
+from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import scan
@@ -97,15 +98,14 @@ def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
 def _statuses(record: Record, model: str) -> list[VersionStatus] | None:
     """Return what a server says of a model, None where it does not answer."""
     try:
-        with connect(record.endpoints.grpc) as client:
+        with access.connect(record) as client:
             return ask(client, model, timeout_s=_ASK_S)
-    except RequestError:
+    except (RequestError, UsageError):  # such as a certificate that was deleted meanwhile
         return None
 
 
 def _deployment(record: Record) -> Spec | None:
-    file = state_folder() / "servers" / record.server_name / DEPLOYMENT
     try:
-        return Spec.model_validate_json(file.read_text("utf-8"))
+        return Spec.model_validate_json((record.home / DEPLOYMENT).read_text("utf-8"))
     except (OSError, ValueError):
         return None

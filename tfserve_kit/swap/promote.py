@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import reload, savedmodel, strict_json
-from tfserve_kit.clients import Target, connect
+from tfserve_kit.access import NOTHING, Access, connect
+from tfserve_kit.clients import Target
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.progress import SILENT, Progress
@@ -47,7 +48,12 @@ class Served:
 
 
 def canary(
-    handle: ServerHandle, model: str, version: int, *, progress: Progress = SILENT
+    handle: ServerHandle,
+    model: str,
+    version: int,
+    *,
+    access: Access = NOTHING,
+    progress: Progress = SILENT,
 ) -> Served:
     """Load a version beside what is served, and label it `canary`.
 
@@ -55,6 +61,7 @@ def canary(
         handle: the server.
         model: name of the model.
         version: a version in its base path.
+        access: wins over what is known of how to reach the server.
         progress: told the steps.
 
     Returns:
@@ -65,19 +72,21 @@ def canary(
         ServerFailed: the version does not load; the server serves as before.
         RequestError: the server refuses; it serves as before.
     """
+    change = _Change(handle, model, access, progress)
     spec, now = _current(handle, model)
     _require_sound(spec, model, version)
     labels = {**now.labels, CANARY: version}
-    return _apply(handle, spec, model, _loaded(handle, model) | {version}, labels, progress)
+    return change.apply(spec, change.loaded() | {version}, labels)
 
 
-def promote(
+def promote(  # noqa: PLR0913 (what is moved, and what stays)
     handle: ServerHandle,
     model: str,
     version: int | None = None,
     *,
     label: str = STABLE,
     keep_old: bool = False,
+    access: Access = NOTHING,
     progress: Progress = SILENT,
 ) -> Served:
     """Load a version if it is not, move a label to it, then unload what no label names.
@@ -88,6 +97,7 @@ def promote(
         version: a version in its base path; None for the canary, or the highest if there is none.
         label: what is moved; a `canary` that points to the same version is dropped.
         keep_old: leave everything loaded that is.
+        access: wins over what is known of how to reach the server.
         progress: told the steps.
 
     Returns:
@@ -98,6 +108,7 @@ def promote(
         ServerFailed: the version does not load; the server serves as before.
         RequestError: the server refuses; it serves as before, or has yet to unload.
     """
+    change = _Change(handle, model, access, progress)
     spec, now = _current(handle, model)
     version = _chosen(now, model, version)
     _require_sound(spec, model, version)
@@ -105,19 +116,22 @@ def promote(
         name: number for name, number in now.labels.items() if name != CANARY or number != version
     }
     labels = {**others, label: version}
-    served = _apply(handle, spec, model, _loaded(handle, model) | {version}, labels, progress)
+    served = change.apply(spec, change.loaded() | {version}, labels)
     if keep_old or set(served.versions) == set(labels.values()):
         return served
-    return _apply(handle, spec, model, set(labels.values()), labels, progress)
+    return change.apply(spec, set(labels.values()), labels)
 
 
-def abort(handle: ServerHandle, model: str, *, progress: Progress = SILENT) -> Served:
+def abort(
+    handle: ServerHandle, model: str, *, access: Access = NOTHING, progress: Progress = SILENT
+) -> Served:
     """Drop the label `canary`, and unload its version unless another label names it.
 
     Raises:
         UsageError: there is no such model, it has no canary, or nothing else is loaded.
         RequestError: the server refuses; it serves as before.
     """
+    change = _Change(handle, model, access, progress)
     spec, now = _current(handle, model)
     if CANARY not in now.labels:
         raise UsageError(
@@ -125,13 +139,13 @@ def abort(handle: ServerHandle, model: str, *, progress: Progress = SILENT) -> S
             remedy=f"its labels are {', '.join(now.labels) or 'none'}",
         )
     labels = {name: number for name, number in now.labels.items() if name != CANARY}
-    staying = _loaded(handle, model) - {now.labels[CANARY]} | set(labels.values())
+    staying = change.loaded() - {now.labels[CANARY]} | set(labels.values())
     if not staying:
         raise UsageError(
             f"version {now.labels[CANARY]}, the canary, is all that is loaded of {model!r}",
             remedy=f"`tfkit promote {model}` makes it {STABLE}",
         )
-    return _apply(handle, spec, model, staying, labels, progress)
+    return change.apply(spec, staying, labels)
 
 
 def _current(handle: ServerHandle, model: str) -> tuple[Spec, Model]:
@@ -183,27 +197,30 @@ def _there(now: Model) -> dict[int, Path]:
         return {}
 
 
-def _loaded(handle: ServerHandle, model: str) -> set[int]:
-    with connect(handle.endpoints.grpc) as client:
-        statuses = client.status(Target(model))
-    return {each.version for each in statuses if each.state == "AVAILABLE"}
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of what a server serves of a model."""
 
+    handle: ServerHandle
+    model: str
+    access: Access
+    progress: Progress
 
-def _apply(
-    handle: ServerHandle,
-    spec: Spec,
-    model: str,
-    versions: Collection[int],
-    labels: Mapping[str, int],
-    progress: Progress,
-) -> Served:
-    """Make the server serve these versions under these labels."""
-    served = Served(model, tuple(sorted({*versions, *labels.values()})), dict(labels))
-    policy = VersionPolicy(specific=served.versions)
-    wanted = spec.models[model].model_copy(update={"versions": policy, "labels": dict(labels)})
-    models = {**spec.models, model: wanted}
-    reload.reload(handle, spec.model_copy(update={"models": models}), progress=progress)
-    return served
+    def loaded(self) -> set[int]:
+        """Return the versions that are AVAILABLE now."""
+        with connect(self.handle, self.access) as client:
+            statuses = client.status(Target(self.model))
+        return {each.version for each in statuses if each.state == "AVAILABLE"}
+
+    def apply(self, spec: Spec, versions: Collection[int], labels: Mapping[str, int]) -> Served:
+        """Make the server serve these versions under these labels."""
+        served = Served(self.model, tuple(sorted({*versions, *labels.values()})), dict(labels))
+        policy = VersionPolicy(specific=served.versions)
+        update = {"versions": policy, "labels": dict(labels)}
+        models = {**spec.models, self.model: spec.models[self.model].model_copy(update=update)}
+        wanted = spec.model_copy(update={"models": models})
+        reload.reload(self.handle, wanted, access=self.access, progress=self.progress)
+        return served
 
 
 def _key(name: str) -> str:

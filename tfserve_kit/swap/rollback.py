@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit.clients import connect
+from tfserve_kit.access import NOTHING, Access, of_server
 from tfserve_kit.clients.readiness import ask
 from tfserve_kit.engines.records import sharing
 from tfserve_kit.errors import PushRefused, RequestError
@@ -17,10 +17,11 @@ from tfserve_kit.swap.waiting import wait, wait_gone
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A model on a server: the server's address, and the model's name there."""
+    """A model on a server: the server's address, the model's name there, how it is reached."""
 
     url: str
     model: str
+    access: Access = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,12 @@ class RolledBack:
     places: tuple[Place, ...] = ()
 
 
-def roll_back(
+def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
     base_path: Path,
     to: int | None = None,
     *,
     places: Sequence[Place] | None = (),
+    access: Access = NOTHING,
     timeout_s: float = 120.0,
     is_forced: bool = False,
     progress: Progress = SILENT,
@@ -55,6 +57,7 @@ def roll_back(
         base_path: the folder of the model's versions.
         to: the version to go back to; None for the second highest.
         places: where to wait for it; None for every server of ours that serves what is retired.
+        access: wins over what is known of how to reach servers of ours.
         timeout_s: longest wait at each place, in seconds.
         is_forced: retire also what a label or a pinned version of a server of ours names.
         progress: told the steps.
@@ -67,7 +70,7 @@ def roll_back(
     version, going = retention.above(base_path, to)
     if not is_forced:
         _require_unnamed(base_path, going, progress)
-    found = tuple(_serving(base_path, going) if places is None else places)
+    found = tuple(_serving(base_path, going, access) if places is None else places)
     progress.step(f"retiring {', '.join(map(str, going))}")
     gone = retention.rollback(base_path, version)
     for place in found:
@@ -80,6 +83,7 @@ def bring_back(
     number: int,
     *,
     places: Sequence[Place] | None = (),
+    access: Access = NOTHING,
     timeout_s: float = 120.0,
     progress: Progress = SILENT,
 ) -> RolledBack:
@@ -89,6 +93,7 @@ def bring_back(
         base_path: the folder of the model's versions.
         number: the version.
         places: where to wait for it; None for every server of ours that serves this base path.
+        access: wins over what is known of how to reach servers of ours.
         timeout_s: longest wait at each place, in seconds.
         progress: told the steps.
 
@@ -98,7 +103,7 @@ def bring_back(
             there; it stays restored.
     """
     retention.restore(base_path, number)
-    found = tuple(_serving(base_path, ()) if places is None else places)
+    found = tuple(_serving(base_path, (), access) if places is None else places)
     for place in found:
         _await(place, number, (), timeout_s, progress)
     return RolledBack(number, restored=(number,), places=found)
@@ -117,22 +122,23 @@ def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress
         )
 
 
-def _serving(base_path: Path, going: Collection[int]) -> list[Place]:
+def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Place]:
     """Return where one of these versions is served, or any if none is given."""
     found = []
     for record, model in sharing(base_path):
-        with suppress(RequestError), connect(record.endpoints.grpc) as client:
+        reached = given.over(of_server(record.home))
+        with suppress(RequestError), reached.connect(record.endpoints.grpc) as client:
             statuses = ask(client, model) or []
             served = {each.version for each in statuses if each.state == "AVAILABLE"}
             if served & set(going) or (served and not going):
-                found.append(Place(record.endpoints.grpc, model))
+                found.append(Place(record.endpoints.grpc, model, reached))
     return found
 
 
 def _await(
     place: Place, version: int, gone: Collection[int], timeout_s: float, progress: Progress
 ) -> None:
-    with connect(place.url) as client:
+    with place.access.connect(place.url) as client:
         wait(client, place.model, version, timeout_s=timeout_s, progress=progress)
         for each in gone:
             wait_gone(client, place.model, each, timeout_s=timeout_s, progress=progress)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tfserve_kit import launch, processes
+from tfserve_kit import access, launch, processes
+from tfserve_kit.clients.options import Options
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
@@ -72,10 +73,12 @@ class Testbed:
             if (record := Record.read(handle.home)) and record.pid:
                 processes.give_way(record.pid)
             url = getattr(handle.endpoints, self.work.protocol)
-            bench = Bench(
-                self.requests.prepare(url).payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop
-            )
-            yield Running(bench, replace(self.work, url=url), self.needed(), self.clock)
+            options = access.of_server(handle.home).options(url)
+            made = self.requests.prepare(url, options)
+            bench = Bench(made.payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop)
+            sender = "grpcio" if url.startswith("grpcs:") else self.work.sender
+            work = replace(self.work, url=url, sender=sender, options=Options(**options))
+            yield Running(bench, work, self.needed(), self.clock)
         finally:
             handle.stop()
 

@@ -48,11 +48,11 @@ def test_scheme_decides_the_protocol(url, kind, shown):
      "grpc://user@h:1", "http://h:port"],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [connect, connect_async])
-def test_other_text_is_refused_with_two_examples(make, url):
+def test_other_text_is_refused_with_examples(make, url):
     with pytest.raises(UsageError) as caught:
         make(url)
-    assert caught.value.message == f"{url!r} is no address of a model server"
-    assert caught.value.remedy == "write grpc://localhost:8500 or http://localhost:8501"
+    assert " is no address of a model server" in caught.value.message
+    assert ":pass" not in caught.value.message and caught.value.remedy
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])

@@ -2,7 +2,9 @@
 
 import queue
 import time
+from base64 import b64decode
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
 from tfserve_kit.clients.options import read_pem
@@ -33,7 +35,7 @@ class GrpcioPool:
         self._where = "{}:{}".format(*load.address)
         self._channels = [_channel(load, self._where, each) for each in range(load.connections)]
         self._payloads = [
-            (payload.path, payload.body, tuple((n.decode(), v) for n, v in payload.headers))
+            (payload.path, payload.body, tuple(starmap(_metadatum, payload.headers)))
             for payload in payloads
         ]
         self._calls = [
@@ -108,10 +110,17 @@ class GrpcioPool:
             channel.close()
 
 
+def _metadatum(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+    """Return a header as grpcio wants it: bytes that it makes base64 of itself, or text."""
+    if name.endswith(b"-bin"):
+        return name.decode(), b64decode(value)
+    return name.decode(), value.decode()
+
+
 def _channel(load: Load, where: str, number: int) -> Any:
     import grpc
 
-    options = [
+    options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", load.options.max_answer_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.enable_http_proxy", 0),
@@ -123,6 +132,8 @@ def _channel(load: Load, where: str, number: int) -> Any:
     if not load.is_secure:
         return grpc.insecure_channel(where, options)
     files = load.options
+    if files.server_name:
+        options.append(("grpc.ssl_target_name_override", files.server_name))
     credentials = grpc.ssl_channel_credentials(
         read_pem(files.ca_file), read_pem(files.key_file), read_pem(files.cert_file)
     )

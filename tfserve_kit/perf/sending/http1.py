@@ -99,7 +99,11 @@ class Http1Pool:
         self.judges = Judges(payloads, is_rest=True)
         self._judge = self.judges.judge
         self.sends_at_once = True
-        self._tls = (tls_context(load.options), host) if load.is_secure else None
+        self._tls = (
+            (tls_context(load.options), load.options.server_name or host)
+            if load.is_secure
+            else None
+        )
         self._address: tuple[int, Any] = resolve(host, port)
         self._requests = [_request(load, payload) for payload in payloads]
         self._most_bytes = load.options.max_answer_bytes

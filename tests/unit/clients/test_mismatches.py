@@ -1,0 +1,161 @@
+"""Addresses with another protocol behind them, without TLS or with another certificate."""
+
+import asyncio
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.certificates import Authority
+from tfserve_kit.clients import connect, connect_async, mismatches
+from tfserve_kit.clients.effects import Reply
+from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, ServerUnreachable
+
+PAGE = b"<!DOCTYPE html><html><head><title>%b</title></head><body>nginx</body></html>"
+
+
+class Pages(BaseHTTPRequestHandler):
+    """Answers /STATUS/... with a web page."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        status = self.path.split("/")[1]
+        body = PAGE % (b"502 Bad Gateway" if status == "502" else b"Log  in &amp; go")
+        self.send_response(int(status) if status.isdigit() else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    authority = Authority(tmp_path_factory.mktemp("ca"))
+    return authority.issue("server", alternative="DNS:localhost")
+
+
+@pytest.fixture(scope="module")
+def ports(pair):
+    """Ports by what is behind them: grpc, grpcs, http, https."""
+    found, ends = {}, []
+    for name in ("grpc", "grpcs"):
+        server = grpc.server(ThreadPoolExecutor(2))
+        if name == "grpc":
+            found[name] = server.add_insecure_port("localhost:0")
+        else:
+            secret = (pair.key.read_bytes(), pair.cert.read_bytes())
+            found[name] = server.add_secure_port(
+                "localhost:0", grpc.ssl_server_credentials([secret])
+            )
+        server.start()
+        ends.append(lambda server=server: server.stop(None))
+    for name in ("http", "https"):
+        web = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+        if name == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pair.cert, pair.key)
+            web.socket = context.wrap_socket(web.socket, server_side=True)
+        web.handle_error = lambda *_: None
+        Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+        found[name] = web.server_port
+        ends += [web.shutdown, web.server_close]
+    yield found
+    for end in ends:
+        end()
+
+
+def failure(url, **options):
+    """Return the error of asking a server, which is the same with asyncio."""
+    with connect(url, retries=0, **options) as client, pytest.raises(RequestError) as caught:
+        client.status("m", timeout_s=10)
+
+    async def twin():
+        async with connect_async(url, retries=0, **options) as client:
+            await client.status("m", timeout_s=10)
+
+    with pytest.raises(type(caught.value)):
+        asyncio.run(twin())
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("scheme", "behind", "said", "remedy"),
+    [
+        ("http", "grpc", "it speaks HTTP/2, as gRPC does", "write grpc://localhost:{port}, or"),
+        ("grpc", "http", "as a web server does", "write http://localhost:{port}, or"),
+        ("https", "http", "there is no TLS", "write http://localhost:{port}"),
+        ("https", "grpc", "there is no TLS", "or grpc://localhost:{port}"),
+        ("grpcs", "grpc", "there is no TLS", "write grpc://localhost:{port}"),
+        ("grpcs", "http", "there is no TLS", "or http://localhost:{port}"),
+        ("grpcs", "https", "speaks TLS, but no gRPC", "write https://localhost:{port}"),
+        ("grpc", "grpcs", "it ends the connection", "write grpcs://localhost:{port}"),
+        ("grpc", "https", "it ends the connection", "write grpcs://localhost:{port}"),
+        ("http", "https", "it ends the connection", "write https://localhost:{port}"),
+    ],
+)
+def test_other_protocol_is_named_and_the_right_address(ports, pair, scheme, behind, said, remedy):
+    options = {"ca_file": pair.cert} if scheme in {"https", "grpcs"} else {}
+    error = failure(f"{scheme}://localhost:{ports[behind]}", **options)
+    assert isinstance(error, ServerUnreachable)
+    assert said in error.message
+    assert remedy.format(port=ports[behind]) in error.remedy
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_certificate_that_is_not_trusted_or_of_another_name_is_told(ports, pair, scheme):
+    port = ports[scheme]
+    assert "--ca-file" in failure(f"{scheme}://localhost:{port}").remedy
+    other = failure(f"{scheme}://127.0.0.1:{port}", ca_file=pair.cert)
+    assert "is for another name" in other.message and "--server-name" in other.remedy
+    named = failure(f"{scheme}://127.0.0.1:{port}", ca_file=pair.cert, server_name="localhost")
+    assert "certificate" not in named.message
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said", "remedy"),
+    [
+        ("200", ServerFault, "not answer with JSON but with a web page titled 'Log in & go'",
+         "check the address"),
+        ("302", ServerFault, "a web page titled 'Log in & go' (HTTP 302)", "leads elsewhere"),
+        ("401", InvalidRequest, "(HTTP 401)", "--header authorization"),
+        ("403", InvalidRequest, "(HTTP 403)", "--header authorization"),
+        ("404", ServerFault, "(HTTP 404)", "a path before /v1"),
+        ("413", InvalidRequest, "(HTTP 413)", "fewer rows"),
+        ("502", ServerUnreachable, "a web page titled '502 Bad Gateway'", "check the address"),
+    ],
+)  # fmt: skip
+def test_page_of_a_proxy_is_called_a_page(ports, status, kind, said, remedy):
+    error = failure(f"http://localhost:{ports['http']}/{status}")
+    assert type(error) is kind
+    assert said in error.message and "<html" not in error.message
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED"])
+def test_refusal_for_want_of_a_header_says_how_to_send_one(code):
+    error = GrpcWire("grpc://h:1").error(Reply(False, b"", code, "who?"), Target("m"), 1.0)
+    assert isinstance(error, InvalidRequest) and "--header" in error.remedy
+
+
+def test_words_of_a_model_are_not_taken_for_those_of_a_connection():
+    reply = Reply(False, b"", "INTERNAL", "Socket closed by op")
+    error = GrpcWire("grpc://h:1").error(reply, Target("m"), 1.0)
+    assert "TLS" not in error.remedy
+
+
+@given(st.binary(max_size=200), st.text(max_size=200))
+def test_any_words_and_pages_can_be_looked_at(body, text):
+    mismatches.page(body)
+    mismatches.page(b"<html>" + body)
+    for scheme in ("grpc", "grpcs", "http", "https"):
+        mismatches.explained(f"{scheme}://h:1", text)

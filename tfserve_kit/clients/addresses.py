@@ -1,0 +1,195 @@
+"""What people write and paste as the address of a model server.
+
+A URL of the REST API says more than where the server is: `http://host:8501/v1/models/m/versions/3`
+names a model and a version as well. What cannot be an address is refused with the form that can.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from tfserve_kit import redaction
+from tfserve_kit.errors import UsageError, did_you_mean
+
+GRPC_PORT, REST_PORT = 8500, 8501
+_SCHEMES = ("grpc", "grpcs", "http", "https")
+_EXAMPLES = f"write grpc://localhost:{GRPC_PORT} or http://localhost:{REST_PORT}"
+# Source: tensorflow/serving's docs, api_rest.md.
+_API = re.compile(
+    r"(?P<prefix>.*?)/v1(?:/models(?:/(?P<model>[^/:]+)"
+    r"(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
+    r"(?P<tail>/metadata|:predict|:classify|:regress)?)?)?",
+    re.ASCII,
+)
+_METRICS = "/monitoring/prometheus/metrics"
+_MOST_SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is, and what a URL of its REST API said besides.
+
+    Attributes:
+        url: `grpc://host:port`, `http://host:port/prefix` and so on, or `unix:/path`.
+        model: name of the model; empty if the URL named none.
+        version: its version, if the URL named one.
+        label: its label, if the URL named one.
+        is_pasted: whether the URL said more than where the server is.
+    """
+
+    url: str
+    model: str = ""
+    version: int | None = None
+    label: str | None = None
+    is_pasted: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """Its scheme, in lower case."""
+        return self.url.partition(":")[0].lower()
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it speaks REST rather than gRPC."""
+        return self.scheme in {"http", "https"}
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether it uses TLS."""
+        return self.scheme in {"grpcs", "https"}
+
+    def __str__(self) -> str:
+        named = [f"model {self.model!r}"] if self.model else []
+        named += [f"version {self.version}"] if self.version is not None else []
+        named += [f"label {self.label!r}"] if self.label else []
+        return ", ".join([f"{'REST' if self.is_rest else 'gRPC'} at {self.url}", *named])
+
+
+def read(text: str) -> Address:
+    """Return the address that a text stands for.
+
+    Raises:
+        UsageError: it is none; the remedy names the form that is meant, as far as that can be told.
+    """
+    scheme, separator, rest = text.partition("://")
+    if text.lower().startswith("unix:"):
+        return _socket(text)
+    if any(sign.isspace() or not sign.isprintable() for sign in text):
+        _refuse(text, "it holds spaces or control characters")
+    if not separator:
+        _refuse_bare(text)
+    if scheme.lower() not in _SCHEMES:
+        host = rest.partition("/")[0]
+        near = did_you_mean(scheme.lower(), _SCHEMES)
+        _refuse(text, f"{scheme}:// is no protocol of it ({near})", _both(host))
+    parts = _split(text, scheme.lower(), rest)
+    return _rest(text, parts) if parts.scheme in {"http", "https"} else _grpc(text, parts)
+
+
+def server(text: str) -> Address:
+    """Return the address of a server alone.
+
+    Raises:
+        UsageError: it is no address, or says which model is meant besides.
+    """
+    address = read(text)
+    if address.is_pasted:
+        _refuse(text, "it says more than where the server is", f"write {address.url}")
+    return address
+
+
+def _split(text: str, scheme: str, rest: str) -> SplitResult:
+    """Split an address; refuse what makes no host and port."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        _refuse(
+            text,
+            "user and password do not belong there",
+            "send them as a header: --header authorization=env:NAME",
+        )
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port  # the port raises if it is none
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if authority.count(":") > 1 and not authority.startswith("["):
+        address, _, last = authority.rpartition(":")
+        _refuse(text, "an IPv6 address stands in brackets", f"write {scheme}://[{address}]:{last}")
+    if not host or authority.endswith(":") or port == 0:
+        _refuse(text, "")
+    if "?" in rest or "#" in rest:
+        _refuse(text, "nothing may follow ? or #", "write " + re.split("[?#]", text, maxsplit=1)[0])
+    return parts
+
+
+def _grpc(text: str, parts: SplitResult) -> Address:
+    where = f"{parts.scheme}://{parts.netloc}"
+    if parts.port is None and parts.scheme == "grpc":
+        _refuse(text, "gRPC has no usual port of the web", f"write {where}:{GRPC_PORT}")
+    if parts.path.strip("/"):
+        found = _API.fullmatch(parts.path.rstrip("/"))
+        model = (
+            f", and give the model: {unquote(found['model'])}" if found and found["model"] else ""
+        )
+        _refuse(
+            text, "gRPC has no paths", f"write {where}{model}; paths are for REST, which is http://"
+        )
+    return Address(where)
+
+
+def _rest(text: str, parts: SplitResult) -> Address:
+    path = parts.path.rstrip("/")
+    where = f"{text.partition('://')[0]}://{parts.netloc}"
+    if path.endswith(_METRICS):
+        return Address(where + path.removesuffix(_METRICS), is_pasted=True)
+    found = _API.fullmatch(path)
+    if found is None:
+        if "/v1/models/" in f"{path}/":
+            prefix = path.partition("/v1/models")[0]
+            forms = "/v1/models/NAME[/versions/N | /labels/LABEL][/metadata | :predict]"
+            _refuse(text, "it is like the REST API's, but no path of it", f"{where}{prefix}{forms}")
+        return Address(where + path)
+    version = found["version"]
+    return Address(
+        where + found["prefix"],
+        unquote(found["model"] or ""),
+        None if version is None else int(version),
+        unquote(found["label"]) if found["label"] else None,
+        is_pasted=True,
+    )
+
+
+def _socket(text: str) -> Address:
+    parts = urlsplit(text)
+    if not parts.path.startswith("/") or parts.netloc:
+        _refuse(text, "")
+    return Address(f"unix:{parts.path}")
+
+
+def _refuse_bare(text: str) -> NoReturn:
+    """Refuse an address without a scheme; its port may tell which one is meant."""
+    place = text.removeprefix("//")
+    port = place.partition("/")[0].rpartition(":")[2]
+    usual = {str(GRPC_PORT): "gRPC", str(REST_PORT): "REST"}.get(port)
+    if not text or text.partition(":")[0].lower() in _SCHEMES:
+        _refuse(text, "")
+    if usual is None:
+        _refuse(text, "it does not say which protocol", _both(place))
+    scheme = "grpc" if usual == "gRPC" and "/" not in place else "http"
+    why = f"it does not say which protocol (port {port} is usually {usual})"
+    _refuse(text, why, f"write {scheme}://{place}")
+
+
+def _both(place: str) -> str:
+    is_whole = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d+(/.*)?", place, re.ASCII)
+    return f"write grpc://{place} for gRPC, or http://{place} for REST" if is_whole else ""
+
+
+def _refuse(text: str, why: str, remedy: str = "") -> NoReturn:
+    shown = redaction.url(text) if "://" in text else text
+    told = shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + "..."
+    raise UsageError(
+        f"{told!r} is no address of a model server{f': {why}' if why else ''}",
+        remedy=remedy or _EXAMPLES,
+    )

@@ -1,0 +1,109 @@
+"""What a failed connection says of its address: another protocol, no TLS, another certificate.
+
+The words are those of grpcio (its core's chttp2 and tsi), of OpenSSL as Python tells them, and of
+`http_messages.py`. Where none is known the plain failure stands.
+"""
+
+import html
+import re
+from dataclasses import dataclass
+
+from tfserve_kit.clients.addresses import GRPC_PORT, REST_PORT
+
+_REST, _GRPC, _ANY = ("http", "https"), ("grpc", "grpcs"), ("http", "https", "grpc", "grpcs")
+_TRUST = "give the certificate of who signed it, or itself, with --ca-file (`ca_file` of `connect`)"
+_NAME = "give a name that it has with --server-name (`server_name` of `connect`)"
+_SHOW = "show yours with --cert and --key (`cert_file` and `key_file` of `connect`)"
+LOG_IN = "send what it wants to see, such as --header authorization=env:NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """Words that tell something, for which schemes, what they tell, and what helps."""
+
+    words: str
+    schemes: tuple[str, ...]
+    what: str
+    remedy: str
+
+
+_SIGNS = (
+    _Sign(r"CERTIFICATE_VERIFY_FAILED.*expired", _ANY, "the server's certificate has expired",
+          "ask who runs it for a new one"),
+    _Sign(r"[Hh]ostname [Vv]erification|Hostname mismatch|IP address mismatch", _ANY,
+          "the server's certificate is for another name", _NAME),
+    _Sign(r"CERTIFICATE_VERIFY_FAILED", _ANY, "the server's certificate is not trusted", _TRUST),
+    _Sign(r"(?i)wrong.version.number|HTTP_REQUEST|record.layer.failure", _ANY,
+          "there is no TLS", "write {plain}"),
+    _Sign(r"missing selected ALPN", _GRPC, "it speaks TLS, but no gRPC", "write https://{place}, "
+          f"or give the port of gRPC, usually {GRPC_PORT}"),
+    _Sign(r"speaks HTTP/2", _REST, "it speaks HTTP/2, as gRPC does",
+          f"write {{grpc}}, or give the port of REST, usually {REST_PORT}"),
+    _Sign(r"speaks TLS|plain HTTP request was sent to HTTPS", _REST, "it speaks TLS",
+          "write https://{place}"),
+    _Sign(r"Failed parsing HTTP/2|http1\.x server|unexpected content-type|frame type (?:72|79)",
+          _GRPC, "it answers as a web server does (HTTP/1.1), not with gRPC",
+          f"write {{rest}}, or give the port of gRPC, usually {GRPC_PORT}"),
+    _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer",
+          ("grpcs", "https"), "it ends the connection",
+          f"if it asks for certificates, {_SHOW}; is the protocol right?"),
+    _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer", ("grpc", "http"),
+          "it ends the connection", "if it speaks TLS, write {secure}; is it the right port?"),
+    _Sign(r"http2 header with status: 50[234]", _GRPC,
+          "a proxy answers, and the server behind it does not", "look at the proxy and the server"),
+)  # fmt: skip
+_COMPILED = tuple((re.compile(each.words, re.DOTALL), each) for each in _SIGNS)
+
+_PAGE = re.compile(
+    r"\s*(?:<!--.{0,400}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+)
+_TITLE = re.compile(r"<title[^>]{0,200}>(.{0,400}?)</title>", re.IGNORECASE | re.DOTALL)
+_MOST_TITLE = 80
+_PAGES = {
+    "401": LOG_IN,
+    "403": f"it refuses you: {LOG_IN}",
+    "404": "is that the REST API's address? a proxy may want a path before /v1",
+    "407": LOG_IN,
+    "413": "send fewer rows at once: a proxy takes no such large requests",
+}
+_REDIRECT = f"it leads elsewhere, perhaps to a log-in: {LOG_IN}; or give the server's own address"
+_ANOTHER = "a proxy or another service answers there: check the address"
+
+
+def explained(url: str, text: str) -> tuple[str, str] | None:
+    """Return what a failure says of an address, and what to do; None where it says nothing.
+
+    Args:
+        url: the address.
+        text: the words of the failure.
+    """
+    scheme, _, place = url.partition("://")
+    scheme, at = scheme.lower(), place.partition("/")[0]
+    forms = {
+        "place": place,
+        "plain": f"{'http' if scheme == 'https' else 'grpc'}://{place}, or http://{at}"
+        if scheme == "grpcs"
+        else f"http://{place}, or grpc://{at}",
+        "grpc": f"{'grpcs' if scheme == 'https' else 'grpc'}://{at}",
+        "rest": f"{'https' if scheme == 'grpcs' else 'http'}://{place}",
+        "secure": f"{'grpcs' if scheme == 'grpc' else 'https'}://{place}",
+    }
+    for pattern, sign in _COMPILED:
+        if scheme in sign.schemes and pattern.search(text):
+            return sign.what, sign.remedy.format(**forms)
+    return None
+
+
+def page(body: bytes) -> str | None:
+    """Return how to call a web page that was answered instead of JSON; None for anything else."""
+    text = body[:4000].decode("utf-8", "replace")
+    if not _PAGE.match(text):
+        return None
+    found = _TITLE.search(text)
+    title = " ".join(html.unescape(found[1]).split())[:_MOST_TITLE] if found else ""
+    return f"a web page titled {title!r}" if title else "a web page"
+
+
+def page_remedy(status: str) -> str:
+    """Return what to do where a page was answered with an HTTP status."""
+    return _REDIRECT if status.startswith("3") else _PAGES.get(status, _ANOTHER)
