@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tfserve_kit.errors import UsageError
@@ -35,7 +36,7 @@ def is_picture(file: Path) -> bool:
     return head.startswith(_MAGIC) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
 
 
-@dataclass(slots=True)
+@dataclass
 class _Kind:
     """A folder that may be a class.
 
@@ -53,11 +54,12 @@ class _Kind:
     links: list[Path] = field(default_factory=list)
     debris: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def below(self) -> set[str]:
         """The folders right in it that hold pictures; empty if some lie in it itself."""
-        parts = [each.relative_to(self.folder).parts for each in self.pictures]
-        return set() if any(len(each) == 1 for each in parts) else {each[0] for each in parts}
+        if any(each.parent == self.folder for each in self.pictures):
+            return set()
+        return {each.relative_to(self.folder).parts[0] for each in self.pictures}
 
 
 def open_folder(folder: Path) -> Files:
@@ -107,9 +109,10 @@ def _walk(folder: Path) -> _Kind:
         kind.debris += filter(_is_debris, [*folders, *files])
         folders[:] = [name for name in folders if not _is_hidden(name) and not _is_debris(name)]
         kind.links += (Path(place, name) for name in folders if Path(place, name).is_symlink())
+        here = Path(place)
         for name in files:
             if not _is_hidden(name) and not _is_debris(name):
-                _sort_in(Path(place, name), kind)
+                _sort_in(here / name, kind)
     kind.pictures.sort()
     kind.left_out.sort(key=lambda each: each.name)
     return kind

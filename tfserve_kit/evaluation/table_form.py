@@ -29,7 +29,7 @@ from tfserve_kit.evaluation.table_sample import (
 from tfserve_kit.labels import shown
 
 _PIXEL_COLUMNS = 3  # a label and two pixels: fewer are a path and a label
-_SAMPLE_ROWS = 100
+_SAMPLE_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tfserve_kit.labels import text
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
 _NAMES = {character: name for name, character in SEPARATORS.items()}
 _DECLARED = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # how Excel says it, in a line of its own
-_HEAD_LINES = 100
+_HEAD_LINES = 50
 
 
 def head_of(file: Path, encoding: str | None) -> list[str]:
@@ -50,14 +50,16 @@ def find_separator(file: Path, head: Sequence[str]) -> str:
     if not best:
         return _space(file, lines)
     found = [character for character, count in hits.items() if count == best]
-    proved = [each for each in found if _name_files(file, tables[each])]
-    if len(found) > 1 and len(proved) != 1:
+    if len(found) > 1:
+        proved = [each for each in found if _name_files(file, tables[each])]
+        found = proved if len(proved) == 1 else found
+    if len(found) > 1:
         names = " or ".join(_NAMES[each] for each in found)
         raise UsageError(
             f"cannot read {file}: its columns may be separated by {names}",
             remedy=f"give --csv-separator {_NAMES[found[0]]}, or the other",
         )
-    return (proved if len(found) > 1 else found)[0]
+    return found[0]
 
 
 def _name_files(file: Path, rows: Sequence[Sequence[str]]) -> bool:

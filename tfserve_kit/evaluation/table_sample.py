@@ -20,6 +20,7 @@ LABELS = {"label", "labels", "class", "classes", "classname", "labelname", "clas
           "breed"}  # fmt: skip
 FOLDERS = {"folder", "dir", "directory", "subfolder"}
 PARTS = {"split", "set", "subset", "partition", "dataset", "usage"}
+_ENDINGS = tuple(SUFFIXES)
 ROW_NUMBERS = {"", "index", "unnamed:0"}
 _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?([eE][+-]?\d+)?\s*|\s*nan\s*", re.ASCII | re.IGNORECASE)
 
@@ -81,7 +82,7 @@ def is_number(cell: str) -> bool:
 
 def ends_as_picture(cell: str) -> bool:
     """Say whether a cell ends as the names of pictures do."""
-    return Path(cell.strip()).suffix.lower() in SUFFIXES
+    return cell.rstrip().lower().endswith(_ENDINGS)
 
 
 def plain(name: str) -> str:

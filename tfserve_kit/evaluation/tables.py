@@ -148,10 +148,11 @@ def _label(text: str) -> Label:
 
 
 def _pixel_rows(file: Path, form: Form) -> Iterator[Content | InvalidRequest]:
-    dropped = form.columns.dropped | {form.columns.label}
-    width = form.width - len(dropped)
+    dropped = sorted(form.columns.dropped | {form.columns.label}, reverse=True)
     for _, row in _pixel_body(file, form):
-        yield _pixels([cell for place, cell in enumerate(row) if place not in dropped], width)
+        for place in dropped:
+            del row[place : place + 1]
+        yield _pixels(row, form.width - len(dropped))
 
 
 def _pixels(cells: list[str], width: int) -> Content | InvalidRequest:
