@@ -14,7 +14,7 @@ _INFLATED_BYTES = 1 << 20
 
 
 def inflated(
-    data: bytes, account: Account, *, wbits: int = GZIP, most_bytes: int = MOST_INFLATED_BYTES
+    data: bytes, account: Account, *, wbits: int = GZIP, most_bytes: int | None = None
 ) -> bytes | None:
     """Return what was compressed; None where that is damaged or cut.
 
@@ -22,11 +22,12 @@ def inflated(
         data: what was sent.
         account: what it becomes is taken from it.
         wbits: format, as for `zlib.decompressobj`.
-        most_bytes: how large it may become.
+        most_bytes: how large it may become; as large as a REST body if left out.
 
     Raises:
         ServingError: RESOURCE_EXHAUSTED, it becomes larger than that or than the account allows.
     """
+    most_bytes = MOST_INFLATED_BYTES if most_bytes is None else most_bytes
     inflater, whole = zlib.decompressobj(wbits), BytesIO()
     try:
         for at in range(0, len(data), _SENT_BYTES):

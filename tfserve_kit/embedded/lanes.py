@@ -43,11 +43,14 @@ class Lane:
     Args:
         turns: how many at once, besides half as many for groups that are behind.
         most_waiting: how many requests may wait for one.
+
+    Attributes:
+        most_turns: how many at once, those for groups that are behind included.
     """
 
     def __init__(self, turns: int, most_waiting: int = MOST_WAITING) -> None:
         self._turns = turns
-        self._most_turns = turns + turns // 2
+        self.most_turns = turns + turns // 2
         self._most_waiting = most_waiting
         self._taken = self._waiting = 0
         self._lock = threading.Lock()
@@ -56,15 +59,15 @@ class Lane:
     @property
     def most(self) -> int:
         """How many requests it can hold, waiting or not."""
-        return self._most_turns + self._most_waiting
+        return self.most_turns + self._most_waiting
 
-    def enter(self, group: Group, begin: Callable[[], object]) -> "Turn":
+    def enter(self, group: Group, begin: Callable[["Turn"], object]) -> "Turn":
         """Ask for a turn.
 
         Args:
             group: whom it counts for.
-            begin: called when the turn has come: now, or later by whoever ends another. It must
-                be quick and must not raise.
+            begin: called with the turn when it has come: now, or later by whoever ends another.
+                It must be quick and must not raise.
 
         Returns:
             The turn; whether it has come or not, `Turn.end` it.
@@ -81,7 +84,7 @@ class Lane:
             else:
                 self._queue(turn, party)
         if has_come:
-            begin()
+            begin(turn)
         return turn
 
     def end(self, turn: "Turn") -> None:
@@ -100,13 +103,13 @@ class Lane:
             self._forget_if_done(turn.group, party)
             following = self._next()
         if following:
-            following.begin()
+            following.begin(following)
 
     def _may_take(self, party: _Party) -> bool:
         if self._taken < self._turns:
             return True
         is_behind = party.held * len(self._parties) < self._turns
-        return is_behind and self._taken < self._most_turns
+        return is_behind and self._taken < self.most_turns
 
     def _take(self, turn: "Turn", party: _Party) -> None:
         turn.has_come = True
@@ -145,7 +148,7 @@ class Turn:
 
     __slots__ = ("_lane", "begin", "group", "has_come")
 
-    def __init__(self, lane: Lane, group: Group, begin: Callable[[], object]) -> None:
+    def __init__(self, lane: Lane, group: Group, begin: Callable[["Turn"], object]) -> None:
         self._lane, self.group, self.begin = lane, group, begin
         self.has_come = False
 
@@ -191,7 +194,7 @@ class BlockingTurn:
 
     def __enter__(self) -> None:
         wake = threading.Event()
-        self._turn = self._lane.enter(self._group, wake.set)
+        self._turn = self._lane.enter(self._group, lambda _: wake.set())
         if not self._turn.has_come:
             self._call.on_cancel(wake.set)
         try:

@@ -22,6 +22,17 @@ MOST_WAITING = 1280
 MOST_UNHEARD = 256
 # gRPC calls on one connection.
 MOST_STREAMS = 1024
+# Request line and headers of a REST request, and its body.
+MOST_HEAD_BYTES = 65_536
+MOST_BODY_BYTES = (1 << 31) - 1
+# REST requests that are read from a connection before they are answered.
+MOST_PIPELINED = 16
+# How long a request may take to arrive, or an answer to be taken, without getting on; a request
+# gets on that brings so much of its body in that time.
+PATIENCE_S = 60.0
+STEADY_BYTES = 1 << 20
+# How long a client that was refused may go on sending: closing at once might lose the answer.
+LINGER_S = 2.0
 # What a compressed message may become: so much, or so many times what was sent.
 MOST_INFLATED_BYTES = 100_000_000
 MOST_INFLATED_TIMES = 50

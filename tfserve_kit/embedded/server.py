@@ -187,8 +187,8 @@ class EmbeddedServer:
         )
         self._http = HttpTransport(
             surface.reply,
-            settings.bind_address,
-            settings.rest_port,
+            self._ledger,
+            (settings.bind_address, settings.rest_port),
             settings.rest_threads,
             timeout_s=settings.rest_timeout_s,
         )

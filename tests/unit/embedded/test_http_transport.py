@@ -1,17 +1,21 @@
 """HTTP/1.1 over real sockets, with a surface that is made up."""
 
+import asyncio
 import errno
 import gzip
+import http.client
 import resource
 import socket
+import struct
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.http_transport import HttpTransport, allow_many_connections
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.rest_surface import Reply, page
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -49,6 +53,11 @@ class LargeSurface(EchoSurface):
         return Reply(200, b"x" * 20_000_000, TEXT)
 
 
+def serving(surface, threads, *, port=0, ledger=None, **more):
+    """A transport on the loopback address, not started."""
+    return HttpTransport(surface, ledger or Ledger(1 << 32), ("127.0.0.1", port), threads, **more)
+
+
 @pytest.fixture
 def surface():
     surface = EchoSurface()
@@ -58,7 +67,7 @@ def surface():
 
 @pytest.fixture
 def server(surface):
-    transport = HttpTransport(surface, "127.0.0.1", 0, threads=2)
+    transport = serving(surface, threads=2)
     transport.start()
     yield transport
     surface.go.set()
@@ -89,6 +98,10 @@ class Wire:
         status, _, body = self.answer()
         assert status == "HTTP/1.1 200 OK"
         return body
+
+    def vanish(self):
+        """Have the connection reset when it is closed, as if the client's machine were gone."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def is_closed(self):
         return self._stream.read(1) == b""
@@ -327,7 +340,7 @@ def test_client_that_leaves_before_its_answer_harms_nobody(server, surface):
 @pytest.fixture
 def impatient(surface):
     """A server that gives answers a twentieth of a second."""
-    transport = HttpTransport(surface, "127.0.0.1", 0, threads=2, timeout_s=0.05)
+    transport = serving(surface, threads=2, timeout_s=0.05)
     transport.start()
     yield transport
     surface.go.set()
@@ -362,7 +375,7 @@ def test_answer_that_takes_too_long_is_an_error_and_the_connection_goes_on(impat
     ids=["whole", "empty", "no-gzip", "cut", "too-large", "largest", "upper-case", "identity"],
 )
 def test_body_in_gzip_is_inflated(wire, monkeypatch, encoding, sent, received):
-    monkeypatch.setattr("tfserve_kit.embedded.http_connection._MOST_INFLATED_BYTES", 64)
+    monkeypatch.setattr("tfserve_kit.embedded.inflate.MOST_INFLATED_BYTES", 64)
     wire.send(request("/z", sent, method="POST", headers=[f"Content-Encoding: {encoding}"]))
     assert wire.body() == b"POST /z " + received
 
@@ -376,7 +389,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 def limited(monkeypatch, **limits):
     for name, value in limits.items():
-        monkeypatch.setattr(f"tfserve_kit.embedded.http_connection.{name}", value)
+        monkeypatch.setattr(f"tfserve_kit.embedded.{name}", value)
 
 
 def is_refused(wire, status):
@@ -404,7 +417,7 @@ def test_refusal_reaches_a_client_that_goes_on_sending(wire):
 
 
 def test_body_in_chunks_that_grows_too_large_is_refused(wire, monkeypatch):
-    limited(monkeypatch, _MOST_BODY_BYTES=10)
+    limited(monkeypatch, **{"http_request.MOST_BODY_BYTES": 10})
     wire.send(CHUNKED + b"a\r\n0123456789\r\n")
     wire.send(b"1\r\n0\r\n")
     assert is_refused(wire, 413)
@@ -454,10 +467,9 @@ def test_long_head_within_the_limit_is_read(wire):
     assert wire.body() == b"GET /next "
 
 
-def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(
-    server, surface, monkeypatch
-):
-    limited(monkeypatch, _MOST_HELD_BYTES=20_000)
+def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(surface):
+    server = serving(surface, threads=2, ledger=Ledger(22_000))
+    server.start()
     with connected(server) as first, connected(server) as second, connected(server) as third:
         first.send(request("/wait", b"x" * 10_000, method="POST"))
         assert surface.entered.wait(PATIENCE_S)
@@ -468,19 +480,19 @@ def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(
         for _ in range(10):  # what was refused or answered is not counted for ever
             third.send(request("/", b"x" * 15_000, method="POST"))
             assert len(third.body()) > 15_000
+    server.stop(PATIENCE_S)
 
 
-def test_answers_that_are_not_taken_count_as_well(monkeypatch):
-    limited(monkeypatch, _MOST_HELD_BYTES=100_000)
-    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1)
+def test_answers_that_are_not_taken_count_as_well():
+    server = serving(LargeSurface(), threads=1, ledger=Ledger(27_000_000))
     server.start()
     with connected(server) as lazy, connected(server) as other, connected(server) as later:
         lazy.send(request("/"))
-        assert eventually(lambda: server._shared.held_bytes > 100_000)
+        assert eventually(lambda: server._shared.ledger.held_bytes > 100_000)
         other.send(request("/"))
         assert is_refused(other, 503)
         assert len(lazy.body()) == 20_000_000
-        assert eventually(lambda: server._shared.held_bytes == 0)
+        assert eventually(lambda: server._shared.ledger.held_bytes == 0)
         later.send(request("/"))
         assert len(later.body()) == 20_000_000
     server.stop(PATIENCE_S)
@@ -493,27 +505,30 @@ def test_nothing_is_held_for_clients_that_have_gone(server, surface):
         assert surface.entered.wait(PATIENCE_S)
         gone.send(request("/wait", b"x" * 100, method="POST") + request("/never") * 5)
         half.send(LENGTH.format(1000).encode() + b"x" * 999)
-        assert eventually(lambda: shared.held_bytes > 1000)
+        assert eventually(lambda: shared.ledger.held_bytes > 1000)
+        for wire in (busy, gone, half):
+            wire.vanish()
     assert eventually(lambda: not shared.connections)
     surface.go.set()
-    assert eventually(lambda: shared.held_bytes == 0)
+    assert eventually(lambda: shared.ledger.held_bytes == 0)
     assert "/never" not in surface.asked
 
 
 def test_request_whose_client_has_gone_before_its_turn_is_not_answered(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.start()
     with connected(server) as busy:
-        busy.send(request("/wait"))
+        busy.send(request("/wait", method="POST"))
         assert surface.entered.wait(PATIENCE_S)
         with connected(server) as gone:
-            gone.send(request("/gone"))
-            assert eventually(lambda: server._shared.held_bytes > 1000)
+            gone.send(request("/gone", method="POST"))
+            assert eventually(lambda: server._shared.ledger.held_bytes > 2000)
+            gone.vanish()
         assert eventually(lambda: len(server._shared.connections) == 1)
         surface.go.set()
-        assert busy.body() == b"GET /wait "
-        busy.send(request("/after"))
-        assert busy.body() == b"GET /after "
+        assert busy.body() == b"POST /wait "
+        busy.send(request("/after", method="POST"))
+        assert busy.body() == b"POST /after "
     server.stop(PATIENCE_S)
     assert surface.asked == ["/wait", "/after"]
 
@@ -549,7 +564,7 @@ def test_client_that_reads_no_answers_is_not_asked_for_more(server):
         send_until_stuck(wire, request("/" + "x" * 50_000))
         (connection,) = server._shared.connections
         assert connection._transport.get_write_buffer_size() < 200_000
-        assert server._shared.held_bytes < 300_000
+        assert server._shared.ledger.held_bytes < 600_000  # what is not parsed counts as well
         for _ in range(20):
             assert len(wire.body()) > 50_000
 
@@ -566,7 +581,7 @@ def test_offers_to_upgrade_by_the_thousand_are_declined_one_by_one(wire):
 @pytest.fixture
 def brisk(surface):
     """A server that gives clients and answers a third of a second."""
-    transport = HttpTransport(surface, "127.0.0.1", 0, threads=2, timeout_s=0.3, patience_s=0.3)
+    transport = serving(surface, threads=2, timeout_s=0.3, patience_s=0.3)
     transport.start()
     yield transport
     surface.go.set()
@@ -604,7 +619,7 @@ def test_request_that_drips_is_refused_in_time(brisk):
 
 
 def test_body_that_gets_on_may_take_longer(brisk, monkeypatch):
-    limited(monkeypatch, _STEADY_BYTES=1)
+    limited(monkeypatch, **{"http_connection.STEADY_BYTES": 1})
     with connected(brisk) as wire:
         wire.send(LENGTH.format(200).encode())
         for _ in range(200):
@@ -622,7 +637,7 @@ def test_connection_may_idle_longer_than_a_request_may_take(brisk):
 
 
 def test_request_behind_a_slow_one_does_not_run_out_of_time(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1, patience_s=0.1, timeout_s=0.1)
+    server = serving(surface, threads=1, patience_s=0.1, timeout_s=0.1)
     server._shared.timeout_s = PATIENCE_S
     server.start()
     with connected(server) as wire:
@@ -637,7 +652,7 @@ def test_request_behind_a_slow_one_does_not_run_out_of_time(surface):
 
 
 def test_client_that_takes_nothing_of_its_answer_is_hung_up_on():
-    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1, timeout_s=0.1, patience_s=0.1)
+    server = serving(LargeSurface(), threads=1, timeout_s=0.1, patience_s=0.1)
     server.start()
     with connected(server) as wire:
         wire.send(request("/"))
@@ -647,7 +662,7 @@ def test_client_that_takes_nothing_of_its_answer_is_hung_up_on():
 
 
 def test_client_that_takes_its_answer_slowly_gets_all_of_it():
-    server = HttpTransport(LargeSurface(), "127.0.0.1", 0, threads=1, timeout_s=1, patience_s=1)
+    server = serving(LargeSurface(), threads=1, timeout_s=1, patience_s=1)
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
         client.sendall(request("/", version="1.0"))
@@ -661,7 +676,7 @@ def test_client_that_takes_its_answer_slowly_gets_all_of_it():
 
 def test_connections_beyond_the_limit_wait_for_room(surface, monkeypatch):
     monkeypatch.setattr("tfserve_kit.embedded.http_transport._most_connections", lambda: 2)
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.start()
     with connected(server) as first, connected(server):
         first.send(request("/1"))
@@ -679,7 +694,7 @@ def test_connections_beyond_the_limit_wait_for_room(surface, monkeypatch):
 
 
 def test_lack_of_descriptors_is_got_over(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     accept, failures = server._loop.sock_accept, [OSError(errno.EMFILE, "none left")] * 2
 
     async def lacking(listener):
@@ -727,7 +742,7 @@ def frees_its_port(server):
 
 
 def test_stop_lets_the_answer_in_flight_out_and_refuses_new_connections(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=2)
+    server = serving(surface, threads=2)
     server.start()
     with connected(server) as wire, connected(server) as idle:
         wire.send(request("/wait"))
@@ -744,7 +759,7 @@ def test_stop_lets_the_answer_in_flight_out_and_refuses_new_connections(surface)
 
 def test_stop_lets_a_large_answer_out_whole():
     surface = LargeSurface()
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.start()
     with connected(server) as wire:
         wire.send(request("/wait"))
@@ -760,7 +775,7 @@ def test_stop_lets_a_large_answer_out_whole():
 def test_stop_leaves_a_client_that_does_not_read_behind():
     surface = LargeSurface()
     surface.go.set()
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.start()
     with connected(server) as wire:
         wire.send(request("/wait"))
@@ -771,7 +786,7 @@ def test_stop_leaves_a_client_that_does_not_read_behind():
 
 
 def test_stop_does_not_wait_longer_than_its_grace(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=2)
+    server = serving(surface, threads=2)
     server.start()
     with connected(server) as wire:
         wire.send(request("/wait") + request("/never"))
@@ -785,12 +800,12 @@ def test_stop_does_not_wait_longer_than_its_grace(surface):
 
 
 def test_request_whose_turn_never_came_ends_with_the_server_and_without_a_word(surface, caplog):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.start()
     with connected(server) as first, connected(server) as second:
-        first.send(request("/wait"))
+        first.send(request("/wait", method="POST"))
         assert surface.entered.wait(PATIENCE_S)
-        second.send(request("/queued"))
+        second.send(request("/queued", method="POST"))
         server.stop(0.05)
         assert second.is_closed()
     surface.go.set()
@@ -799,7 +814,7 @@ def test_request_whose_turn_never_came_ends_with_the_server_and_without_a_word(s
 
 
 def test_stop_before_start_frees_the_port(surface):
-    server = HttpTransport(surface, "127.0.0.1", 0, threads=1)
+    server = serving(surface, threads=1)
     server.stop(0)
     assert frees_its_port(server)
 
@@ -808,6 +823,194 @@ def test_port_in_use_is_refused_by_address(surface):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServingError) as caught:
-            HttpTransport(surface, "127.0.0.1", port, threads=1)
+            serving(surface, port=port, threads=1)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message == f"cannot listen for REST on 127.0.0.1:{port}"
+
+
+# Clients that send no more, and wait
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_client_that_closes_its_half_gets_all_its_answers(wire, surface, count):
+    wire.send(request("/wait", method="POST") + request("/", method="POST") * (count - 1))
+    wire._socket.shutdown(socket.SHUT_WR)
+    assert surface.entered.wait(PATIENCE_S)
+    surface.go.set()
+    assert wire.body() == b"POST /wait "
+    for _ in range(count - 1):
+        assert wire.body() == b"POST / "
+    assert wire.is_closed()
+
+
+def test_last_answer_to_a_client_that_closed_its_half_says_so(wire, server, surface):
+    wire.send(request("/wait") + request("/"))
+    wire._socket.shutdown(socket.SHUT_WR)
+    assert eventually(lambda: any(each._has_ended for each in server._shared.connections))
+    surface.go.set()
+    assert "connection" not in wire.answer()[1]
+    assert wire.answer()[1]["connection"] == "close"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", LENGTH.format(100).encode() + b"x"])
+def test_client_that_closes_its_half_within_a_request_is_hung_up_on(wire, server, sent):
+    wire.send(sent)
+    wire._socket.shutdown(socket.SHUT_WR)
+    assert wire.is_closed()
+    assert eventually(lambda: not server._shared.connections)
+    assert server._shared.ledger.held_bytes == 0
+
+
+# What is held is given back
+
+
+class BrokenSurface(EchoSurface):
+    """Raises, as it never should."""
+
+    def __call__(self, method, target, body, call):
+        call.account.take(1000, "something")
+        raise {"/memory": MemoryError, "/value": ValueError}[target]("\ud800")
+
+
+@pytest.mark.parametrize("target", ["/memory", "/value"])
+def test_surface_that_raises_is_an_error_for_its_client_and_holds_nothing(target):
+    server = serving(BrokenSurface(), threads=1)
+    server.start()
+    for _ in range(3):
+        with connected(server) as wire:
+            wire.send(request(target, b"x" * 1000, method="POST"))
+            assert wire.answer()[0] == "HTTP/1.1 500 Internal Server Error"
+    assert eventually(lambda: server._shared.ledger.held_bytes == 0)
+    assert server._shared.lanes.predictions._taken == 0
+    server.stop(PATIENCE_S)
+
+
+def test_body_that_inflates_to_more_than_there_is_room_for_is_refused(surface):
+    server = serving(surface, threads=1, ledger=Ledger(4_000_000))
+    server.start()
+    bomb = gzip.compress(bytes(20_000_000))
+    with connected(server) as wire:
+        wire.send(request("/z", bomb, method="POST", headers=["Content-Encoding: gzip"]))
+        assert is_refused(wire, 503)
+    assert eventually(lambda: server._shared.ledger.held_bytes == 0)
+    assert surface.asked == []
+    server.stop(PATIENCE_S)
+
+
+def test_every_way_a_request_can_end_gives_everything_back(server, surface):
+    ends = [
+        request("/", b"x" * 10_000, method="POST"),
+        request("/", b"x" * 10_000, method="POST")[:-1],
+        request("/", gzip.compress(b"x"), method="POST", headers=["Content-Encoding: gzip"]),
+        LENGTH.format(2**31).encode(),
+        b"GET / HTTP/1.1\r\nA: " + b"x" * 60_000,
+        b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000,
+        request("/u", headers=["Connection: Upgrade", "Upgrade: h2c"]) * 3,
+        request("/page") + request("/never"),
+        CHUNKED + b"5\r\nhello\r\nnonsense",
+        b"nonsense",
+        request("/") * 100,
+    ]
+    for sent in ends:
+        for leave in (Wire.vanish, lambda wire: wire._socket.shutdown(socket.SHUT_WR), id):
+            with connected(server) as wire:
+                wire.send(sent)
+                leave(wire)
+    assert eventually(lambda: not server._shared.connections)
+    assert eventually(lambda: server._shared.ledger.held_bytes == 0)
+    assert server._shared.lanes.predictions._taken == server._shared.lanes.others._taken == 0
+
+
+def test_status_is_told_while_every_prediction_computes(server, surface):
+    with ExitStack() as stack:
+        for _ in range(6):
+            busy = stack.enter_context(connected(server))
+            busy.send(request("/wait", method="POST"))
+        assert surface.entered.wait(PATIENCE_S)
+        other = stack.enter_context(connected(server))
+        for _ in range(5):
+            other.send(request("/status"))
+            assert other.body() == b"GET /status "
+        surface.go.set()
+
+
+# Nothing is lost at the end
+
+
+def test_stop_answers_who_has_connected_but_was_not_accepted_yet(surface, monkeypatch):
+    server = serving(surface, threads=2)
+    accept = server._loop.sock_accept
+
+    async def slow(listener):
+        await asyncio.sleep(PATIENCE_S)
+        return await accept(listener)
+
+    monkeypatch.setattr(server._loop, "sock_accept", slow)
+    server.start()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(connected(server)) for _ in range(20)]
+        for wire in wires:
+            wire.send(request("/"))
+        thread = stopping(server, PATIENCE_S)
+        for wire in wires:
+            _, headers, body = wire.answer()
+            assert body == b"GET / "
+            assert headers["connection"] == "close"
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def test_stop_waits_for_the_rest_of_a_request_that_has_begun(surface):
+    server = serving(surface, threads=2)
+    server.start()
+    sent = request("/", b"x" * 100, method="POST")
+    with connected(server) as wire:
+        wire.send(sent[:-50])
+        assert eventually(lambda: server._shared.ledger.held_bytes)
+        thread = stopping(server, PATIENCE_S)
+        assert frees_its_port(server)
+        time.sleep(0.3)
+        wire.send(sent[-50:])
+        _, headers, body = wire.answer()
+        assert body == b"POST / " + b"x" * 100
+        assert headers["connection"] == "close"
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def test_stop_loses_no_request_of_clients_that_connect_anew_or_stay(surface):
+    lost, answered, stop = [], [], threading.Event()
+
+    def client(port, stays):
+        connection = None
+        while not stop.is_set():
+            if connection is None:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+                try:
+                    connection.connect()
+                except OSError:  # refused: nothing is lost
+                    return
+            try:
+                connection.request("POST", "/x", b"body")
+                answered.append(connection.getresponse().read())
+            except (OSError, http.client.HTTPException) as error:
+                lost.append(error)
+                return
+            if not stays or connection.sock is None:
+                connection.close()
+                connection = None
+
+    for _ in range(5):
+        stop.clear()
+        server = serving(surface, threads=2)
+        server.start()
+        threads = [threading.Thread(target=client, args=(server.port, n % 2)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        wanted = len(answered) + 100
+        assert eventually(lambda wanted=wanted: len(answered) > wanted)
+        server.stop(PATIENCE_S)
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert not lost

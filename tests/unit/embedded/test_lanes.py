@@ -23,7 +23,9 @@ class Bench:
 
     def enter(self, *names):
         for name in names:
-            self.turns[name] = self.lane.enter(name[0], lambda name=name: self.begun.append(name))
+            self.turns[name] = self.lane.enter(
+                name[0], lambda _, name=name: self.begun.append(name)
+            )
 
     def end(self, *names):
         for name in names:
@@ -104,7 +106,7 @@ def test_any_order_of_entering_and_ending_keeps_the_bounds_and_loses_nobody(turn
         if is_entering:
             name = f"{group}{len(asked)}"
             try:
-                asked.append((name, lane.enter(group, lambda name=name: begun.append(name))))
+                asked.append((name, lane.enter(group, lambda _, name=name: begun.append(name))))
             except ServingError:
                 continue
         elif asked:
