@@ -7,13 +7,14 @@ BundleHeaderProto under the empty key and a BundleEntryProto for each tensor
 """
 
 import contextlib
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import protos, varint
+from tfserve_kit import bounded, protos, varint
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
 
@@ -21,6 +22,11 @@ _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _BLOCK_TRAILER_BYTES = 5  # one byte of compression type, four of checksum
 _RAW = 0
+# An index has some hundred bytes for each tensor, and TensorFlow knows 254 dimensions.
+_MOST_BYTES = 1 << 29
+_MOST_KEY_BYTES = 1 << 28  # of all names together: they are stored shortened
+_MOST_DIMENSIONS = 254
+_MOST_VALUES = (1 << 63) - 1
 _MAX_SHARDS = 99_999  # file names have five digits for it; a damaged count may be of any size
 
 
@@ -57,7 +63,7 @@ def shard_sizes(index_file: Path) -> dict[str, int]:
         OSError: it cannot be read.
     """
     with _reading(index_file):
-        return _sizes(index_file.stem, list(_entries(index_file.read_bytes())))
+        return _sizes(index_file.stem, _entries(bounded.read_bytes(index_file, _MOST_BYTES)))
 
 
 def tensors(index_file: Path) -> dict[str, StoredTensor]:
@@ -73,13 +79,15 @@ def tensors(index_file: Path) -> dict[str, StoredTensor]:
     with _reading(index_file):
         return {
             key.decode("utf-8", "replace"): _stored(protos.BundleEntryProto.FromString(value))
-            for key, value in _entries(index_file.read_bytes())
+            for key, value in _entries(bounded.read_bytes(index_file, _MOST_BYTES))
             if key
         }
 
 
 def _stored(entry: Any) -> StoredTensor:
-    shape = tuple(max(dim.size, 0) for dim in entry.shape.dim)
+    shape = tuple(max(dim.size, 0) for dim in entry.shape.dim[: _MOST_DIMENSIONS + 1])
+    if len(shape) > _MOST_DIMENSIONS or math.prod(shape) > _MOST_VALUES:
+        raise CheckpointError("the index holds a tensor of an impossible shape")
     try:
         dtype = dtypes.by_number(entry.dtype)
     except KeyError:
@@ -98,7 +106,7 @@ def _reading(index_file: Path) -> Iterator[None]:
         raise CheckpointError(f"{index_file.name} is damaged: {error}") from error
 
 
-def _sizes(stem: str, entries: list[tuple[bytes, bytes]]) -> dict[str, int]:
+def _sizes(stem: str, entries: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
     header = protos.BundleHeaderProto()
     needed: dict[int, int] = {}
     for key, value in entries:
@@ -123,8 +131,17 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise CheckpointError("the index does not end as a checkpoint index does")
     _, _, at = _handle(footer, 0)  # the metaindex block, always empty
     offset, size, _ = _handle(footer, at)
+    named_bytes, end = 0, 0
     for _, handle in _block(table, offset, size):
-        yield from _block(table, *_handle(handle, 0)[:2])
+        offset, size, _ = _handle(handle, 0)
+        if offset < end:
+            raise CheckpointError("the index holds blocks that overlap")
+        end = offset + size
+        for key, value in _block(table, offset, size):
+            named_bytes += len(key)
+            if named_bytes > _MOST_KEY_BYTES:
+                raise CheckpointError(f"the names in it have more than {_MOST_KEY_BYTES:,} bytes")
+            yield key, value
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ This module knows no exit code, no HTTP status and no gRPC code: `cli/exit_codes
 tables in `clients/` translate at their edge.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -61,22 +61,35 @@ class Problem:
         return where + self.message + (f" ({self.remedy})" if self.remedy else "")
 
 
+def listed(problems: Sequence[Problem], most: int = 20) -> str:
+    """Return problems as the lines that follow an error's first one; of very many the first."""
+    lines = [f"\n  - {problem}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"\n  - and {len(problems) - most:,} more")
+    return "".join(lines)
+
+
+_MOST_COMPARED, _MOST_NAMED = 1000, 100  # names: a model may have a million signatures
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest known name, or all of them where none is near."""
     from difflib import get_close_matches
 
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+    near = get_close_matches(name, names[:_MOST_COMPARED], n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    more = ", ..." if len(names) > _MOST_NAMED else ""
+    return f"known: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 class SpecError(TfkitError):
     """A deployment file or a template is invalid; `problems` lists every fault found."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
         noun = "problem" if len(problems) == 1 else "problems"
-        super().__init__(f"{source}: {len(problems)} {noun}{lines}")
+        super().__init__(f"{source}: {len(problems)} {noun}{listed(problems)}")
         self.source = source
         self.problems = problems
 

@@ -6,16 +6,20 @@ or from -1 to 1, nor what class 7 is called. The note says it, as JSON in the ve
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tfserve_kit import bounded
 from tfserve_kit.errors import Problem, SpecError, UsageError
 from tfserve_kit.labels import Labels, from_json
 
 NOTE_PATH = Path("assets.extra") / "tfkit.json"
 _FORMAT = 1
+_MOST_BYTES = 64 << 20  # a million labels
+_LARGEST = 1 << 14  # pixels of a side: the memory for a picture is taken at once
 
 ResizeMethod = Literal["bilinear", "nearest", "bicubic", "area"]
 Framing = Literal["stretch", "centre_crop", "pad"]
@@ -111,9 +115,11 @@ class Preprocessing:
         """
         note = version_dir / NOTE_PATH
         try:
-            content = json.loads(note.read_text("utf-8-sig"))
+            content = json.loads(bounded.read_text(note, _MOST_BYTES))
         except FileNotFoundError:
             return cls()
+        except RecursionError as error:
+            raise SpecError(str(note), [Problem("", "is nested too deeply")]) from error
         except ValueError as error:
             raise SpecError(str(note), [Problem("", f"is not JSON: {error}")]) from error
         problems = _problems(content)
@@ -160,7 +166,7 @@ def _problems(content: Any) -> list[Problem]:
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _LARGEST
 
 
 def _is_channels(value: Any) -> bool:
@@ -176,7 +182,9 @@ def _are_divisors(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) in {int, float} for item in value)
+    return isinstance(value, list) and all(
+        type(item) in {int, float} and abs(item) <= sys.float_info.max for item in value
+    )
 
 
 def _are_labels(value: Any) -> bool:
@@ -204,8 +212,8 @@ def _one_of(choices: Any) -> tuple[Callable[[Any], bool], str]:
 
 # What each key may hold: a test, and the words for what it asks.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "height": (_is_size, "a positive number of pixels"),
-    "width": (_is_size, "a positive number of pixels"),
+    "height": (_is_size, f"a number of pixels from 1 to {_LARGEST:,}"),
+    "width": (_is_size, f"a number of pixels from 1 to {_LARGEST:,}"),
     "channels": (_is_channels, "1 (grey) or 3 (colour)"),
     "value_range": (_is_range, "a list of two numbers, low and high"),
     "mean": (_are_numbers, "a list of numbers"),

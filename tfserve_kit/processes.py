@@ -3,8 +3,8 @@
 import os
 import platform
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ _CGROUP_FILES = (  # limit and use, of version 2 and of version 1
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
+MEMORY_SHARE = 0.9  # of what is free: the rest of the machine lives on
 _LOW_PRIORITY = 10  # a tenth of the weight of others, as long as there are others
 
 
@@ -63,6 +64,30 @@ def free_memory_bytes() -> int:
             most, used = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in names)
             free = min(free, max(most - used, 0))
     return free
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Let this process allocate most of what is free, and no more, for a `with` block.
+
+    What it reads then ends in a MemoryError of its own rather than with whatever the system kills.
+    """
+    import resource
+
+    import psutil
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    in_use = getattr(psutil.Process().memory_info(), "data", None)
+    if in_use is None:  # not on Linux, where the limit counts something else
+        yield
+        return
+    most = in_use + round(free_memory_bytes() * MEMORY_SHARE)
+    known = [each for each in before if each != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def started_s(pid: int) -> float:

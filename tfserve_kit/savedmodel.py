@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import composites, protos
+from tfserve_kit import bounded, composites, protos
 from tfserve_kit.checkpoint import CheckpointError, shard_sizes
 from tfserve_kit.composites import Composite
 from tfserve_kit.errors import Problem
@@ -17,6 +17,7 @@ from tfserve_kit.tensors.dtypes import DType
 from tfserve_kit.tensors.proto import MAX_RANK
 
 GRAPH_FILE = "saved_model.pb"
+_MOST_GRAPH_BYTES = (1 << 31) - 1  # of protobuf
 # In the order in which a server looks (tensorflow/cc/saved_model/reader.cc).
 GRAPH_FILES = (GRAPH_FILE, "saved_model.pbtxt")
 # Split into chunks, for graphs beyond what one message holds; no server of this kind reads it.
@@ -172,14 +173,18 @@ def parse(version_dir: Path) -> Any:
         ValueError: it is truncated, no SavedModel, or holds no graph.
     """
     file = graph_file(version_dir) or version_dir / GRAPH_FILE
-    data = file.read_bytes()
+    data = bounded.read_bytes(file, _MOST_GRAPH_BYTES)
     try:
         if file.suffix == ".pbtxt":
             message = protos.from_text("SavedModel", data.decode("utf-8"))
         else:
             message = protos.SavedModel.FromString(data)
-    except protos.DecodeError as error:
-        raise ValueError(f"cannot be parsed ({len(data)} bytes): truncated or damaged") from error
+    except (protos.DecodeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "alloc" in str(error):
+            reason = "it takes more memory than is free"
+        else:
+            reason = "truncated or damaged"
+        raise ValueError(f"cannot be parsed ({len(data)} bytes): {reason}") from error
     except (protos.TextFormatError, UnicodeDecodeError) as error:
         raise ValueError(f"is not the text of a SavedModel: {error}") from error
     if not message.meta_graphs:

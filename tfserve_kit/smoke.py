@@ -42,7 +42,6 @@ from tfserve_kit.tensors import dtypes
 _MODEL = "candidate"
 _TRIAL = "trial"  # what remarks are about
 _TRUST = "if this machine is too small or too slow for the model, and you trust it: --trust"
-_MEMORY_SHARE = 0.9  # of what is free: the rest of the machine lives on
 _MOST_BYTES = 64 << 20  # of the zeros for one input, which are no measure of a model
 _DIES_WITHIN_S = 5.0  # after its connection broke
 # Few threads: each reserves memory for a deep stack, which counts as used.
@@ -131,7 +130,7 @@ def smoke(
 def _serving(version_dir: Path, tag: str, timeout_s: float) -> Iterator[ServerHandle]:
     """Serve a version from a folder of its own for a `with` block; nothing of it stays."""
     with tempfile.TemporaryDirectory(prefix="tfkit-smoke-") as place:
-        memory_bytes = round(processes.free_memory_bytes() * _MEMORY_SHARE)
+        memory_bytes = round(processes.free_memory_bytes() * processes.MEMORY_SHARE)
         engine = process.embedded(folder=Path(place) / "state", memory_bytes=memory_bytes)
         if not (availability := engine.available()).usable:
             raise EngineUnavailable(

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import google_crc32c
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+_MOST_RECORD_BYTES = (1 << 31) - 1  # of protobuf, and no damaged length is allocated
 _MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
 
 
@@ -70,6 +71,8 @@ def read(file: Path, *, verify: bool = True) -> Iterator[bytes]:
             # A damaged or hostile length must not become an allocation.
             if length > size_bytes - stream.tell() - _CHECKSUM.size:
                 raise TFRecordError(f"says it has {length} bytes and is cut off", number, start)
+            if length > _MOST_RECORD_BYTES:
+                raise TFRecordError(f"has {length} bytes, more than protobuf takes,", number, start)
             yield _checked(stream, length, number, verify=verify)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel, tfrecord
 from tfserve_kit.batch_axes import batch_axes
-from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean
+from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, listed
 from tfserve_kit.prediction_log import LOGS, faults
 from tfserve_kit.savedmodel import GRAPH_FILE, Signature
 from tfserve_kit.tensors import to_proto
@@ -173,7 +173,7 @@ def write(
 
 def refusal(found: Sequence[Problem]) -> PushRefused:
     """Return the error for warm-up requests with problems."""
-    lines = "".join(f"\n  - {problem}" for problem in found)
+    lines = listed(found)
     return PushRefused(f"a server would refuse the model for its warm-up requests:{lines}")
 
 

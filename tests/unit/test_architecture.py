@@ -14,7 +14,17 @@ PACKAGE = "tfserve_kit"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
-    {"errors", "clock", "identity", "printable", "progress", "redaction", "strict_json", "varint"},
+    {
+        "bounded",
+        "errors",
+        "clock",
+        "identity",
+        "printable",
+        "progress",
+        "redaction",
+        "strict_json",
+        "varint",
+    },
     {
         "protos",
         "tensors",

@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from tfserve_kit import processes
 from tfserve_kit.batch_axes import obstacles
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option
-from tfserve_kit.errors import Problem, PushRefused
+from tfserve_kit.errors import Problem, PushRefused, listed
 from tfserve_kit.repository import Gate
 from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
+from tfserve_kit.repository.refusals import refusing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 
 _TOP_OPS = 10
@@ -35,10 +37,11 @@ def command(
     is meant, or the name of a model below models/.
     """
     gate = Gate(tag=tag)
-    found = inspect(find(place), gate, against=against and find(against))
+    with processes.bounded_memory(), refusing("inspect", place):
+        found = inspect(find(place), gate, against=against and find(against))
     refused = refusals(found, gate)
     if strict and refused:
-        lines = "".join(f"\n  - {problem}" for problem in refused)
+        lines = listed(refused)
         raise PushRefused(f"a push of {found.path} would be refused:{lines}")
     text = "\n\n".join(_sections(found, None if all_ops else _TOP_OPS))
     output.result("inspection", _data(found), as_json=as_json, text=text)

@@ -1,13 +1,14 @@
 """`tfkit push-model`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tfserve_kit import processes
 from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import access_options, json_option
@@ -71,6 +72,9 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--sha256", metavar="HEX", help="Refuse a file or download with another checksum.")
 @click.option("--max-size", "limits", callback=_limits, metavar="SIZE",
               help="Largest model that is unpacked or downloaded, such as 500M.")  # fmt: skip
+@click.option("--download-timeout", "download_s", default=3600.0, show_default=True,
+              type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Longest time for a download as a whole.")  # fmt: skip
 @click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
 @click.option("--signature", "signatures", multiple=True, metavar="NAME",
               help="Refuse a model without this signature; may be repeated.")  # fmt: skip
@@ -105,6 +109,7 @@ def command(
     source_version: int | None,
     sha256: str | None,
     limits: Limits,
+    download_s: float,
     smoke_files: tuple[Path, ...],
     trust: bool,
     as_json: bool,
@@ -128,10 +133,10 @@ def command(
     base_path = base_path or f"models/{model}"
     to = base_path if "://" in base_path else Path(base_path)
     watching = _Watch(**watch)
-    with output.TerminalProgress() as progress:
+    with processes.bounded_memory(), output.TerminalProgress() as progress:
         todo = partial(
             push,
-            Source(place, source_version, sha256, limits),
+            Source(place, source_version, sha256, replace(limits, max_download_s=download_s)),
             to,
             version=version,
             gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),

@@ -22,7 +22,8 @@ _OLD_ASSETS = "saved_model_assets"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 
 _STRING = 7  # DT_STRING
-_MOST_VISITS = 5_000_000  # of nodes, while every signature is walked by itself
+_MOST_VISITS = 5_000_000  # of nodes and inputs, while every signature is walked by itself
+_MOST_STEPS = 1_000_000  # of following texts to where they come from, all of them together
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Graph:
         callers: (function, node) of everything that calls a function.
         texts: (function, tensor) of everything that a text variable is set to.
         given: what callers give for an argument, by (function, argument); filled where needed.
+        steps_left: of following texts; without any, all that is looked for is a long way off.
         called: the functions that `node NAME` of the main graph, and each function, calls.
     """
 
@@ -77,6 +79,8 @@ class Graph:
         self.callers: dict[str, list[tuple[str, str]]] = {}
         self.texts: dict[tuple[str, str], None] = {}
         self.given: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+        self.steps_left = _MOST_STEPS
+        self._edges = sum(1 + len(node.input) for node in self.nodes.values())
         self._inputs: dict[str, list[tuple[str, str]]] = {}
         self.called = self._index()
         self._linked = _links(library)
@@ -148,7 +152,7 @@ class Graph:
     def _reach(self, roots: Mapping[str, Root]) -> Reach:
         nodes: dict[str, str] = {}
         functions: dict[str, str] = {}
-        if len(roots) * len(self.nodes) > _MOST_VISITS:
+        if len(roots) * self._edges > _MOST_VISITS:
             everything = tuple(name for root in roots.values() for name in root.tensors)
             roots = {"a signature": Root(everything)}
         for label, root in roots.items():

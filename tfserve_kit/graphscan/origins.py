@@ -19,6 +19,7 @@ FIRST_ARGUMENT = {
     "StatelessCase": 1,
 }
 _MOST_STEPS = 256  # of following one tensor
+_MOST_TEXTS, _MOST_TEXT_BYTES = 16, 1024  # of a constant
 
 _Place = tuple[str, str]  # the function it stands in, or `MAIN`, and the name of the tensor
 
@@ -48,13 +49,16 @@ def origins(graph: Graph, place: _Place, *, assets_are_fed: bool) -> set[Origin]
         if place in seen:
             continue
         seen.add(place)
-        if len(seen) > _MOST_STEPS:
+        graph.steps_left -= 1
+        if len(seen) > _MOST_STEPS or graph.steps_left < 0:
             return found | {Origin("computed", "a long way")}
         origin = _origin(graph, place, assets_are_fed=assets_are_fed)
         if origin is not None:
             found.add(origin)
             continue
-        pending += itertools.islice(_upstream(graph, place), _MOST_STEPS + 1)
+        more = list(itertools.islice(_upstream(graph, place), _MOST_STEPS + 1))
+        graph.steps_left -= len(more)
+        pending += more
     return found or {Origin("computed", "nothing")}
 
 
@@ -81,7 +85,8 @@ def _upstream(graph: Graph, place: _Place) -> Collection[_Place]:
     function, tensor = place
     if function != MAIN and tensor in graph.arguments[function]:
         if place not in graph.given:
-            graph.given[place] = dict.fromkeys(_given(graph, place))
+            graph.steps_left -= len(graph.callers.get(function, ()))
+            graph.given[place] = dict.fromkeys(_given(graph, place)) if graph.steps_left > 0 else {}
         return graph.given[place]
     node = _node(graph, place)
     if node is not None and node.op == "ReadVariableOp":
@@ -108,7 +113,11 @@ def _node(graph: Graph, place: _Place) -> Any:
 
 
 def _text(constant: Any) -> str:
-    """Return the texts that a constant holds, in one; nothing for other constants."""
+    """Return the texts that a constant holds, in one; nothing for other constants.
+
+    Of very many the first: they are shown, and whether there is any is what counts.
+    """
     value = constant.attr.get("value")
     texts = value.tensor.string_val if value is not None else ()
-    return b", ".join(text for text in texts if text).decode("utf-8", "replace")
+    some = itertools.islice((text for text in texts if text), _MOST_TEXTS)
+    return b", ".join(text[:_MOST_TEXT_BYTES] for text in some).decode("utf-8", "replace")

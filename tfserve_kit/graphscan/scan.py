@@ -145,12 +145,14 @@ class _Scanner:
         outside = [each for each in sources if each.kind != "asset"]
         if not outside:
             usual = node.op.startswith("InitializeTable")
-            names = ", ".join(sorted({each.value for each in sources}))
+            names = ", ".join(sorted({each.value for each in sources}))[:200]
             return None if usual else "info", f": its own asset {names}"
         if all(each.kind == "constant" and not each.value for each in outside):
             return None, ""  # no name: nothing is read or written
         first = max(outside, key=lambda each: (each.kind, each.value))
-        named = repr(first.value) if first.kind == "constant" else f"one named by {first.value}"
+        named = (
+            f"{first.value!r:.200}" if first.kind == "constant" else f"one named by {first.value}"
+        )
         return rule.severity, f": {named}"
 
     def _origins_of(self, function: str, tensor: str, *, at_load: bool) -> set[Origin]:
@@ -230,4 +232,6 @@ class _Scanner:
 
 
 def _place(function: str, node: Any) -> str:
-    return f"node {node.name!r}" + (f" of function {function!r}" if function != MAIN else "")
+    return f"node {node.name!r:.200}" + (
+        f" of function {function!r:.200}" if function != MAIN else ""
+    )

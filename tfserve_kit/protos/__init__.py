@@ -173,6 +173,8 @@ def from_text(name: str, text: str) -> Any:
     except text_format.ParseError as error:
         reason = str(error).partition(" : ")[2] or str(error)
         raise TextFormatError(reason, error.GetLine(), error.GetColumn()) from error
+    except RecursionError as error:
+        raise TextFormatError("it is nested too deeply", None, None) from error
 
 
 def to_text(message: Any) -> str:

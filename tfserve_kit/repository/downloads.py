@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of the answer
 _REMEDIES = {
-    401: "give credentials: https://USER:PASSWORD@..., or a signed URL",
-    403: "give credentials: https://USER:PASSWORD@..., or a signed URL that has not expired",
+    401: "give credentials (USER:PASSWORD@ before the host), or a signed URL",
+    403: "give credentials (USER:PASSWORD@ before the host), or a signed URL that has not expired",
     404: "check the address",
 }
 
@@ -24,17 +24,17 @@ _REMEDIES = {
 def download(
     url: str, target: Path, limits: Limits, *, progress: Progress, timeout_s: float | None = None
 ) -> bool:
-    """Store what a URL gives; redirects are followed.
+    """Store what a URL gives; redirects are followed, but none from https to http.
 
     Args:
         url: http or https.
         target: the file to make.
-        limits: of which the size holds here.
+        limits: of which the size and the time of a download hold here.
         progress: told the bytes received.
         timeout_s: how long to wait for a connection and for each piece; None for 10 s and 60 s.
 
     Returns:
-        Whether it came encrypted.
+        Whether it came encrypted all the way, redirects included.
 
     Raises:
         PushRefused: the server cannot be reached, refuses, sends too much, or breaks off.
@@ -43,15 +43,21 @@ def download(
     import requests
     import urllib3
 
+    from tfserve_kit.repository import web_session
+
     shown = redaction.url(url)
     timeout = _TIMEOUT_S if timeout_s is None else (timeout_s, timeout_s)
+    timeout = (min(timeout[0], limits.max_download_s), min(timeout[1], limits.max_download_s))
     # Archives are wanted as they are, not unpacked on the way.
     headers = {"Accept-Encoding": "identity", "User-Agent": user_agent()}
     try:
-        with requests.get(url, stream=True, timeout=timeout, headers=headers) as response:
+        with (
+            web_session.session(limits.max_download_s) as session,
+            session.get(url, stream=True, timeout=timeout, headers=headers) as response,
+        ):
             _require_success(response, shown)
             _store(response, target, limits, shown, progress)
-            return scheme(response.url) == "https"
+            return all(scheme(each.url) == "https" for each in [*response.history, response])
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         # Its text and its causes hold the URL, with whatever is secret in it.
         raise PushRefused(
@@ -103,7 +109,10 @@ def _reason(error: Any) -> str:
     import requests
     import urllib3
 
+    from tfserve_kit.repository.web_session import DeadlineMissed
+
     table = (
+        (DeadlineMissed, f"{error}: allow more with --download-timeout, if that is right"),
         (requests.exceptions.SSLError, "its certificate cannot be trusted"),
         (requests.exceptions.ProxyError, "the proxy cannot be reached"),
         ((requests.Timeout, urllib3.exceptions.TimeoutError), "no answer within the timeout"),

@@ -66,9 +66,9 @@ def _check(candidate: Path, gate: Gate, serving: Path | None) -> Verdict:
         return Verdict(tuple(broken))
     try:
         graph = graphscan.meta_graph(candidate, tag=gate.tag)
-    except ValueError as error:  # a damaged asset, or it changed in between
+        signatures = savedmodel.signatures(graph.signature_def)
+    except ValueError as error:  # a damaged asset, an impossible shape, or it changed in between
         return Verdict((Problem(GRAPH_FILE, str(error), "export the model again"),))
-    signatures = savedmodel.signatures(graph.signature_def)
     scan = graphscan.scan(graph)
     refusals, remarks = _operations(scan, gate)
     silent, partly = _silent_signatures(signatures, scan.unanswerable, gate)

@@ -23,6 +23,9 @@ _MAX_PATH_BYTES = 1024
 # Below this even a ratio that no model has is harmless.
 _SMALL_BYTES = 16 << 20
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+# C0, DEL, C1, and what turns the direction of text: none is in a model's names, and all deceive.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_TWICE = "occurs twice for the file system here"
 _SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(i?B)?", re.IGNORECASE | re.ASCII)
 
 
@@ -35,12 +38,14 @@ class Limits:
         max_files: files and folders.
         max_ratio: unpacked bytes per packed byte.
         max_depth: folders within each other.
+        max_download_s: how long a download may take as a whole, in seconds.
     """
 
     max_size_bytes: int = 64 << 30
     max_files: int = 100_000
     max_ratio: int = 1000
     max_depth: int = 32
+    max_download_s: float = 3600.0
 
 
 def parse_size(text: str) -> int:
@@ -74,6 +79,7 @@ def checked_name(name: str, limits: Limits) -> str:
         "leads out of its folder": ".." in parts,
         "holds a backslash": "\\" in name,
         "holds a NUL": "\0" in name,
+        "holds a control character": _CONTROL.search(name),
         "is too long": longest > _MAX_NAME_BYTES or length > _MAX_PATH_BYTES,
         "is too deep": len(parts) > limits.max_depth,
     }
@@ -150,7 +156,10 @@ class Intake:
             self._take(path, is_file=True)
         digest, size_bytes = hashlib.sha256(usedforsecurity=False), 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        descriptor = os.open(f"{self._folder}/{path}", flags, 0o666)
+        try:
+            descriptor = os.open(f"{self._folder}/{path}", flags, 0o666)
+        except FileExistsError:  # where capitals or accents make no difference
+            raise _bad_name(name, _TWICE) from None
         try:
             for chunk in chunks:
                 digest.update(chunk)
@@ -167,7 +176,10 @@ class Intake:
         if path not in self._taken:
             self._make_folder(path.rpartition("/")[0])
             self._take(path, is_file=False)
-            os.mkdir(f"{self._folder}/{path}")  # noqa: PTH102 (Path objects take longer)
+            try:
+                os.mkdir(f"{self._folder}/{path}")  # noqa: PTH102 (Path objects take longer)
+            except FileExistsError:
+                raise _bad_name(path, _TWICE) from None
 
     def _take(self, path: str, *, is_file: bool) -> None:
         if len(self._taken) > self._limits.max_files:

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tfserve_kit import bounded
 from tfserve_kit.errors import Problem
 from tfserve_kit.progress import SILENT, Progress
 
 MANIFEST_PATH = Path("assets.extra") / "tfkit.manifest.json"
 _FORMAT = 1
+_MOST_BYTES = 64 << 20  # some hundred for each file
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +98,33 @@ class Manifest:
             ValueError: it is damaged, or of a format that this tfkit does not know.
         """
         try:
-            return cls.from_json((version_dir / MANIFEST_PATH).read_text("utf-8"))
+            return cls.from_json(bounded.read_text(version_dir / MANIFEST_PATH, _MOST_BYTES))
         except FileNotFoundError:
             return None
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """Read what `to_json` wrote; errors as for `read`."""
-        content: Any = json.loads(text)
         try:
+            content: Any = json.loads(text)
             if content.pop("format") != _FORMAT:
                 raise ValueError(
                     f"is of a format that this tfkit does not know (it reads {_FORMAT})"
                 )
-            files = {str(name): File(**file) for name, file in content.pop("files").items()}
-            return cls(files=files, **content)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"is no manifest: {error!r}") from error
+            files = {str(name): _file(name, **file) for name, file in content.pop("files").items()}
+            return cls(files=files, **{key: str(value) for key, value in content.items()})
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"is no manifest: {error!r:.200}") from error
+
+
+def _file(name: str, size_bytes: int, sha256: str) -> File:
+    """Return an entry; a manifest that came with a model may say anything."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"names {name!r:.100}, which lies outside the version")
+    if type(size_bytes) is not int or size_bytes < 0 or not isinstance(sha256, str):
+        raise ValueError(f"says of {name!r:.100} what no file has")
+    return File(size_bytes, sha256)
 
 
 def _own_version() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit.errors import Problem, PushRefused
+from tfserve_kit.errors import Problem, PushRefused, listed
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository import gate as gates
 from tfserve_kit.repository.gate import Gate
@@ -77,7 +77,7 @@ def _pass(
     verdict = gates.check(candidate, gate, serving=serving)
     remarks = _told(verdict.remarks, progress)
     if verdict.refusals:
-        lines = "".join(f"\n  - {problem}" for problem in verdict.refusals)
+        lines = listed(verdict.refusals)
         raise PushRefused(f"the model is refused:{lines}")
     return remarks
 
@@ -112,6 +112,7 @@ def _require_as_pushed(root: Path, files: Files) -> None:
     )
     if differ:
         raise PushRefused(
-            f"{', '.join(differ)} differ from the manifest that the model was pushed with before",
+            f"{', '.join(differ[:10])} differ from the manifest that the model was pushed with "
+            "before",
             remedy=f"push an undamaged copy; if the change was meant, remove {MANIFEST_PATH}",
         )

@@ -34,10 +34,15 @@ def refusing(what: str, base_path: Path | str) -> Iterator[None]:
         base_path: where.
 
     Raises:
-        PushRefused: instead of an OSError.
+        PushRefused: instead of an OSError, or of a MemoryError.
     """
     try:
         yield
+    except MemoryError as error:
+        raise PushRefused(
+            f"cannot {what} {base_path}: the model takes more memory than is free",
+            remedy="free some, or do it on a machine that has more",
+        ) from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise PushRefused(

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tfserve_kit import savedmodel
-from tfserve_kit.errors import PushRefused
+from tfserve_kit.errors import PushRefused, listed
 from tfserve_kit.repository.durable import rename
 from tfserve_kit.repository.refusals import refusing
 from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version, scan
@@ -194,7 +194,7 @@ def _goal(base_path: Path, numbers: list[int], to: int | None) -> int:
 
 def _require_sound(number: int, version_dir: Path, tag: str) -> None:
     if found := savedmodel.problems(version_dir, tag=tag):
-        lines = "".join(f"\n  - {problem}" for problem in found)
+        lines = listed(found)
         raise PushRefused(
             f"version {number} is no complete SavedModel, so nothing was rolled back to it:{lines}",
             remedy="give another version with --to",

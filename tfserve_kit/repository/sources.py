@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfserve_kit import redaction, savedmodel
-from tfserve_kit.errors import PushRefused
+from tfserve_kit.errors import PushRefused, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import archives, keras_files, layout, places
 from tfserve_kit.repository.copying import checksums, copy_tree
@@ -158,7 +158,7 @@ def _below(files: Mapping[str, T], inner: str) -> dict[str, T]:
 def _require_complete(directory: Path, tag: str) -> None:
     found = savedmodel.problems(directory, tag=tag)
     if found:
-        lines = "".join(f"\n  - {problem}" for problem in found)
+        lines = listed(found)
         raise PushRefused(f"{directory} is no complete SavedModel:{lines}")
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tfserve_kit import flags, redaction
+from tfserve_kit import bounded, flags, redaction
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
 from tfserve_kit.spec.schema import Client, Spec
 
@@ -27,6 +27,8 @@ _VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\w+|\{\w+\})(?=/|$)|^%\w+%")
 # Sections whose values may be secret.
 _SECRET = (("docker", "env"), ("client", "headers"))
 FILE = "file:"  # before the path of a file that holds a header's value
+_MOST_BYTES = 16 << 20
+_TOO_DEEP = "is nested too deeply"
 
 
 def load(file: Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Spec:
@@ -60,17 +62,16 @@ def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
     """
     found = _flag_problems(document)
     try:
-        spec = Spec.model_validate(document)
-    except ValidationError as error:
-        # The flags' own check says more about a single flag.
-        details = [detail for detail in error.errors() if _about_section(detail["loc"])]
-        raise SpecError(source, [_problem(detail) for detail in details] + found) from error
+        spec = _validated(document, source, found)
+    except RecursionError as error:
+        raise SpecError(source, [Problem("", _TOO_DEEP)]) from error
     models = {}
     for name, model in spec.models.items():
         try:
             base_path = _absolute(model.base_path, folder)
         except (OSError, RuntimeError, ValueError) as error:
-            text = f"is {model.base_path!r}, which is no path: {error}"
+            reason = getattr(error, "strerror", None) or error
+            text = f"is {model.base_path!r:.200}, which is no path: {reason!s:.200}"
             found.append(Problem(f"models.{name}.base_path", text))
             continue
         models[name] = model.model_copy(update={"base_path": base_path})
@@ -98,9 +99,11 @@ def client(file: Path) -> Client:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(bounded.read_text(file, _MOST_BYTES))
+    except ValueError as error:  # also of UTF-8, of numbers with thousands of digits, of size
         raise SpecError(str(file), [Problem("", f"is not TOML: {error}")]) from error
+    except RecursionError as error:
+        raise SpecError(str(file), [Problem("", _TOO_DEEP)]) from error
 
 
 def _with_files(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -136,6 +139,15 @@ def _client_with_files(client: Client, folder: Path) -> Client:
         for name, value in client.headers.items()
     }
     return client.model_copy(update={**files, "headers": headers})
+
+
+def _validated(document: dict[str, Any], source: str, found: list[Problem]) -> Spec:
+    try:
+        return Spec.model_validate(document)
+    except ValidationError as error:
+        # The flags' own check says more about a single flag.
+        details = [detail for detail in error.errors() if _about_section(detail["loc"])]
+        raise SpecError(source, [_problem(detail) for detail in details] + found) from error
 
 
 def _about_section(location: tuple[int | str, ...]) -> bool:

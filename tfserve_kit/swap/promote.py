@@ -21,7 +21,7 @@ from tfserve_kit import reload, savedmodel, strict_json
 from tfserve_kit.access import NOTHING, Access, connect
 from tfserve_kit.clients import Target
 from tfserve_kit.engines.base import ServerHandle
-from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.errors import UsageError, did_you_mean, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import scan
 from tfserve_kit.spec.schema import Model, Spec, VersionPolicy
@@ -185,7 +185,7 @@ def _require_sound(spec: Spec, model: str, version: int) -> None:
     tag = str(spec.server.flags.get("saved_model_tags", "serve"))
     found = savedmodel.problems(there[version], tag=tag)
     if found:
-        lines = "".join(f"\n  - {problem}" for problem in found)
+        lines = listed(found)
         raise UsageError(f"version {version} of {model!r} is no complete SavedModel:{lines}")
 
 

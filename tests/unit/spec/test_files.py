@@ -263,3 +263,32 @@ class TestBadFile:
     def test_missing_file_is_an_os_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             load(tmp_path / "tfkit.toml")
+
+
+class TestHostileTexts:
+    """Files that are no deployment, and mean harm."""
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("a = " + "[" * 100_000, "nested too deeply"),
+            ("a = " + "{a = " * 100_000, "nested too deeply"),
+            ("x = 1" + "0" * 5000, "is not TOML"),
+            ("models" + ".a" * 5000 + " = 1", ""),
+            ("[models.m]\nbase_path = 'm'\nlabels" + ".a" * 900 + " = 1", ""),
+            ("[models.m]\nbase_path = '" + "a/" * 100_000 + "'", "no path"),
+            ('[models.m]\nbase_path = "a\\u0000b"', "no path"),
+        ],
+    )
+    def test_each_ends_in_a_refusal_of_bearable_length(self, tmp_path, text, said):
+        (tmp_path / "tfkit.toml").write_text(text)
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / "tfkit.toml")
+        assert said in str(caught.value)
+        assert len(str(caught.value)) < 10_000
+
+    def test_file_of_gigabytes_is_not_read(self, tmp_path):
+        with (tmp_path / "tfkit.toml").open("wb") as stream:
+            stream.truncate(3 << 30)
+        with pytest.raises(SpecError, match="3,221,225,472 bytes"):
+            load(tmp_path / "tfkit.toml")
