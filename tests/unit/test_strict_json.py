@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_architecture import modules, room, tree
@@ -15,6 +15,7 @@ from tfserve_kit.cli import output
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=12,
 )
 # Who shows results, or keeps them in files.
 SHOWING = {"cli", "perf", "evaluation", "swap", "tuning"}
@@ -30,11 +31,13 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_any_value_becomes_json_by_the_standard(value):
     assert strict(strict_json.dumps(value)) is not ...
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
                     st.lists))  # fmt: skip
 def test_what_is_finite_stays_what_it_is(value):
@@ -61,6 +64,7 @@ def test_what_holds_itself_is_still_refused():
         strict_json.dumps(endless)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_results_of_commands_are_json_by_the_standard(value):
     shown = []

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -92,6 +92,7 @@ def test_every_narrow_float_survives_its_decimals(dtype):
         np.testing.assert_array_equal(found.astype(dtype).astype(float), every.astype(float))
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, 9, elements=st.floats(width=32)))
 def test_float32_survives_its_decimals(array):
     found = shortest(array)
