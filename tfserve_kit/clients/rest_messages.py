@@ -9,9 +9,10 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import mismatches, server_texts
+from tfserve_kit.clients import json_bulk, mismatches, server_texts
 from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.examples import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
@@ -91,14 +92,22 @@ class RestWire:
         outputs = signature.outputs if signature else {}
         dtypes = {alias: spec.dtype for alias, spec in outputs.items() if spec.dtype is not None}
 
-        def read(document: Any) -> Answer:
-            found = tensor_json.answer(document, dtypes)
+        def chosen(found: dict[str, NDArray[Any]]) -> Answer:
             if unknown := [alias for alias in output_filter if alias not in found]:
                 text = f"{target} at {self.url} has no output {', '.join(unknown)}"
                 raise InvalidRequest(text, remedy=f"its outputs are {', '.join(found)}")
             return {alias: found[alias] for alias in output_filter or found}, None
 
-        return self._call("POST", _path(target) + ":predict", target, read, body)
+        def read(document: Any) -> Answer:
+            return chosen(tensor_json.answer(document, dtypes))
+
+        call = self._call("POST", _path(target) + ":predict", target, read, body)
+
+        def read_body(data: bytes) -> Answer:
+            found = json_bulk.read(data, dtypes)
+            return call.read(data) if found is None else chosen(found)
+
+        return call._replace(read=read_body)
 
     def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
         """Ask for classes; see `Wire.classify`."""

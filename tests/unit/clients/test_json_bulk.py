@@ -1,0 +1,137 @@
+"""Large answers in JSON: read quickly to the same arrays, or left to the general reader."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from tfserve_kit.clients import json_bulk, json_text
+from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import ServerFault
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors.json import answer, to_value
+
+NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64", "uint64"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Read small bodies quickly too, in many pieces."""
+    monkeypatch.setattr(json_bulk, "LEAST_BYTES", 0)
+    monkeypatch.setattr(json_bulk, "_PIECE_BYTES", 3)
+
+
+def known(*names):
+    return {f"out{number}": dtypes.by_name(name) for number, name in enumerate(names)}
+
+
+def agree(body, outputs):
+    """Read a body in both ways, which must give the same arrays."""
+    found = json_bulk.read(body, outputs)
+    assert found is not None
+    expected = answer(json_text.read_json(body), outputs)
+    assert found.keys() == expected.keys()
+    for alias, array in found.items():
+        np.testing.assert_array_equal(array, expected[alias], strict=True)
+
+
+def drawn(name):
+    dtype = dtypes.by_name(name).numpy
+    return arrays(dtype, array_shapes(min_dims=1, max_dims=4, max_side=4))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(NAMES).flatmap(lambda name: st.tuples(st.just(name), drawn(name))),
+       st.sampled_from([None, 1]))  # fmt: skip
+def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
+    name, array = one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_bulk, "LEAST_BYTES", 0)
+        body = json.dumps({"outputs": to_value(array)}, indent=indent).encode()
+        agree(body, known(name))
+
+
+@settings(deadline=None)
+@given(drawn("float"), drawn("int64"))
+def test_several_outputs_are_read_by_their_names(first, second):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_bulk, "LEAST_BYTES", 0)
+        document = {"outputs": {"out1": to_value(second), "out0": to_value(first)}}
+        agree(json.dumps(document).encode(), known("float", "int64"))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [
+        ("[[1, 2], [3]]", ["float"]), ("[[1], 2]", ["float"]), ("[1, [2]]", ["float"]),
+        ("[[1], [[2]]]", ["float"]), ("[1, 2,]", ["float"]), ("[1,, 2]", ["float"]),
+        ("[]", ["float"]), ("[[], []]", ["float"]), ("[1 2]", ["float"]), ("[1.2.3]", ["float"]),
+        ("[nan]", ["float"]), ("[+1]", ["float"]), ("[01]", ["float"]), ("[.5]", ["float"]),
+        ("[1.5]", ["int32"]), ("[4294967296]", ["int32"]), ("[-1]", ["uint8"]),
+        ("[18446744073709551616]", ["uint64"]), ("[9223372036854775808]", ["int64"]),
+        ("[NaN]", ["int32"]), ("[true]", ["bool"]), ("[1]", ["bool"]), ('["a"]', ["string"]),
+        ("[null]", ["float"]), ("3", ["float"]), ("[1]]", ["float"]), ("[[1]", ["float"]),
+        ('{"out0": [1]}', ["float", "float"]), ('{"out0": [1], "out1": "a"}', ["float", "string"]),
+        ('{"out0": [1], "out2": [1]}', ["float", "float"]), ("[1], 2", ["float"]),
+        ('[1], "predictions": [2]', ["float"]), ('{"out0": [1] "x": 3}', ["float"]),
+        ('[{"b64": "YQ=="}]', ["string"]), ('{"out0": [1]}, "x": 1', ["float"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_regular_is_left_to_the_general_reader(outputs, names):
+    assert json_bulk.read(b'{"outputs": %s}' % outputs.encode(), known(*names)) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[", b"{}", b'{"predictions": [1]}', b'{"error": "no"}', b'{"outputs": [1]', b"\xff"],
+)
+def test_other_bodies_are_left_too(body):
+    assert json_bulk.read(body, known("float")) is None
+
+
+@given(st.binary(max_size=40) | st.text('[]{}",:0123456789.eE+-NaInfity "', max_size=40))
+def test_no_body_makes_it_stumble(noise):
+    tail = noise.encode() if isinstance(noise, str) else noise
+    for start in (b"", b'{"outputs":', b'{"outputs":['):
+        json_bulk.read(start + tail, known("float"))
+
+
+def test_words_that_are_numbers_are_read():
+    agree(b'{"outputs": [NaN, Infinity, -Infinity, 1e400, 1]}', known("float"))
+
+
+def test_outputs_of_a_dictionary_with_one_are_read():
+    agree(b'{"outputs": {"out0": [[1, 2]]}}', known("float"))
+
+
+def test_memory_holds_little_beside_the_array(monkeypatch):
+    monkeypatch.setattr(json_bulk, "_PIECE_BYTES", 1 << 14)
+    body = b'{"outputs": [%s]}' % b",".join([b"[" + b",".join([b"0.5"] * 1000) + b"]"] * 500)
+    tracemalloc.start()
+    try:
+        found = json_bulk.read(body, known("float"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["out0"].shape == (500, 1000)
+    assert peak < 6 * len(body)  # a float of Python's takes 24 bytes, and 8 in its list
+
+
+def wire(outputs):
+    specs = {alias: TensorSpec(alias, dtype, None) for alias, dtype in outputs.items()}
+    return RestWire("http://h:1").predict(
+        Target("m"), {"x": [1]}, (), Signature("s", {}, specs, "")
+    )
+
+
+def test_the_client_reads_so_and_still_says_what_is_wrong():
+    call = wire(known("float"))
+    assert call.read(b'{"outputs": [[1, 2]]}')[0]["out0"].tolist() == [[1, 2]]
+    with pytest.raises(ServerFault, match="equal length"):
+        call.read(b'{"outputs": [[1, 2], [3]]}')
