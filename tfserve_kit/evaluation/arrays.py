@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.evaluation.examples import Content, Label, Rows
+from tfserve_kit.evaluation.examples import About, Content, Label, Rows
 
 _IDX_MAGIC = b"\x00\x00\x08"  # two zeros, then the code of unsigned bytes
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -38,6 +38,8 @@ _UNREADABLE = (
 )
 # Held out from training first: that is what an error rate is measured on.
 _IDX_PARTS = ("t10k", "test", "")
+_NPZ_PAIRS = (("x", "y"), ("x_test", "y_test"), ("test_images", "test_labels"))
+_SHARE_TOLERANCE = 1e-3  # of a row of shares in 16 bits
 
 
 def idx_files_in(folder: Path) -> tuple[Path, Path] | None:
@@ -171,49 +173,80 @@ def _labels(labels: NDArray[Any]) -> list[Label]:
 def open_npz(file: Path) -> Rows:
     """Open an .npz file with `x`, [examples, ...], and `y`, [examples].
 
-    An `x` of uint8 holds pictures, [height, width], [height, width, channels] or [pixels]; of any
-    other type it holds rows of the model's input, to be sent as they are. `y` holds indices, names,
-    or one-hot rows.
+    They may be called as Keras's or MedMNIST's are, `x_test` and `y_test` or `test_images` and
+    `test_labels`. An `x` of uint8 holds pictures, [height, width], [height, width, channels] or
+    [pixels]; of any other type it holds rows of the model's input, to be sent as they are. `y`
+    holds indices, names, or one-hot rows.
 
     Raises:
         UsageError: the file is damaged, or holds something else.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-            if missing := {"x", "y"} - names:
-                lacking = " and no ".join(sorted(missing))
-                raise UsageError(
-                    f"{file} has no {lacking}; it has {', '.join(sorted(names)) or 'nothing'}",
-                    remedy="save it with np.savez(file, x=..., y=...)",
-                )
-            with archive.open("y.npy") as stream:
-                labels = _npz_labels(file, np.lib.format.read_array(stream, allow_pickle=False))
-            with archive.open("x.npy") as stream:
+            x, y = _npz_pair(file, {name.removesuffix(".npy") for name in archive.namelist()})
+            with archive.open(f"{y}.npy") as stream:
+                stored = np.lib.format.read_array(stream, allow_pickle=False)
+            with archive.open(f"{x}.npy") as stream:
                 shape, dtype = _npy_header(stream)
     except _UNREADABLE as error:
         raise UsageError(f"cannot read {file}: {error}") from error
+    labels, remarks = _npz_labels(file, stored)
     if not shape or shape[0] != len(labels):
-        raise UsageError(f"{file}: x has the shape {list(shape)} for {len(labels)} labels in y")
+        raise UsageError(f"{file}: {x} has the shape {list(shape)} for {len(labels)} labels in {y}")
     is_picture = dtype == np.uint8
     if is_picture:
         if len(shape) - 1 not in _PICTURE_RANKS:
-            raise UsageError(f"{file}: x has the shape {list(shape)}, which are no pictures")
+            raise UsageError(f"{file}: {x} has the shape {list(shape)}, which are no pictures")
         _require_colours(file, shape[1:])
-    return Rows(str(file), labels, lambda: _npz_rows(file), ready=not is_picture)
+    if x != "x":
+        remarks = [f"{file}: of its arrays {x} and {y} are used", *remarks]
+    return Rows(
+        str(file),
+        labels,
+        lambda: _npz_rows(file, x),
+        ready=not is_picture,
+        about=About(remarks=remarks),
+    )
 
 
-def _npz_labels(file: Path, labels: NDArray[Any]) -> list[Label]:
-    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":  # noqa: PLR2004
-        labels = labels.argmax(axis=1)
-    elif labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004 (a column, as keras keeps it)
+def _npz_pair(file: Path, names: set[str]) -> tuple[str, str]:
+    """Return the names of the arrays with examples and labels; those of the test set, if any."""
+    for pair in _NPZ_PAIRS:
+        if names.issuperset(pair):
+            return pair
+    lacking = " and no ".join(sorted({*_NPZ_PAIRS[0]} - names))
+    raise UsageError(
+        f"{file} has no {lacking}; it has {', '.join(sorted(names)) or 'nothing'}",
+        remedy="save it with np.savez(file, x=..., y=...)",
+    )
+
+
+def _npz_labels(file: Path, labels: NDArray[Any]) -> tuple[list[Label], list[str]]:
+    """Return a label for each example, and what was taken for granted to read them so."""
+    remarks = []
+    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004 (a column, as keras keeps it)
         labels = labels[:, 0]
+    elif labels.ndim == 2 and _are_shares(labels):  # noqa: PLR2004 ([examples, classes])
+        if not np.isin(labels, (0, 1)).all():
+            remarks.append(f"{file}: the class with the highest share in y counts as the true one")
+        labels = labels.argmax(axis=1)
+    if labels.ndim == 1 and labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise UsageError(
             f"{file}: y is {labels.dtype} of shape {list(labels.shape)}, which are no labels",
             remedy="store a whole number or a name for each example",
         )
-    return _labels(labels)
+    return _labels(labels), remarks
+
+
+def _are_shares(labels: NDArray[Any]) -> bool:
+    """Say whether each row of [examples, classes] is one-hot, or says how far it is which class."""
+    return (
+        labels.dtype.kind in "biuf"
+        and bool((labels >= 0).all())
+        and bool((abs(labels.sum(axis=1, dtype=np.float64) - 1) <= _SHARE_TOLERANCE).all())
+    )
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -231,9 +264,9 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _npz_rows(file: Path) -> Iterator[Content]:
+def _npz_rows(file: Path, x: str) -> Iterator[Content]:
     try:
-        with zipfile.ZipFile(file) as archive, archive.open("x.npy") as stream:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{x}.npy") as stream:
             yield from _rows(stream, *_npy_header(stream))
     except _UNREADABLE as error:
         raise UsageError(f"cannot read {file}: {error}") from error

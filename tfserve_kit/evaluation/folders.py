@@ -80,14 +80,18 @@ def open_folder(folder: Path) -> Files:
     loose = [each for each in visible if each.is_file() and is_picture(each)]
     if not any(kind.pictures for kind in kinds):
         raise _no_pictures(folder, kinds, loose)
+    doubt = _doubt(folder, [kind for kind in kinds if kind.pictures])
+    remarks = list(_remarks(folder, kinds, loose, [each.name for each in visible]))
+    if doubt is None:
+        remarks += _remarks_on_depth(folder, kinds)
     return Files(
         str(folder),
         [(file, str(file), kind.folder.name) for kind in kinds for file in kind.pictures],
         about=About(
             [each for kind in kinds for each in kind.left_out],
-            list(_remarks(folder, kinds, loose, [each.name for each in visible])),
+            remarks,
             frozenset(kind.folder.name for kind in kinds if not kind.pictures),
-            _doubt(folder, [kind for kind in kinds if kind.pictures]),
+            doubt,
         ),
     )
 
@@ -170,14 +174,17 @@ def _remarks(
         yield f"{len(loose)} pictures right in {folder} belong to no class and are left out"
     if empty := [kind.folder.name for kind in kinds if not kind.pictures]:
         yield f"classes without any picture: {shown(empty)}"
-    if deep := [kind.folder.name for kind in kinds if kind.below]:
-        yield (
-            f"the pictures of {shown(deep)} lie in folders below; the class is the folder right "
-            f"in {folder}"
-        )
     if links := [str(each) for kind in kinds for each in kind.links]:
         yield f"links to folders are not followed: {shown(links)}"
     debris = [*filter(_is_debris, names), *(name for kind in kinds for name in kind.debris)]
     if debris:
         found = [f"{name} ({count})" for name, count in Counter(debris).items()]
         yield f"what systems leave in folders is left out: {shown(found)}"
+
+
+def _remarks_on_depth(folder: Path, kinds: list[_Kind]) -> Iterator[str]:
+    if deep := [kind.folder.name for kind in kinds if kind.below]:
+        yield (
+            f"the pictures of {shown(deep)} lie in folders below; the class is the folder right "
+            f"in {folder}"
+        )

@@ -231,9 +231,30 @@ class TestNpz:
         np.savez(tmp_path / "set.npz", x=IMAGES, y=labels)
         assert_holds_images(open_dataset([tmp_path / "set.npz"]), read)
 
+    @pytest.mark.parametrize(("x", "y"), [("x_test", "y_test"), ("test_images", "test_labels")])
+    def test_arrays_of_keras_and_medmnist_are_those_of_the_test_set(self, tmp_path, x, y):
+        train = {x.replace("test", "train"): IMAGES[:1], y.replace("test", "train"): np.array([1])}
+        np.savez(tmp_path / "set.npz", **{x: IMAGES, y: np.array(LABELS)[:, np.newaxis]}, **train)
+        found = open_dataset([tmp_path / "set.npz"])
+        assert_holds_images(found)
+        assert f"of its arrays {x} and {y} are used" in found.about.remarks[0]
+
+    def test_shares_are_labels_and_it_is_told(self, tmp_path):
+        shares = np.array([[0.2, 0.8, 0], [0.9, 0.1, 0], [0, 0.3, 0.7]], np.float32)
+        np.savez(tmp_path / "set.npz", x=IMAGES, y=shares)
+        found = open_dataset([tmp_path / "set.npz"])
+        assert_holds_images(found, [1, 0, 2])
+        assert "the highest share" in found.about.remarks[0]
+
+    def test_whole_numbers_stored_as_floats_are_labels(self, tmp_path):
+        np.savez(tmp_path / "set.npz", x=IMAGES, y=np.array(LABELS, np.float32))
+        assert_holds_images(open_dataset([tmp_path / "set.npz"]))
+
     @pytest.mark.parametrize(
         ("arrays", "fault"),
         [
+            ({"x": IMAGES, "y": np.array([[3, 1], [0, 1], [2, 2]])}, "which are no labels"),
+            ({"x": IMAGES, "y": np.array([[-1.0, 2.0]] * 3)}, "which are no labels"),
             ({"x": IMAGES}, "has no y; it has x"),
             ({}, "has no x and no y; it has nothing"),
             ({"x": IMAGES, "y": np.array([1])}, r"shape \[3, 2, 4\] for 1 labels"),
