@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import requests
 
 from tfserve_kit import Target, connect
 from tfserve_kit.embedded.server import EmbeddedServer
-from tfserve_kit.embedded.status import ServingError
+from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.errors import TfkitError
 
 pytestmark = pytest.mark.tensorflow
@@ -136,3 +138,40 @@ def test_example_on_the_page_runs(monkeypatch, capsys):
     printed, url = capsys.readouterr().out.splitlines()
     assert printed == "[3.5 4.  5.5]"
     assert url.startswith("http://127.0.0.1:")
+
+
+# Out of turn
+
+
+def test_server_that_was_started_or_stopped_does_not_start_again(models):
+    served = {"half_plus_two": models / "half_plus_two"}
+    started, stopped = EmbeddedServer.of(served), EmbeddedServer.of(served)
+    with started:
+        with pytest.raises(ServingError, match="started once"):
+            started.start()
+    with pytest.raises(ServingError, match="started once"):
+        started.start()
+    stopped.stop()
+    stopped.stop()
+    with pytest.raises(ServingError, match="started once"):
+        stopped.start()
+
+
+def test_server_that_is_stopped_while_it_starts_says_so_and_leaves_nothing_open(tmp_path):
+    (tmp_path / "never").mkdir()
+    server = EmbeddedServer.of({"never": tmp_path / "never"})
+    raised = []
+
+    def start():
+        try:
+            server.start()
+        except ServingError as error:
+            raised.append(error.code)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    time.sleep(0.1)
+    server.stop()
+    thread.join(30)
+    assert raised == [Code.CANCELLED]
+    assert server.grpc_port == server.rest_port == 0

@@ -11,13 +11,14 @@ import sys
 import threading
 from importlib.metadata import version
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from tfserve_kit import flags
-from tfserve_kit.embedded.http_transport import allow_many_connections
-from tfserve_kit.embedded.loader import skip_package_import
-from tfserve_kit.embedded.server import EmbeddedServer
-from tfserve_kit.embedded.settings import from_flags
+from tfserve_kit.embedded.logs import BoundedHandler
 from tfserve_kit.embedded.status import CheckFailed, Code, ServingError
+
+if TYPE_CHECKING:
+    from tfserve_kit.embedded.server import EmbeddedServer
 
 EXIT_FAILED = 255
 _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
@@ -29,11 +30,9 @@ _BIND = "--bind_address="
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     logging.addLevelName(logging.CRITICAL, "FATAL")
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s: %(levelname).1s %(name)s] %(message)s",
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[BoundedHandler(sys.stderr)])
+    # Whoever knocks in a wrong way could have it write without end; it looks before it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Not one of the official server's flags: tfkit itself says where to listen.
     binds = [argument.removeprefix(_BIND) for argument in argv if argument.startswith(_BIND)]
     line = flags.parse(argument for argument in argv if not argument.startswith(_BIND))
@@ -51,6 +50,11 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(flags.usage())
     sys.stdout.flush()
     try:
+        from tfserve_kit.embedded.http_transport import allow_many_connections
+        from tfserve_kit.embedded.loader import skip_package_import
+        from tfserve_kit.embedded.server import EmbeddedServer
+        from tfserve_kit.embedded.settings import from_flags
+
         _allow_deep_json()
         allow_many_connections()
         skip_package_import()
@@ -66,11 +70,13 @@ def main(argv: list[str]) -> int:
         return EXIT_FAILED
 
 
-def _serve(server: EmbeddedServer) -> int:
+def _serve(server: "EmbeddedServer") -> int:
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame
+        for each in (signal.SIGTERM, signal.SIGINT):  # the next one ends the process at once
+            signal.signal(each, signal.SIG_DFL)
         stop.set()
         # A thread: the handler may have interrupted code that holds the lock this needs.
         threading.Thread(target=server.interrupt).start()

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,7 @@ from tfserve_kit.embedded.prepare import PreparingLoader
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
 from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path
-from tfserve_kit.embedded.status import ServingError
+from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.tflite import TfLiteLoader
 from tfserve_kit.flags import FlagValue
 
@@ -69,6 +70,8 @@ class EmbeddedServer:
         self._handlers = Handlers(
             self._manager, self._metrics, check_method_name=settings.check_method_name
         )
+        self._lock = threading.Lock()  # while ports open or close
+        self._has_begun = False
         self._stopping = threading.Event()
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
@@ -124,14 +127,26 @@ class EmbeddedServer:
         return f"http://127.0.0.1:{self.rest_port}"
 
     def start(self) -> None:
-        """Load the models, then open the ports.
+        """Load the models, then open the ports; once.
 
         Raises:
-            ServingError: a model cannot be loaded, or gRPC cannot listen. Without a usable port or
-                monitoring file REST stays off, as with the official server.
+            ServingError: a model cannot be loaded, or gRPC cannot listen; CANCELLED, it was
+                stopped meanwhile; FAILED_PRECONDITION, it was started or stopped before. Without
+                a usable port or monitoring file REST stays off, as with the official server.
         """
-        self._manager.start()
+        with self._lock:
+            if self._has_begun:
+                text = "A server is started once; make another one"
+                raise ServingError(Code.FAILED_PRECONDITION, text)
+            self._has_begun = True
+            self._manager.start()
         self._manager.wait_until_serving()
+        with self._lock:
+            if self._stopping.is_set():
+                raise ServingError(Code.CANCELLED, "stopped before the ports were open")
+            self._open()
+
+    def _open(self) -> None:
         self._open_grpc()
         try:
             self._open_rest()
@@ -141,17 +156,23 @@ class EmbeddedServer:
             threading.Thread(target=self._poll_config, name="config", daemon=True).start()
 
     def stop(self) -> None:
-        """Close the ports, let requests in flight finish, unload the models. Idempotent."""
+        """Close the ports, let requests in flight finish, unload the models.
+
+        Idempotent, and ends a `start` that is under way; safe to call from any thread.
+        """
         self._stopping.set()
-        with ExitStack() as stack:
+        self._manager.interrupt()
+        with self._lock, ExitStack() as stack:
+            self._has_begun = True
             if self._scheduler:
                 stack.callback(self._scheduler.stop)
             stack.callback(self._manager.stop, self._grace_s)
-            if self._grpc:
-                stack.callback(self._grpc.stop, self._grace_s)
-            if self._http:
-                stack.callback(self._http.stop, self._grace_s)
-        self._grpc = self._http = self._scheduler = None
+            # Both at once: the grace is what somebody who stops a server will wait.
+            transports = stack.enter_context(ThreadPoolExecutor(2, "stop"))
+            for transport in (self._grpc, self._http):
+                if transport:
+                    stack.callback(transports.submit(transport.stop, self._grace_s).result)
+            self._grpc = self._http = self._scheduler = None
 
     def interrupt(self) -> None:
         """End a `start` that still waits for models; safe to call from any thread."""
