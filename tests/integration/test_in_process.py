@@ -146,9 +146,8 @@ def test_example_on_the_page_runs(monkeypatch, capsys):
 def test_server_that_was_started_or_stopped_does_not_start_again(models):
     served = {"half_plus_two": models / "half_plus_two"}
     started, stopped = EmbeddedServer.of(served), EmbeddedServer.of(served)
-    with started:
-        with pytest.raises(ServingError, match="started once"):
-            started.start()
+    with started, pytest.raises(ServingError, match="started once"):
+        started.start()
     with pytest.raises(ServingError, match="started once"):
         started.start()
     stopped.stop()
