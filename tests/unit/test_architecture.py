@@ -33,6 +33,7 @@ LAYERS = (
         "checkpoint",
         "composites",
         "graphscan",
+        "numpy_files",
         "preprocessing",
         "processes",
         "tfrecord",

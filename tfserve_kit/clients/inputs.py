@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos
+from tfserve_kit import numpy_files, protos
 from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
@@ -170,16 +170,13 @@ def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -
 
 def _from_numpy(file: Path, signature: Signature) -> Arrays:
     try:
-        with file.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                return {alias: loaded[alias] for alias in loaded.files}
+        loaded = numpy_files.read(file)
     except Exception as error:
         raise InvalidRequest(
             f"{file} cannot be read as numpy's own file: {error}",
             remedy="write it with numpy.save or numpy.savez, text as dtype S or U",
         ) from error
-    return {_only_input(signature, file): loaded}
+    return loaded if isinstance(loaded, dict) else {_only_input(signature, file): loaded}
 
 
 def _from_json(file: Path, signature: Signature) -> Arrays:

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit import numpy_files
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.examples import About, Content, Label, Rows
 
@@ -185,9 +186,10 @@ def open_npz(file: Path) -> Rows:
         with zipfile.ZipFile(file) as archive:
             x, y = _npz_pair(file, {name.removesuffix(".npy") for name in archive.namelist()})
             with archive.open(f"{y}.npy") as stream:
-                stored = np.lib.format.read_array(stream, allow_pickle=False)
+                stored = numpy_files.read_array(stream)
             with archive.open(f"{x}.npy") as stream:
                 shape, dtype = _npy_header(stream)
+                numpy_files.require_bytes(shape[1:], dtype, numpy_files.MAX_BYTES)
     except _UNREADABLE as error:
         raise UsageError(f"cannot read {file}: {error}") from error
     labels, remarks = _npz_labels(file, stored)
@@ -250,13 +252,7 @@ def _are_shares(labels: NDArray[Any]) -> bool:
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, is_fortran, dtype = read(stream)
+    shape, is_fortran, dtype = numpy_files.read_header(stream)
     if is_fortran and len(shape) > 1:
         raise ValueError("x is stored column by column; save np.ascontiguousarray(x)")
     if dtype.hasobject:

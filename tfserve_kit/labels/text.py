@@ -16,6 +16,7 @@ _MARKS = (
 )
 _HEAD_BYTES = 4096
 _SHOWN = 40
+_MOST_LINE = 1 << 26  # a picture of ten megapixels, in decimal
 
 
 def encoding_of(head: bytes, what: str, given: str | None = None) -> str:
@@ -97,7 +98,11 @@ def lines(file: Path, given: str | None = None) -> Iterator[str]:
         with file.open("rb") as raw:
             encoding = encoding_of(raw.read(_HEAD_BYTES), str(file), given)
         with file.open(newline="", encoding=encoding) as stream:
-            yield from stream
+            for number, line in enumerate(iter(lambda: stream.readline(_MOST_LINE + 1), ""), 1):
+                if len(line) > _MOST_LINE:
+                    text = f"cannot read {file}: line {number} has over {_MOST_LINE:,} characters"
+                    raise UsageError(text, remedy="write an example on each line")
+                yield line
     except UnicodeDecodeError as error:
         raise undecodable(error, str(file), encoding) from error
     except OSError as error:

@@ -19,6 +19,8 @@ from tfserve_kit.perf.payloads import Inputs
 from tfserve_kit.savedmodel import Signature
 from tfserve_kit.tensors import from_proto
 
+_MOST_LINE_BYTES = 1 << 28
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -63,7 +65,10 @@ def read(file: Path, signatures: Mapping[str, Signature], signature: str = "") -
 
 def _lines(file: Path, signatures: Mapping[str, Signature], signature: str) -> Iterator[Recorded]:
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(_MOST_LINE_BYTES + 1), b""), 1):
+            if len(line) > _MOST_LINE_BYTES:
+                text = f"{file}, line {number} has more than {_MOST_LINE_BYTES:,} bytes"
+                raise InvalidRequest(text, remedy="write a request on each line")
             if line.strip():
                 yield _line(line, f"{file}, line {number}", signatures, signature)
 

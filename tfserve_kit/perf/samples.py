@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit import numpy_files
 from tfserve_kit.errors import UsageError
 
 # Times are nanoseconds since the start of the run, on one monotonic clock for all workers.
@@ -173,8 +175,8 @@ def read(file: Path) -> Run:
         UsageError: there is no such file, or it holds no run.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            samples, about = arrays["samples"], json.loads(arrays["about"].tobytes())
+        arrays: Any = numpy_files.read(file)
+        samples, about = arrays["samples"], json.loads(arrays["about"].tobytes())
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}")  # noqa: TRY301 (one translation for all)
         if samples.dtype != SAMPLE:
@@ -189,7 +191,9 @@ def read(file: Path) -> Run:
         KeyError,
         TypeError,
         AttributeError,
+        RuntimeError,
         zipfile.BadZipFile,
+        zlib.error,
     ) as error:
         raise UsageError(
             f"{file} is no run that can be read: {error}",

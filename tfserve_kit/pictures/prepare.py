@@ -1,6 +1,7 @@
 """Pictures become the input of a model, as its signature and its preprocessing note ask."""
 
 import base64
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,23 @@ def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float
     return values
 
 
+# No message holds more.
+MAX_FILE_BYTES = 1 << 30
+
+
 def read_file(path: Path) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        InvalidRequest: it cannot be read.
+        InvalidRequest: it cannot be read, or is too large for a request.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size  # 0 of what is no file, such as a pipe
+            data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
+        raise InvalidRequest(text, remedy="send it in several files")
+    return data

@@ -97,7 +97,8 @@ def _outcome(url: str, ends_s: float, most: int) -> bytes | InvalidRequest:
     try:
         with requests.Session() as session:
             # Else it would read the whole body of what redirects, however long that is.
-            session.get_redirect_target = lambda _: None  # type: ignore[method-assign]
+            loose: Any = session
+            loose.get_redirect_target = lambda _: None
             return _followed(session, url, ends_s, most)
     except InvalidRequest as error:
         return error
