@@ -226,6 +226,7 @@ def _subject(
     timeout_s: float,
 ) -> "Subject":
     from tfserve_kit.clients.classifier import choose_signature
+    from tfserve_kit.evaluation import own_names
     from tfserve_kit.evaluation.classes import Classes
     from tfserve_kit.evaluation.subjects import Subject
     from tfserve_kit.graphscan.pictures import PictureGraph
@@ -237,7 +238,8 @@ def _subject(
     if version_dir:
         asked = replace(asked, note=Preprocessing.read(version_dir))
     model = PictureModel(chosen, asked, PictureGraph(version_dir, chosen.name), ready=dataset.ready)
-    classes = Classes.of(dataset, asked.labels, judging[0])
+    labels = asked.labels or own_names.ask(client, target, model, dataset, timeout_s)
+    classes = Classes.of(dataset, labels, judging[0])
     classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
     return Subject(
         f"label {target.label}" if target.label else f"version {found.version}",

@@ -69,6 +69,11 @@ class Classes:
         return self._labels or self._sorted or ()
 
     @property
+    def labels(self) -> Labels | None:
+        """The names of the model's classes; None where they are not known."""
+        return self._labels
+
+    @property
     def is_guessed(self) -> bool:
         """Whether classes were numbered by sorting their names."""
         return self._sorted is not None

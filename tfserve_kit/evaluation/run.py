@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
+from tfserve_kit.evaluation import own_names
 from tfserve_kit.evaluation.examples import Content, Dataset, Example
 from tfserve_kit.evaluation.scores import are_probabilities, rank_of
 from tfserve_kit.evaluation.subjects import Subject
@@ -324,6 +325,7 @@ class _Work:
         try:
             answer = self._client.predict(subject.target, inputs, timeout_s=self._sending.timeout_s)
             scores, _ = subject.model.scores(answer.outputs, len(sent), str(subject.target))
+            own_names.require_same(subject, answer.outputs, scores.shape)
             scores = scores[: len(rows)]
         except RequestError as error:
             if isinstance(error, InvalidRequest) and len(rows) > 1:
