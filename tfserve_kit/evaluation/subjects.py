@@ -42,7 +42,20 @@ class Subject:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a threshold for more than two classes, as far as the signature tells them."""
+        """Refuse what cannot be evaluated so, as far as the signature tells it.
+
+        Raises:
+            UsageError: the model gives no scores of classes, or there is a threshold for more than
+                two.
+        """
+        if self.model.head.kind != "scores":
+            what = {"class": "a class without scores", "detections": "objects"}
+            raise UsageError(
+                f"{self.target} answers with {what[self.model.head.kind]}, and what is evaluated "
+                "are scores of classes",
+                remedy="choose an output with scores by --output, or a signature by --signature; "
+                "`tfkit metadata` lists them",
+            )
         if self.model.classes is not None:
             self._require_two(self.model.classes)
 

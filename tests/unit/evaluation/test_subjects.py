@@ -123,3 +123,18 @@ class TestPictures:
 def test_fixed_batch_is_the_first_size():
     spec = tensor("float", (8, 4))
     assert subject(spec).fixed_batch == 8
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"classes": tensor("int64", (None,))}, "a class without scores"),
+        ({"boxes": tensor("float", (None, 9, 4)), "scores": tensor("float", (None, 9)),
+          "classes": tensor("float", (None, 9))}, "objects"),
+    ],
+)  # fmt: skip
+def test_a_model_without_scores_of_classes_is_refused_before_anything_is_sent(outputs, said):
+    model = PictureModel(signature(**outputs), Asked(), ready=True)
+    with pytest.raises(UsageError, match=said) as caught:
+        Subject("version 1", Target("m"), 1, model, Classes(None, ()))
+    assert "--output" in caught.value.remedy
