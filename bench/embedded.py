@@ -136,6 +136,7 @@ def _json(dtype: type[np.generic], scratch: Path) -> Iterator[Sides]:
     try:
         import orjson
 
+        from tfserve_kit.embedded.call import Call
         from tfserve_kit.embedded.json_request import PredictBody
     except ImportError as error:
         raise Unavailable(str(error)) from error
@@ -146,9 +147,10 @@ def _json(dtype: type[np.generic], scratch: Path) -> Iterator[Sides]:
     def usual(read: Callable[[bytes], Any]) -> object:
         return np.array(read(body)["instances"], np.float32)
 
+    account = Call.unbounded().account
     yield Sides(
         _timed(lambda: usual(orjson.loads)),
-        _timed(lambda: PredictBody(body, lambda _: info)),
+        _timed(lambda: PredictBody(body, lambda _: info, account)),
         {"json + numpy": _timed(lambda: usual(json.loads))},
         {"body": f"{len(body):,} bytes"},
     )

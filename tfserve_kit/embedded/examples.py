@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_request
+from tfserve_kit.embedded.json_text import echo
+from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import ServingError, invalid
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
 
-def from_input(message: Any) -> NDArray[Any]:
+def from_input(message: Any, account: Account) -> NDArray[Any]:
     """Return the examples of an Input message, the context merged into each.
+
+    Args:
+        message: the Input.
+        account: charged with what merging makes of them.
 
     Returns:
         object [examples] of serialized tf.Example.
@@ -29,13 +35,19 @@ def from_input(message: Any) -> NDArray[Any]:
     """
     if message.WhichOneof("kind") == "example_list_with_context":
         return _merged(
-            message.example_list_with_context.examples, message.example_list_with_context.context
+            message.example_list_with_context.examples,
+            message.example_list_with_context.context,
+            account,
         )
-    return _merged(message.example_list.examples, None)
+    return _merged(message.example_list.examples, None, account)
 
 
-def from_json(document: Mapping[str, Any]) -> NDArray[Any]:
+def from_json(document: Mapping[str, Any], account: Account) -> NDArray[Any]:
     """Return the examples of a REST body: `examples`, and `context` for features of all.
+
+    Args:
+        document: the parsed body.
+        account: charged with what merging makes of them.
 
     Returns:
         object [examples] of serialized tf.Example.
@@ -45,29 +57,28 @@ def from_json(document: Mapping[str, Any]) -> NDArray[Any]:
     """
     if "examples" not in document:
         raise invalid(
-            f"JSON Value: {json_request.echo(document)} When method is classify, key 'examples' is "
+            f"JSON Value: {echo(document)} When method is classify, key 'examples' is "
             "expected and was not found"
         )
     rows = document["examples"]
     if not isinstance(rows, list):
         raise invalid(
-            f"JSON Value: {json_request.echo(document)} "
-            "Expecting 'examples' value to be an list/array"
+            f"JSON Value: {echo(document)} Expecting 'examples' value to be an list/array"
         )
     if not rows:
-        raise invalid(
-            f"JSON Value: {json_request.echo(document)} 'examples' value is an empty array"
-        )
+        raise invalid(f"JSON Value: {echo(document)} 'examples' value is an empty array")
     context = _example(document["context"]) if "context" in document else None
-    return _merged([_example(row) for row in rows], context)
+    return _merged([_example(row) for row in rows], context, account)
 
 
-def _merged(examples: Sequence[Any], context: Any) -> NDArray[Any]:
+def _merged(examples: Sequence[Any], context: Any, account: Account) -> NDArray[Any]:
     if not len(examples):
         raise invalid("Input is empty.")
     if context is not None and len(examples) * context.ByteSize() > MAX_FILLED_BYTES:
         raise invalid(f"The context is too large to be merged into {len(examples)} examples")
     # One message behind another is both merged; of two features of a name the later one counts.
+    if context is not None:
+        account.take(len(examples) * context.ByteSize(), "the context of each example")
     start = b"" if context is None else context.SerializeToString()
     array = np.empty(len(examples), object)
     for index, example in enumerate(examples):
@@ -86,7 +97,7 @@ def _example(value: Any) -> Any:
             for element in content if isinstance(content, list) else [content]:
                 _add(feature, name, element)
         except ValueError as error:  # text that is no Unicode, or a number beyond 64 bits
-            raise invalid(f"Feature: {json_request.echo(name)} cannot be stored") from error
+            raise invalid(f"Feature: {echo(name)} cannot be stored") from error
     return example
 
 

@@ -4,7 +4,6 @@ Source: tensorflow_serving/model_servers/prediction_service_impl.cc, model_servi
 tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import examples
+from tfserve_kit.embedded import claims, examples
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import (
     Classified,
@@ -23,13 +22,13 @@ from tfserve_kit.embedded.handlers import (
     ModelRef,
     Regressed,
 )
+from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import status_message
-from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.status import Code, encoded, invalid, told
 from tfserve_kit.tensors import from_proto, predict_response
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
-
-_log = logging.getLogger(__name__)
 
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -95,21 +94,22 @@ class GrpcSurface:
         if method is None or method.path != path or name not in self._methods:
             return Answer(Code.UNIMPLEMENTED)
         started_ns = time.perf_counter_ns()
+        call = call or Call.unbounded()
+        held_bytes, model = call.account.held_bytes, ""
         try:
+            call.account.take(claims.of_message(name, request), "the message")
             message = protos.message_class(method.request).FromString(request)
+            if name in _COUNTED:
+                model = message.model_spec.name
+            answer = Answer(body=self._methods[name](message, call))
         except protos.DecodeError:
+            call.account.keep(held_bytes)
             return Answer(Code.INTERNAL)
-        try:
-            response = self._methods[name](message, call or Call.unbounded())
-            encoded = response if isinstance(response, bytes) else response.SerializeToString()
-            answer = Answer(body=encoded)
-        except ServingError as error:
-            answer = Answer(error.code, error.message)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
-            _log.exception("%s failed", path)
-            answer = Answer(Code.INTERNAL, f"{type(error).__name__}: {error}")
+            refusal = told(error, path)
+            answer = Answer(refusal.code, encoded(refusal.message).decode("utf-8", "replace"))
+        call.account.keep(held_bytes + len(answer.body))
         if name in _COUNTED:
-            model = message.model_spec.name
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
@@ -118,14 +118,16 @@ class GrpcSurface:
         result = self._handlers.predict(
             model,
             request.model_spec.signature_name,
-            predict_inputs(request),
+            predict_inputs(request, call.account),
             request.output_filter,
             call=call,
         )
         spec = _encoded_spec(model.name, result.version, result.signature)
+        outputs = result.outputs.values()
+        call.account.take(claims.of_answer(outputs, as_text=not self._as_content), "the answer")
         return predict_response(result.outputs, spec, as_content=self._as_content)
 
-    def _metadata(self, request: Any, call: Call) -> Any:
+    def _metadata(self, request: Any, call: Call) -> bytes:
         del call
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -139,19 +141,19 @@ class GrpcSurface:
         response.model_spec.version.value = found.version
         signatures = protos.SignatureDefMap(signature_def=found.signatures)
         response.metadata["signature_def"].Pack(signatures)
-        return response
+        return _serialized(response)
 
-    def _status(self, request: Any, call: Call) -> Any:
+    def _status(self, request: Any, call: Call) -> bytes:
         del call
         response = protos.GetModelStatusResponse()
         for status in self._handlers.status(_model(request.model_spec)):
             response.model_version_status.append(status_message(status))
-        return response
+        return _serialized(response)
 
-    def _classify(self, request: Any, call: Call) -> Any:
+    def _classify(self, request: Any, call: Call) -> bytes:
         return self._infer(request, call, self._handlers.classify, protos.ClassificationResponse())
 
-    def _regress(self, request: Any, call: Call) -> Any:
+    def _regress(self, request: Any, call: Call) -> bytes:
         return self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
 
     def _infer(
@@ -160,15 +162,15 @@ class GrpcSurface:
         call: Call,
         handler: Callable[..., Classified | Regressed],
         response: Any,
-    ) -> Any:
+    ) -> bytes:
         model = _model(request.model_spec, unnamed=_UNNAMED)
-        rows = examples.from_input(request.input)
+        rows = examples.from_input(request.input, call.account)
         found = handler(model, request.model_spec.signature_name, rows, call=call)
         _fill_spec(response.model_spec, model, found)
         _fill_result(response.result, found)
-        return response
+        return _serialized(response)
 
-    def _multi_inference(self, request: Any, call: Call) -> Any:
+    def _multi_inference(self, request: Any, call: Call) -> bytes:
         if not (request.tasks and request.tasks[0].model_spec.name):
             raise invalid(_UNNAMED)
         tasks = [
@@ -176,7 +178,7 @@ class GrpcSurface:
             for task in request.tasks
         ]
         results = self._handlers.multi_inference(
-            tasks, lambda: examples.from_input(request.input), call=call
+            tasks, lambda: examples.from_input(request.input, call.account), call=call
         )
         response = protos.MultiInferenceResponse()
         for found in results:
@@ -186,15 +188,20 @@ class GrpcSurface:
             _fill_result(
                 result.classification_result if classified else result.regression_result, found
             )
-        return response
+        return _serialized(response)
 
-    def _reload(self, request: Any, call: Call) -> Any:
+    def _reload(self, request: Any, call: Call) -> bytes:
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid("ServerCore does not support this kind of ModelServerConfig.")
         self._handlers.reload(list(request.config.model_config_list.config), call=call)
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
-        return response
+        return _serialized(response)
+
+
+def _serialized(message: Any) -> bytes:
+    content: bytes = message.SerializeToString()
+    return content
 
 
 @lru_cache(maxsize=64)
@@ -205,17 +212,27 @@ def _encoded_spec(name: str, version: int, signature: str) -> bytes:
     return encoded
 
 
-def predict_inputs(request: Any) -> dict[str, NDArray[Any]]:
+def predict_inputs(request: Any, account: Account) -> dict[str, NDArray[Any]]:
     """Return the inputs of a PredictRequest.
 
+    Args:
+        request: the message.
+        account: charged with what they claim beyond what was sent.
+
     Raises:
-        ServingError: a tensor contradicts itself, or all together claim far more than was sent.
+        ServingError: a tensor contradicts itself, or all together claim far more than was sent, or
+            more than there is room for.
     """
     inputs: dict[str, NDArray[Any]] = {}
     spare_bytes = MAX_FILLED_BYTES
+
+    def fill(size_bytes: int) -> None:
+        if size_bytes > UNCOUNTED_BYTES:
+            account.take(size_bytes, "values that were left out")
+
     for alias, tensor in request.inputs.items():
         try:
-            inputs[alias] = from_proto(tensor)
+            inputs[alias] = from_proto(tensor, fill=fill)
         except ValueError as error:  # a TensorError, or more dimensions than numpy knows
             raise invalid(f"tensor parsing error: {alias}") from error
         spare_bytes -= inputs[alias].nbytes

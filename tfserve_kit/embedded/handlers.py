@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded import calls, inference
+from tfserve_kit.embedded import calls, claims, inference
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.entries import Lease, VersionStatus
 from tfserve_kit.embedded.manager import Manager
@@ -253,6 +253,8 @@ class Handlers:
     ) -> Sequence[NDArray[Any]]:
         started_ns = time.perf_counter_ns()
         values = lease.servable.run(feeds, fetches, call=call)
+        if call:
+            call.account.take(claims.of_arrays(values), "the outputs")
         labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
         self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
         return values

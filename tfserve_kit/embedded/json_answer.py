@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.status import Code, ServingError, encoded, invalid
 from tfserve_kit.tensors import dtypes
 
 _INDENT = "    "
@@ -159,7 +159,8 @@ def _base64_object(item: bytes, indent: str) -> bytes:
 
 def error(message: str) -> bytes:
     """Print an error."""
-    return b'{\n    "error": ' + _quoted(message.encode("utf-8", "surrogateescape")) + b"\n}"
+    text = encoded(message, errors="surrogateescape")  # what was no UTF-8 goes back as it came
+    return b'{\n    "error": ' + _quoted(text) + b"\n}"
 
 
 def classifications(examples: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:

@@ -6,18 +6,16 @@ so that parse errors and echoed values are the same.
 
 import base64
 import binascii
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import rapidjson
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded import json_bulk
-from tfserve_kit.embedded.json_number import double_text
+from tfserve_kit.embedded import claims, json_bulk
+from tfserve_kit.embedded.json_text import echo, parse_object
+from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
@@ -30,29 +28,6 @@ InputInfo = Callable[[str], Mapping[str, Any]]
 # Integers that wrap around instead of being refused.
 _WRAPPING = frozenset({"uint8", "int8", "int16"})
 _READABLE = _WRAPPING | {"float", "double", "int32", "int64", "uint32", "uint64", "bool", "string"}
-_MAX_ECHO_BYTES = 256
-
-
-class _Decoder(rapidjson.Decoder):
-    """Keeps the first of two members with one key, as a search in RapidJSON's document does."""
-
-    def start_object(self) -> list[tuple[str, Any]]:
-        """Collect the members of an object as pairs."""
-        return []
-
-    def end_object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Turn the pairs into the object."""
-        return _first_wins(pairs)
-
-
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        members |= reversed(pairs)
-    return members
-
-
-_decode = _Decoder(number_mode=rapidjson.NM_NAN | rapidjson.NM_NATIVE)
 
 
 class PredictBody:
@@ -62,14 +37,21 @@ class PredictBody:
         signature: name of the signature, as sent or the default.
         row_format: whether it came as `instances`, which decides the answer's layout.
         inputs: array per input alias.
+
+    Raises:
+        ServingError: the body is no request, or becomes too large for the account.
     """
 
-    def __init__(self, body: bytes, info: InputInfo) -> None:
-        bulk = json_bulk.read(body, info) if len(body) >= json_bulk.LEAST_BYTES else None
-        if bulk is not None:
-            self.signature, self.row_format, self.inputs = bulk
-            return
-        document = parse_object(body)
+    def __init__(self, body: bytes, info: InputInfo, account: Account) -> None:
+        if len(body) >= json_bulk.LEAST_BYTES:
+            cost_bytes = claims.of_json_numbers(body)
+            account.take(cost_bytes, "the JSON as numbers")
+            bulk = json_bulk.read(body, info)
+            if bulk is not None:
+                self.signature, self.row_format, self.inputs = bulk
+                return
+            account.give(cost_bytes)
+        document = parse_object(body, account)
         self.signature = signature_name(document)
         self.row_format = "instances" in document
         self.inputs = _inputs(document, info(self.signature), self.signature)
@@ -87,45 +69,6 @@ def _inputs(
     if "inputs" in document:
         return _columns(document["inputs"], inputs)
     raise invalid("Missing 'inputs' or 'instances' key")
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a request body.
-
-    Raises:
-        ServingError: it is no JSON, or no object.
-    """
-    try:
-        document = _parse(body.removeprefix(b"\xef\xbb\xbf"))
-    except RecursionError as error:
-        raise invalid("JSON Parse error: lists or objects are nested too deeply") from error
-    if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {echo(document)} Is not object")
-    return document
-
-
-def _parse(body: bytes) -> Any:
-    if not body:
-        raise invalid("JSON Parse error: The document is empty")
-    try:
-        return _decode(body)
-    except UnicodeDecodeError:
-        return _parse_bytes(body)
-    except rapidjson.JSONDecodeError as error:
-        where, _, reason = str(error).removeprefix("Parse error at offset ").partition(": ")
-        if reason.startswith("The document root must not be followed"):
-            return _parse(body[: int(where)])
-        raise invalid(f"JSON Parse error: {reason} at offset: {where}") from error
-
-
-def _parse_bytes(body: bytes) -> Any:
-    """Parse a body whose strings are no UTF-8, which the official server lets pass."""
-    text = body.decode("utf-8", "surrogateescape")
-    try:
-        return json.loads(text, object_pairs_hook=_first_wins)
-    except ValueError as error:  # a JSONDecodeError, or digits by the thousand
-        where = getattr(error, "pos", 0)
-        raise invalid(f"JSON Parse error: Invalid value. at offset: {where}") from error
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
@@ -359,42 +302,12 @@ def _is_named(row: Any) -> bool:
 
 
 def _dtype(info: Any) -> DType:
-    return dtypes.by_number(info.dtype)
+    try:
+        return dtypes.by_number(info.dtype)
+    except KeyError:
+        text = f"No JSON Value can be converted to the type {info.dtype} of {info.name}"
+        raise ServingError(Code.UNIMPLEMENTED, text) from None
 
 
 def _axes(shape: tuple[int, ...]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
-
-
-def echo(value: Any) -> str:
-    """Print a JSON value as error texts quote it: a string whole, else at most 256 bytes."""
-    try:
-        text: str = rapidjson.dumps(
-            _printable(value, iter(range(_MAX_ECHO_BYTES))),
-            indent=4,
-            write_mode=rapidjson.WM_SINGLE_LINE_ARRAY,
-            ensure_ascii=False,
-            number_mode=rapidjson.NM_NATIVE,
-        )
-    except (ValueError, OverflowError):
-        return ""  # NaN and infinity cannot be printed
-    if isinstance(value, str):
-        return text
-    return text.encode()[:_MAX_ECHO_BYTES].decode("utf-8", "surrogateescape")
-
-
-def _printable(value: Any, room: Iterator[int]) -> Any:
-    """Return a JSON value with its doubles as they are to be printed; refuses NaN and infinity.
-
-    What comes after `room` items is left out: each prints at least a byte, and the text is cut.
-    """
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(value)
-        return rapidjson.RawJSON(double_text(value))
-    if isinstance(value, list):
-        return [_printable(item, room) for item, _ in zip(value, room, strict=False)]
-    if isinstance(value, dict):
-        members = zip(value.items(), room, strict=False)
-        return {key: _printable(item, room) for (key, item), _ in members}
-    return value

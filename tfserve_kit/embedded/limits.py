@@ -37,6 +37,9 @@ LINGER_S = 2.0
 MOST_INFLATED_BYTES = 100_000_000
 MOST_INFLATED_TIMES = 50
 
+# What a request needs besides is not counted up to this; longer texts of errors are cut.
+UNCOUNTED_BYTES = 65_536
+MOST_ERROR_BYTES = 65_536
 # tensorflow's conversion of strings crashes beyond these dimensions; numpy ends at 64.
 MOST_STRING_DIMENSIONS = 32
 MOST_DIMENSIONS = 64

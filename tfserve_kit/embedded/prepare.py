@@ -111,9 +111,10 @@ class PreparingLoader:
 
 def _send(servable: Servable, method: str, request: Any) -> None:
     """Run a stored request; the model it names does not matter."""
-    signatures, run = servable.signatures, partial(servable.run, call=Call.unbounded())
+    signatures, run = servable.signatures, servable.run
+    account = Call.unbounded().account
     if method == "Predict":
-        name, inputs = request.model_spec.signature_name, predict_inputs(request)
+        name, inputs = request.model_spec.signature_name, predict_inputs(request, account)
         calls.predict(signatures, run, name, inputs, request.output_filter)
         return
     if method == "MultiInference":
@@ -122,7 +123,7 @@ def _send(servable: Servable, method: str, request: Any) -> None:
     else:
         name = request.model_spec.signature_name
         tasks = [calls.single(signatures, _KINDS[method], name, check_method=False)]
-    rows = examples.from_input(request.input)
+    rows = examples.from_input(request.input, account)
     for task in tasks:
         infer = calls.classify if task.method_name == inference.CLASSIFY else calls.regress
         infer(run, task, rows)

@@ -4,7 +4,6 @@ Source: tensorflow_serving/model_servers/http_rest_api_handler.cc (routes) and
 http_rest_api_util.cc (status codes).
 """
 
-import logging
 import re
 import time
 from collections.abc import Mapping
@@ -13,16 +12,15 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import examples, json_answer, json_request
+from tfserve_kit.embedded import claims, examples, json_answer, json_request, json_text
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
+from tfserve_kit.embedded.ledger import BudgetExceeded
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.status import Code, ServingError, invalid, told
 from tfserve_kit.embedded.versions import State
 from tfserve_kit.repository.versions import MAX_VERSION
-
-_log = logging.getLogger(__name__)
 
 JSON = {"Content-Type": "application/json"}
 HTML = {"Content-Type": "text/html; charset=ISO-8859-1"}
@@ -123,6 +121,16 @@ class RestSurface:
             body: decoded body.
             call: how long the client will wait, and its account; without limits if left out.
         """
+        call = call or Call.unbounded()
+        held_bytes = call.account.held_bytes
+        try:
+            reply = self._reply(method, target, body, call)
+        except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
+            reply = _failure(told(error, "a REST request"))
+        call.account.keep(held_bytes + len(reply.body))
+        return reply
+
+    def _reply(self, method: str, target: str, body: bytes, call: Call) -> Reply:
         target = re.sub(r"^https?://[^/]*", "", target)
         if re.search(r"%(?![0-9A-Fa-f]{2})", target):
             return page(400)
@@ -135,25 +143,21 @@ class RestSurface:
         if method == "OPTIONS":
             reply = Reply(200 if self._cors else 400, b"", HTML)
         else:
-            reply = self._checked(method, target, body, call or Call.unbounded())
+            reply = self._counted(method, target, body, call)
         return replace(reply, headers={**_CORS, **reply.headers}) if self._cors else reply
 
-    def _checked(self, method: str, target: str, body: bytes, call: Call) -> Reply:
+    def _counted(self, method: str, target: str, body: bytes, call: Call) -> Reply:
         started_ns, code = time.perf_counter_ns(), Code.OK
         found = _ROUTES[method].fullmatch(target) if method in _ROUTES else None
         try:
-            return self._route(method, target, found, body, call)
-        except ServingError as error:
-            code = error.code
-            return _failure(error)
-        except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
-            _log.exception("%s %s failed", method, target)
-            code = Code.INTERNAL
-            return _failure(ServingError(code, f"{type(error).__name__}: {error}"))
-        finally:
-            name = _decoded(found[1]) if found else ""
-            verb = found[4] if found and method == "POST" else ""
-            self._metrics.count_request(name, verb, "REST", code.name, started_ns)
+            reply = self._route(method, target, found, body, call)
+        except Exception as error:  # noqa: BLE001 (a fault of ours counts as well)
+            refusal = told(error, f"{method} {target}")
+            reply, code = _failure(refusal), refusal.code
+        name = _decoded(found[1]) if found else ""
+        verb = found[4] if found and method == "POST" else ""
+        self._metrics.count_request(name, verb, "REST", code.name, started_ns)
+        return reply
 
     def _route(
         self, method: str, target: str, found: re.Match[str] | None, body: bytes, call: Call
@@ -170,9 +174,9 @@ class RestSurface:
     def _infer(self, verb: str, model: ModelRef, body: bytes, call: Call) -> Reply:
         if verb == "predict":
             return self._predict(model, body, call)
-        document = json_request.parse_object(body)
+        document = json_text.parse_object(body, call.account)
         signature = json_request.signature_name(document)
-        rows = examples.from_json(document)
+        rows = examples.from_json(document, call.account)
         if verb == "classify":
             classified = self._handlers.classify(model, signature, rows, call=call)
             return Reply(200, json_answer.classifications(classified.classes))
@@ -181,8 +185,11 @@ class RestSurface:
 
     def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:
         signatures = self._handlers.metadata(model).signatures
-        request = json_request.PredictBody(body, lambda name: _inputs(signatures, name))
+        request = json_request.PredictBody(
+            body, lambda name: _inputs(signatures, name), call.account
+        )
         result = self._handlers.predict(model, request.signature, request.inputs, call=call)
+        call.account.take(claims.of_answer(result.outputs.values(), as_text=True), "the answer")
         return Reply(200, json_answer.predictions(result.outputs, row_format=request.row_format))
 
     def _status(self, model: ModelRef) -> Reply:
@@ -204,6 +211,8 @@ class RestSurface:
 
 def _failure(error: ServingError) -> Reply:
     body = json_answer.error(error.message) if error.message else b""
+    if isinstance(error, BudgetExceeded):
+        return Reply(503 if error.is_passing else 413, body)
     return Reply(_HTTP_STATUS.get(error.code, 500), body)
 
 

@@ -3,7 +3,12 @@
 Source: absl/status/status.h; the numbers are also gRPC's.
 """
 
+import logging
 from enum import IntEnum
+
+from tfserve_kit.embedded.limits import MOST_ERROR_BYTES
+
+_log = logging.getLogger(__name__)
 
 
 class Code(IntEnum):
@@ -50,6 +55,42 @@ class CheckFailed(ServingError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Code.INVALID_ARGUMENT, message)
+
+
+def told(error: Exception, what: str) -> ServingError:
+    """Return an exception as what a client is told; a fault of ours goes to the log.
+
+    Never raises, whatever the exception's own text does.
+
+    Args:
+        error: what was caught.
+        what: what failed, for the log.
+    """
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, MemoryError):
+        return ServingError(Code.RESOURCE_EXHAUSTED, "Out of memory")
+    _log.error("%s failed", what, exc_info=error)
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 (its text is a fault by itself)
+        text = type(error).__name__
+    return ServingError(Code.INTERNAL, text)
+
+
+def encoded(text: str, *, errors: str = "replace") -> bytes:
+    """Return an error's text as UTF-8 of bounded length; halves of characters do not matter.
+
+    Args:
+        text: any text.
+        errors: what becomes of what is no Unicode, if it can be: see `str.encode`.
+    """
+    text = text[:MOST_ERROR_BYTES]
+    try:
+        content = text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        content = text.encode("utf-8", "replace")
+    return content[:MOST_ERROR_BYTES]
 
 
 def invalid(message: str) -> ServingError:

@@ -6,7 +6,7 @@ values.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,16 @@ MAX_RANK = 254
 MAX_FILLED_BYTES = 1 << 30
 # Nor may a tensor without elements be a list of more empty ones than this.
 MAX_EMPTY_ROWS = 1 << 20
+
+
+# A string within tensorflow, besides its bytes, and the reference to it.
+_STRING_BYTES = 32
+
+Fill = Callable[[int], None]
+
+
+def _freely(size_bytes: int) -> None:
+    """Let any number of bytes be filled in."""
 
 
 class TensorError(ValueError):
@@ -51,13 +61,15 @@ def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     return proto
 
 
-def from_proto(proto: Any, *, whole: bool = False) -> NDArray[Any]:
+def from_proto(proto: Any, *, whole: bool = False, fill: Fill = _freely) -> NDArray[Any]:
     """Return the array a TensorProto holds.
 
     Args:
         proto: the message.
         whole: refuse a tensor that claims more elements than were sent; a server never leaves
             values of an answer out.
+        fill: told how many bytes are filled in for values that were left out, before they are; may
+            raise.
 
     Returns:
         An array of the message's shape; strings as an object array of bytes; bfloat16 as float32
@@ -75,7 +87,7 @@ def from_proto(proto: Any, *, whole: bool = False) -> NDArray[Any]:
     except KeyError:
         raise TensorError(f"cannot read a tensor of DataType {proto.dtype}") from None
     if dtype is dtypes.STRING:
-        return _shaped(_strings_from(proto, count, whole=whole), shape)
+        return _shaped(_strings_from(proto, count, fill, whole=whole), shape)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
     if proto.tensor_content:
         if len(proto.tensor_content) != count * storage.itemsize:
@@ -87,7 +99,7 @@ def from_proto(proto: Any, *, whole: bool = False) -> NDArray[Any]:
             storage, copy=False
         )
     else:
-        flat = _filled(_typed(proto, dtype, storage), count, storage, whole=whole)
+        flat = _filled(_typed(proto, dtype, storage), count, fill, whole=whole)
     return _shaped(_widen(flat) if dtype.numpy is None else flat, shape)
 
 
@@ -155,24 +167,26 @@ def _require_few_rows(shape: tuple[int, ...]) -> None:
         raise TensorError(f"a tensor without elements of the shape {list(shape)[:8]}")
 
 
-def _filled(
-    values: NDArray[Any], count: int, storage: np.dtype[Any], *, whole: bool
-) -> NDArray[Any]:
+def _filled(values: NDArray[Any], count: int, fill: Fill, *, whole: bool) -> NDArray[Any]:
     if len(values) >= count:
         return values[:count]
-    if whole or count * storage.itemsize > MAX_FILLED_BYTES:
+    if whole or count * values.itemsize > MAX_FILLED_BYTES:
         raise TensorError(f"{count} elements, of which only {len(values)} were sent")
+    fill(count * values.itemsize)
     return _tailed(values, count, 0)
 
 
-def _strings_from(proto: Any, count: int, *, whole: bool) -> NDArray[Any]:
+def _strings_from(proto: Any, count: int, fill: Fill, *, whole: bool) -> NDArray[Any]:
     items = list(_content_strings(proto.tensor_content, count) or proto.string_val)[:count]
     missing = count - len(items)
     if (whole and missing) or missing * 8 > MAX_FILLED_BYTES:
         raise TensorError(f"{count} strings, of which only {len(items)} were sent")
     array = np.empty(len(items), object)
     array[:] = items
-    return array if len(items) == count else _tailed(array, count, b"")
+    if not missing:
+        return array
+    fill(count * (_STRING_BYTES + len(items[-1] if items else b"")))
+    return _tailed(array, count, b"")
 
 
 def _tailed(values: NDArray[Any], count: int, empty: Any) -> NDArray[Any]:

@@ -6,7 +6,10 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import examples
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.status import Code, ServingError
+
+ACCOUNT = Call.unbounded().account
 
 
 def features(serialized):
@@ -32,7 +35,7 @@ def example(**floats):
 
 def refusal(call, argument):
     with pytest.raises(ServingError) as caught:
-        call(argument)
+        call(argument, ACCOUNT)
     assert caught.value.code is Code.INVALID_ARGUMENT
     return caught.value.message
 
@@ -42,7 +45,8 @@ def refusal(call, argument):
 
 def test_examples_of_a_list_come_in_order():
     found = examples.from_input(
-        message(f"example_list {{ examples {example(a=1)} examples {example(b=2)} }}")
+        message(f"example_list {{ examples {example(a=1)} examples {example(b=2)} }}"),
+        ACCOUNT,
     )
     assert found.dtype == object
     assert [features(each) for each in found] == [
@@ -56,7 +60,8 @@ def test_context_is_merged_into_each_example_which_wins():
         message(
             f"example_list_with_context {{ examples {example(a=1)} examples {example(b=2, c=3)} "
             f"context {example(a=9, b=9)} }}"
-        )
+        ),
+        ACCOUNT,
     )
     assert [features(each) for each in found] == [
         {"a": ("float_list", [1]), "b": ("float_list", [9])},
@@ -100,13 +105,13 @@ def test_input_without_examples_is_refused(text):
     ],
 )
 def test_json_value_becomes_a_feature_of_its_kind(value, expected):
-    (found,) = examples.from_json({"examples": [{"x": value}]})
+    (found,) = examples.from_json({"examples": [{"x": value}]}, ACCOUNT)
     assert features(found) == {"x": expected}
 
 
 def test_json_context_is_merged_into_each_example_which_wins():
     document = {"context": {"a": 9, "b": 9}, "examples": [{"a": 1}, {}]}
-    assert [features(each) for each in examples.from_json(document)] == [
+    assert [features(each) for each in examples.from_json(document, ACCOUNT)] == [
         {"a": ("int64_list", [1]), "b": ("int64_list", [9])},
         {"a": ("int64_list", [9]), "b": ("int64_list", [9])},
     ]

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_bulk
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.json_request import PredictBody
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import dtypes
 
+ACCOUNT = Call.unbounded().account
 DTYPES = ["float", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"]
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -26,7 +28,7 @@ def general(body, info):
     """What the parser says that is responsible for everything else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_bulk, "LEAST_BYTES", len(body) + 1)
-        return PredictBody(body, info)
+        return PredictBody(body, info, ACCOUNT)
 
 
 def same(body, dtype):
@@ -145,5 +147,7 @@ def test_large_requests_take_the_fast_way_and_the_parser_serves_again():
     body = json.dumps({"instances": array.tolist()}).encode()
     for _ in range(3):
         kept = json_bulk.read(body, info_of("float")).inputs["x"]  # alive while the next is read
-        np.testing.assert_array_equal(PredictBody(body, info_of("float")).inputs["x"], array)
+        np.testing.assert_array_equal(
+            PredictBody(body, info_of("float"), ACCOUNT).inputs["x"], array
+        )
     np.testing.assert_array_equal(kept, array)

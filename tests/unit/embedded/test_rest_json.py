@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_answer, json_request
+from tfserve_kit.embedded import json_answer, json_text
+from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.json_request import PredictBody
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import dtypes
 
+ACCOUNT = Call.unbounded().account
 DATA = Path(__file__).parents[2] / "data"
 GROUPS = {"rest-predict", "rest-numbers", "rest-dtypes", "rest-strings"}
 
@@ -101,7 +103,7 @@ def test_recorded_request_gets_the_recorded_answer(model, request_, response):
     known = signatures(model)
     expected = body_of(response)
     try:
-        body = PredictBody(body_of(request_), lambda name: known[name].inputs)
+        body = PredictBody(body_of(request_), lambda name: known[name].inputs, ACCOUNT)
         outputs = in_recorded_order(computed(model, body), expected)
         answer = json_answer.predictions(outputs, row_format=body.row_format)
         failed = False
@@ -124,7 +126,7 @@ def info(**types):
 
 def parse(document, **types):
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return PredictBody(text, info(**types or {"x": "float"}))
+    return PredictBody(text, info(**types or {"x": "float"}), ACCOUNT)
 
 
 def refusal(document, **types):
@@ -300,7 +302,7 @@ def test_regular_lists_read_alike_on_the_quick_and_on_the_careful_way(rows):
     ],
 )
 def test_echo_prints_as_rapidjson_and_cuts_all_but_strings(value, expected):
-    assert json_request.echo(value) == expected
+    assert json_text.echo(value) == expected
 
 
 # Answers
