@@ -188,7 +188,9 @@ def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clo
 
 
 def _last_words(handle: ServerHandle, client: Client) -> str:
-    """Return why the first model cannot be asked about, if it cannot."""
+    """Return why the first model cannot be asked about, if it cannot: perhaps it is the TLS."""
+    if not handle.endpoints.grpc.startswith("grpcs:"):
+        return ""
     try:
         client.status(Target(next(iter(handle.models))), timeout_s=_LAST_WORDS_S)
     except (ServerUnreachable, DeadlineExceeded) as error:

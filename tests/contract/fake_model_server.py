@@ -57,7 +57,7 @@ def serve(arguments, life, stop):
             handlers=[handler(status_of(configs, life))],
             options=[("grpc.so_reuseport", 0)],
         )
-        server.add_insecure_port(f"0.0.0.0:{values['port']}")
+        listen(server, f"0.0.0.0:{values['port']}", values["ssl_config_file"])
         rest = socket.create_server(("0.0.0.0", values["rest_api_port"]))
     except (OSError, RuntimeError, protos.TextFormatError) as error:
         say(f"Failed to start server. Error: {error}")
@@ -69,6 +69,24 @@ def serve(arguments, life, stop):
         server.stop(None).wait()
     say("ended as it was told to")
     return 0
+
+
+def listen(server, address, ssl_config_file):
+    """Open a port, with the TLS of an SSLConfig if there is one."""
+    import grpc
+
+    from tfserve_kit import protos
+
+    if not ssl_config_file:
+        server.add_insecure_port(address)
+        return
+    config = protos.from_text("SSLConfig", Path(ssl_config_file).read_text("utf-8"))
+    credentials = grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        config.custom_ca.encode() or None,
+        config.client_verify,
+    )
+    server.add_secure_port(address, credentials)
 
 
 def status_of(configs, life):

@@ -139,6 +139,33 @@ def test_server_that_wants_certificates_gets_them(
     monkeypatch.setenv("TFKIT_STATE_DIR", mine_still)
 
 
+@pytest.mark.parametrize("is_mutual", [False, True])
+def test_native_engine_starts_reloads_and_stops_a_server_with_tls(
+    shell, tfkit, deployed, authority, server_pair, client_pair, fake_binary, is_mutual
+):
+    text = ssl_config(server_pair)
+    client = ""
+    if is_mutual:
+        text = ssl_config(server_pair, custom_ca=authority.own.cert, client_verify=True)
+        client = f'[client]\ncert = "{client_pair.cert}"\nkey = "{client_pair.key}"\n'
+    done = deployed(text, client, "--engine", "native", "--binary", fake_binary())
+    assert done.code == 0, done.err
+    assert done.data["engine"] == "native" and done.data["grpc"].startswith("grpcs://")
+    for arguments in (("status",), ("status", "--url", done.data["grpc"])):
+        assert tfkit(*arguments, "--json").data[0]["state"] == "AVAILABLE"
+    restarted = shell("restart", "tls", "--json")
+    assert restarted.code == 0, restarted.err
+
+
+def test_certificates_of_the_command_line_are_those_of_the_deployment(
+    deployed, authority, server_pair, client_pair, fake_binary
+):
+    text = ssl_config(server_pair, custom_ca=authority.own.cert, client_verify=True)
+    mine = ("--cert", client_pair.cert, "--key", client_pair.key)
+    done = deployed(text, "", "--engine", "native", "--binary", fake_binary(), *mine)
+    assert done.code == 0, done.err
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow
 def test_server_with_tls_is_tuned(shell, deployed, server_pair, tmp_path):

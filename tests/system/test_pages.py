@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import pages
 from tests.system.shell import commands
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -52,3 +53,8 @@ def test_commands_of_the_pages_about_using_a_model_work(shell, page):
     shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
     shell.run(["tfkit", "serve", "--model", "digits=models/digits", "--detach"])
     run_page(shell, page)
+
+
+def test_page_about_tls_leads_from_nothing_to_a_server_that_wants_certificates(shell):
+    shell.run(["tfkit", "push-model", "exported_model", "--model", "digits"])
+    pages.run(DOCS / "tls.md", shell)

@@ -126,9 +126,9 @@ class RestWire:
         """Ask for values; see `Wire.regress`."""
 
         def read(document: Any) -> Regression:
-            return Regression(
-                np.array(list(map(float, document["results"])), np.float32), None, 0.0
-            )
+            with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+                values = np.array(list(map(float, document["results"])), np.float32)
+            return Regression(values, None, 0.0)
 
         body = _examples(target, examples)
         return self._call("POST", _path(target) + ":regress", target, read, body)

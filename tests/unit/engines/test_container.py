@@ -146,6 +146,7 @@ def test_value_that_is_none_is_refused_with_its_place(docker, key):
         ({}, "127.0.0.1", "127.0.0.1"),
         ({"host": "0.0.0.0"}, "0.0.0.0", "127.0.0.1"),
         ({"host": "10.1.2.3"}, "10.1.2.3", "10.1.2.3"),
+        ({"host": "::1"}, "::1", "[::1]"),
     ],
 )
 def test_ports_are_published_on_loopback_unless_the_deployment_says(server, host, called):
@@ -160,6 +161,17 @@ def test_server_inside_listens_where_the_image_says():
     command = plan(flags={"num_load_threads": 2}).container["command"]
     assert {"--port=8500", "--rest_api_port=8501", "--num_load_threads=2"} <= set(command)
     assert f"--model_config_file={CONFIG}/model_config.txt" in command
+
+
+def test_file_that_a_flag_names_is_mounted_and_grpc_has_tls(tmp_path):
+    file = tmp_path / "ssl.txt"
+    file.write_text("")
+    flags = {"ssl_config_file": str(file), "platform_config_file": "/in/the/image.txt"}
+    made = plan(flags=flags)
+    sources = [each["Source"] for each in made.container["mounts"]]
+    assert str(file) in sources and "/in/the/image.txt" not in sources
+    assert made.endpoints.grpc.startswith("grpcs://")
+    assert made.endpoints.rest.startswith("http://")
 
 
 @pytest.mark.parametrize(
