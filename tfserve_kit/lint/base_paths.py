@@ -4,19 +4,16 @@ Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.
 is named.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from tfserve_kit.errors import Problem
-from tfserve_kit.lint.facts import Base, Facts
+from tfserve_kit.lint.facts import Facts
 from tfserve_kit.lint.findings import Rule, Severity
 from tfserve_kit.repository import parse_version
-from tfserve_kit.repository.versions import HIDDEN_PREFIX
-from tfserve_kit.savedmodel import GRAPH_FILE, GRAPH_FILES, graph_file
-
-# Folders named so were probably meant as versions: v1, 1.0, 1e3, version-2, 3.tmp
-_LIKE_A_VERSION = re.compile(r"(v|version)?[-_. ]?[0-9].*", re.IGNORECASE)
+from tfserve_kit.repository.surroundings import like_a_version, look_around, renamed
+from tfserve_kit.savedmodel import GRAPH_FILE
 
 
 def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
@@ -31,9 +28,13 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
             remedy = "give the folder that holds one folder per version"
         elif isinstance(error, PermissionError):
             remedy = "let the server's user read and enter it"
-        yield Problem(
-            f"models.{name}.base_path", f"{path} cannot be read ({error.strerror})", remedy
-        )
+        text = f"{path} cannot be read ({error.strerror})"
+        found = look_around(Path(path))
+        if found and isinstance(error, NotADirectoryError):
+            text, remedy = f"{text}: it {found.what}", found.serve
+        elif found:
+            remedy = f"{found.serve} or {remedy}"
+        yield Problem(f"models.{name}.base_path", text, remedy)
 
 
 def _no_version(facts: Facts) -> Iterator[Problem]:
@@ -42,10 +43,10 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
         path = base.model.base_path
         if base.versions:
             continue
-        remedy = f"tfkit push-model SAVED_MODEL --to {path}"
-        if any(child.name in GRAPH_FILES for child in base.children):
-            remedy = f"it is a SavedModel itself: tfkit push-model {path} --to BASE_PATH"
-        yield Problem(f"{base.place}.base_path", f"{path} holds no version", remedy)
+        text, remedy = f"{path} holds no version", f"tfkit push-model SAVED_MODEL --to {path}"
+        if found := look_around(Path(path)):
+            text, remedy = f"{text}: it {found.what}", found.serve
+        yield Problem(f"{base.place}.base_path", text, remedy)
 
 
 def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
@@ -60,22 +61,13 @@ def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
 def _name_is_no_version(facts: Facts) -> Iterator[Problem]:
     """Whatever absl::SimpleAtoi does not take for an int64 is passed over without a word."""
     for base in facts.bases:
-        names = [repr(name) for name in _meant_as_versions(base)]
-        if names:
-            text = f"{', '.join(names)} in {base.model.base_path} will never be loaded"
-            remedy = "name versions with whole numbers below 2^63, such as 1"
+        meant = [child for child in base.children if like_a_version(child)]
+        if meant:
+            names = ", ".join(repr(child.name) for child in meant)
+            text = f"{names} in {base.model.base_path} will never be loaded"
+            command = renamed(meant[0], frozenset(child.name for child in base.children))
+            remedy = f"name versions with whole numbers below 2^63, such as 1: {command}"
             yield Problem(f"{base.place}.base_path", text, remedy)
-
-
-def _meant_as_versions(base: Base) -> list[str]:
-    return [
-        child.name
-        for child in base.children
-        if parse_version(child.name) is None
-        and not child.name.startswith(HIDDEN_PREFIX)
-        and child.is_dir()
-        and (_LIKE_A_VERSION.fullmatch(child.name) or graph_file(child))
-    ]
 
 
 def _odd_version_name(facts: Facts) -> Iterator[Problem]:

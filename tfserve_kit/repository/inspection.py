@@ -11,6 +11,7 @@ from tfserve_kit.graphscan import Facts, Scan
 from tfserve_kit.repository import gate as gates
 from tfserve_kit.repository.compatibility import Change, changes
 from tfserve_kit.repository.gate import Gate, Verdict
+from tfserve_kit.repository.surroundings import look_around
 from tfserve_kit.repository.versions import scan
 from tfserve_kit.savedmodel import GRAPH_FILE, Signature
 
@@ -93,6 +94,9 @@ def find(place: Path) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot read {place}: {reason}", remedy=remedy) from error
+    if not versions and (found := look_around(place)):
+        text = f"{place} holds no {GRAPH_FILE} and no version: it {found.what}"
+        raise UsageError(text, remedy=found.push or found.serve)
     if not versions:
         raise UsageError(f"{place} holds no {GRAPH_FILE} and no version", remedy=remedy)
     return versions[-1].path

@@ -15,6 +15,7 @@ from tfserve_kit.repository.downloads import download
 from tfserve_kit.repository.intake import Intake, Limits
 from tfserve_kit.repository.manifest import Files
 from tfserve_kit.repository.object_store import Store
+from tfserve_kit.repository.surroundings import look_around
 
 T = TypeVar("T")
 
@@ -106,7 +107,13 @@ class Source:
     def _from_directory(self, path: Path, folder: Path, tag: str, progress: Progress) -> Fetched:
         self._require_no_checksum()
         progress.step(f"checking {path}")
-        directory = path / layout.choose(layout.models_in(path), self.version, str(path), progress)
+        models = list(layout.models_in(path))
+        if not models and (found := look_around(path)):
+            raise PushRefused(
+                f"{path} is no complete SavedModel: it {found.what}",
+                remedy=found.push or found.serve,
+            )
+        directory = path / layout.choose(models, self.version, str(path), progress)
         _require_complete(directory, tag)
         _require_apart(directory, folder)
         root = folder / "model"

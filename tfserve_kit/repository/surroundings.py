@@ -1,0 +1,244 @@
+"""What lies where a base path or a SavedModel was expected, and what was probably meant.
+
+Nothing is opened: names tell enough, and a folder may be large.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from tfserve_kit.errors import did_you_mean
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version
+from tfserve_kit.savedmodel import graph_file
+
+_MOST_ENTRIES = 1000
+_SHOWN = 5
+# Folders named so were probably meant as versions: v1, 1.0, 1e3, version-2, 3.tmp
+_LIKE_A_VERSION = re.compile(r"(v|version)?[-_. ]?([0-9]+).*", re.IGNORECASE)
+_KERAS = {".keras", ".h5", ".hdf5"}
+_PACKED = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
+_FOREIGN = {
+    ".onnx": "an ONNX model", ".pt": "a PyTorch model", ".pth": "a PyTorch model",
+    ".safetensors": "weights of another framework", ".mlmodel": "a Core ML model",
+    ".joblib": "a scikit-learn model", ".pkl": "a pickled object", ".gguf": "a GGUF model",
+}  # fmt: skip
+_EXPORT = "model.export(FOLDER), or tf.saved_model.save with signatures"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a place turned out to be.
+
+    Attributes:
+        what: it, as a sentence without a subject: "is version 1 of ...".
+        serve: what to do for a server, which wants a base path.
+        push: what to do for a push, which wants a SavedModel; the same if empty.
+    """
+
+    what: str
+    serve: str
+    push: str = ""
+
+
+def look_around(place: Path) -> Found | None:
+    """Return what a place is that holds no version; None if nothing can be told of it.
+
+    Args:
+        place: what was given as a base path, or as a SavedModel; there or not.
+    """
+    try:
+        if not place.exists():
+            return _missing(place)
+        looks = _ABOVE if not place.is_dir() or graph_file(place) else (*_ABOVE, *_WITHIN)
+        return next(filter(None, (look(place) for look in looks)), None)
+    except OSError:
+        return None
+
+
+def like_a_version(folder: Path) -> bool:
+    """Say whether a folder was probably meant as a version, though no server takes it for one."""
+    if parse_version(folder.name) is not None or folder.name.startswith(HIDDEN_PREFIX):
+        return False
+    named = _LIKE_A_VERSION.fullmatch(folder.name) is not None
+    return folder.is_dir() and (named or graph_file(folder) is not None)
+
+
+def renamed(folder: Path, taken: frozenset[str] = frozenset()) -> str:
+    """Return the command that makes a version of a folder that is like one."""
+    found = _LIKE_A_VERSION.fullmatch(folder.name)
+    number = int(found[2]) if found else 1
+    while str(number) in taken:
+        number += 1
+    return f"mv {_quoted(folder)} {_quoted(folder.parent / str(number))}"
+
+
+def _missing(place: Path) -> Found | None:
+    parent = place.parent
+    names = [each.name for each in _entries(parent)] if parent.is_dir() else []
+    near = did_you_mean(place.name, names)
+    if near.startswith("did you mean"):
+        return Found("is not there", near, near)
+    return None
+
+
+def _model(place: Path) -> Found | None:
+    """Tell a SavedModel, where a base path was expected."""
+    if not place.is_dir() or graph_file(place) is None:
+        return None
+    if parse_version(place.name) is not None:
+        what = f"is version {place.name} of a base path, not the base path"
+        return Found(what, f"give the folder above it: {place.parent}")
+    remedy = f"it is a SavedModel itself: tfkit push-model {_quoted(place)} --to BASE_PATH"
+    return Found("is a SavedModel, not the folder above its versions", remedy)
+
+
+def _inside_a_model(place: Path) -> Found | None:
+    """Tell a file or folder of a SavedModel."""
+    for model in islice(place.parents, 3):
+        if graph_file(model) is None:
+            continue
+        what = f"lies within the SavedModel {model}"
+        if parse_version(model.name) is not None:
+            return Found(what, f"give the base path: {model.parent}", f"give {model}")
+        command = f"tfkit push-model {_quoted(model)} --to BASE_PATH"
+        return Found(what, command, f"give {model}")
+    return None
+
+
+def _single_file(place: Path) -> Found | None:
+    """Tell a model in another format, given by itself."""
+    if place.is_dir():
+        return None
+    if found := _formats(place, [place]):
+        return replace(found, what=found.what.replace("holds", "is", 1))
+    return Found("is a file", "give the folder that holds one folder per version")
+
+
+def _named_otherwise(place: Path) -> Found | None:
+    """Tell versions whose names are no numbers."""
+    folders = [each for each in _entries(place) if each.is_dir() and like_a_version(each)]
+    models = [each for each in folders if graph_file(each)]
+    if not models:
+        return None
+    if all(_LIKE_A_VERSION.fullmatch(each.name) is None for each in models):
+        listed = ", ".join(str(each) for each in models[:_SHOWN])
+        what = f"holds SavedModels, but no numbered versions: {listed}"
+        return Found(what, f"tfkit push-model {_quoted(models[0])} --to {_quoted(place)}")
+    names = ", ".join(repr(each.name) for each in models[:_SHOWN])
+    what = f"holds {names}, and a version is named with a whole number"
+    return Found(what, renamed(models[0]))
+
+
+def _base_paths(place: Path) -> Found | None:
+    """Tell the folder above several models."""
+    found = [each for each in _entries(place) if each.is_dir() and _holds_versions(each)]
+    if not found:
+        return None
+    named = " ".join(f"--model {each.name}={_quoted(each)}" for each in found[:_SHOWN])
+    what = "holds base paths of models, and is none itself"
+    return Found(what, f"give one of them: {named}", f"give one of them: {found[0]}")
+
+
+def _deeper(place: Path) -> Found | None:
+    """Tell folders that were unpacked into one folder too many."""
+    for folder in _entries(place):
+        if not folder.is_dir():
+            continue
+        for each in _entries(folder):
+            if each.is_dir() and graph_file(each):
+                command = f"tfkit push-model {_quoted(each)} --to BASE_PATH"
+                return Found(f"holds a SavedModel further down: {each}", command, f"give {each}")
+    return None
+
+
+def _other_formats(place: Path) -> Found | None:
+    return _formats(place, list(_entries(place)))
+
+
+def _formats(place: Path, files: list[Path]) -> Found | None:
+    """Tell models that no server reads as they are, by the names of files."""
+    return next(filter(None, (look(place, files) for look in _FORMATS)), None)
+
+
+def _keras(place: Path, files: list[Path]) -> Found | None:
+    for file in files:
+        if file.suffix.lower() in _KERAS:
+            what = f"holds a Keras file, {file.name}, which no server reads"
+            base_path = "BASE_PATH" if file == place else _quoted(place)
+            command = f"tfkit push-model {_quoted(file)} --to {base_path}"
+            return Found(what, command, f"give the file itself: {file}")
+    return None
+
+
+def _checkpoint(_: Path, files: list[Path]) -> Found | None:
+    if not any(file.suffix == ".index" or file.name == "checkpoint" for file in files):
+        return None
+    what = "holds a checkpoint: values of variables, without the graph that uses them"
+    return Found(what, f"load it into the model that wrote it, and export that: {_EXPORT}")
+
+
+def _frozen(_: Path, files: list[Path]) -> Found | None:
+    graphs = [file.name for file in files if file.suffix in {".pb", ".pbtxt"}]
+    if not graphs:
+        return None
+    what = f"holds {graphs[0]}, a graph by itself, as TensorFlow 1 froze them"
+    remedy = "import it (tf.import_graph_def), and export that with signatures: "
+    return Found(what, f"{remedy}tf.compat.v1.saved_model.simple_save")
+
+
+def _lite(place: Path, files: list[Path]) -> Found | None:
+    for file in files:
+        if file.suffix.lower() == ".tflite":
+            what = f"holds {file.name}, a TensorFlow Lite model"
+            remedy = (
+                f"call it {place / '1' / 'model.tflite'}, with prefer_tflite_model = true under "
+                "[server.flags]; or export the model it was made of"
+            )
+            return Found(what, remedy)
+    return None
+
+
+def _packed(_: Path, files: list[Path]) -> Found | None:
+    for file in files:
+        if file.suffix.lower() in _PACKED:
+            command = f"tfkit push-model {_quoted(file)} --to BASE_PATH"
+            return Found(f"holds an archive, {file.name}", command, f"give the file itself: {file}")
+    return None
+
+
+def _foreign(_: Path, files: list[Path]) -> Found | None:
+    for file in files:
+        if kind := _FOREIGN.get(file.suffix.lower()):
+            remedy = "convert it to a SavedModel first; TensorFlow Serving reads nothing else"
+            return Found(f"holds {file.name}, {kind}", remedy)
+    return None
+
+
+def _holds_versions(folder: Path) -> bool:
+    return any(
+        parse_version(each.name) is not None and each.is_dir() and graph_file(each)
+        for each in _entries(folder)
+    )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, in order, but not without end and nothing hidden."""
+    try:
+        found = list(islice(folder.iterdir(), _MOST_ENTRIES))
+    except OSError:
+        return
+    yield from (each for each in sorted(found) if not each.name.startswith("."))
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+_Look = Callable[[Path], Found | None]
+_ABOVE: tuple[_Look, ...] = (_model, _inside_a_model, _single_file)
+_WITHIN: tuple[_Look, ...] = (_named_otherwise, _base_paths, _deeper, _other_formats)
+_FORMATS = (_keras, _checkpoint, _frozen, _lite, _packed, _foreign)
