@@ -19,6 +19,7 @@ from tfserve_kit.cli.options import (
     version_options,
 )
 from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
+from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import RequestError, UsageError
@@ -103,6 +104,7 @@ _file = click.Path(path_type=Path)
               help="Write true class, predicted class, score and path as CSV.")  # fmt: skip
 @click.option("--each", "show_each", is_flag=True,
               help="Show label, score and path of each example, too.")  # fmt: skip
+@force_option
 @json_option
 def command(
     data: tuple[Path, ...],
@@ -150,7 +152,7 @@ def command(
 
     if max_worse is not None and compare is None:
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
-    _require_folders(page_file, predictions_file)
+    require_writable(page_file, predictions_file)
     separator = None if csv_separator is None else SEPARATORS[csv_separator]
     dataset = _opened(data, Given(csv_header, csv_columns, separator, text_encoding))
     where = destination(url, protocol, model, access)
@@ -191,13 +193,6 @@ def command(
         text = "\n".join([*lines, "", text])
     output.result("evaluation", shown, as_json=as_json, text=text)
     return _exit_code(found.failed, missed)
-
-
-def _require_folders(*files: Path | None) -> None:
-    """Notice before the run, not after it, that a result cannot be written."""
-    for file in files:
-        if file and not file.parent.is_dir():
-            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
 
 
 def _opened(data: Sequence[Path], form: Given) -> "Dataset":

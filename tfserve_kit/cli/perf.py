@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.cli import exit_codes, output, perf_live, perf_results
+from tfserve_kit.cli import exit_codes, output, perf_live, perf_results, result_files
 from tfserve_kit.cli.options import json_option, server_options
 from tfserve_kit.cli.perf_bench import prepared
 from tfserve_kit.cli.perf_compare import compare_command
@@ -43,7 +43,7 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> int:
     gates = [gate.parse(text) for text in asked.gates]
     slo = gate.parse(asked.slo.replace("=", "<")) if asked.slo else None
     files = (*asked.outputs, asked.samples_file, asked.page_file, asked.markdown_file)
-    perf_results.require_folders(*files)
+    result_files.require_writable(*files)
     stop = threading.Event()
     with perf_live.shown() as progress:
         bench, work = prepared(asked, stop, progress)

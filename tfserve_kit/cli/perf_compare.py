@@ -6,6 +6,7 @@ import click
 
 from tfserve_kit.cli import output, perf_results
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.result_files import force_option, require_writable
 
 _file = click.Path(path_type=Path)
 
@@ -18,6 +19,7 @@ _file = click.Path(path_type=Path)
               "Repeatable.")  # fmt: skip
 @click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
               help="Write the comparison for a pull request.")  # fmt: skip
+@force_option
 @json_option
 def compare_command(
     before: Path,
@@ -29,6 +31,7 @@ def compare_command(
     """Say whether a run is better or worse than another, or whether that cannot be told."""
     from tfserve_kit.perf import compare, gate, report, samples
 
+    require_writable(markdown_file)
     conditions = [gate.parse(text) for text in gates]
     found = compare.compare(samples.read(before), samples.read(after))
     verdicts = [gate.judge(each, found.after, found.before) for each in conditions]

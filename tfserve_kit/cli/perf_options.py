@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from tfserve_kit.access import Access
 from tfserve_kit.cli.options import signature_option
+from tfserve_kit.cli.result_files import force_option
 from tfserve_kit.errors import UsageError
 
 _file = click.Path(path_type=Path)
@@ -107,6 +108,7 @@ _RESULTS = (
                  help="Write a page with plots as HTML."),
     click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
                  help="Write a summary for a pull request."),
+    force_option,
 )  # fmt: skip
 
 

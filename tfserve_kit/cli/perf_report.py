@@ -7,6 +7,7 @@ import click
 
 from tfserve_kit.cli import output, perf_results
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.result_files import force_option, require_writable
 
 _file = click.Path(path_type=Path)
 
@@ -23,6 +24,7 @@ _file = click.Path(path_type=Path)
               help="Write a page with plots as HTML.")  # fmt: skip
 @click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
               help="Write a summary for a pull request.")  # fmt: skip
+@force_option
 @json_option
 def report_command(
     files: tuple[Path, ...],
@@ -37,6 +39,7 @@ def report_command(
     from tfserve_kit.perf import gate, samples, stats
     from tfserve_kit.perf.report_html import Named
 
+    require_writable(samples_file, page_file, markdown_file)
     conditions = [gate.parse(text) for text in gates]
     runs = []
     for file in files:

@@ -13,17 +13,6 @@ if TYPE_CHECKING:  # numpy comes with them
     from tfserve_kit.perf.report_html import Named
 
 
-def require_folders(*files: Path | None) -> None:
-    """Notice before a run, not after it, that a result cannot be written.
-
-    Raises:
-        UsageError: a file's folder does not exist.
-    """
-    for file in files:
-        if file and not file.parent.is_dir():
-            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
-
-
 def write_text(file: Path, text: str) -> None:
     """Write a result and say so.
 

@@ -14,11 +14,12 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
+from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Prediction
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
-from tfserve_kit.clients.outputs import describe, values, write_npz
+from tfserve_kit.clients.outputs import describe, require_few, values, write_npz
 from tfserve_kit.preprocessing import Preprocessing
 
 
@@ -33,6 +34,7 @@ from tfserve_kit.preprocessing import Preprocessing
               help="Output to ask for; may be repeated; all if left out.")  # fmt: skip
 @click.option("--output", "file", type=click.Path(path_type=Path), metavar="FILE.npz",
               help="Store the outputs for numpy.load.")  # fmt: skip
+@force_option
 @json_option
 def command(
     inputs: tuple[Path, ...],
@@ -55,6 +57,7 @@ def command(
     signature's one input, .npz with an array per input, or a picture. Files with the same input
     are joined, row after row.
     """
+    require_writable(file)
     where = destination(url, protocol, model, access)
     target = where.target(version, label, signature)
     with where.connect() as client:
@@ -71,6 +74,7 @@ def command(
     head = {"model": where.model, "version": version, "signature": chosen.name}
     data = {**head, "request_ms": round(answer.duration_s * 1e3, 3)}
     if as_json:
+        require_few(answer.outputs)
         data["outputs"] = {alias: values(array) for alias, array in answer.outputs.items()}
     output.result("request", data, as_json=as_json, text=_text(data, answer))
 

@@ -15,6 +15,9 @@ from tfserve_kit.tensors.json import to_value
 _MOST_DIGITS = 9  # tell any two float32 apart
 _EXACT_POWER = 22  # of ten, as a float64
 _NARROW = {"half", "bfloat16", "float"}
+_MOST_BYTES = 4 << 30  # of an output that is written
+_MOST_SHOWN = 4_000_000  # values in one JSON document; more would take gigabytes
+NPZ_MARK = b"outputs of a request, written by tfkit"
 _MOST_VALUES, _MOST_CHARACTERS = 8, 60  # of a description
 
 
@@ -34,6 +37,7 @@ def write_npz(file: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
     try:
         # Not numpy.savez: there an alias such as "file" would be an argument.
         with zipfile.ZipFile(file, "w") as archive:
+            archive.comment = NPZ_MARK
             for alias, array in arrays.items():
                 with archive.open(f"{alias}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -47,6 +51,13 @@ def _storable(alias: str, array: NDArray[Any]) -> NDArray[Any]:
         return array.astype(np.float32)
     if dtype is not dtypes.STRING:
         return array
+    longest = max(map(len, array.ravel().tolist()), default=0)
+    if longest * array.size > _MOST_BYTES:
+        raise UsageError(
+            f"output {alias!r:.80} has strings of up to {longest:,} bytes, and .npz would give "
+            f"each of {array.size:,} as much",
+            remedy="use --json",
+        )
     stored = array.astype(np.bytes_)
     if any(item.endswith(b"\0") for item in array.ravel()):
         raise UsageError(
@@ -99,6 +110,26 @@ def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
     for index in np.flatnonzero(np.abs(places) > _EXACT_POWER):
         near[index] = float(f"{values[index]:.{digits - 1}e}")
     return near
+
+
+def require_few(outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse outputs that are too many to be shown whole.
+
+    Raises:
+        UsageError: they hold more values; a string counts for one for each 16 bytes, besides.
+    """
+    weight = sum(map(_weight, outputs.values()))
+    if weight > _MOST_SHOWN:
+        raise UsageError(
+            f"the outputs hold {weight:,} values, more than the {_MOST_SHOWN:,} that --json shows",
+            remedy="store them with --output FILE.npz, or ask for fewer with --output-filter",
+        )
+
+
+def _weight(array: NDArray[Any]) -> int:
+    if array.dtype.kind != "O":
+        return array.size
+    return array.size + sum(map(len, array.ravel().tolist())) // 16
 
 
 def describe(outputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str, str]]:
