@@ -157,10 +157,10 @@ class Recorder:
         if node := self._known(path):
             self._add("mode", node, mode)
 
-    def _rename(self, real, source, target, **options):
-        before, after = self._place(source), self._place(target)
-        node = self._id(os.lstat(source))
-        real(source, target, **options)
+    def _rename(self, real, source, target, *, src_dir_fd=None, dst_dir_fd=None):
+        before, after = self._place(source, src_dir_fd), self._place(target, dst_dir_fd)
+        node = self._id(os.stat(source, dir_fd=src_dir_fd, follow_symlinks=False))
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
         if before and after:
             self._add("move", after[0], after[1], node, before)
 

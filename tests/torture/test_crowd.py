@@ -137,11 +137,11 @@ def test_living_push_that_is_swept_by_mistake_is_refused_not_published_in_part(
 
     def publish():
         try:
-            ends.append(staging.publish(folder / "model", base, "next"))
+            ends.append(staging.publish(folder / "model", held, "next"))
         except OSError as error:
             ends.append(error)
 
-    with staging.staging_folder(base) as folder:
+    with staging.held(base) as held, staging.staging_folder(held) as folder:
         shutil.copytree(source, folder / "model")
         with observed(Meddler("unlink", 2, publish)):
             staging.sweep(base)

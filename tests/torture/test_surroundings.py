@@ -213,11 +213,67 @@ class TestBasePath:
 
     @pytest.mark.parametrize("step", STEPS)
     def test_base_path_renamed_meanwhile_is_refused(self, source, base, step):
-        moved = base.with_name("moved")
-        refusal(source, base, progress=At(step, lambda: base.rename(moved)))
+        moved, before = base.with_name("moved"), tree(base)
+        text = refusal(source, base, progress=At(step, lambda: base.rename(moved)))
+        assert "was moved, replaced or deleted" in text
         assert not base.exists()
-        assert [version.number for version in scan(moved)] == [1]
-        assert violations(moved) == []
+        assert tree(moved) == before
+
+    @pytest.mark.parametrize("step", STEPS)
+    @pytest.mark.parametrize("by", ["nothing", "a folder", "a link", "a copy", "a link to a copy"])
+    def test_base_path_replaced_meanwhile_is_refused(self, source, base, step, by):
+        """A copy holds the hidden folder of the push as well, in whatever state it was."""
+        moved, other, before = base.with_name("moved"), base.with_name("other"), tree(base)
+
+        def replace():
+            base.rename(moved)
+            if "copy" in by:
+                shutil.copytree(moved, other if "link" in by else base)
+            if by in {"a folder", "a link"}:
+                (other if "link" in by else base).mkdir()
+            if "link" in by:
+                base.symlink_to(other)
+
+        text = refusal(source, base, progress=At(step, replace))
+        assert "was moved, replaced or deleted" in text
+        assert tree(moved) == before
+        if base.exists():
+            assert [version.number for version in scan(base)] == [1] * ("copy" in by)
+            assert violations(base) == []
+
+    @pytest.mark.parametrize("nth", [1, 2])
+    def test_base_path_replaced_at_the_last_moment_is_refused(self, source, base, nth):
+        moved, before = base.with_name("moved"), tree(base)
+
+        def replace():
+            if base.exists():
+                base.rename(moved)
+                base.mkdir()
+
+        with observed(Meddler("rename" if nth == 1 else "fsync", nth, replace)):
+            text = refusal(source, base)
+        assert "was moved, replaced or deleted" in text
+        assert (tree(moved), tree(base)) == (before, {})
+
+    def test_link_to_the_folder_that_was_moved_is_the_same_base_path(self, source, base):
+        moved = base.with_name("moved")
+
+        def move():
+            base.rename(moved)
+            base.symlink_to(moved)
+
+        assert push(source, base, progress=At("writing", move)).version == 2
+        assert [version.number for version in scan(moved)] == [1, 2]
+
+    def test_folder_that_somebody_else_made_anew_stays(self, source, quick_folder):
+        base = quick_folder / "deep" / "new"
+
+        def anew():
+            shutil.rmtree(base)
+            base.mkdir()
+
+        refusal(source, base, progress=At("writing", anew))
+        assert base.exists()
 
     def test_staging_folder_deleted_meanwhile_is_refused(self, source, base):
         def delete():

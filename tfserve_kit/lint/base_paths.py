@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfserve_kit import redaction
 from tfserve_kit.errors import Problem
 from tfserve_kit.lint.facts import Facts
 from tfserve_kit.lint.findings import Rule, Severity
@@ -109,7 +110,7 @@ def _s3_base_path(facts: Facts) -> Iterator[Problem]:
     """S3 left TensorFlow for the tensorflow-io package with 2.7; a C++ server cannot load it."""
     for name, path in facts.remote.items():
         if path.lower().startswith("s3:"):
-            text = f"{path}: the server cannot read s3:// (since 2.7)"
+            text = f"{redaction.url(path)}: the server cannot read s3:// (since 2.7)"
             remedy = "copy the versions to a local folder, and serve that"
             yield Problem(f"models.{name}.base_path", text, remedy)
 
@@ -118,7 +119,7 @@ def _remote_base_path(facts: Facts) -> Iterator[Problem]:
     """Only the server itself can look there."""
     for name, path in facts.remote.items():
         if not path.lower().startswith("s3:"):
-            text = f"{path} was not looked at: only the server can"
+            text = f"{redaction.url(path)} was not looked at: only the server can"
             remedy = f"see that it holds numbered versions; upload {GRAPH_FILE} last"
             yield Problem(f"models.{name}.base_path", text, remedy)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # From here on one sync of the file system is quicker than one of each file.
@@ -15,6 +16,24 @@ def rename(before: Path, after: Path) -> None:
         sync_path(after.parent)
     except BaseException:
         after.rename(before)
+        raise
+
+
+def rename_in(folder: int, before: str, after: str, *, check: Callable[[], None]) -> None:
+    """Rename within an open folder durably, or not at all, wherever the folder is called what.
+
+    Args:
+        folder: a descriptor of it.
+        before: a path within it.
+        after: a name in it.
+        check: raises where it must not be so, once it is.
+    """
+    os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        os.fsync(folder)
+        check()
+    except BaseException:
+        os.rename(after, before, src_dir_fd=folder, dst_dir_fd=folder)
         raise
 
 

@@ -7,6 +7,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import (
     VersionChoice,
     choose_version,
+    held,
     publish,
     staging_folder,
     sweep,
@@ -106,18 +108,18 @@ def _push(
         older = [each.path for each in scan(base_path) if each.path.is_dir()]
         return older[-1] if older else None
 
-    with refusing("push to", base_path), _made(base_path):
+    with refusing("push to", base_path), _made(base_path), held(base_path) as base:
         taken = taken_numbers(base_path)
         choose_version(taken, version, base_path)  # rather now than after copying
         sweep(base_path)
-        with staging_folder(base_path) as folder:
+        with staging_folder(base) as folder:
             ready = prepare(
                 source, folder, gate, serving=serving, approve=approve, progress=progress
             )
             ready.root.chmod(0o755)  # the staging folder is private; servers may be other users
             progress.step("writing to disk")
             sync(ready.root)
-            number = publish(ready.root, base_path, version)
+            number = publish(ready.root, base, version)
     return Pushed(number, base_path / str(number), ready.manifest.size_bytes, ready.remarks)
 
 
@@ -125,16 +127,19 @@ def _push(
 def _made(base_path: Path) -> Iterator[None]:
     """Make a base path that is missing, and remove it again where nothing comes of it."""
     missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
+    made: dict[Path, os.stat_result] = {}
     if not missing and not base_path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(base_path))
     try:
         if missing:
             base_path.mkdir(parents=True, exist_ok=True)
+            made = {path: path.stat() for path in missing}
             for path in missing:
                 sync_path(path.parent)
         yield
     except BaseException:
         for path in missing:
             with contextlib.suppress(OSError):  # never made, or somebody uses it by now
-                path.rmdir()
+                if path not in made or os.path.samestat(path.stat(), made[path]):
+                    path.rmdir()
         raise

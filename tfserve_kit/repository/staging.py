@@ -5,7 +5,8 @@
     base_path/.tfkit-staging-<pid>.<started>.<host>.<unique>/...   ->   base_path/7/
 
 No server takes the hidden name for a version. It says whose it is, so that the next push can remove
-what a killed one left.
+what a killed one left. The base path is held by a descriptor: should its name come to stand for
+another folder meanwhile, this is noticed, and what was made in the first one is removed there.
 """
 
 import contextlib
@@ -16,12 +17,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository.durable import rename
+from tfserve_kit.repository.durable import rename_in
 from tfserve_kit.repository.retention import retired
 from tfserve_kit.repository.versions import HIDDEN_PREFIX, MAX_VERSION, scan
 
@@ -33,17 +35,60 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 VersionChoice = int | Literal["next", "epoch"]
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A base path: its name, and a descriptor of the folder that it stood for at first."""
+
+    path: Path
+    folder: int
+
+    def require_same(self) -> None:
+        """Refuse where the name stands for another folder now, or for none.
+
+        Raises:
+            PushRefused: it does.
+            OSError: it cannot be told.
+        """
+        if not self._is_same():
+            raise PushRefused(
+                f"{self.path} was moved, replaced or deleted while a version was copied to it",
+                remedy="push again once it stays where it is",
+            )
+
+    def _is_same(self) -> bool:
+        try:
+            now = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(now, os.fstat(self.folder))
+
+
 @contextlib.contextmanager
-def staging_folder(base_path: Path) -> Iterator[Path]:
-    """Give an empty folder on the file system of a base path; it is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=_staging_prefix(), dir=base_path))
+def held(base_path: Path) -> Iterator[Held]:
+    """Hold a base path for a `with` block; what fails in it because it was replaced says so."""
+    base = Held(base_path, os.open(base_path, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        yield base
+    except (OSError, PushRefused):
+        with contextlib.suppress(OSError):
+            base.require_same()
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written through it
+            os.close(base.folder)
+
+
+@contextlib.contextmanager
+def staging_folder(base: Held) -> Iterator[Path]:
+    """Give an empty folder in a base path; it is gone afterwards, wherever that is by then."""
+    folder = Path(tempfile.mkdtemp(prefix=_staging_prefix(), dir=base.path))
     try:
         yield folder
     finally:
-        try:
-            folder.rmdir()  # all there is to do once its content has a name of its own
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # the next push sweeps what stays
+        try:  # all there is to do once its content has a name of its own
+            os.rmdir(folder.name, dir_fd=base.folder)
+        except OSError:  # the next push sweeps what stays
+            shutil.rmtree(folder.name, ignore_errors=True, dir_fd=base.folder)
 
 
 def sweep(base_path: Path) -> list[Path]:
@@ -119,19 +164,21 @@ def _free_second(taken: Collection[int]) -> int:
     return next(second for second in itertools.count(int(time.time())) if second not in taken)
 
 
-def publish(content: Path, base_path: Path, choice: VersionChoice) -> int:
+def publish(content: Path, base: Held, choice: VersionChoice) -> int:
     """Make a durable folder visible as a version; return its number.
 
     Where another push was quicker, `next` and `epoch` go on to the next free number.
 
     Raises:
-        PushRefused: as for `choose_version`.
+        PushRefused: as for `choose_version`; or the base path was replaced.
         OSError: the rename failed, or the number given was taken at the same moment.
     """
+    name = str(content.relative_to(base.path))
     while True:
-        number = choose_version(taken_numbers(base_path), choice, base_path)
+        base.require_same()
+        number = choose_version(taken_numbers(base.path), choice, base.path)
         try:
-            rename(content, base_path / str(number))
+            rename_in(base.folder, name, str(number), check=base.require_same)
         except OSError as error:
             if error.errno not in _TAKEN or not isinstance(choice, str):
                 raise

@@ -362,11 +362,11 @@ class TestFailures:
     ):
         real, lost = os.rename, []
 
-        def late(staging, target):
+        def late(staging, target, **folders):
             if not lost:
                 lost.append(target)
-                (Path(target) / "theirs").mkdir(parents=True)
-            real(staging, target)
+                (base / target / "theirs").mkdir(parents=True)
+            real(staging, target, **folders)
 
         monkeypatch.setattr(os, "rename", late)
         assert push(source, base).version == 5
