@@ -180,11 +180,18 @@ def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clo
             verdict = _Verdict(f"was not ready after {timeout_s:g} s{_last_words(handle, client)}")
     if verdict.failure:
         raise ServerFailed(
-            f"server {handle.server_name!r} {verdict.failure}",
+            f"server {handle.server_name!r} {verdict.failure}{_likely_causes(spec)}",
             exit_code=verdict.exit_code,
             log_tail=list(handle.logs(tail=LOG_TAIL)),
             remedy="the log above says why; `tfkit serve --dry-run` shows the command",
         )
+
+
+def _likely_causes(spec: Spec) -> str:
+    """Return what the linter says of the models now, which may be why a server is not ready."""
+    worth = {Severity.ERROR, Severity.WARNING}
+    told = [each for each in lint(spec) if each.severity in worth and each.path[:7] == "models."]
+    return "".join(f"\n  - {each.path}: {each.message} ({each.remedy})" for each in told)
 
 
 def _last_words(handle: ServerHandle, client: Client) -> str:

@@ -132,6 +132,18 @@ def test_server_that_is_never_ready_is_given_up_after_the_timeout(fake_engine, d
     assert error.log_tail[0].startswith("fake model server")
 
 
+def test_what_the_linter_knows_is_said_of_a_server_that_is_not_ready(
+    fake_engine, deployment, models, tmp_path
+):
+    shutil.copytree(models / "half_plus_two" / "1", tmp_path / "half" / "1")
+    shutil.copytree(models / "half_plus_two" / "1", tmp_path / "half" / "v2")
+    given = deployment(base_path=tmp_path / "half", ready_timeout_s=0.5)
+    error = refused_by(fake_engine("never"), given)
+    assert (
+        "'v2' in" in error.message and f"mv {tmp_path}/half/v2 {tmp_path}/half/2" in error.message
+    )
+
+
 def test_model_that_fails_to_load_is_reported_with_its_error(fake_engine, deployment):
     error = refused_by(fake_engine("failed"), deployment())
     assert error.message == "server 'web' could not load 'half_plus_two': cut off"

@@ -14,6 +14,7 @@ from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
+from tfserve_kit.pictures.decoding import require_picture
 from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -58,8 +59,10 @@ def read_inputs(
         if file.suffix.lower() in _READERS:
             arrays = _READERS[file.suffix.lower()](file, signature)
         else:
+            data = read_file(file)
+            require_picture(data, str(file))
             wanted = wanted or image_input(signature, note)
-            picture = prepare(read_file(file), wanted, name=str(file))
+            picture = prepare(data, wanted, name=str(file))
             arrays = {wanted.alias: wanted.join([picture])}
         for alias, array in arrays.items():
             found.setdefault(alias, []).append(_fitted(array, alias, signature, file))

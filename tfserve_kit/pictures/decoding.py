@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tfserve_kit.errors import InvalidRequest
+from tfserve_kit.pictures.kinds import kind_of
 
 # Pillow knows more, but some of those start other programs. The first are imported first.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
@@ -55,11 +56,23 @@ def decode(data: bytes, name: str, channels: int) -> NDArray[np.uint8]:
         remedy = "make it smaller first, or raise --max-pixels (PIL.Image.MAX_IMAGE_PIXELS)"
         raise InvalidRequest(text, remedy=remedy) from error
     except Exception as error:
+        require_picture(data, name)
         raise InvalidRequest(
             f"{name} is not a picture that can be read: {_reason(data, error)}",
             remedy="give a JPEG, PNG, WebP, BMP, GIF or TIFF file",
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def require_picture(data: bytes, name: str) -> None:
+    """Refuse what is known to be something else; see `kinds`.
+
+    Raises:
+        InvalidRequest: it is.
+    """
+    if kind := kind_of(data):
+        text = f"{name} is not a picture that can be read: it is {kind.what}"
+        raise InvalidRequest(text, remedy=kind.advice(name))
 
 
 def _reason(data: bytes, error: Exception) -> str:

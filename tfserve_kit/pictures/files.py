@@ -1,6 +1,7 @@
 """Where pictures come from: files, folders, patterns, the web, standard input."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ MAX_BYTES = 256 * 1024 * 1024
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 STDIN = "-"
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +86,42 @@ def _in_folder(name: str) -> list[str]:
     )
     if not found:
         endings = " ".join(sorted(SUFFIXES))
-        raise UsageError(f"{name} has no pictures, no file that ends in {endings}")
+        raise UsageError(
+            f"{name} has no pictures, no file that ends in {endings}", remedy=_instead(name)
+        )
     return found
+
+
+def _instead(folder: str) -> str:
+    """Return which other files a folder has, as a remedy: a file by itself may have any ending."""
+    endings = Counter(each.suffix.lower() for each in Path(folder).rglob("*") if each.is_file())
+    held = ", ".join(f"{count} {ending or 'without ending'}"
+                     for ending, count in endings.most_common(_SHOWN))  # fmt: skip
+    return f"it has {held}: give the files themselves, or convert them" if held else ""
 
 
 def _matching(pattern: str) -> list[str]:
-    from glob import glob
-
-    found = sorted(each for each in glob(pattern, recursive=True) if not Path(each).is_dir())  # noqa: PTH207 (absolute patterns too)
+    """Return the files that a pattern means; brackets count as they stand if nothing else fits."""
+    literal = pattern.replace("[", "[[]")
+    found = _found(_beyond_folders(pattern)) or ("[" in pattern and _found(literal))
     if not found:
         raise UsageError(f"no file matches {pattern!r}")
     return found
+
+
+def _beyond_folders(pattern: str) -> str:
+    """Return a pattern in which folders that are really called so stand for themselves."""
+    from glob import escape
+
+    ends = [position for position, sign in enumerate(pattern) if sign == "/" and position]
+    there = next((end for end in reversed(ends) if Path(pattern[:end]).is_dir()), 0)
+    return escape(pattern[:there]) + pattern[there:]
+
+
+def _found(pattern: str) -> list[str]:
+    from glob import glob
+
+    return sorted(each for each in glob(pattern, recursive=True) if not Path(each).is_dir())  # noqa: PTH207 (absolute patterns too)
 
 
 def _read(path: str) -> bytes:

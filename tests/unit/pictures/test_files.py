@@ -320,3 +320,34 @@ def test_every_suffix_is_one_that_is_decoded():
     kinds = {Image.EXTENSION[suffix] for suffix in files.SUFFIXES}
     assert kinds <= set(decoding._FORMATS)
     assert Path("x.JPG").suffix.lower() in files.SUFFIXES
+
+
+# Brackets, and folders without pictures
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("[2024] trip/a.png", ["[2024] trip/a.png"]),
+        ("[2024] trip/*.png", ["[2024] trip/[1] b.png", "[2024] trip/a.png"]),
+        ("./[2024] trip/a*", ["./[2024] trip/a.png"]),
+        ("[2024] trip", ["[2024] trip/[1] b.png", "[2024] trip/a.png"]),
+        ("[2024] trip/[1] b.png", ["[2024] trip/[1] b.png"]),
+        ("[2024] trip/[1]*.png", ["[2024] trip/[1] b.png"]),
+        ("[2024] trip/[ab].png", ["[2024] trip/a.png"]),
+    ],
+)
+def test_brackets_of_names_that_are_there_are_no_pattern(tmp_path, monkeypatch, given, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[2024] trip").mkdir()
+    for name in ("a.png", "[1] b.png"):
+        (tmp_path / "[2024] trip" / name).touch()
+    assert [each.name for each in find([given], io.BytesIO(), timeout_s=1)] == wanted
+
+
+def test_folder_without_pictures_tells_what_it_has(tmp_path):
+    for name in ("a.heic", "b.heic", "notes"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError) as refused:
+        find([str(tmp_path)], io.BytesIO(), timeout_s=1)
+    assert "2 .heic, 1 without ending" in refused.value.remedy
