@@ -9,18 +9,20 @@ import contextlib
 import re
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from tfserve_kit.clients.headers import for_http
+from tfserve_kit.clients.effects import HttpRequest, Reply
+from tfserve_kit.clients.http_connections import HttpTransport
 from tfserve_kit.clients.options import Options
 from tfserve_kit.perf.usage import Usage
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 _PREFIX = ":tensorflow:serving:"
-_TIMEOUT_S = 5.0
+_TIMEOUT_S, _MOST_BYTES = 5.0, 1 << 24  # of a page
 _LINE = re.compile(r"(?P<name>[^\s{]+)(?P<labels>\{.*\})?\s+(?P<value>[^\s]+)(?:\s+-?\d+)?")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
@@ -54,7 +56,7 @@ def page_url(url: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"}:
         return None
-    return f"{parts.scheme}://{parts.netloc}{PROMETHEUS_PATH}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{PROMETHEUS_PATH}"
 
 
 def reader(url: str, options: Options | None = None) -> Read:
@@ -64,23 +66,23 @@ def reader(url: str, options: Options | None = None) -> Read:
         url: the address of the REST API.
         options: of which TLS files and headers count.
     """
-    import requests
-
-    session, address = requests.Session(), page_url(url)
-    if options:
-        session.headers.update(for_http(options.headers))
-        session.verify = str(options.ca_file) if options.ca_file else True
-        if options.cert_file and options.key_file:
-            session.cert = (str(options.cert_file), str(options.key_file))
+    address = page_url(url)
+    if address is None:
+        return lambda: None
+    parts, options = urlsplit(url), options or Options()
+    headers = dict(options.headers)
+    if parts.username is not None:  # such as that of a proxy before the page
+        named = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["authorization"] = "Basic " + b64encode(named.encode()).decode("ascii")
+    # One deadline, one limit of size, and no redirect that our headers would follow.
+    options = replace(options, headers=headers, max_answer_bytes=_MOST_BYTES)
+    place = address.removesuffix(PROMETHEUS_PATH)
 
     def read() -> str | None:
-        if address is None:
-            return None
-        try:
-            answer = session.get(address, timeout=_TIMEOUT_S)
-        except requests.RequestException:
-            return None
-        return answer.text if answer.ok else None
+        with contextlib.closing(HttpTransport(place, options)) as transport:
+            answer = transport.send(HttpRequest("GET", PROMETHEUS_PATH), _TIMEOUT_S)
+        is_page = isinstance(answer, Reply) and answer.ok
+        return answer.body.decode("utf-8", "replace") if is_page else None  # type: ignore[union-attr]
 
     return read
 

@@ -2,9 +2,11 @@
 
 import os
 import threading
+import time
 
 import pytest
 
+from tests.contract.lying_servers import Liar, http
 from tfserve_kit.embedded import metrics as ours
 from tfserve_kit.perf import metrics, usage
 
@@ -130,6 +132,37 @@ def test_a_watch_of_a_server_without_a_page_says_nothing():
 def test_a_page_that_does_not_answer_is_no_page():
     assert metrics.reader("http://127.0.0.1:9")() is None
     assert metrics.reader("grpc://127.0.0.1:9")() is None
+
+
+def says(data):
+    """Return a lie about what a server says of itself, and of its page, too."""
+    return Liar(lambda *_: None, about=data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        http(b"x" * 20_000_000),
+        http(b"", "302 Found", Location="http://127.0.0.1:9/elsewhere"),
+        http(b"half", Content_Length=100)[:-1],
+        b"SSH-2.0",
+    ],
+    ids=["much", "elsewhere", "never whole", "another protocol"],
+)
+def test_a_page_that_is_none_is_none_in_time(monkeypatch, data):
+    monkeypatch.setattr(metrics, "_TIMEOUT_S", 0.5)
+    server = says(data)
+    began_s = time.monotonic()
+    assert metrics.reader(server.url)() is None
+    assert time.monotonic() - began_s < 5
+    server.close()
+
+
+def test_user_and_password_of_an_address_are_sent_as_such_alone():
+    server = says(http(b"a 1"))
+    assert metrics.reader(server.url.replace("//", "//me:p%40ss@"))() == "a 1"
+    assert metrics.page_url("http://me:secret@h:1") == f"http://h:1{metrics.PROMETHEUS_PATH}"
+    server.close()
 
 
 def test_usage_of_a_process_that_ended_is_unknown():
