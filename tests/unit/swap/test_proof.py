@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import threading
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -139,6 +140,29 @@ def test_wrong_answers_of_the_new_version_are_found(base_path):
 def test_wrong_answers_of_the_old_version_are_found(base_path):
     report = verify(Server(base_path, lambda n, v: (v, v + (n > 5) * (v == 1))))
     assert report.wrong[1] > 0 and 2 not in report.wrong
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.float64([2]), np.float32([[2]]), np.float32([2, 2]), np.float32([])],
+    ids=["dtype", "rank", "rows", "no rows"],
+)
+def test_answers_that_are_not_of_their_signature_are_lost_requests(base_path, array):
+    y = TensorSpec("y:0", dtypes.by_number(1), (None,))
+    honest = {"serving_default": Signature("serving_default", {"x": X}, {"y": y}, "")}
+
+    class Liar(Server):
+        def metadata(self, target):
+            return Metadata(1, honest)
+
+        def predict(self, target, inputs, *, timeout_s=1.0):
+            answer = super().predict(target, inputs, timeout_s=timeout_s)
+            return replace(answer, outputs={"y": array}) if answer.version == 2 else answer
+
+    report = verify(Liar(base_path))
+    assert not report.passed
+    assert "ServerFault" in report.lost
+    assert "output 'y' is" in report.examples["ServerFault"]
 
 
 def test_version_that_changed_its_mind_since_its_first_answer_is_found(base_path):
