@@ -146,7 +146,15 @@ class RequestError(TfkitError):
 
 
 class ServerUnreachable(RequestError):
-    """Nothing answers at the address."""
+    """Nothing answers at the address.
+
+    Attributes:
+        url: the address, where it is not known why; something else may answer there.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", url: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.url = url
 
 
 class ModelNotFound(RequestError):

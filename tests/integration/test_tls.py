@@ -297,6 +297,23 @@ def test_pasted_url_says_the_model_and_what_was_taken_is_told(tfkit, path, said)
         assert f"From the URL: REST at {url}, model 'm'" in done.err and said in done.err
 
 
+def test_server_of_another_protocol_is_named_with_the_right_address(tfkit, server_pair):
+    server = grpc.server(ThreadPoolExecutor(1))
+    secret = (server_pair.key.read_bytes(), server_pair.cert.read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([secret]))
+    server.start()
+    for scheme in ("grpc", "http", "https"):
+        url = f"{scheme}://127.0.0.1:{port}"
+        done = tfkit("status", "--url", url, "--model", "m", "--timeout", "5", "--json")
+        assert done.code == 6
+        if scheme != "https":
+            assert done.data["remedy"] == f"write grpcs://127.0.0.1:{port}"
+    server.stop(None)
+    with rest_server() as (url, _):
+        done = tfkit("status", "--url", url.replace("http:", "grpc:"), "--model", "m", "--json")
+        assert url in done.data["remedy"]
+
+
 def test_pasted_url_and_options_that_contradict_it_are_refused(tfkit):
     url = "http://127.0.0.1:1/v1/models/m/versions/7"
     for more in (("--model", "other"), ("--version", "3"), ("--label", "stable")):

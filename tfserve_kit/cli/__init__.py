@@ -7,7 +7,7 @@ from importlib import import_module
 import click
 
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.errors import TfkitError
+from tfserve_kit.errors import ServerUnreachable, TfkitError
 
 # Commands are imported when they are called, so that `tfkit --help` and `tfkit predict` are quick.
 # The help text stands here for the same reason; a test holds it against the command's own.
@@ -83,6 +83,19 @@ def cli() -> None:
     """Render, stage, launch, call and measure TensorFlow Serving."""
 
 
+def _looked_into(error: TfkitError) -> TfkitError:
+    """Return an error that also says what answers in place of a server that could not be asked."""
+    if not isinstance(error, ServerUnreachable) or not error.url:
+        return error
+    from tfserve_kit.clients import addresses, probing
+
+    found = probing.another(addresses.read(error.url))
+    if found is None:
+        return error
+    what, remedy = found
+    return ServerUnreachable(f"{error.message}; {what}", remedy=remedy)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -90,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, prog_name="tfkit", standalone_mode=False)
     except TfkitError as error:
-        output.failure(error, as_json="--json" in arguments)
+        output.failure(_looked_into(error), as_json="--json" in arguments)
         sys.exit(exit_codes.exit_code(error))
     except click.ClickException as error:
         error.show()

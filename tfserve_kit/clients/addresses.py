@@ -106,7 +106,7 @@ def _split(text: str, scheme: str, rest: str) -> SplitResult:
         _refuse(
             text,
             "user and password do not belong there",
-            "send them as a header: --header authorization=env:NAME",
+            "send them as a header: --header NAME=env:VARIABLE",
         )
     try:
         parts = urlsplit(text)

@@ -29,7 +29,6 @@ from tfserve_kit.errors import (
     RequestError,
     ServerFault,
     ServerOverloaded,
-    ServerUnreachable,
 )
 from tfserve_kit.savedmodel import Signature
 from tfserve_kit.tensors import TensorError, from_proto, predict_request
@@ -132,7 +131,7 @@ class GrpcWire:
         code = outcome.status if isinstance(outcome, Reply) else "UNKNOWN"
         details = server_texts.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_texts.is_full_queue(details):
-            return self._unreachable(details)
+            return mismatches.unreachable(self.url, details)
         kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log"))
         if code == "UNAVAILABLE":
             kind, remedy = _ERRORS["RESOURCE_EXHAUSTED"]
@@ -144,13 +143,6 @@ class GrpcWire:
             details, remedy = f"{told[0]} ({details})", told[1]
         remedy = server_texts.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)
-
-    def _unreachable(self, details: str) -> ServerUnreachable:
-        what, remedy = mismatches.explained(self.url, details) or (
-            "", "start one with `tfkit serve`, or give its address with --url",
-        )  # fmt: skip
-        told = f"{what} ({details})" if what else details
-        return ServerUnreachable(f"no model server answers at {self.url}: {told}", remedy=remedy)
 
     def _call(
         self,

@@ -9,22 +9,24 @@ import re
 from dataclasses import dataclass
 
 from tfserve_kit.clients.addresses import GRPC_PORT, REST_PORT
+from tfserve_kit.errors import ServerUnreachable
 
 _REST, _GRPC, _ANY = ("http", "https"), ("grpc", "grpcs"), ("http", "https", "grpc", "grpcs")
 _TRUST = "give the certificate of who signed it, or itself, with --ca-file (`ca_file` of `connect`)"
 _NAME = "give a name that it has with --server-name (`server_name` of `connect`)"
 _SHOW = "show yours with --cert and --key (`cert_file` and `key_file` of `connect`)"
-LOG_IN = "send what it wants to see, such as --header authorization=env:NAME"
+LOG_IN = "send what it wants to see, such as a token: --header NAME=env:VARIABLE"
 
 
 @dataclass(frozen=True, slots=True)
 class _Sign:
-    """Words that tell something, for which schemes, what they tell, and what helps."""
+    """Words that tell something, for which schemes, what they tell, what helps, how sure it is."""
 
     words: str
     schemes: tuple[str, ...]
     what: str
     remedy: str
+    is_sure: bool = True
 
 
 _SIGNS = (
@@ -46,9 +48,10 @@ _SIGNS = (
           f"write {{rest}}, or give the port of gRPC, usually {GRPC_PORT}"),
     _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer",
           ("grpcs", "https"), "it ends the connection",
-          f"if it asks for certificates, {_SHOW}; is the protocol right?"),
+          f"if it asks for certificates, {_SHOW}; is the protocol right?", False),
     _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer", ("grpc", "http"),
-          "it ends the connection", "if it speaks TLS, write {secure}; is it the right port?"),
+          "it ends the connection", "if it speaks TLS, write {secure}; is it the right port?",
+          False),
     _Sign(r"http2 header with status: 50[234]", _GRPC,
           "a proxy answers, and the server behind it does not", "look at the proxy and the server"),
 )  # fmt: skip
@@ -70,6 +73,26 @@ _REDIRECT = f"it leads elsewhere, perhaps to a log-in: {LOG_IN}; or give the ser
 _ANOTHER = "a proxy or another service answers there: check the address"
 
 
+def unreachable(url: str, text: str) -> ServerUnreachable:
+    """Return the error of a failed connection, with what its words say of the address.
+
+    Args:
+        url: the address.
+        text: the words of the failure.
+    """
+    if (told := _told(url, text)) is None:
+        remedy = "start one with `tfkit serve`, or give its address with --url"
+        return ServerUnreachable(
+            f"no model server answers at {url}: {text}", remedy=remedy, url=url
+        )
+    sign, remedy = told
+    return ServerUnreachable(
+        f"no model server answers at {url}: {sign.what} ({text})",
+        remedy=remedy,
+        url="" if sign.is_sure else url,
+    )
+
+
 def explained(url: str, text: str) -> tuple[str, str] | None:
     """Return what a failure says of an address, and what to do; None where it says nothing.
 
@@ -77,6 +100,12 @@ def explained(url: str, text: str) -> tuple[str, str] | None:
         url: the address.
         text: the words of the failure.
     """
+    told = _told(url, text)
+    return None if told is None else (told[0].what, told[1])
+
+
+def _told(url: str, text: str) -> tuple[_Sign, str] | None:
+    """Return the first sign that is in a text, and its remedy for an address."""
     scheme, _, place = url.partition("://")
     scheme, at = scheme.lower(), place.partition("/")[0]
     forms = {
@@ -90,7 +119,7 @@ def explained(url: str, text: str) -> tuple[str, str] | None:
     }
     for pattern, sign in _COMPILED:
         if scheme in sign.schemes and pattern.search(text):
-            return sign.what, sign.remedy.format(**forms)
+            return sign, sign.remedy.format(**forms)
     return None
 
 

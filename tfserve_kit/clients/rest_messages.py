@@ -193,10 +193,8 @@ class RestWire:
         if outcome.how is Loss.TOO_LARGE:
             text = f"{target} at {self.url}: {outcome.text}"
             return InvalidRequest(text, remedy="send fewer rows at once, or raise max_answer_bytes")
-        if told := mismatches.explained(self.url, outcome.text):
-            what, remedy = told
-            text = f"no model server answers at {self.url}: {what} ({outcome.text})"
-            return ServerUnreachable(text, remedy=remedy)
+        if mismatches.explained(self.url, outcome.text):
+            return mismatches.unreachable(self.url, outcome.text)
         if outcome.how is Loss.GARBLED:
             return ServerFault(
                 f"{self.url} sent an unreadable answer: {outcome.text}",
@@ -208,10 +206,7 @@ class RestWire:
                 f"{outcome.text}",
                 remedy="look at the server's log; is this a model server's REST port?",
             )
-        return ServerUnreachable(
-            f"no model server answers at {self.url}: {outcome.text}",
-            remedy="start one with `tfkit serve`, or give its address with --url",
-        )
+        return mismatches.unreachable(self.url, outcome.text)
 
     def _call(
         self,

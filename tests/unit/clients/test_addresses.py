@@ -68,7 +68,7 @@ def test_prefix_of_a_proxy_stays():
         ("http://h:8501/v1/models/m/version/3", "/v1/models/NAME[/versions/N"),
         ("http://h:8501/v1/models/m:predcit", "[/metadata | :predict]"),
         ("http://h:8501/v1/models/m/versions/x", "/v1/models/NAME[/versions/N"),
-        ("http://user:pw@h:8501", "--header authorization=env:NAME"),
+        ("http://user:pw@h:8501", "--header NAME=env:VARIABLE"),
         ("http://h:0", "write grpc://localhost:8500"),
         ("http://h:99999", "write grpc://localhost:8500"),
         ("http://h:8501 ", "write grpc://localhost:8500"),

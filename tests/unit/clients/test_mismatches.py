@@ -1,6 +1,7 @@
 """Addresses with another protocol behind them, without TLS or with another certificate."""
 
 import asyncio
+import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.certificates import Authority
-from tfserve_kit.clients import connect, connect_async, mismatches
+from tfserve_kit.clients import connect, connect_async, mismatches, probing
+from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clients.effects import Reply
 from tfserve_kit.clients.grpc_messages import GrpcWire
 from tfserve_kit.clients.results import Target
@@ -111,6 +113,24 @@ def test_other_protocol_is_named_and_the_right_address(ports, pair, scheme, behi
     assert remedy.format(port=ports[behind]) in error.remedy
 
 
+@pytest.mark.parametrize("behind", ["grpc", "grpcs", "http", "https"])
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs", "http", "https"])
+def test_what_answers_is_found_out_by_asking(ports, scheme, behind):
+    found = probing.another(Address(f"{scheme}://localhost:{ports[behind]}/x"))
+    if scheme == behind:
+        assert found is None
+    else:
+        assert found[1] == f"write {behind}://localhost:{ports[behind]}"
+
+
+def test_nothing_is_found_where_nobody_listens_and_where_nobody_speaks():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert probing.another(Address(f"grpc://127.0.0.1:{port}")) is None
+    for url in (f"grpc://127.0.0.1:{port}", "unix:/x", "http://h"):
+        assert probing.another(Address(url)) is None
+
+
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_certificate_that_is_not_trusted_or_of_another_name_is_told(ports, pair, scheme):
     port = ports[scheme]
@@ -127,8 +147,8 @@ def test_certificate_that_is_not_trusted_or_of_another_name_is_told(ports, pair,
         ("200", ServerFault, "not answer with JSON but with a web page titled 'Log in & go'",
          "check the address"),
         ("302", ServerFault, "a web page titled 'Log in & go' (HTTP 302)", "leads elsewhere"),
-        ("401", InvalidRequest, "(HTTP 401)", "--header authorization"),
-        ("403", InvalidRequest, "(HTTP 403)", "--header authorization"),
+        ("401", InvalidRequest, "(HTTP 401)", "--header NAME"),
+        ("403", InvalidRequest, "(HTTP 403)", "--header NAME"),
         ("404", ServerFault, "(HTTP 404)", "a path before /v1"),
         ("413", InvalidRequest, "(HTTP 413)", "fewer rows"),
         ("502", ServerUnreachable, "a web page titled '502 Bad Gateway'", "check the address"),
