@@ -8,6 +8,7 @@ import pytest
 import requests
 from PIL import Image
 
+from tests.unit.saved_models import meta_graph, tensor, write
 from tfserve_kit import protos, tfrecord
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.status import ServingError
@@ -268,3 +269,49 @@ def test_server_refuses_what_the_check_refuses(exported, tmp_path):
     server = EmbeddedServer.of({"m": tmp_path / "base"}, max_num_load_retries=0)
     with pytest.raises(ServingError, match='Serving signature key "nope" not found'), server:
         pytest.fail("it started")
+
+
+# Signatures that are not all rows
+
+
+def test_parameter_is_one_and_is_said(tfkit, exported):
+    model = exported("scalars")
+    done = tfkit("warmup", model, "--signature", "scalar", "--batch-size", 4)
+    assert (done.code, sent(model)) == (0, [("scalar", {"sc": 1.0})])
+    assert "inputs without a batch axis: 'sc' = 1.0" in done.err
+    assert "1 request (" in done.out  # of no batch size
+    assert tfkit("warmup", model, "--check").code == 0
+
+
+def test_all_signatures_are_warmed_up_whatever_their_rows(tfkit, exported):
+    model = exported("scalars")
+    done = tfkit("warmup", model, "--all-signatures", "--batch-size", 2)
+    assert done.code == 0, done.err
+    assert dict(sent(model))["no_input"] == {}
+    assert len(dict(sent(model))["head"]["v"]) == 2
+
+
+@pytest.fixture
+def ragged(tmp_path):
+    graph = meta_graph(output="x")
+    tensor(graph.signature_def["serving_default"].inputs["x_1"], "x_1:0", dtype=9)
+    function = graph.object_graph_def.concrete_functions["f"].canonicalized_input_signature
+    function.tuple_value.values.add().type_spec_value.type_spec_class = 3
+    return write(tmp_path / "ragged", graph)
+
+
+def test_rows_of_a_ragged_tensor_are_made_to_fit(tfkit, ragged):
+    done = tfkit("warmup", ragged, "--batch-size", 1, "--batch-size", 3)
+    assert done.code == 0, done.err
+    splits = [inputs["x_1"] for _, inputs in sent(ragged)]
+    assert splits == [[0, 1], [0, 1, 2, 3]]
+    assert [len(inputs["x"]) for _, inputs in sent(ragged)] == [1, 3]
+    assert "parts of one ragged tensor" in done.err
+
+
+def test_push_refuses_parts_that_do_not_go_together(tfkit, ragged, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.float32([1, 2]), x_1=np.int64([0, 5]))
+    done = tfkit("warmup", ragged, "--input", "in.npz")
+    assert done.code == 8
+    assert "row splits end at 5" in done.err
+    assert not (ragged / WARMUP_FILE).exists()

@@ -20,11 +20,12 @@ from tfserve_kit.clients import Prediction
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.clients.outputs import describe, require_few, values, write_npz
+from tfserve_kit.errors import UsageError
 from tfserve_kit.preprocessing import Preprocessing
 
 
 @click.command("request")
-@click.argument("inputs", nargs=-1, required=True, metavar="FILE...",
+@click.argument("inputs", nargs=-1, metavar="[FILE]...",
                 type=click.Path(path_type=Path))  # fmt: skip
 @server_options
 @version_options
@@ -55,7 +56,7 @@ def command(
 
     FILE is JSON (the body of a REST request: "instances", "inputs" or "examples"), .npy for a
     signature's one input, .npz with an array per input, or a picture. Files with the same input
-    are joined, row after row.
+    are joined, row after row. A signature without inputs takes no FILE.
     """
     require_writable(file)
     where = destination(url, protocol, model, access)
@@ -65,6 +66,9 @@ def command(
         chosen = choose_signature(found.signatures, signature)
         folder = base_path or where.base_path
         note = Preprocessing.read(folder / str(found.version)) if folder else Preprocessing()
+        if not inputs and (needed := chosen.inputs.keys() - chosen.optional):
+            raise UsageError(f"signature {chosen.name!r} needs {', '.join(sorted(needed))}",
+                             remedy="give a FILE that holds them")  # fmt: skip
         arrays = read_inputs(inputs, chosen, note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
     if file:

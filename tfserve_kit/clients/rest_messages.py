@@ -62,6 +62,12 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
 _SHAPELESS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
+_BYTES = (
+    "use gRPC, or export the output under a name that ends in _bytes: only such outputs are "
+    "written in base64 over REST"
+)
+
+
 class RestWire:
     """TensorFlow Serving's REST API; see `Wire`.
 
@@ -227,6 +233,9 @@ class RestWire:
             try:
                 document = read_json(data)
             except (ValueError, RecursionError) as error:
+                if _is_binary(data):
+                    text = f"{self.url} answered with bytes that are no text, in an output of text"
+                    raise ServerFault(text, remedy=_BYTES) from error
                 start = data[:320].decode("utf-8", "replace")[:80]
                 shown = mismatches.page(data)
                 text = f"{self.url} did not answer with JSON but with {shown or repr(start)}"
@@ -245,6 +254,15 @@ class RestWire:
             f"{name} has no REST form, and {self.url} is a REST address",
             remedy="connect to the server's gRPC port",
         )
+
+
+def _is_binary(data: bytes) -> bool:
+    """Say whether an answer is JSON, but for strings that are no UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.lstrip()[:1] == b"{"
+    return False
 
 
 def _path(target: Target) -> str:

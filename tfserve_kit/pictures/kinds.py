@@ -12,6 +12,7 @@ _LOOKED_AT = 4096  # bytes from the beginning
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF = {b"avif", b"avis"}
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_RESULTS = {".jpg", ".png"}
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]{16,}={0,2}\s*")
 
 
@@ -29,7 +30,10 @@ class Kind:
 
     def advice(self, name: str) -> str:
         """Return what to do with a file of that name."""
-        stem = str(PurePath(name).with_suffix("")) if PurePath(name).name else name
+        path = PurePath(name)
+        stem = str(path.with_suffix("")) if path.name else name
+        if path.suffix.lower() in _RESULTS:  # it is misnamed, and must not overwrite itself
+            stem += "-1"
         return self.remedy.replace("{name}", shlex.quote(name)).replace("{stem}", shlex.quote(stem))
 
 

@@ -135,3 +135,15 @@ def test_the_client_reads_so_and_still_says_what_is_wrong():
     assert call.read(b'{"outputs": [[1, 2]]}')[0]["out0"].tolist() == [[1, 2]]
     with pytest.raises(ServerFault, match="equal length"):
         call.read(b'{"outputs": [[1, 2], [3]]}')
+
+
+@pytest.mark.parametrize("body", [b'{"outputs": ["\x89PNG"]}', b'\n {"outputs": {"a": "\xff"}}'])
+def test_bytes_in_an_output_of_text_are_explained(body):
+    with pytest.raises(ServerFault, match="bytes that are no text") as caught:
+        wire(known("string")).read(body)
+    assert "_bytes" in caught.value.remedy and "gRPC" in caught.value.remedy
+
+
+def test_what_is_no_json_at_all_is_said_to_be_none():
+    with pytest.raises(ServerFault, match="did not answer with JSON"):
+        wire(known("string")).read(b"\xff\xfe<html>")

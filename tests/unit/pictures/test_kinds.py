@@ -92,3 +92,9 @@ def test_nothing_makes_it_stumble(data):
 def test_any_list_of_numbers_in_json_is_json(value):
     found = kind_of(json.dumps(value).encode())
     assert found is None or found.what in {"JSON", "lines of JSON"}
+
+
+def test_misnamed_file_is_not_overwritten():
+    heic = kind_of(b"\0\0\0\x18ftypheic\0\0")
+    assert "heif-convert a.JPG a-1.jpg" in heic.advice("a.JPG")
+    assert "heif-convert a.heic a.jpg" in heic.advice("a.heic")
