@@ -90,16 +90,17 @@ def shortest(array: NDArray[Any]) -> NDArray[Any]:
     if dtypes.by_numpy(array.dtype).name not in _NARROW:
         return array
     with np.errstate(all="ignore"):
-        found = array.astype(np.float64)
+        flat = array.ravel()  # a number without any axis cannot be assigned to
+        found = flat.astype(np.float64)
         open_ = np.isfinite(found) & (found != 0)
         for digits in range(1, _MOST_DIGITS + 1):
             rounded = _rounded(found[open_], digits)
-            fits = rounded.astype(array.dtype) == array[open_]
+            fits = rounded.astype(array.dtype) == flat[open_]
             found[open_] = np.where(fits, rounded, found[open_])
             open_[open_] = ~fits
             if not open_.any():
                 break
-    return found
+    return found.reshape(array.shape)
 
 
 def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:

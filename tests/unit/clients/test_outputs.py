@@ -78,6 +78,8 @@ def test_output_is_described_in_a_line(array, expected):
         (np.array([b"a\xff"], object), [{"b64": "Yf8="}]),
         (np.uint64([2**64 - 1]), [2**64 - 1]),
         (np.array([[True]]), [[True]]),
+        (np.array(0.1, np.float32), 0.1),
+        (np.array(0, np.float16), 0.0),
     ],
 )
 def test_values_are_the_shortest_that_mean_them(array, expected):
