@@ -225,6 +225,16 @@ def test_numbers_that_json_lacks_pass(values):
         assert judged.judge(0, rest({"predictions": [values] * ROWS})) == samples.OK
 
 
+def test_patterns_of_long_strings_take_bounded_memory():
+    judged = judges(signature(s=("string", (None,))))
+    for number in range(100):
+        text = np.full(ROWS, b"%7d" % number + b"x" * 500_000, object)
+        assert judged.judge(number, answer(s=text)) == samples.OK
+    kept = [each for some in judged._all[0]._patterns.values() for each in some]
+    assert sum(len(piece) for each in kept for _, piece in each.pieces) <= 1 << 24
+    assert judged.tally().checked == 100
+
+
 class TestExpected:
     def test_rows_are_those_of_the_request(self):
         expected = Expected.of(SCORES, INPUTS)

@@ -26,7 +26,7 @@ from tfserve_kit.perf.sending.tally import Tally
 from tfserve_kit.tensors import TensorError, dtypes, from_proto
 from tfserve_kit.tensors import json as tensor_json
 
-_MOST_PATTERNS = 64
+_MOST_PATTERNS, _MOST_KEPT_BYTES = 64, 1 << 24  # of all patterns together
 _SAMPLED = 0x3FF  # every 1,024th
 # Numbers of TensorProto's fields (tensorflow/core/framework/tensor.proto) by how values lie there.
 _FIXED = {4, 5, 6, 9, 12}
@@ -55,6 +55,7 @@ class Judges:
         made = {each.expects: kind(each.expects) for each in payloads if each.expects}
         self._all = list(made.values())
         self._by_turn = [made.get(each.expects) for each in payloads]  # type: ignore[arg-type]
+        self._last = self._all[0] if made else None
         self.judge: Judge | None = self._judge if made else None
         if len(made) == 1 and None not in self._by_turn:
             self.judge = self._all[0].judge
@@ -62,11 +63,14 @@ class Judges:
     @property
     def why(self) -> str:
         """What was wrong with the last answer that was."""
-        return next((each.why for each in self._all if each.why), "")
+        return self._last.why if self._last else ""
 
     def _judge(self, key: int, body: bytes) -> int:
         judge = self._by_turn[key % len(self._by_turn)]
-        return OK if judge is None else judge.judge(key, body)
+        if judge is None:
+            return OK
+        self._last = judge
+        return judge.judge(key, body)
 
     def tally(self) -> Tally:
         """Return what was counted."""
@@ -82,6 +86,7 @@ class _Judge(ABC):
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._tally = Tally(without_rows=set(expected.without_rows))
+        self._patterns_left, self._bytes_left = _MOST_PATTERNS, _MOST_KEPT_BYTES
         self.why = ""
 
     @abstractmethod
@@ -92,6 +97,10 @@ class _Judge(ABC):
     def _looked(self, body: bytes) -> tuple[int, int | None]:
         """Return the status of an answer, decoded in full, and its version."""
 
+    @abstractmethod
+    def _learn(self, body: bytes, version: int | None) -> None:
+        """Keep a right answer as a pattern, if there is room."""
+
     def _decode(self, body: bytes) -> int:
         """Judge an answer that fits no pattern."""
         status, version = self._looked(body)
@@ -99,12 +108,22 @@ class _Judge(ABC):
         self._tally.decoded += 1
         if status == OK and version is not None:
             self._tally.versions[version] += 1
+        if status == OK and self._patterns_left:
+            self._learn(body, version)
         return status
 
     def _sampled(self, body: bytes) -> int:
         """Decode an answer that fits a pattern, to be sure."""
         self._tally.decoded += 1
         return self._looked(body)[0]
+
+    def _has_room(self, size: int) -> bool:
+        """Say whether another pattern may be kept, and count it if so."""
+        if not self._patterns_left or size > self._bytes_left:
+            return False
+        self._patterns_left -= 1
+        self._bytes_left -= size
+        return True
 
     def tally(self) -> Tally:
         """Return what was counted."""
@@ -149,7 +168,6 @@ class _GrpcJudge(_Judge):
         super().__init__(expected)
         self._response = protos.PredictResponse
         self._patterns: dict[int, list[_Pattern]] = {}  # by length
-        self._known = 0
 
     def judge(self, key: int, body: bytes) -> int:
         """Return the status of an answer; see `_Judge.judge`."""
@@ -189,11 +207,12 @@ class _GrpcJudge(_Judge):
             return EMPTY_ANSWER, None
         status, self.why = self._expected.fault(found)
         version: int = answer.model_spec.version.value
-        if status == OK and self._known < _MOST_PATTERNS:
-            self._known += 1
-            pattern = _Pattern(body, sorted(_holes(body)), version)
-            self._patterns.setdefault(len(body), []).append(pattern)
         return status, version
+
+    def _learn(self, body: bytes, version: int | None) -> None:
+        pattern = _Pattern(body, sorted(_holes(body)), version or 0)
+        if self._has_room(sum(len(piece) for _, piece in pattern.pieces)):
+            self._patterns.setdefault(len(body), []).append(pattern)
 
 
 def _name(tensor: "protos.TensorProto") -> str:
@@ -275,10 +294,13 @@ class _RestJudge(_Judge):
 
     def _looked(self, body: bytes) -> tuple[int, int | None]:
         status, self.why = self._judged(body)
-        start = body[: body.find(b"[") + 1]
-        if status == OK and len(self._starts) < _MOST_PATTERNS and start:
-            self._starts[body.translate(None, _NUMBERS)] = start
         return status, None
+
+    def _learn(self, body: bytes, version: int | None) -> None:
+        del version
+        start, rest = body[: body.find(b"[") + 1], body.translate(None, _NUMBERS)
+        if start and rest not in self._starts and self._has_room(len(rest)):
+            self._starts[rest] = start
 
     def _judged(self, body: bytes) -> tuple[int, str]:
         shown = repr(body[:80])
