@@ -89,6 +89,9 @@ class RestWire:
         signature: Signature | None,
     ) -> Call[Answer]:
         """Ask for outputs; the filter is applied to the answer, for REST requests have none."""
+        if not inputs:
+            text = f"cannot ask {target} without inputs over REST, whose requests need one"
+            raise InvalidRequest(text, remedy="use gRPC: --protocol grpc, or a grpc:// URL")
         try:
             columns = to_text(inputs)
         except TypeError as error:
