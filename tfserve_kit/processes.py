@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
-# Runs a command with less: bytes of memory, no core file, after others, not beyond its parent.
+# Runs a command with less: memory, long files, no core file, after others, not beyond its parent.
 _CONFINE = """
 import ctypes, os, resource, sys
-memory_bytes, parent, *command = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-most = [each for each in resource.getrlimit(resource.RLIMIT_DATA) if each >= 0]
-resource.setrlimit(resource.RLIMIT_DATA, (min([int(memory_bytes), *most]),) * 2)
+memory_bytes, file_bytes, parent, *command = sys.argv[1:]
+for kind, wanted in (("DATA", memory_bytes), ("FSIZE", file_bytes), ("CORE", 0)):
+    kind = getattr(resource, f"RLIMIT_{kind}")
+    most = [each for each in resource.getrlimit(kind) if each >= 0]
+    resource.setrlimit(kind, (min([int(wanted), *most]),) * 2)
 os.nice(10)
 if hasattr(libc := ctypes.CDLL(None), "prctl"):
     libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
@@ -40,7 +41,7 @@ def host() -> str:
     return platform.node() + namespace
 
 
-def confined(command: Sequence[str], memory_bytes: int) -> list[str]:
+def confined(command: Sequence[str], memory_bytes: int, file_bytes: int) -> list[str]:
     """Return a command that runs another one with bounds: for code that need not be trusted.
 
     It gets so much memory and no more, gives way to other processes, leaves no core file, and is
@@ -49,9 +50,10 @@ def confined(command: Sequence[str], memory_bytes: int) -> list[str]:
     Args:
         command: a program and its arguments.
         memory_bytes: the most that it may allocate.
+        file_bytes: how long a file may become that it writes, such as its log.
     """
     head = [sys.executable, "-I", "-S", "-c", _CONFINE]
-    return [*head, str(memory_bytes), str(os.getpid()), *command]
+    return [*head, str(memory_bytes), str(file_bytes), str(os.getpid()), *command]
 
 
 def free_memory_bytes() -> int:

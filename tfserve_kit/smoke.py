@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import launch, processes, savedmodel, spec
+from tfserve_kit import graphscan, launch, processes, savedmodel, spec
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.clients.sync import SyncClient
@@ -41,8 +41,9 @@ from tfserve_kit.tensors import dtypes
 
 _MODEL = "candidate"
 _TRIAL = "trial"  # what remarks are about
-_TRUST = "if this machine is too small or too slow for the model, and you trust it: --trust"
+_TRUST = "if it is only this machine that cannot run the model, and you trust it: --trust"
 _MOST_BYTES = 64 << 20  # of the zeros for one input, which are no measure of a model
+_MOST_DIMENSIONS = 32  # of numpy before its version 2
 _DIES_WITHIN_S = 5.0  # after its connection broke
 # Few threads: each reserves memory for a deep stack, which counts as used.
 _FLAGS = {"max_num_load_retries": 0, "grpc_max_threads": 4, "rest_api_num_threads": 1}
@@ -71,17 +72,15 @@ def trial(
 
     Returns:
         Remarks: what was answered with an error, which zeros may well be; or that there was no
-        trial, as the embedded engine cannot run here.
+        trial, as the embedded engine cannot run here, or not this model's operations.
 
     Raises:
         PushRefused: the server died, ran out of memory or out of time; or the version does not
             load, its warm-up requests fail, or `files` are not answered.
         EngineUnavailable: the embedded engine cannot run here, and there are `files`.
     """
-    availability = process.embedded().available()
-    if not availability.usable and not files:
-        text = f"the model was not tried out before it was pushed: {availability.reason}"
-        return (Problem(_TRIAL, text, availability.remedy),)
+    if not files and (untried := _cannot_be_tried(version_dir, tag)) is not None:
+        return (untried,)
     progress.step("trying the model out")
     with _serving(version_dir, tag, timeout_s) as handle:
         signatures = savedmodel.read(version_dir, tag=tag).signatures.values()
@@ -91,6 +90,19 @@ def trial(
             _ask(handle, version_dir, files, signature, timeout_s)
         _require_alive(handle, within_s=0)
     return remarks
+
+
+def _cannot_be_tried(version_dir: Path, tag: str) -> Problem | None:
+    """Return why the embedded engine cannot run a model that another server may well run."""
+    availability = process.embedded().available()
+    reason, remedy = availability.reason, availability.remedy
+    if availability.usable:
+        foreign = graphscan.foreign_operations(graphscan.meta_graph(version_dir, tag=tag))
+        if not foreign:
+            return None
+        reason = f"the tensorflow wheel has no {', '.join(foreign[:5])}"
+        remedy = "try it in the server that has"
+    return Problem(_TRIAL, f"the model was not tried out before it was pushed: {reason}", remedy)
 
 
 def smoke(
@@ -192,7 +204,9 @@ def _ask_zeros(
 def _can_be_sent(spec: TensorSpec) -> bool:
     if spec.dtype is None or spec.dtype.numpy is None:
         return False
-    return math.prod(_sizes(spec)) * spec.dtype.numpy.itemsize <= _MOST_BYTES
+    sizes = _sizes(spec)
+    fits = math.prod(sizes) * spec.dtype.numpy.itemsize <= _MOST_BYTES
+    return fits and len(sizes) <= _MOST_DIMENSIONS
 
 
 def _send_zeros(client: SyncClient, signature: Signature, timeout_s: float) -> None:

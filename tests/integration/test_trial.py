@@ -177,6 +177,16 @@ def test_without_the_engine_the_push_says_that_nothing_was_tried(models, base, m
     assert remark.remedy == "install it"
 
 
+def test_operations_of_another_server_are_not_held_against_a_model(models, base, tmp_path):
+    subprocess.run(["cp", "-r", models / "half_plus_two" / "1", tmp_path / "model"], check=True)
+    file = tmp_path / "model" / "saved_model.pb"
+    message = protos.SavedModel.FromString(file.read_bytes())
+    message.meta_graphs[0].graph_def.node.add(name="text", op="CaseFoldUTF8")
+    file.write_bytes(message.SerializeToString())
+    pushed = push(str(tmp_path / "model"), base, approve=trial)
+    assert any("CaseFoldUTF8" in each.message and each.path == "trial" for each in pushed.remarks)
+
+
 class TestInterrupted:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_nothing_goes_on(self, hostile, base, tmp_path, number, monkeypatch):
@@ -210,13 +220,19 @@ def _server_of(pid):
 class TestConfined:
     def test_memory_is_bounded(self):
         code = "bytearray(3 << 30)"
-        command = processes.confined([sys.executable, "-c", code], 1 << 30)
+        command = processes.confined([sys.executable, "-c", code], 1 << 30, 1000)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "MemoryError" in done.stderr
 
+    def test_files_are_bounded(self, tmp_path):
+        code = f"open({str(tmp_path / 'x')!r}, 'wb').write(bytes(5000))"
+        command = processes.confined([sys.executable, "-c", code], 1 << 30, 1000)
+        subprocess.run(command, capture_output=True, check=False)
+        assert (tmp_path / "x").stat().st_size == 1000
+
     def test_it_gives_way_and_leaves_no_core(self):
         code = "import os, resource; print(os.nice(0), resource.getrlimit(resource.RLIMIT_CORE))"
-        command = processes.confined([sys.executable, "-c", code], 1 << 30)
+        command = processes.confined([sys.executable, "-c", code], 1 << 30, 1000)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout == f"{os.nice(0) + 10} (0, 0)\n"
 

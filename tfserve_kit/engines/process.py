@@ -40,6 +40,7 @@ from tfserve_kit.spec.schema import Spec
 NATIVE_BINARY = "tensorflow_model_server"
 
 _LOG = "server.log"
+_BOUNDED_LOG_BYTES = 256 << 20
 _FOLLOW_INTERVAL_S = 0.1
 _LOOK_S = 0.02  # between two looks whether a process has ended
 # How long the end of a killed process is waited for; only a hanging disk makes it take longer.
@@ -184,8 +185,8 @@ def embedded(folder: Path | None = None, *, memory_bytes: int | None = None) -> 
 
     Args:
         folder: where its servers are kept; `state_folder()` if left out.
-        memory_bytes: the most that a server may allocate, which then does not outlive this process
-            either; None for no such bounds.
+        memory_bytes: the most that a server may allocate, which then writes no long log and does
+            not outlive this process either; None for no such bounds.
     """
     if find_spec("tensorflow") is not None:
         availability = Availability(usable=True, reason="the tensorflow wheel is installed")
@@ -197,7 +198,7 @@ def embedded(folder: Path | None = None, *, memory_bytes: int | None = None) -> 
         )
     head = [sys.executable, "-m", "tfserve_kit.embedded"]
     if memory_bytes is not None:
-        head = processes.confined(head, memory_bytes)
+        head = processes.confined(head, memory_bytes, _BOUNDED_LOG_BYTES)
     return ProcessEngine("embedded", head, availability, binds_host=True, folder=folder)
 
 

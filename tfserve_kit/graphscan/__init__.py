@@ -7,7 +7,7 @@ needs it. What the scan cannot see is said in docs/inspect.md.
 
 from tfserve_kit.graphscan.facts import WARMUP_PATH, Facts, facts
 from tfserve_kit.graphscan.rules import Severity
-from tfserve_kit.graphscan.scan import Finding, Scan, meta_graph, scan
+from tfserve_kit.graphscan.scan import Finding, Scan, foreign_operations, meta_graph, scan
 
 __all__ = [
     "WARMUP_PATH",
@@ -16,6 +16,7 @@ __all__ = [
     "Scan",
     "Severity",
     "facts",
+    "foreign_operations",
     "meta_graph",
     "scan",
 ]

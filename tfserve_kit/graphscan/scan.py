@@ -78,6 +78,14 @@ def scan(graph: Any) -> Scan:
     return _Scanner(Graph(graph)).run()
 
 
+def foreign_operations(graph: Any) -> list[str]:
+    """Return the operations of a MetaGraphDef that tensorflow has not; others' servers may."""
+    known = rules.registered()
+    names = {node.op for _, node in Graph(graph).every_node()}
+    functions = {each.signature.name for each in graph.graph_def.library.function}
+    return sorted(names - known - functions)
+
+
 class _Scanner:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph

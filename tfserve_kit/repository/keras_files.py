@@ -40,7 +40,7 @@ def suffix(file: Path, limits: Limits, name: str) -> str | None:
     return None
 
 
-def export(file: Path, directory: Path, name: str) -> None:
+def export(file: Path, directory: Path, name: str, most_bytes: int) -> None:
     """Export a Keras file to a SavedModel directory that is made.
 
     Code in the file is not run: models with Lambda layers are refused.
@@ -49,6 +49,7 @@ def export(file: Path, directory: Path, name: str) -> None:
         file: it; its name ends as `suffix` says.
         directory: the SavedModel.
         name: what errors call the file.
+        most_bytes: how long each file of the SavedModel may be.
 
     Raises:
         PushRefused: Keras is not installed here, or refuses.
@@ -62,7 +63,7 @@ def export(file: Path, directory: Path, name: str) -> None:
     command = [sys.executable, "-c", _EXPORT, str(file), str(directory)]
     try:
         done = subprocess.run(
-            processes.confined(command, processes.free_memory_bytes()),
+            processes.confined(command, processes.free_memory_bytes(), most_bytes),
             env=os.environ | quiet,
             stdin=subprocess.DEVNULL,
             capture_output=True,

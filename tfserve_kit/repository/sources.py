@@ -129,7 +129,7 @@ class Source:
             progress.step(f"exporting {name} with Keras")
             named = folder / f"source{suffix}"  # Keras goes by the name
             named.symlink_to(file.absolute())
-            keras_files.export(named, root, name)
+            keras_files.export(named, root, name, self.limits.max_size_bytes)
             return Fetched(root, checksums(root))
         progress.step(f"unpacking {name}")
         root.mkdir()
