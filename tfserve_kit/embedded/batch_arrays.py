@@ -3,12 +3,14 @@
 Source: tensorflow_serving/batching/batching_session.cc and batching_util.cc (checks and texts).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.embedded.limits import MOST_FILLED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
 Arrays = Sequence[NDArray[Any]]
@@ -50,8 +52,16 @@ def merge(parts: Sequence[Feeds], padding: int, *, equal_lengths: bool) -> Feeds
         equal_lengths: fill up the other axes to the longest of them.
 
     Raises:
-        ServingError: the inputs of the requests differ in shape.
+        ServingError: the inputs of the requests differ in shape, or far more would be filled in
+            than was sent: one long row makes all others as long.
     """
+    filled_bytes = sum(_filled_bytes([part[name] for part in parts], padding) for name in parts[0])
+    if filled_bytes > MOST_FILLED_BYTES:
+        raise ServingError(
+            Code.RESOURCE_EXHAUSTED,
+            f"Padding the batch would take {filled_bytes} bytes; {MOST_FILLED_BYTES} at most are "
+            "filled in",
+        )
     return {
         name: _merged(name, [part[name] for part in parts], padding, equal_lengths=equal_lengths)
         for name in parts[0]
@@ -83,6 +93,16 @@ def _cut(array: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
         parts.append(array[start : start + size])
         start += size
     return parts
+
+
+def _filled_bytes(arrays: list[NDArray[Any]], padding: int) -> int:
+    """Return how much larger than its parts a merged input is; parts of other ranks count alone."""
+    if len({array.ndim for array in arrays}) > 1:
+        return 0
+    longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
+    row_bytes = math.prod(longest) * arrays[0].itemsize
+    rows = sum(len(array) for array in arrays) + padding
+    return int(rows * row_bytes) - sum(array.nbytes for array in arrays)
 
 
 def _merged(

@@ -23,9 +23,9 @@ _BULK_TIMES = 2
 # So many fields are looked at; the rest counts as if it were all made of the smallest.
 _MOST_FIELDS = 500
 
-_JSON_TIMES = 2
-_JSON_WIDE_TIMES = 8  # text beyond ASCII may take four bytes a character, and twice for a moment
-_JSON_VALUE_BYTES = 100  # per bracket, comma or colon
+_JSON_TIMES = 4
+_JSON_WIDE_TIMES = 16  # text beyond ASCII may take four bytes a character, whole and in parts
+_JSON_VALUE_BYTES = 130  # per bracket, comma or colon
 _BULK_JSON_TIMES = 6  # where the tokens are, and copies
 _BULK_NUMBER_BYTES = 40  # as a token, as a double, and as what it is to be
 _STRING_BYTES = 64  # a string as an object, and once more within tensorflow

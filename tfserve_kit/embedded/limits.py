@@ -37,6 +37,8 @@ LINGER_S = 2.0
 MOST_INFLATED_BYTES = 100_000_000
 MOST_INFLATED_TIMES = 50
 
+# What is filled in for what was left out: values of tensors, padding of batches.
+MOST_FILLED_BYTES = GIB
 # What a request needs besides is not counted up to this; longer texts of errors are cut.
 UNCOUNTED_BYTES = 65_536
 MOST_ERROR_BYTES = 65_536

@@ -664,6 +664,18 @@ def test_signatures_are_those_of_the_servable(scheduler, calculator, metrics):
     assert batching(calculator, scheduler, metrics).signatures is calculator.signatures
 
 
+def test_long_row_does_not_make_the_others_as_long_without_a_limit(
+    scheduler, calculator, metrics, monkeypatch
+):
+    monkeypatch.setattr(batch_arrays, "MOST_FILLED_BYTES", 10_000)
+    arrays = [np.zeros((1, size), np.float32) for size in (1, 1, 2_000)]
+    with pytest.raises(ServingError, match="Padding the batch would take 15992 bytes"):
+        batch_arrays.merge([{"x": array} for array in arrays], 0, equal_lengths=True)
+    with pytest.raises(ServingError, match="Padding the batch would take 72000 bytes"):
+        batch_arrays.merge([{"x": arrays[2]}], 9, equal_lengths=False)
+    assert len(batch_arrays.merge([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
+
+
 # Timeouts
 
 EXPIRED = (Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")

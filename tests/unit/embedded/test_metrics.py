@@ -157,3 +157,18 @@ def test_counter_that_counts_micros_is_a_whole_number():
     metrics = Metrics()
     metrics.add(LOAD_ATTEMPTS, ("/m/1", "success"), 12.7)
     assert lines(metrics, LOAD_ATTEMPTS.name)[-1].endswith(" 13")
+
+
+def test_models_that_answer_keep_their_place_among_made_up_names():
+    metrics = Metrics()
+    for number in range(12_000):
+        metrics.count_request(f"made up {number}", "Predict", "GRPC", "NOT_FOUND", 0)
+    for status in ("OK", "INTERNAL"):
+        metrics.count_request("digits", "Predict", "GRPC", status, 0)
+    for size in range(12_000):  # sizes of batches, which clients choose
+        metrics.observe(PADDING_SIZE, 1, (str(size),))
+    page = metrics.page()
+    for status in ("OK", "INTERNAL"):
+        assert f'request_count{{model_name="digits",status="{status}"}} 1' in page
+    assert "made up 11999" not in page
+    assert 'execution_batch_size="11999"' not in page

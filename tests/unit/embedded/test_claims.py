@@ -1,0 +1,252 @@
+"""What requests become in memory: never less than it is, told before it is made."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfserve_kit import protos, varint
+from tfserve_kit.embedded import claims, json_text
+from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.grpc_surface import GrpcSurface, predict_inputs
+from tfserve_kit.embedded.handlers import Predicted
+from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.rest_surface import RestSurface
+from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tensors import to_proto
+
+MANY = 100_000
+PREDICT = protos.METHODS["Predict"].path
+
+
+def field(number, content):
+    return varint.encode(number << 3 | 2) + varint.encode(len(content)) + content
+
+
+def predict_of(tensor):
+    return field(2, field(1, b"x") + field(2, tensor))
+
+
+PIECES = {
+    "empty inputs": ("Predict", field(2, b"") * MANY),
+    "empty strings": ("Predict", predict_of(b"\x08\x07" + field(8, b"") * MANY)),
+    "filter": ("Predict", field(3, b"") * MANY),
+    "small numbers": ("Predict", predict_of(b"\x08\x09" + field(10, b"\1" * MANY))),
+    "dimensions": ("Predict", predict_of(field(2, field(2, b"") * MANY))),
+    "examples": ("Classify", field(2, field(1, field(1, b"") * MANY))),
+    "tasks": ("MultiInference", field(1, b"") * MANY),
+    "models": ("HandleReloadConfigRequest", field(1, field(1, field(1, b"") * MANY))),
+}
+
+
+@pytest.mark.parametrize(("method", "body"), PIECES.values(), ids=PIECES)
+def test_message_of_tiny_pieces_counts_many_times(method, body):
+    assert claims.of_message(method, body) >= 20 * len(body)
+
+
+def test_message_of_one_array_counts_twice():
+    request = protos.PredictRequest(model_spec={"name": "m"})
+    request.inputs["x"].CopyFrom(to_proto(np.zeros((50, 20_000), np.float32)))
+    request.inputs["s"].string_val.extend([b"picture" * 10_000] * 50)
+    body = request.SerializeToString()
+    assert 2 * len(body) <= claims.of_message("Predict", body) <= 2.1 * len(body)
+
+
+def test_examples_with_pictures_count_twice():
+    request = protos.ClassificationRequest()
+    for _ in range(20):
+        feature = request.input.example_list.examples.add().features.feature["x"]
+        feature.bytes_list.value.append(b"picture" * 10_000)
+    body = request.SerializeToString()
+    assert 2 * len(body) <= claims.of_message("Classify", body) <= 2.1 * len(body)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["Predict", "Classify", "GetModelStatus"]))
+def test_any_bytes_count_for_themselves_at_least(start, method):
+    body = start + bytes(70_000)
+    assert claims.of_message(method, body) >= 2 * len(body)
+
+
+TEXTS = {
+    "objects": "[" + "{}," * MANY + "1]",
+    "lists": "[" + "[]," * MANY + "1]",
+    "members": "[" + '{"a":1},' * MANY + "1]",
+    "names": json.dumps({str(number): 1 for number in range(MANY)}),
+    "strings": "[" + '"ab",' * MANY + "1]",
+    "numbers": "[" + "1.5," * MANY + "1]",
+    "one name": "{" + '"a":1,' * MANY + '"b":1}',
+    "wide": '"\U0001f600' + "x" * MANY + '"',
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("odd", [b"", b"\xff"], ids=["UTF-8", "bytes"])
+def test_json_never_becomes_more_than_was_told(text, odd):
+    body = b'{"x": ' + text.encode() + b', "y": "' + odd + b'"}'
+    tracemalloc.start()
+    try:
+        json_text.parse_object(body, Call.unbounded().account)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= claims.of_json(body)
+
+
+@pytest.mark.parametrize(
+    ("array", "least"),
+    [
+        (np.zeros((1000, 1000), np.float32), 4_000_000),
+        (np.broadcast_to(np.float32(1), (1000, 1000)), 4_000_000),
+        (np.full(1000, b"x" * 1000, object), 1_000_000),
+        (np.broadcast_to(np.array(b"x" * 1000, object), (1000,)), 1_000_000),
+    ],
+)
+def test_arrays_count_with_their_strings(array, least):
+    for counted in (claims.of_arrays([array]), claims.of_answer([array], as_text=True)):
+        assert counted >= least
+
+
+def test_answer_of_nothing_in_many_lists_counts_them():
+    assert claims.of_answer([np.zeros((1 << 30, 0), np.uint8)], as_text=True) >= 1 << 30
+
+
+def test_what_is_small_is_not_counted():
+    small = np.zeros(100, np.float32)
+    assert claims.of_message("Predict", b"\x12\0" * 1000) == 0
+    assert claims.of_json(b"[{}]") == claims.of_arrays([small]) == 0
+    assert claims.of_answer([small], as_text=True) == 0
+
+
+def test_values_that_were_left_out_are_taken_before_they_are_filled_in():
+    request = protos.PredictRequest()
+    request.inputs["x"].dtype = 1
+    request.inputs["x"].tensor_shape.dim.add(size=1 << 20)
+    request.inputs["x"].float_val.extend([1, 2])
+    with pytest.raises(BudgetExceeded, match="values that were left out"):
+        predict_inputs(request, Ledger(1 << 20).account("c"))
+    account = Ledger(1 << 30).account("c")
+    assert predict_inputs(request, account)["x"].nbytes == account.held_bytes == 4 << 20
+
+
+# Surfaces
+
+
+class GrowingHandlers:
+    """Answers with as many bytes as its input says."""
+
+    def predict(self, model, signature, inputs, output_filter=(), *, call):
+        (size,) = next(iter(inputs.values())).ravel()[:1].astype(int)
+        call.account.take(size, "outputs")
+        return Predicted(1, "s", {"y": np.zeros(size, np.uint8)})
+
+    def metadata(self, model):
+        return type("M", (), {"signatures": {"serving_default": SIGNATURE}})
+
+
+SIGNATURE = protos.from_text(
+    "SignatureDef", 'inputs { key: "x" value { name: "x:0" dtype: DT_FLOAT } }'
+)
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 100_000, 10_000_000])
+def test_account_keeps_no_more_than_the_answer(size):
+    ledger = Ledger(1 << 30)
+    request = protos.PredictRequest(model_spec={"name": "m"})
+    request.inputs["x"].CopyFrom(to_proto(np.float32([size])))
+    body = json.dumps({"inputs": [size]}).encode()
+    with ledger.account("c") as account:
+        account.take(77, "the body")
+        surface = GrpcSurface(GrowingHandlers(), Metrics(), as_content=True)
+        answer = surface.answer(PREDICT, request.SerializeToString(), Call(account))
+        assert answer.code is Code.OK
+        assert account.held_bytes <= 77 + len(answer.body)
+        if size > 1000:
+            assert account.held_bytes == 77 + len(answer.body)
+    with ledger.account("c") as account:
+        surface = RestSurface(GrowingHandlers(), Metrics())
+        reply = surface.reply("POST", "/v1/models/m:predict", body, Call(account))
+        assert reply.status == 200
+        assert account.held_bytes <= len(reply.body)
+    assert ledger.held_bytes == 0
+
+
+def test_request_beyond_its_account_is_refused_and_gives_all_back():
+    ledger = Ledger(1 << 20)
+    with ledger.account("c") as account:
+        call = Call(account)
+        reply = RestSurface(GrowingHandlers(), Metrics()).reply(
+            "POST", "/v1/models/m:predict", b'{"inputs": [2000000]}', call
+        )
+        assert (reply.status, account.held_bytes) == (413, 0)
+        with ledger.account("hog") as hog:
+            hog.take(ledger._shared_bytes * 4 // 5, "all it may")
+            reply = RestSurface(GrowingHandlers(), Metrics()).reply(
+                "POST", "/v1/models/m:predict", b'{"inputs": [700000]}', call
+            )
+            assert (reply.status, account.held_bytes) == (503, 0)
+        answer = GrpcSurface(GrowingHandlers(), Metrics()).answer(PREDICT, b"\x12\0" * MANY, call)
+        assert answer.code is Code.RESOURCE_EXHAUSTED
+        assert "the message" in answer.details and not account.held_bytes
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise self
+
+
+FAULTS = [
+    UnspeakableError(),
+    ValueError("\ud800 \udcff"),
+    ServingError(Code.INVALID_ARGUMENT, "\ud800\udcff" * 100_000),
+    ServingError(Code.INTERNAL, "x" * 10_000_000),
+    ServingError(Code.NOT_FOUND, "\0\x1b\x7f\u202e"),
+    MemoryError(),
+    RecursionError("deep"),
+    KeyError("\ud800"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_fault_whose_text_is_a_fault_is_told_all_the_same(fault):
+    class Faulty(GrowingHandlers):
+        def predict(self, *arguments, **options):
+            raise fault
+
+    with Ledger(1 << 20).account("c") as account:
+        request = protos.PredictRequest(model_spec={"name": "m"})
+        answer = GrpcSurface(Faulty(), Metrics()).answer(
+            PREDICT, request.SerializeToString(), Call(account)
+        )
+        assert answer.code is not Code.OK
+        assert len(answer.details.encode()) < 200_000
+        reply = RestSurface(Faulty(), Metrics()).reply(
+            "POST", "/v1/models/m:predict", b'{"inputs": [1]}', Call(account)
+        )
+        assert reply.status >= 400 and len(reply.body) < 500_000
+        assert account.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"signature_name": "\\ud800", "x": "\xff", "inputs": [1]}',
+        b'{"signature_name": "\\udcff", "x": "\xff", "inputs": [1]}',
+        b'{"\\uDFFF": "\xff", "inputs": [1]}',
+        b'{"x": "\xff\\\\\\ud83d\\u0041", "inputs": [1]}',
+    ],
+)
+def test_half_a_character_beside_bytes_is_refused_as_it_is_alone(body):
+    reply = RestSurface(GrowingHandlers(), Metrics()).reply("POST", "/v1/models/m:predict", body)
+    assert reply.status == 400
+    where = body.index(b"\\uD" if b"\\uD" in body else b"\\ud")
+    assert f"The surrogate pair in string is invalid. at offset: {where}".encode() in reply.body
+
+
+def test_whole_characters_and_what_only_looks_like_an_escape_pass_beside_bytes():
+    body = b'{"x": "\xff\\ud83d\\ude00 \\\\ud800", "inputs": [1]}'
+    surface = RestSurface(GrowingHandlers(), Metrics())
+    assert surface.reply("POST", "/v1/models/m:predict", body).status == 200
