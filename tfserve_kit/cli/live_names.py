@@ -1,5 +1,7 @@
 """What a shell offers for `--model` and `--version`, from the running server; or nothing."""
 
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import click
@@ -10,14 +12,16 @@ _PATIENCE_S = 1.0  # somebody waits for the Tab key
 def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Return the models of the servers that tfkit runs, or of the one that `--url` names."""
     del param
+    from tfserve_kit.access import at
+    from tfserve_kit.clients import addresses
     from tfserve_kit.engines.records import records
 
-    url = _given(ctx, "url").rstrip("/")
     try:
+        address = addresses.read(url) if (url := _given(ctx, "url")) else None
         found = {
             name
             for record in records()
-            if url in {"", record.endpoints.grpc, record.endpoints.rest}
+            if address is None or at(record.endpoints, address)
             for name in record.models
         }
     except Exception:  # noqa: BLE001 (a prompt is no place for errors)
@@ -35,9 +39,9 @@ def versions(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
     try:
         protocol = _given(ctx, "protocol") or "grpc"
-        where = destination(
-            _given(ctx, "url") or None, protocol, _given(ctx, "model") or None, NOTHING
-        )
+        url, model = _given(ctx, "url") or None, _given(ctx, "model") or None
+        with redirect_stderr(StringIO()):  # where it says what it takes from a URL
+            where = destination(url, protocol, model, NOTHING)
         with where.connect() as client:
             found = client.status(where.target(), timeout_s=_PATIENCE_S)
     except Exception:  # noqa: BLE001 (a prompt is no place for errors)
