@@ -237,9 +237,11 @@ def test_headers_come_from_the_command_line_the_environment_and_the_file(
     done = tfkit("status", "--url", url, "--model", "m", "--json")
     assert done.code == 0, done.err
     assert (seen[0]["x-env"], seen[0]["x-both"], seen[0]["x-file"]) == ("1", "env", SECRET)
-    given = ("--header", "Authorization=env:TOKEN", "--header", "x-eq=a=b")
+    given = ("--header", "Authorization=env:TOKEN", "--header", "x-eq=a=b", "--header",
+             "x-here=file:token")  # fmt: skip
     done = tfkit("status", "--url", url, "--model", "m", *given, "--json")
     assert (seen[1]["authorization"], seen[1]["x-eq"]) == (SECRET, "a=b")
+    assert seen[1]["x-here"] == SECRET
     assert SECRET not in done.out + done.err
 
 

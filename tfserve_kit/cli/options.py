@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tfserve_kit.access import Access
+from tfserve_kit.access import FILE, Access
 from tfserve_kit.cli import live_names
 from tfserve_kit.errors import UsageError
 
@@ -33,6 +33,9 @@ def _headers(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
         name, equals, content = text.partition("=")
         if not equals or not name.strip():
             raise click.BadParameter("a header is not NAME=VALUE")  # nor told: it may be secret
+        if content.startswith(FILE):  # to be found from anywhere by who is told of it
+            file = Path(content.removeprefix(FILE)).expanduser()
+            content = f"{FILE}{file.absolute()}"
         found[name.strip()] = content
     return found
 

@@ -47,6 +47,8 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "PERMISSION_DENIED": (InvalidRequest, mismatches.LOG_IN),
     "UNIMPLEMENTED": (InvalidRequest, "is this a model server's gRPC port?"),
 }
+# Codes that grpcio gives to answers which are no gRPC.
+_FROM_ELSEWHERE = frozenset({"UNKNOWN", "UNIMPLEMENTED"})
 _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
 
@@ -139,7 +141,7 @@ class GrpcWire:
             details = f"no answer within {timeout_s:g} s"
         if code == "RESOURCE_EXHAUSTED" and server_texts.is_message_too_large(details):
             kind, remedy = InvalidRequest, "send fewer rows at once, or raise max_answer_bytes"
-        if code == "UNKNOWN" and (told := mismatches.explained(self.url, details)):
+        if code in _FROM_ELSEWHERE and (told := mismatches.explained(self.url, details)):
             details, remedy = f"{told[0]} ({details})", told[1]
         remedy = server_texts.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)

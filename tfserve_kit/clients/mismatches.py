@@ -52,6 +52,12 @@ _SIGNS = (
     _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer", ("grpc", "http"),
           "it ends the connection", "if it speaks TLS, write {secure}; is it the right port?",
           False),
+    _Sign(r"http2 header with status: 3", _GRPC,
+          "a proxy leads elsewhere, perhaps to a log-in", f"{LOG_IN}; or the server's own URL"),
+    _Sign(r"http2 header with status: 413", _GRPC, "a proxy takes no such large requests",
+          "send fewer rows at once"),
+    _Sign(r"http2 header with status: 404|Data frame with END_STREAM", _GRPC,
+          "a proxy or a web server answers, not with gRPC", "is that the address of gRPC?"),
     _Sign(r"http2 header with status: 50[234]", _GRPC,
           "a proxy answers, and the server behind it does not", "look at the proxy and the server"),
 )  # fmt: skip

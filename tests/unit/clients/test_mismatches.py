@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import grpc
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +160,55 @@ def test_page_of_a_proxy_is_called_a_page(ports, status, kind, said, remedy):
     assert type(error) is kind
     assert said in error.message and "<html" not in error.message
     assert remedy in error.remedy
+
+
+def http2_proxy(status):
+    """A proxy that answers each call with a web page over HTTP/2: its port."""
+    door = socket.create_server(("127.0.0.1", 0))
+    block = hpack.Encoder().encode([(":status", status), ("content-type", "text/html")])
+
+    def frame(kind, flags, stream, payload=b""):
+        return (
+            len(payload).to_bytes(3, "big")
+            + bytes((kind, flags))
+            + stream.to_bytes(4, "big")
+            + payload
+        )
+
+    def serve():
+        with door, door.accept()[0] as connection, connection.makefile("rb") as stream:
+            stream.read(24)
+            connection.sendall(frame(4, 0, 0))
+            while head := stream.read(9):
+                stream.read(int.from_bytes(head[:3], "big"))
+                number = int.from_bytes(head[5:], "big")
+                if head[3] == 4 and not head[4]:
+                    connection.sendall(frame(4, 1, 0))
+                if head[3] == 1:
+                    connection.sendall(frame(1, 4, number, block) + frame(0, 1, number, PAGE))
+
+    Thread(target=serve, daemon=True).start()
+    return door.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said", "remedy"),
+    [
+        ("502", ServerUnreachable, "the server behind it does not", "the proxy"),
+        ("401", InvalidRequest, "status: 401", "--header NAME"),
+        ("403", InvalidRequest, "status: 403", "--header NAME"),
+        ("404", InvalidRequest, "not with gRPC", "address of gRPC"),
+        ("302", ServerFault, "leads elsewhere", "--header NAME"),
+        ("413", ServerFault, "no such large requests", "fewer rows"),
+        ("200", ServerFault, "not with gRPC", "address of gRPC"),
+    ],
+)
+def test_page_of_a_proxy_for_grpc_is_told_as_such(status, kind, said, remedy):
+    url = f"grpc://127.0.0.1:{http2_proxy(status)}"
+    with connect(url, retries=0) as client, pytest.raises(RequestError) as caught:
+        client.status("m", timeout_s=10)
+    assert type(caught.value) is kind
+    assert said in caught.value.message and remedy in caught.value.remedy
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED"])
