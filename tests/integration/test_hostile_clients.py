@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.torture.attackers import begun_calls
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
 
@@ -275,3 +276,121 @@ def test_lack_of_descriptors_and_the_end_are_survived_by_requests_in_flight(tmp_
         found = [answer.result(PATIENCE_S) for answer in answers]
     assert [each[:15] for each in found] == [b"HTTP/1.1 200 OK"] * 8
     assert server.process.wait(PATIENCE_S) == 0
+
+
+class Patient:
+    """Clients that wait for their answers, over both protocols, until told to stop.
+
+    Attributes:
+        answered: (status, body) of each answer.
+        lost: what happened to requests that were accepted and not answered.
+    """
+
+    def __init__(self, server):
+        self.server, self.stop = server, threading.Event()
+        self.answered, self.lost = [], []
+
+    def over_rest(self, *, stays):
+        """Ask on one connection, or on a new one each time."""
+        while not self.stop.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", self.server.ports["rest"])
+            with closing(connection):
+                try:
+                    connection.connect()
+                except OSError:  # refused: nothing was accepted
+                    return
+                self._ask(connection)
+                while stays and connection.sock and not self.stop.is_set():
+                    self._ask(connection)
+
+    def _ask(self, connection):
+        try:
+            connection.request("POST", "/v1/models/batchy:predict", ROW)
+            answer = connection.getresponse()
+            self.answered.append((answer.status, answer.read()))
+        except (OSError, http.client.HTTPException) as error:
+            self.lost.append(error)
+
+    def over_grpc(self):
+        """Ask on one channel."""
+        request = protos.PredictRequest(model_spec={"name": "batchy"})
+        tensor = request.inputs["x"]
+        tensor.dtype = 1
+        tensor.tensor_shape.dim.add(size=1)
+        tensor.float_val.append(1)
+        with grpc.insecure_channel(f"127.0.0.1:{self.server.ports['grpc']}") as channel:
+            call = channel.unary_unary(protos.METHODS["Predict"].path)
+            while not self.stop.is_set():
+                try:
+                    answer = call(request.SerializeToString(), timeout=PATIENCE_S)
+                    self.answered.append((200, answer))
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.UNAVAILABLE:  # never taken
+                        return
+                    self.lost.append(error)
+
+
+@pytest.mark.parametrize("number", range(12 if os.environ.get("TFKIT_TORTURE") else 2))
+def test_end_under_load_loses_nothing_that_was_accepted(tmp_path, number):
+    server = Server(tmp_path / f"{number}.log", (1024, 1024))
+    clients = Patient(server)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            pool.submit(clients.over_rest, stays=True)
+            pool.submit(clients.over_rest, stays=False)
+            pool.submit(clients.over_rest, stays=False)
+            pool.submit(clients.over_grpc)
+        assert eventually(lambda: len(clients.answered) > 300)
+        server.process.terminate()
+        assert server.process.wait(PATIENCE_S) == 0
+        clients.stop.set()
+    assert not clients.lost
+    assert {status for status, _ in clients.answered} == {200}
+
+
+def test_second_signal_ends_the_server_at_once(tmp_path):
+    server = Server(tmp_path / "output.log", (1024, 1024))
+    with server.connect() as client:
+        client.sendall(predict()[:-1])  # it would be waited for
+        time.sleep(0.2)
+        server.process.terminate()
+        assert eventually(lambda: not server._is_open())
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(5) == -signal.SIGINT
+
+
+def test_reloads_that_are_cancelled_leave_no_trace(server, stays_small):
+    request = protos.message_class("ReloadConfigRequest")()
+    path = protos.METHODS["HandleReloadConfigRequest"].path
+    config = request.config.model_config_list.config
+    base_path = str(MODELS / "batchy")
+    config.add(name="batchy", base_path=base_path, model_platform="tensorflow")
+    later = config.add(base_path="/nowhere", model_platform="tensorflow")
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        for number in range(50):
+            later.name = f"later{number}"
+            channel.unary_unary(path).future(request.SerializeToString()).cancel()
+        assert server.is_well()
+        del config[1]
+        channel.unary_unary(path)(request.SerializeToString(), timeout=PATIENCE_S)
+
+
+def test_calls_without_a_message_by_the_hundred_are_no_burden(server, stays_small):
+    with server.crowd(20, "grpc") as clients:
+        for client in clients:
+            client.sendall(begun_calls(range(1, 101, 2)))
+        for _ in range(5):
+            assert server.is_well()
+
+
+def test_compressed_grpc_messages_that_become_huge_are_refused(server, stays_small):
+    bomb = bytes(300 * MIB)
+    options = [("grpc.max_send_message_length", -1)]
+    address, gzipped = f"127.0.0.1:{server.ports['grpc']}", grpc.Compression.Gzip
+    before = server.resident_bytes()
+    with grpc.insecure_channel(address, options, gzipped) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(protos.METHODS["Predict"].path)(bomb, timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert server.resident_bytes() < before + 200 * MIB

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 
 import grpc
@@ -72,7 +73,7 @@ def frame(kind, flags, stream, payload=b""):
     return head + stream.to_bytes(4, "big") + payload
 
 
-def begun_calls(streams):
+def begun_calls(streams, *, encoding=b"identity"):
     """Return the frames of gRPC calls that have begun: headers, no message."""
 
     def literal(name, value):
@@ -85,6 +86,7 @@ def begun_calls(streams):
             (b":authority", b"a"),
             (b"content-type", b"application/grpc"),
             (b"te", b"trailers"),
+            (b"grpc-encoding", encoding),
         )
     )
     return PREFACE + frame(4, 1, 0) + b"".join(frame(1, 4, number, headers) for number in streams)
@@ -111,12 +113,11 @@ def ask(request):
 
 
 def silent_streams():
-    def attack():
-        with connected(GRPC_PORT) as client:
-            client.sendall(begun_calls(range(1, 401, 2)))
-            time.sleep(0.5)
-
-    repeat(attack)
+    clients = deque(maxlen=10)
+    while True:
+        clients.append(connected(GRPC_PORT))
+        clients[-1].sendall(begun_calls(range(1, 201, 2)))
+        time.sleep(0.5)
 
 
 def held_messages():
@@ -191,18 +192,29 @@ def gzip_bombs():
 
 
 def grpc_gzip_bombs():
-    bomb = bytes(400_000_000)
-    with channel(grpc.Compression.Gzip) as opened:
-        repeat(lambda: method("Predict", opened)(bomb, timeout=30), threads=1)
+    packed = gzip.compress(bytes(55_000_000), 9)  # as much as may be sent without being asked
+    message = b"\1" + len(packed).to_bytes(4, "big") + packed
+    pieces = [message[at : at + 16384] for at in range(0, len(message), 16384)]
+    data = [frame(0, int(piece is pieces[-1]), 1, piece) for piece in pieces]
+
+    def attack():
+        with connected(GRPC_PORT) as client:
+            client.settimeout(2)
+            client.sendall(begun_calls([1], encoding=b"gzip") + b"".join(data))
+            while client.recv(1000):
+                pass
+
+    repeat(attack)
 
 
 def slow_readers():
     def attack():
         with connected(REST_PORT) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.sendall(post("batchy", ROW) * 500)
-            for _ in range(20):
-                client.recv(10)
+            client.settimeout(1)
+            with suppress(TimeoutError):
+                client.sendall(post("batchy", ROW) * 2000)
+            while client.recv(10):
                 time.sleep(0.1)
 
     repeat(attack, threads=20)

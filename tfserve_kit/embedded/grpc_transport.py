@@ -23,6 +23,9 @@ _OPTIONS = [
     ("grpc.max_concurrent_streams", MOST_STREAMS),
     # Messages are inflated here, with a bound: what a thousandth was sent of would be made.
     ("grpc.per_message_decompression", 0),
+    # With more of them in its hands grpcio would refuse some, whosever they are.
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
     # Two servers on one port would share its connections without a word.
     ("grpc.so_reuseport", 0),
 ]

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 _log = logging.getLogger(__name__)
 
-_KEPT_IDLE = 64
+_KEPT_IDLE = 256
 
 
 class Workers:

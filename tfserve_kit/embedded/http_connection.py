@@ -325,7 +325,10 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close once the client does, or soon: closing at once might lose it the answer."""
         self._stop_reading()
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client has gone meanwhile
+            self.abort()
         self._shared.loop.call_later(LINGER_S, self.abort)
 
     def finish(self) -> None:
