@@ -217,7 +217,7 @@ def slow_readers():
             while client.recv(10):
                 time.sleep(0.1)
 
-    repeat(attack, threads=20)
+    repeat(attack, threads=5)
 
 
 def slow_models():
