@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -212,3 +213,15 @@ def test_reader_that_went_away_ends_a_command_quietly(arguments):
     os.close(writing)
     assert not done.stderr
     assert done.returncode == 130
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1"])
+def test_terminal_of_few_characters_is_shown_the_numbers_of_others(encoding, models, tmp_path):
+    shutil.copytree(models / "half_plus_two", tmp_path / "日本")
+    done = subprocess.run(
+        [sys.executable, "-m", "tfserve_kit", "inspect", "日本"],
+        cwd=tmp_path, capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(rb"\u65e5\u672c/2")

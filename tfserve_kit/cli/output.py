@@ -4,6 +4,7 @@ Everything that a command shows goes through here, and whatever does not (a trac
 click's own errors) meets the guarded streams: no character from outside acts on a terminal.
 """
 
+import io
 import os
 import re
 import sys
@@ -59,6 +60,8 @@ def guard_streams() -> None:
     """Guard stdout and stderr of this process, for what is printed past this module."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of few characters shows the numbers
+            stream.reconfigure(errors="backslashreplace")
         if stream is not None and not isinstance(stream, GuardedStream):
             setattr(sys, name, GuardedStream(stream))
 
