@@ -2,11 +2,12 @@
 
 docs/cli.md from the commands, docs/spec.md from the schema, docs/flags.md from the table of flags,
 docs/exit-codes.md from the table of exit codes, docs/lint.md from the tables of rules, docs/api.md
-from the docstrings.
+from the docstrings; the table of limits in docs/embedded.md from their constants.
 """
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
+from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.settings import MOOT, OTHERWISE, REFUSED
 from tfserve_kit.flags import FLAGS
 from tfserve_kit.lint import RULES, Severity
@@ -233,7 +235,18 @@ def _signature(function: Callable[..., Any]) -> str:
     return f"{start}{node.name}({ast.unparse(node.args)}){returns}"
 
 
+_LIMITS = re.compile(r"(?<=<!-- limits: made by `make docs` -->\n).*?(?=\nIdle)", re.DOTALL)
+
+
+def embedded_page() -> str:
+    """Return the page of the embedded engine with its table of limits made anew."""
+    table = "| what | limit | beyond |\n|---|---|---|\n"
+    table += "".join(f"| {' | '.join(row)} |\n" for row in limits.rows())
+    return _LIMITS.sub(table, (HERE / "embedded.md").read_text("utf-8"))
+
+
 PAGES = {
+    "embedded.md": embedded_page,
     "api.md": api_page,
     "cli.md": cli_page,
     "spec.md": spec_page,

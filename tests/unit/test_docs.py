@@ -17,7 +17,7 @@ def _generator():
 
 
 @pytest.mark.parametrize(
-    "name", ["api.md", "cli.md", "spec.md", "flags.md", "exit-codes.md", "lint.md"]
+    "name", ["api.md", "cli.md", "spec.md", "flags.md", "exit-codes.md", "lint.md", "embedded.md"]
 )
 def test_reference_page_equals_what_the_code_generates(name):
     assert (ROOT / "docs" / name).read_text() == _generator().PAGES[name](), "run `make docs`"

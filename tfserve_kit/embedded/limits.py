@@ -1,11 +1,13 @@
 """What clients may ask of the embedded server: every limit in one place.
 
-docs/embedded.md shows them as a table.
+docs/embedded.md shows them as a table, `rows`.
 """
 
 import contextlib
 import os
 from pathlib import Path
+
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 GIB = 1 << 30
 
@@ -38,7 +40,7 @@ MOST_INFLATED_BYTES = 100_000_000
 MOST_INFLATED_TIMES = 50
 
 # What is filled in for what was left out: values of tensors, padding of batches.
-MOST_FILLED_BYTES = GIB
+MOST_FILLED_BYTES = MAX_FILLED_BYTES
 # What a request needs besides is not counted up to this; longer texts of errors are cut.
 UNCOUNTED_BYTES = 65_536
 MOST_ERROR_BYTES = 65_536
@@ -61,3 +63,49 @@ def most_held_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             memory_bytes.append(int(file.read_text()))
     return min(MOST_HELD_BYTES, min(memory_bytes) // MOST_HELD_SHARE)
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Return the table of the documentation: what is limited, to what, and what happens beyond."""
+    full = "503 or, for a request that is too large by itself, 413; RESOURCE_EXHAUSTED"
+    deep = "400; INVALID_ARGUMENT"
+    slow = f"{PATIENCE_S:.0f} s"
+    inflated = f"{MOST_INFLATED_BYTES // 10**6} MB, or {MOST_INFLATED_TIMES} times what was sent"
+    return [
+        ("request line and headers", _size(MOST_HEAD_BYTES), "431"),
+        ("body of a REST request; gRPC message", "2 GiB - 1 byte", "413; RESOURCE_EXHAUSTED"),
+        ("a compressed body or message, inflated", inflated, "400; RESOURCE_EXHAUSTED"),
+        (
+            "all that clients make the server hold: requests, what they become, answers",
+            f"{_size(MOST_HELD_BYTES)}, or half of the memory if that is less",
+            full,
+        ),
+        ("the same for one client", "four times what is still free", full),
+        ("the same for one request", f"{_size(MOST_REQUEST_BYTES)}, or what one client may", full),
+        (
+            f"time for a request to arrive, unless {_size(STEADY_BYTES)} of it does in that time",
+            slow,
+            "408",
+        ),
+        ("time for an answer to be taken", f"{slow} without progress", "closed"),
+        ("predictions that wait for their turn, by protocol", f"{MOST_WAITING}", full[:3]),
+        ("gRPC calls on one connection", f"{MOST_STREAMS}", "further ones wait"),
+        ("gRPC calls that have begun and sent no message", f"{MOST_UNHEARD}", "the oldest end"),
+        ("values left out of tensors, and filled in", _size(MOST_FILLED_BYTES), deep),
+        (
+            "padding of a batch",
+            _size(MOST_FILLED_BYTES),
+            "its requests run alone, or RESOURCE_EXHAUSTED",
+        ),
+        ("dimensions of a tensor", f"{MOST_DIMENSIONS}", deep),
+        ("dimensions of a string tensor that is fed", f"{MOST_STRING_DIMENSIONS}", deep),
+        ("text of an error", _size(MOST_ERROR_BYTES), "cut"),
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    """Return a size that is a whole number of a unit."""
+    for unit, each in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes % each == 0:
+            return f"{size_bytes // each} {unit}"
+    return f"{size_bytes} bytes"
