@@ -33,6 +33,7 @@ from tfserve_kit.errors import (
     SpecError,
     UsageError,
 )
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.prediction_log import CLASSIFY, REGRESS
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
@@ -276,7 +277,8 @@ def _ask(
                     f"the smoke test failed: the model has no signature {name!r}",
                     remedy=f"it has {', '.join(known) or 'none'}",
                 )
-            inputs = read_inputs(files, known[name], Preprocessing.read(version_dir))
+            note, graph = Preprocessing.read(version_dir), PictureGraph(version_dir, name)
+            inputs = read_inputs(files, known[name], note, graph=graph)
             client.predict(target, inputs, timeout_s=timeout_s)
         except (RequestError, UsageError) as error:
             if isinstance(error, ServerUnreachable):

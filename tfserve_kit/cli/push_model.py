@@ -188,19 +188,24 @@ def _deliver(
             return push_and_wait(
                 todo, to, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
             )
-        traffic = _traffic(client, where.model, watch)
+        traffic = _traffic(client, where.model, where.base_path, watch)
         return push_under_traffic(todo, to, traffic, roll_back=watch.rollback, progress=progress)
 
 
-def _traffic(client: Client, model: str, watch: _Watch) -> Traffic:
+def _traffic(client: Client, model: str, base_path: Path | None, watch: _Watch) -> Traffic:
     inputs = None
     if watch.inputs:
         from tfserve_kit.clients.classifier import choose_signature
         from tfserve_kit.clients.inputs import read_inputs
+        from tfserve_kit.graphscan.pictures import PictureGraph
         from tfserve_kit.preprocessing import Preprocessing
 
-        signature = choose_signature(client.metadata(Target(model)).signatures, "")
-        inputs = read_inputs(watch.inputs, signature, Preprocessing())
+        found = client.metadata(Target(model))
+        signature = choose_signature(found.signatures, "")
+        version_dir = base_path / str(found.version) if base_path else None
+        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+        graph = PictureGraph(version_dir, signature.name)
+        inputs = read_inputs(watch.inputs, signature, note, graph=graph)
     return Traffic(rate=watch.rate, inputs=inputs, swap_timeout_s=watch.timeout_s)
 
 

@@ -21,6 +21,7 @@ from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.clients.outputs import describe, require_few, values, write_npz
 from tfserve_kit.errors import UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.preprocessing import Preprocessing
 
 
@@ -65,11 +66,13 @@ def command(
         found = client.metadata(target, timeout_s=timeout_s)
         chosen = choose_signature(found.signatures, signature)
         folder = base_path or where.base_path
-        note = Preprocessing.read(folder / str(found.version)) if folder else Preprocessing()
+        version_dir = folder / str(found.version) if folder else None
+        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+        graph = PictureGraph(version_dir, chosen.name)
         if not inputs and (needed := chosen.inputs.keys() - chosen.optional):
             raise UsageError(f"signature {chosen.name!r} needs {', '.join(sorted(needed))}",
                              remedy="give a FILE that holds them")  # fmt: skip
-        arrays = read_inputs(inputs, chosen, note)
+        arrays = read_inputs(inputs, chosen, note, graph=graph, tell=output.note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
     if file:
         write_npz(file, answer.outputs)

@@ -13,6 +13,7 @@ from tfserve_kit.cli.options import json_option
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import Arrays, read_inputs
 from tfserve_kit.errors import UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
@@ -153,16 +154,22 @@ def _records(
     path = model.resolve()
     name = path.name if parse_version(path.name) is None else path.parent.name
     for signature in signatures:
-        for arrays, rows in _arrays(signature, files, note, sizes):
+        graph = PictureGraph(model, signature.name)
+        for arrays, rows in _arrays(signature, files, note, graph, sizes):
             yield from warmup.build(arrays, signature, model=name, sizes=rows)
 
 
 def _arrays(
-    signature: Signature, files: Sequence[Path], note: Preprocessing, sizes: Sequence[int]
+    signature: Signature,
+    files: Sequence[Path],
+    note: Preprocessing,
+    graph: PictureGraph,
+    sizes: Sequence[int],
 ) -> Iterator[tuple[Arrays, Sequence[int]]]:
     """Yield inputs, and how many rows the requests that are made of them have."""
     if files:
-        yield read_inputs(files, signature, note, any_rows=True), sizes
+        tell = output.note
+        yield read_inputs(files, signature, note, graph=graph, any_rows=True, tell=tell), sizes
         return
     try:
         for size in _rows(signature, sizes) or (1,):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
+from tfserve_kit.graphscan.pictures import PictureGraph
+from tfserve_kit.pictures.companions import Keys
 from tfserve_kit.pictures.decoding import require_picture
+from tfserve_kit.pictures.image_input import told
 from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -27,7 +30,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def read_inputs(
-    files: Iterable[Path], signature: Signature, note: Preprocessing, *, any_rows: bool = False
+    files: Iterable[Path],
+    signature: Signature,
+    note: Preprocessing,
+    *,
+    graph: PictureGraph | None = None,
+    any_rows: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Arrays:
     """Return the inputs that files hold, joined row by row where several hold the same input.
 
@@ -36,13 +45,16 @@ def read_inputs(
     - `.json`: the body of a REST request, `{"instances": ...}` or `{"inputs": ...}`; or
       `{"examples": ...}`, which becomes serialized tf.Example for the signature's one string input.
     - `.npy`: the signature's one input; `.npz`: an input under each alias.
-    - anything else: a picture, prepared as the signature and the note ask.
+    - anything else: a picture, prepared as the note, the graph and the signature ask. A key beside
+      it that no file holds is the picture's name.
 
     Args:
         files: what to read, in order.
         signature: the one that will be called.
         note: how pictures are prepared.
+        graph: the version's graph, which tells what the note leaves open.
         any_rows: whether another number of rows will do than the signature fixes.
+        tell: called with what was decided about pictures, if there are any.
 
     Returns:
         Array per alias, of the dtype and a shape that the signature asks for, first axis included.
@@ -55,19 +67,26 @@ def read_inputs(
     found: dict[str, list[NDArray[Any]]] = {}
     given, signature = signature, of_any_rows(signature)
     wanted: ImageInput | None = None
+    pictures: list[tuple[str, int]] = []
     for file in files:
         if file.suffix.lower() in _READERS:
             arrays = _READERS[file.suffix.lower()](file, signature)
         else:
             data = read_file(file)
             require_picture(data, str(file))
-            wanted = wanted or image_input(signature, note)
+            wanted = wanted or image_input(signature, note, graph=graph)
             picture = prepare(data, wanted, name=str(file))
             arrays = {wanted.alias: wanted.join([picture])}
+            pictures.append((str(file), len(pictures)))
         for alias, array in arrays.items():
             found.setdefault(alias, []).append(_fitted(array, alias, signature, file))
     axes = batch_axes(given)
     joined = {alias: _joined(alias, arrays, axes) for alias, arrays in found.items()}
+    if wanted:
+        keys = Keys(signature, joined)
+        joined |= keys.values(pictures)
+        if tell:
+            tell(f"Input {told(wanted.alias, (*wanted.choices, *keys.choices))}")
     if not any_rows:
         _require_rows(joined, axes)
     return joined

@@ -7,6 +7,7 @@ import numpy as np
 from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.perf.payloads import Inputs, recorded_inputs, several_random_inputs
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
@@ -15,7 +16,13 @@ RANDOM = "random"
 _DISTINCT = 8  # enough that no cache of the machine holds just one
 
 
-def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing) -> list[Inputs]:
+def inputs_of(
+    source: str,
+    signature: Signature,
+    batch: int,
+    note: Preprocessing,
+    graph: PictureGraph | None = None,
+) -> list[Inputs]:
     """Return the inputs of each distinct request.
 
     Args:
@@ -25,6 +32,7 @@ def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing
         batch: rows in each request; 1 takes a file as it is. A file with one row is repeated, one
             with more is cut into several requests.
         note: how pictures are prepared.
+        graph: the version's graph, which tells what the note leaves open.
 
     Raises:
         UsageError: there is nothing to send, a file has too few rows, or the signature does not
@@ -38,7 +46,7 @@ def inputs_of(source: str, signature: Signature, batch: int, note: Preprocessing
     if not files:
         raise UsageError(f"{source} holds no files", remedy="give a file, a folder or random")
     axes = batch_axes(signature)
-    read = (read_inputs([file], signature, note, any_rows=True) for file in files)
+    read = (read_inputs([file], signature, note, graph=graph, any_rows=True) for file in files)
     return [inputs for arrays in read for inputs in _batches(arrays, batch, axes)]
 
 

@@ -9,6 +9,7 @@ from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.options import OptionNames
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.perf import expectations, payloads
 from tfserve_kit.perf.inputs import RANDOM, inputs_of
 from tfserve_kit.perf.sending.load import Payload, Protocol
@@ -89,7 +90,8 @@ class Preparer:
             if self._inputs is None:
                 folder = asked.base_path / str(found.version) if asked.base_path else None
                 note = Preprocessing.read(folder) if folder else Preprocessing()
-                self._inputs = inputs_of(asked.source, chosen, asked.batch, note)
+                graph = PictureGraph(folder, chosen.name)
+                self._inputs = inputs_of(asked.source, chosen, asked.batch, note, graph)
             trial = client.predict(target, self._inputs[0], timeout_s=asked.timeout_s)
         protocol: Protocol = "grpc" if url.startswith("grpc") else "rest"
         expected = expectations.of_calls([(chosen, each) for each in self._inputs], trial.outputs)

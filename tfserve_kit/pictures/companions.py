@@ -1,7 +1,7 @@
 """Inputs beside the picture: a key, a flag, a threshold."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -18,6 +18,37 @@ _KEYS = frozenset(
     {"key", "keys", "id", "ids", "name", "names", "filename", "image_id", "image_key"}
 )
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+class Keys:
+    """The inputs that nobody gives and that only come back in the answer.
+
+    Args:
+        signature: of the model.
+        given: inputs that something else fills.
+
+    Attributes:
+        choices: what is sent without having been asked for.
+        texts: of each of these inputs.
+    """
+
+    def __init__(self, signature: Signature, given: Collection[str]) -> None:
+        self._signature = signature
+        self.texts = {
+            name: "{name}"
+            for name, spec in signature.inputs.items()
+            if spec.dtype is dtypes.STRING and name.lower() in _KEYS and name not in given
+        }
+        self.choices = tuple(
+            Choice(f"input {name!r}", "the picture's name", "assumed")
+            for name in sorted(self.texts)
+        )
+
+    def values(self, pictures: Sequence[tuple[str, int]]) -> dict[str, NDArray[Any]]:
+        """Return the value of each input, for pictures by name and index."""
+        specs = self._signature.inputs
+        return {name: _column(name, text, specs[name], pictures)
+                for name, text in self.texts.items()}  # fmt: skip
 
 
 class Companions:
@@ -45,16 +76,10 @@ class Companions:
                 text = f"--set {name}: the pictures fill this input"
                 raise UsageError(text, remedy="name another one with --picture-input")
         rest = {name: spec for name, spec in signature.inputs.items() if name != picture}
-        assumed = {
-            name: "{name}"
-            for name, spec in rest.items()
-            if spec.dtype is dtypes.STRING and name.lower() in _KEYS and name not in given
-        }
-        self._texts = {**assumed, **given}
+        keys = Keys(signature, {picture, *given})
+        self._texts = {**keys.texts, **given}
         self._specs = rest
-        self.choices = tuple(
-            Choice(f"input {name!r}", "the picture's name", "assumed") for name in sorted(assumed)
-        )
+        self.choices = keys.choices
         missing = rest.keys() - self._texts.keys() - signature.optional
         if missing:
             listed = ", ".join(f"{name} {rest[name]}" for name in sorted(missing))

@@ -1,6 +1,6 @@
 """How a signature wants its pictures, and who says so."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -40,6 +40,11 @@ class Choice:
     def __str__(self) -> str:
         because = f": {self.because}" if self.because else ""
         return f"{self.what} {self.value} ({self.source}{because})"
+
+
+def told(alias: str, choices: Iterable[Choice]) -> str:
+    """Tell what was decided about an input, but for what its shape leaves no doubt about."""
+    return f"{alias!r}: {'; '.join(str(each) for each in choices if each.what != 'size')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.companions import Companions
 from tfserve_kit.pictures.heads import Head, Outputs
-from tfserve_kit.pictures.image_input import Choice, ImageInput, image_input
+from tfserve_kit.pictures.image_input import Choice, ImageInput, image_input, told
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 
@@ -92,8 +92,7 @@ class PictureModel:
 
     def __str__(self) -> str:
         """Tell what was decided, but for what the input's shape leaves no doubt about."""
-        told = [str(each) for each in self.choices if each.what != "size"]
-        return f"{self.input.alias!r}: {'; '.join(told)}"
+        return told(self.input.alias, self.choices)
 
     @property
     def assumed(self) -> list[str]:

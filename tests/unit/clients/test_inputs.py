@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unit.saved_models import meta_graph, tensor
+from tests.unit.saved_models import write as write_model
 from tests.unit.signatures import RAGGED, made
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors import dtypes, to_proto
 
 
 def signature(**inputs):
@@ -252,6 +255,52 @@ def test_pictures_become_rows(picture):
 def test_pictures_are_prepared_as_the_note_says(picture):
     note = Preprocessing(value_range=(-1, 1))
     assert read(GREY, picture(0), note=note) == {"image": [[[[-1]]]]}
+
+
+@pytest.fixture
+def rescaling(tmp_path):
+    """The graph of a model that scales its pictures down by itself."""
+    graph = meta_graph(
+        ("scale", "Const"), ("scaled", "Mul", "x", "scale"), ("y", "Conv2D", "scaled")
+    )
+    scale = next(node for node in graph.graph_def.node if node.name == "scale")
+    value = to_proto(np.float32(1 / 255)).SerializeToString()
+    scale.attr["value"].tensor.MergeFromString(value)
+    tensor(graph.signature_def["serving_default"].inputs["image"], "x:0")
+    return PictureGraph(write_model(tmp_path / "model", graph), "serving_default")
+
+
+def test_pictures_have_the_range_that_the_graph_asks_for_and_that_is_told(picture, rescaling):
+    wanted, told = signature(image=("float", (None, 1, 1, 1))), []
+    found = read_inputs([picture(255)], wanted, Preprocessing(), graph=rescaling, tell=told.append)
+    assert found == {"image": [[[[255]]]]}
+    assert told == ["Input 'image': channels grey (signature); range 0 to 255 (graph: scaled)"]
+
+
+def test_note_wins_over_the_graph(picture, rescaling):
+    wanted, note = signature(image=("float", (None, 1, 1, 1))), Preprocessing(value_range=(0, 1))
+    assert read_inputs([picture(255)], wanted, note, graph=rescaling) == {"image": [[[[1]]]]}
+
+
+def test_key_beside_pictures_is_their_names_and_that_is_told(picture):
+    wanted, told = signature(image_bytes=("string", (None,)), key=("string", (None,))), []
+    files = picture(0), picture(255)
+    found = read_inputs(files, wanted, Preprocessing(), tell=told.append)
+    assert found["key"].tolist() == [file.name.encode() for file in files]
+    assert "input 'key' the picture's name (assumed)" in told[0]
+
+
+def test_key_that_a_file_holds_is_that(picture, write):
+    wanted = signature(image_bytes=("string", (None,)), key=("string", (None,)))
+    found = read(wanted, picture(0), write("key.json", {"inputs": {"key": ["a"]}}))
+    assert found["key"] == [b"a"]
+
+
+def test_nothing_is_told_without_a_picture(write):
+    told = []
+    read_inputs([write("a.json", {"inputs": [1.0]})], signature(x=("float", (None,))),
+                Preprocessing(), tell=told.append)  # fmt: skip
+    assert told == []
 
 
 def test_picture_for_a_signature_that_takes_none_is_refused(picture):
