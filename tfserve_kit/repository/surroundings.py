@@ -179,8 +179,16 @@ def _checkpoint(_: Path, files: list[Path]) -> Found | None:
     return Found(what, f"load it into the model that wrote it, and export that: {_EXPORT}")
 
 
+# What lies beside the graph of a SavedModel, and stays where that was not copied.
+_BESIDE_A_GRAPH = frozenset({"fingerprint.pb", "keras_metadata.pb"})
+
+
 def _frozen(_: Path, files: list[Path]) -> Found | None:
-    graphs = [file.name for file in files if file.suffix in {".pb", ".pbtxt"}]
+    graphs = [
+        file.name
+        for file in files
+        if file.suffix in {".pb", ".pbtxt"} and file.name not in _BESIDE_A_GRAPH
+    ]
     if not graphs:
         return None
     what = f"holds {graphs[0]}, a graph by itself, as TensorFlow 1 froze them"
