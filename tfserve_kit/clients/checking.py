@@ -205,6 +205,8 @@ def by_content(array: NDArray[Any]) -> NDArray[Any]:
         ValueError: it holds text that UTF-8 has no form for.
     """
     items = array.ravel().tolist()
+    if set(map(type, items)) == {bytes}:
+        return array  # the usual case
     odd = [item for item in items if not isinstance(item, str | bytes)]
     if not odd:
         _require_unicode(items)
