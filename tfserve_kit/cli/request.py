@@ -70,8 +70,8 @@ def command(
         note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
         graph = PictureGraph(version_dir, chosen.name)
         if not inputs and (needed := chosen.inputs.keys() - chosen.optional):
-            raise UsageError(f"signature {chosen.name!r} needs {', '.join(sorted(needed))}",
-                             remedy="give a FILE that holds them")  # fmt: skip
+            text = f"signature {chosen.name!r} needs {', '.join(sorted(needed))}"
+            raise UsageError(f"Missing argument 'FILE...': {text}")
         arrays = read_inputs(inputs, chosen, note, graph=graph, tell=output.note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
     if file:
