@@ -133,7 +133,7 @@ def of_arrays(arrays: Iterable[NDArray[Any]]) -> int:
     """Return what arrays take, here and as tensors, the strings in string arrays included."""
     size_bytes = 0
     for array in arrays:
-        if array.dtype == object:
+        if array.dtype.char == "O":
             size_bytes += _STRING_BYTES * array.size + _text_bytes(array)
         else:
             size_bytes += array.nbytes
@@ -152,7 +152,7 @@ def of_answer(arrays: Iterable[NDArray[Any]], *, as_text: bool) -> int:
     for array in arrays:
         if not array.size and as_text:  # lists of nothing are something
             size_bytes += _ANSWERED_NUMBER_BYTES * math.prod(filter(None, array.shape))
-        elif array.dtype == object:
+        elif array.dtype.char == "O":
             size_bytes += _ANSWERED_STRING_BYTES * array.size + _ESCAPED_TIMES * _text_bytes(array)
         elif as_text or array.dtype.char not in "fd?":
             size_bytes += _ANSWERED_NUMBER_BYTES * array.size
