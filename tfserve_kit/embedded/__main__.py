@@ -25,9 +25,9 @@ _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
 _DEEPEST = 100_000
 _STACK_BYTES = 64 << 20  # reserved, not used, until a request nests that deeply
 _BIND = "--bind_address="
-# How long a thread may keep Python to itself: by itself ten times that, which makes everybody wait
-# where several read large requests.
-_SWITCH_S = 0.0005
+# How long a thread may keep Python to itself while others want it: less than usual, so that those
+# that read large requests do not keep the others waiting, and long enough to answer a small one.
+_SWITCH_S = 0.002
 
 
 def main(argv: list[str]) -> int:

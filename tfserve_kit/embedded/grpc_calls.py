@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from threading import TIMEOUT_MAX
 from typing import Any
 from urllib.parse import quote, unquote
@@ -151,8 +152,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
                 context.set_details(_fitting(answer.details))
             account.keep(len(answer.body))
             return answer.body
-        finally:  # until the client has taken it
-            if not account.held_bytes or not context.add_callback(account.close):
+        finally:  # until the client has taken it, where that is worth the trouble
+            if account.held_bytes < _SMALL_BYTES or not context.add_callback(account.close):
                 account.close()
 
     def _answered(self, path: str, message: bytes | None, context: Any, account: Account) -> Answer:
@@ -192,12 +193,19 @@ def _asked_for(message: bytes) -> tuple[str, str] | None:
         return None
     try:
         size, begin = varint.decode(message[:11], 1)
-        if size > _LONGEST_SPEC_BYTES:
-            return None
-        spec = protos.ModelSpec.FromString(message[begin : begin + size])
-    except (ValueError, protos.DecodeError):
+    except ValueError:
         return None
-    return spec.name, spec.signature_name
+    return None if size > _LONGEST_SPEC_BYTES else _named(message[begin : begin + size])
+
+
+@lru_cache(maxsize=128)
+def _named(spec: bytes) -> tuple[str, str] | None:
+    """Return the names in a ModelSpec; most calls repeat it."""
+    try:
+        found = protos.ModelSpec.FromString(spec)
+    except protos.DecodeError:
+        return None
+    return found.name, found.signature_name
 
 
 def _inflated(message: bytes, account: Account) -> bytes:

@@ -72,21 +72,23 @@ class Shared:
         lane = self.lanes.predictions if request.method == "POST" else self.lanes.others
 
         def work(turn: Turn) -> None:
-            tell(self._reply(request), turn)
-
-        def tell(reply: Reply, turn: Turn) -> None:
-            with suppress(RuntimeError):  # the server has stopped meanwhile
-                self.loop.call_soon_threadsafe(finish, reply, turn)
-
-        def finish(reply: Reply, turn: Turn) -> None:
-            turn.end()
-            answer(reply)
+            reply = self._reply(request)
+            turn.end()  # here, not in the loop: the next one need not wait for that
+            tell(answer, reply)
 
         def begin(turn: Turn) -> None:
             try:
                 self.workers[lane].submit(work, turn)
             except RuntimeError:  # it has stopped, or there is no thread to be had
-                tell(page(503), turn)
+                tell(give_up, turn)
+
+        def give_up(turn: Turn) -> None:
+            turn.end()
+            answer(page(503))
+
+        def tell(callback: Callable[..., object], argument: object) -> None:
+            with suppress(RuntimeError):  # the server has stopped meanwhile
+                self.loop.call_soon_threadsafe(callback, argument)
 
         request.turn = lane.enter(request.group, begin)
 

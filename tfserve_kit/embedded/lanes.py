@@ -12,8 +12,8 @@ bytes are in the ledger: a group may be at most four times what is still free.
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE
@@ -34,7 +34,7 @@ class _Party:
 
     def __init__(self) -> None:
         self.held = 0
-        self.waiting: OrderedDict[Turn, None] = OrderedDict()  # the oldest first
+        self.waiting: dict[Turn, None] = {}  # the oldest first
 
 
 class Lane:
@@ -54,7 +54,7 @@ class Lane:
         self._most_waiting = most_waiting
         self._taken = self._waiting = 0
         self._lock = threading.Lock()
-        self._parties: OrderedDict[Group, _Party] = OrderedDict()  # the last served comes last
+        self._parties: dict[Group, _Party] = {}  # the last served comes last
 
     @property
     def most(self) -> int:
@@ -77,7 +77,9 @@ class Lane:
         """
         turn = Turn(self, group, begin)
         with self._lock:
-            party = self._parties.setdefault(group, _Party())
+            party = self._parties.get(group)
+            if party is None:
+                party = self._parties[group] = _Party()
             has_come = not party.waiting and self._may_take(party)
             if has_come:
                 self._take(turn, party)
@@ -101,7 +103,7 @@ class Lane:
                 del party.waiting[turn]
                 self._waiting -= 1
             self._forget_if_done(turn.group, party)
-            following = self._next()
+            following = self._next() if self._waiting else None
         if following:
             following.begin(following)
 
@@ -115,7 +117,8 @@ class Lane:
         turn.has_come = True
         party.held += 1
         self._taken += 1
-        self._parties.move_to_end(turn.group)
+        if len(self._parties) > 1:
+            self._parties[turn.group] = self._parties.pop(turn.group)
 
     def _next(self) -> "Turn | None":
         """Give a turn to the group that holds the fewest, of several to the one served least."""
@@ -123,7 +126,8 @@ class Lane:
         party = min(waiting, key=lambda party: party.held, default=None)
         if party is None or not self._may_take(party):
             return None
-        turn, _ = party.waiting.popitem(last=False)
+        turn = next(iter(party.waiting))
+        del party.waiting[turn]
         self._waiting -= 1
         self._take(turn, party)
         return turn
@@ -193,17 +197,25 @@ class BlockingTurn:
         self._lane, self._group, self._call = lane, group, call
 
     def __enter__(self) -> None:
-        wake = threading.Event()
-        self._turn = self._lane.enter(self._group, lambda _: wake.set())
-        if not self._turn.has_come:
-            self._call.on_cancel(wake.set)
+        sleeping = threading.Lock()  # far cheaper than an event, for what is hardly ever waited for
+        sleeping.acquire()
+
+        def wake(turn: Turn | None = None) -> None:
+            del turn
+            with suppress(RuntimeError):  # it is awake
+                sleeping.release()
+
+        self._turn = turn = self._lane.enter(self._group, wake)
+        if not turn.has_come:
+            self._call.on_cancel(wake)
         try:
             self._call.check()
-            while not self._turn.has_come:
-                wake.wait(self._call.timeout_s)
+            while not turn.has_come:
+                timeout_s = self._call.timeout_s
+                sleeping.acquire(timeout=-1 if timeout_s is None else timeout_s)
                 self._call.check()
         except BaseException:
-            self._turn.end()
+            turn.end()
             raise
 
     def __exit__(self, *error: object) -> None:
