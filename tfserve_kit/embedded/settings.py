@@ -38,8 +38,8 @@ MOOT = {
 # Flags that do here what they do there, but for this.
 OTHERWISE = {
     "num_load_threads": "0 loads one model at a time, in the background",
-    "grpc_max_threads": "requests that are answered at the same time",
-    "rest_api_num_threads": "at most 10,000; with more the official server crashes",
+    "grpc_max_threads": "predictions at the same time; half as many again for whoever is behind",
+    "rest_api_num_threads": "the same; at most 10,000: with more the official server crashes",
     "prefer_tflite_model": "signatures come from the file; without any, one over all tensors",
 }
 # With more the official server runs out of threads and crashes.
