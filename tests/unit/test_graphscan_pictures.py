@@ -197,6 +197,34 @@ class TestPictureGraph:
         assert graph.input("unknown").value_range is None
         assert PictureGraph(tmp_path, "other").input("x").value_range is None
 
+    @pytest.mark.parametrize(
+        ("op", "may_decode"),
+        [
+            ("DecodeImage", True),
+            ("DecodeJpeg", True),
+            ("IO>DecodeWebP", True),
+            ("EagerPyFunc", True),
+            ("DecodeBase64", False),
+            ("DecodeRaw", False),
+            ("StringLower", False),
+            ("LookupTableFindV2", False),
+        ],
+    )
+    def test_what_the_signature_runs_tells_whether_pictures_can_go_in(
+        self, tmp_path, op, may_decode
+    ):
+        direct = meta_graph(("y", op, "x"))
+        inside = meta_graph()
+        add(inside.graph_def.node, "y", "PartitionedCall", "x", f="work")
+        add(function(inside, "work", ["a"]), "inner", op, "a")
+        for number, graph in enumerate((direct, inside)):
+            write(tmp_path / str(number), graph)
+            found = PictureGraph(tmp_path / str(number), "serving_default").may_decode
+            assert found == may_decode
+
+    def test_model_that_is_not_here_may_decode(self):
+        assert PictureGraph(None, "serving_default").may_decode
+
     def test_damaged_graph_tells_nothing(self, tmp_path):
         (tmp_path / savedmodel.GRAPH_FILE).write_bytes(b"\xff")
         assert PictureGraph(tmp_path, "serving_default").input("x").value_range is None

@@ -125,13 +125,16 @@ class Graph:
 
     def runs(self, definition: Any, op: str) -> bool:
         """Say whether a signature runs an operation, given its SignatureDef."""
+        return op in self.operations(definition)
+
+    def operations(self, definition: Any) -> set[str]:
+        """Return the operations that a signature runs, given its SignatureDef."""
         outputs, inputs = definition.outputs.values(), definition.inputs.values()
         root = Root(tuple(tensor_names(outputs)), frozenset(map(tensor_name, tensor_names(inputs))))
         reach = self._reach({"": root})
-        if any(self.nodes[name].op == op for name in reach.nodes):
-            return True
-        return any(
-            node.op == op for name in reach.functions for node in self.functions[name].node_def
+        found = {self.nodes[name].op for name in reach.nodes}
+        return found.union(
+            *({node.op for node in self.functions[name].node_def} for name in reach.functions)
         )
 
     def called_by(self, node: Any) -> list[str]:

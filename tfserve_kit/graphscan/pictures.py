@@ -69,6 +69,17 @@ class PictureGraph:
         known = alias in definition.inputs
         return picture_facts(self._graph, definition, alias) if known else PictureFacts()
 
+    @property
+    def may_decode(self) -> bool:
+        """Whether the signature may turn bytes into pixels; true where that is not known."""
+        if self._graph is None:
+            return True
+        definition = self._graph.meta_graph.signature_def[self._signature]
+        return any(
+            ("Decode" in op and op not in _NO_PICTURE) or "PyFunc" in op
+            for op in self._graph.operations(definition)
+        )
+
     def output(self, alias: str) -> ScoreKind | None:
         """Return what makes an output."""
         if self._graph is None:
@@ -107,6 +118,21 @@ _DECODERS = frozenset(
         "DecodePng",
         "DecodeAndCropJpeg",
         "DecodeWebP",
+    }
+)
+# What decodes other things; custom operations for pictures are called Decode... as well.
+_NO_PICTURE = frozenset(
+    {
+        "DecodeBase64",
+        "DecodeCSV",
+        "DecodeCompressed",
+        "DecodeJSONExample",
+        "DecodePaddedRaw",
+        "DecodeProtoV2",
+        "DecodeRaw",
+        "DecodeWav",
+        "UnicodeDecode",
+        "UnicodeDecodeWithOffsets",
     }
 )
 _SCORES: Mapping[str, ScoreKind] = {

@@ -102,7 +102,13 @@ def assumptions(signature: Signature, *, drawn: bool = True) -> list[str]:
         shown = (f"{alias!r} = {str(each.flat[0]).lower()}" for alias, each in ones.items())
         text = f"sent with every request, as inputs without a batch axis: {', '.join(shown)}"
         found.append(text)
-    return found + [f"{each}: one value in each row" for each in axes.composites if drawn]
+    found += [f"{each}: one value in each row" for each in axes.composites if drawn]
+    unknown = [alias for alias, spec in signature.inputs.items() if drawn and spec.shape is None]
+    return found + [
+        f"input {alias!r} is of unknown rank: one number for each row is drawn, which the model "
+        "may refuse"
+        for alias in unknown
+    ]
 
 
 def several_random_inputs(signature: Signature, batch: int, seed: int, count: int) -> list[Inputs]:

@@ -57,6 +57,12 @@ class Detection:
     score: float
 
 
+def are_one_row(signature: Signature) -> bool:
+    """Say whether all outputs have an axis for rows, of length one: one picture went in."""
+    specs = signature.outputs.values()
+    return bool(specs) and all(spec.shape and spec.shape[0] == 1 for spec in specs)
+
+
 def choose_head(signature: Signature, output: str = "", *, batched: bool = True) -> Head:
     """Find the outputs that say what is in a picture.
 

@@ -235,6 +235,10 @@ class _Facts:
     def found(self) -> PictureFacts:
         return self._graph.input(self._alias) if self._graph else PictureFacts()
 
+    @property
+    def may_decode(self) -> bool:
+        return self._graph is None or self._graph.may_decode
+
 
 def _encoded_input(
     alias: str, spec: TensorSpec, how: Preprocessing, said: _Said, facts: _Facts
@@ -250,6 +254,12 @@ def _encoded_input(
         encoding, source, because = facts.found.encoding, "graph", facts.found.because
     elif encoding is None:
         name = alias.lower()
+        if not facts.may_decode:
+            raise UsageError(
+                f"input {alias!r} is {spec}, and nothing in the model decodes a picture: it takes "
+                "other texts or bytes",
+                remedy="use `tfkit request` with JSON; --encoding raw sends the file all the same",
+            )
         is_text = name.endswith("b64") or name.startswith("b64_") or "base64" in name
         encoding, source = ("websafe", "name") if is_text else ("raw", "assumed")
     value = {"raw": "the file as it is", "base64": "base64", "websafe": "web-safe base64"}[encoding]

@@ -78,7 +78,8 @@ class PictureModel:
     ) -> None:
         self.input = _ready_input(signature, asked) if ready else _input(signature, asked, graph)
         self._companions = Companions(signature, self.input.alias, asked.companions)
-        self.head = heads.choose_head(signature, asked.output, batched=self.input.batched)
+        batched = self.input.batched or heads.are_one_row(signature)
+        self.head = heads.choose_head(signature, asked.output, batched=batched)
         self._softmax = asked.softmax
         self.classes = heads.class_count(self.head, signature)
         self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
@@ -180,7 +181,8 @@ def _meaning(scores: NDArray[np.float64]) -> Meaning:
     if scores.shape[1] == 1:
         return "one probability"
     known = scores[~np.isnan(scores).any(axis=1)]
-    return "probabilities" if heads.are_probabilities(known) else "logits or other scores"
+    sure = bool(len(known)) and heads.are_probabilities(known)
+    return "probabilities" if sure else "logits or other scores"
 
 
 def _output_choice(

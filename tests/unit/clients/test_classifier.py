@@ -368,6 +368,51 @@ def test_scores_that_are_nan_are_counted_and_come_last():
     client = FixedClient(scores=np.float32([[np.nan, 0.5, np.nan]]))
     found = classifier(client).classify(png())
     assert (found.nan_scores, found.scores[0].index) == (2, 1)
+    assert found.meaning != "probabilities"  # of which nothing is left to tell
+
+
+@pytest.mark.parametrize(
+    ("outputs", "scores", "expected"),
+    [
+        ({"scores": tensor("float", (1, 3))}, [[0.1, 0.7, 0.2]], [1, 2, 0]),
+        ({"scores": tensor("float", (3,))}, [0.1, 0.7, 0.2], [1, 2, 0]),
+        ({"p": tensor("float", (1, 1))}, [[0.9]], [1, 0]),
+        ({"p": tensor("float", (1,))}, [0.9], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("given", [("string", ()), ("float", (1, 1, 3))])
+def test_one_picture_without_an_axis_for_more_may_have_an_answer_with_one(
+    given, outputs, scores, expected
+):
+    client = FixedClient(**{alias: np.float32(scores) for alias in outputs})
+    found = classifier(client, signature({"image": tensor(*given)}, **outputs)).classify(png())
+    assert [each.index for each in found.scores] == expected
+
+
+class Undecoding:
+    """A graph in which nothing decodes pictures."""
+
+    may_decode = False
+
+    def input(self, alias):
+        return PictureFacts()
+
+    def output(self, alias):
+        return None
+
+
+@pytest.mark.parametrize("alias", ["text", "text_b64", "image_bytes"])
+def test_picture_for_a_model_that_decodes_none_is_refused(alias):
+    wanted = signature({alias: tensor("string", (None,))}, scores=SCORES)
+    with pytest.raises(UsageError, match="nothing in the model decodes a picture") as caught:
+        classifier(FixedClient(), wanted, graph=Undecoding())
+    assert "tfkit request" in str(caught.value.remedy)
+
+
+def test_picture_for_a_model_that_decodes_none_is_sent_when_asked_for():
+    wanted = signature({"text": tensor("string", (None,))}, scores=SCORES)
+    note = Preprocessing(encoding="raw")
+    assert classifier(FixedClient(), wanted, note, graph=Undecoding()).prepare(png(), name="a")
 
 
 class TestClassAlone:

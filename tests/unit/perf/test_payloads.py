@@ -6,6 +6,7 @@ import pytest
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import payloads
+from tfserve_kit.tensors import dtypes
 
 
 @pytest.mark.parametrize(("model", "batch", "shapes"), [
@@ -26,6 +27,14 @@ def test_the_same_seed_gives_the_same_inputs(models):
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_shape_that_was_made_up_is_told(drawn):
+    spec = savedmodel.TensorSpec("x:0", dtypes.by_name("float"), None)
+    signature = savedmodel.Signature("s", {"x": spec}, {}, "")
+    told = payloads.assumptions(signature, drawn=drawn)
+    assert ["'x' is of unknown rank" in each for each in told] == [True] * drawn
 
 
 def test_string_inputs_are_refused_with_the_way_out(models):
