@@ -63,8 +63,11 @@ _SIGNS = (
 )  # fmt: skip
 _COMPILED = tuple((re.compile(each.words, re.DOTALL), each) for each in _SIGNS)
 
+# A few words between <html> tags are a server's own message; a page has a head, title or body.
 _PAGE = re.compile(
-    r"\s*(?:<!--.{0,400}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+    r"\s*(?:<!--.{0,400}?-->\s*)?"
+    r"<(?:!doctype html|html\b.{0,2000}?<(?:head|title|body)|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _TITLE = re.compile(r"<title[^>]{0,200}>(.{0,400}?)</title>", re.IGNORECASE | re.DOTALL)
 _MOST_TITLE = 80

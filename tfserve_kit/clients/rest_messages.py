@@ -53,7 +53,7 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "401": (InvalidRequest, mismatches.LOG_IN),
     "403": (InvalidRequest, mismatches.LOG_IN),
     "413": (InvalidRequest, "send fewer rows at once"),
-    "502": (ServerUnreachable, "a proxy answers, the server behind it does not: look at both"),
+    "502": (ServerFault, "a proxy answers, the server behind it does not: look at both"),
     "429": (ServerOverloaded, "send less at once, or repeat later"),
     "503": (ServerOverloaded, "send less at once, or repeat later"),
     "504": (DeadlineExceeded, "raise --rest_api_timeout_in_ms of the server"),

@@ -152,7 +152,7 @@ def test_certificate_that_is_not_trusted_or_of_another_name_is_told(ports, pair,
         ("403", InvalidRequest, "(HTTP 403)", "--header NAME"),
         ("404", ServerFault, "(HTTP 404)", "a path before /v1"),
         ("413", InvalidRequest, "(HTTP 413)", "fewer rows"),
-        ("502", ServerUnreachable, "a web page titled '502 Bad Gateway'", "check the address"),
+        ("502", ServerFault, "a web page titled '502 Bad Gateway'", "check the address"),
     ],
 )  # fmt: skip
 def test_page_of_a_proxy_is_called_a_page(ports, status, kind, said, remedy):
