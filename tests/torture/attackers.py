@@ -208,12 +208,14 @@ def grpc_gzip_bombs():
 
 
 def slow_readers():
+    rows = b'{"instances": [' + b",".join([b"1.0"] * 50_000) + b"]}"  # the answer is larger still
+
     def attack():
         with connected(REST_PORT) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.settimeout(1)
             with suppress(TimeoutError):
-                client.sendall(post("batchy", ROW) * 2000)
+                client.sendall(post("half_plus_two", rows) * 100)
             while client.recv(10):
                 time.sleep(0.1)
 
