@@ -1,0 +1,69 @@
+"""What comes out of picture models: probabilities, logits, classes, names, boxes, masks."""
+
+from dataclasses import replace
+
+from tests.field.expected import Answer, Class, ErrorRate, Objects, Refusal, Row
+
+IMAGE = {"image": "float [?, 8, 8, 3]"}
+COLOURS = ErrorRate("colours")
+MASK = Refusal(2, "a value for each place of the picture", "tfkit request")
+NO_SCORES = Refusal(2, "what is evaluated are scores of classes", "choose an output with scores")
+TWO = Refusal(2, "2 outputs that may be class scores: bright float [?, 2], colour float [?, 3]",
+              "choose one, such as --output", file="red.png")  # fmt: skip
+AGE = Refusal(2, "output 'age' is one number for each picture", "--softmax", file="mid.png")
+
+ROWS = (
+    Row("sigmoid", "one column of a sigmoid", IMAGE, {"output_0": "float [?, 1]"},
+        (Class("red.png", 1, 1.0, meaning="one probability",
+               told={"output": "'output_0', the probability of class 1 (graph)"}),
+         Class("blue.png", 0, 1.0, meaning="one probability")),
+        ErrorRate("redness")),
+    Row("logits", "logits", IMAGE, {"logits": "float [?, 3]"},
+        (Class("red.png", 2, 9.0196, meaning="logits or other scores"),
+         Class("red.png", 2, 0.9995, options=("--softmax",))),
+        COLOURS),
+    Row("multi_label", "a sigmoid for each class", IMAGE, {"labels_there": "float [?, 3]"},
+        (Class("red.png", 2, 0.9997),), COLOURS),
+    Row("two_heads", "two outputs with scores", IMAGE,
+        {"bright": "float [?, 2]", "colour": "float [?, 3]"},
+        (TWO, Class("red.png", 2, 0.9995, options=("--output", "colour"))),
+        ErrorRate("colours", options=("--output", "colour"))),
+    Row("class_beside_scores", "the class beside its scores", IMAGE,
+        {"classes": "int64 [?]", "probabilities": "float [?, 3]"},
+        (Class("red.png", 2, 0.9995,
+               told={"output": "'probabilities', class scores (signature)"}),),
+        COLOURS),
+    Row("class_alone", "the class alone", IMAGE, {"classes": "int64 [?]"},
+        (Class("red.png", 2, None, meaning="classes"),), NO_SCORES),
+    Row("class_name_alone", "the name of the class alone", IMAGE, {"label": "string [?]"},
+        (Class("green.png", None, None, "green", meaning="classes"),), NO_SCORES),
+    Row("class_names", "names in the order of the scores", IMAGE,
+        {"labels": "string [?, 3]", "scores": "float [?, 3]"},
+        (Class("red.png", 0, 0.9995, "red"), Class("green.png", 0, 0.9995, "green")),
+        Refusal(2, "names its classes in another order", "evaluate an output with the scores")),
+    Row("embedding", "192 numbers that are no scores", IMAGE, {"embedding": "float [?, 192]"},
+        (Class("blue.png", 2, 0.0699, meaning="logits or other scores"),),
+        Refusal(2, "the set has 3 classes, the model 192", "give --labels")),
+    Row("age", "one number that is no probability", IMAGE, {"age": "float [?, 1]"},
+        (AGE, Answer("rows.npy", {"age": [[0.0], [100.0]]})),
+        Refusal(2, "the set has 3 classes, the model 2", "give --labels")),
+    Row("constant_answer", "the same numbers whatever comes", IMAGE, {"scores": "float [2]"},
+        (Refusal(6, "output 'scores' should have 1 rows but is [2]", file="red.png"),
+         Answer("rows.npy", {"scores": [0.25, 0.75]})),
+        Refusal(2, "the set has 3 classes, the model 2"), batches=False),
+    Row("nan_scores", "NaN where the class is sure", IMAGE, {"scores": "float [?, 3]"},
+        (Class("red.png", 0, 0.0003, meaning="logits or other scores"),),
+        Refusal(6, "its scores are NaN or infinite")),
+    Row("segmenter", "a value for each pixel", IMAGE, {"mask": "float [?, 8, 8, 3]"},
+        (MASK,), MASK),
+    Row("detector", "names of the Object Detection API", {"input_tensor": "uint8 [1, ?, ?, 3]"},
+        {"detection_boxes": "float [1, 2, 4]", "detection_classes": "float [1, 2]",
+         "detection_scores": "float [1, 2]", "num_detections": "float [1]"},
+        (Objects("red.png", ((3, 0.9), (17, 0.2)), ("--size", "8x8")),
+         Objects("blue.png", ((1, 0.9), (17, 0.2)), ("--size", "8x8"))),
+        replace(NO_SCORES, options=("--size", "8x8")), batches=False),
+    Row("detector_of_other_names", "boxes, scores and classes", {"image": "uint8 [?, 8, 8, 3]"},
+        {"boxes": "float [?, 2, 4]", "classes": "int64 [?, 2]", "scores": "float [?, 2]"},
+        (Objects("red.png", ((3, 0.9), (17, 0.2))), Objects("green.png", ((1, 0.9), (17, 0.2)))),
+        NO_SCORES),
+)  # fmt: skip
