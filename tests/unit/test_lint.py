@@ -560,6 +560,19 @@ def nothing(signatures):
     signatures["serving_default"].inputs.clear()
 
 
+def test_operation_that_a_push_refuses_is_told_where_it_was_copied_by_hand(tmp_path):
+    write(tmp_path / "m" / "1", meta_graph(("y", "EagerPyFunc", "x")))
+    document = {"models": {"m": {"base_path": "m"}}}
+    findings = lint(spec.build(document, source="test", folder=tmp_path), machine=ROOMY)
+    (found,) = [each for each in findings if each.rule == "refused-operation"]
+    assert "EagerPyFunc: calls Python code" in found.message
+    assert found.path == "models.m.base_path"
+
+
+def test_operations_that_no_server_runs_are_not_told(found):
+    assert "refused-operation" not in found()
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

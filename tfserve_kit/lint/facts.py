@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import flags, protos, savedmodel
+from tfserve_kit import flags, graphscan, protos, savedmodel
 from tfserve_kit.errors import Problem
 from tfserve_kit.repository import Version, scan
 from tfserve_kit.spec.schema import Batching, Model, Spec
@@ -89,6 +89,14 @@ class Base:
         index = savedmodel.VARIABLES_INDEX
         named = any(fault.path == str(index) for fault in self.faults.get(newest, ()))
         return (newest,) if named and not (newest.path / index).exists() else ()
+
+    @cached_property
+    def scan(self) -> graphscan.Scan | None:
+        """What is found in the graph of the newest version; None where none would be loaded."""
+        newest = self.loaded[-1] if self.loaded else None
+        if newest is None or newest in self.faults or self.serves_tflite(newest):
+            return None
+        return graphscan.scan(savedmodel.meta_graph(newest.path, tag=self.tag))
 
     def serves_tflite(self, version: Version) -> bool:
         """Say whether a version is loaded from `model.tflite`."""

@@ -77,16 +77,34 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
 
     Source: tensorflow/cc/saved_model/loader.cc: a load looks at no signature.
     """
-    for base in facts.bases:
-        newest = base.loaded[-1] if base.loaded else None
-        if newest is None or newest in base.faults or base.serves_tflite(newest):
-            continue
-        scan = graphscan.scan(savedmodel.meta_graph(newest.path, tag=base.tag))
+    for base, scan in _scans(facts):
         for name, reasons in sorted(scan.unanswerable.items()):
-            text = f"version {newest.number} in {base.model.base_path}: signature {name!r} can "
-            text += f"never answer: {'; '.join(reasons)}"
+            text = f"{_newest(base)}: signature {name!r} can never answer: {'; '.join(reasons)}"
             remedy = "export the model again, and see what `tfkit inspect` says of it"
             yield Problem(f"{base.place}.base_path", text, remedy)
+
+
+def _refused_operation(facts: Facts) -> Iterator[Problem]:
+    """Name what a push would have refused: a version that was copied by hand met none."""
+    for base, scan in _scans(facts):
+        refused = {
+            each.op: each.message
+            for each in reversed(scan.findings)
+            if each.severity == "error" and each.op
+        }
+        for op, message in sorted(refused.items()):
+            text = f"{_newest(base)}: {op}: {message}"
+            yield Problem(f"{base.place}.base_path", text, "export the model without it")
+
+
+def _scans(facts: Facts) -> Iterator[tuple[Base, graphscan.Scan]]:
+    for base in facts.bases:
+        if (scan := base.scan) is not None:
+            yield base, scan
+
+
+def _newest(base: Base) -> str:
+    return f"version {base.loaded[-1].number} in {base.model.base_path}"
 
 
 def _label_not_loaded(facts: Facts) -> Iterator[Problem]:
@@ -173,6 +191,10 @@ RULES = (
     Rule("no-default-signature", _W,
          "a model has no signature `serving_default`, which requests use that name none",
          _no_default_signature),
+    Rule("refused-operation", _W,
+         "a model runs operations that a push refuses: no server has them, or they have no "
+         "business in one",
+         _refused_operation),
     Rule("awkward-name", _W,
          "the name of a model or label must be percent-encoded in REST paths",
          _awkward_name),

@@ -57,6 +57,11 @@ class Detection:
     score: float
 
 
+def is_usual(alias: str) -> bool:
+    """Say whether an output has a name that scores of classes usually have."""
+    return any(name in alias.lower() for name in _SCORE_NAMES)
+
+
 def are_one_row(signature: Signature) -> bool:
     """Say whether all outputs have an axis for rows, of length one: one picture went in."""
     specs = signature.outputs.values()

@@ -331,7 +331,8 @@ def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
     if how.channels not in _CHANNELS or min(how.height or 0, how.width or 0) < 1:
         raise UsageError(
             f"no picture is {how.height}x{how.width} with {how.channels} channels",
-            remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels",
+            remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels, or "
+            "send arrays by `tfkit request`",
         )
     for option, values in (("--mean", how.mean), ("--std", how.std)):
         if values and len(values) not in {1, how.channels}:

@@ -8,16 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.graphscan.pictures import PictureGraph
+from tfserve_kit.graphscan.pictures import PictureGraph, ScoreKind
 from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.companions import Companions
 from tfserve_kit.pictures.heads import Head, Outputs
-from tfserve_kit.pictures.image_input import Choice, ImageInput, image_input, told
+from tfserve_kit.pictures.image_input import Choice, ImageInput, Source, image_input, told
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 
 # What scores are: told by their values, or made so on request.
-Meaning = Literal["probabilities", "logits or other scores", "one probability", "classes", "boxes"]
+Meaning = Literal[
+    "probabilities",
+    "a probability for each class",
+    "logits or other scores",
+    "one probability",
+    "classes",
+    "boxes",
+]
 
 _NOTHING = Preprocessing()
 
@@ -81,6 +88,7 @@ class PictureModel:
         batched = self.input.batched or heads.are_one_row(signature)
         self.head = heads.choose_head(signature, asked.output, batched=batched)
         self._softmax = asked.softmax
+        self._made_by = graph.output(self.head.scores) if graph and self.head.scores else None
         self.classes = heads.class_count(self.head, signature)
         self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
             self.head, signature.outputs[self.head.scores]
@@ -138,7 +146,7 @@ class PictureModel:
         scores = heads.class_scores(outputs, self.head, rows, where)
         if self._softmax:
             scores = heads.as_probabilities(scores)
-        return heads.two_classes(scores, self.head), _meaning(scores)
+        return heads.two_classes(scores, self.head), _meaning(scores, self._made_by)
 
     def labels_in(self, outputs: Outputs, shape: tuple[int, ...]) -> list[tuple[str, ...]] | None:
         """Return each row's class names where the model says them: string [batch, classes]."""
@@ -177,11 +185,13 @@ def _ready_input(signature: Signature, asked: Asked) -> ImageInput:
     return ImageInput(alias, signature.inputs[alias], how)
 
 
-def _meaning(scores: NDArray[np.float64]) -> Meaning:
+def _meaning(scores: NDArray[np.float64], made_by: ScoreKind | None) -> Meaning:
     if scores.shape[1] == 1:
         return "one probability"
     known = scores[~np.isnan(scores).any(axis=1)]
     sure = bool(len(known)) and heads.are_probabilities(known)
+    if not sure and made_by == "sigmoid":
+        return "a probability for each class"
     return "probabilities" if sure else "logits or other scores"
 
 
@@ -197,5 +207,11 @@ def _output_choice(
         value = f"{alias!r}, the probability of class 1"
         return Choice("output", value, "graph" if sure else "assumed")
     what = {"scores": "class scores", "class": "a class", "detections": "objects"}[head.kind]
-    source: Literal["option", "signature"] = "option" if asked.output else "signature"
+    source: Source = "option" if asked.output else "signature"
+    if head.kind == "scores" and not asked.output and not heads.is_usual(alias):
+        source = "graph" if graph and graph.output(alias) in _SURE else "assumed"
     return Choice("output", f"{alias!r}, {what}", source)
+
+
+# What computes scores of classes, and hardly anything else at the end of a model.
+_SURE = frozenset({"softmax", "log_softmax", "sigmoid"})

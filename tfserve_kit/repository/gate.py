@@ -121,6 +121,11 @@ def _silent_signatures(
 def _silent_remedy(reasons: Sequence[str]) -> str:
     if any("composite" in reason or "sparse" in reason for reason in reasons):
         return "return plain tensors, such as the values and row_splits of a ragged one"
+    if any(reason.startswith("it reads table") for reason in reasons):
+        return (
+            "save what fills the table as the model's init operation, or hold the table in an "
+            "attribute of the tf.Module"
+        )
     if any(reason.startswith("it reads") for reason in reasons):
         return (
             "export a Keras model with model.export(), and let a tf.Module hold what its "

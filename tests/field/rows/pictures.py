@@ -19,7 +19,7 @@ def colours(name, what, shape, *, told=UNIT, options=(), gives=SCORES, score=0.9
 
 
 SIZE_REMEDY = "give --size HEIGHTxWIDTH"
-FOUR = Refusal(2, "no picture is 8x8 with 4 channels")
+FOUR = Refusal(2, "no picture is 8x8 with 4 channels", "send arrays by `tfkit request`")
 
 ROWS = (
     Row("picture_unit", "nothing tells the range", {"image": "float [?, 8, 8, 3]"}, SCORES,

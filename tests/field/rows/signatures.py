@@ -42,7 +42,9 @@ ROWS = (
         inspected=NONE, pushed=NONE, linted="has no signature 'serving_default', none at all"),
     Row("another_tag", "tagged train", X, Y,
         inspected=NO_TAG, pushed=NO_TAG, linted=NO_TAG_LINTED, served=NO_TAG_LINTED),
-    Row("python_function", "a py_function inside", X, Y, inspected=PYTHON, pushed=PYTHON),
+    Row("python_function", "a py_function inside", X, Y, inspected=PYTHON, pushed=PYTHON,
+        linted="EagerPyFunc: calls Python code, which no server has"),
     Row("file_reader", "reads files that a request names", {"path": "string [?]"},
-        {"data": "string [?]"}, inspected=READER, pushed=READER),
+        {"data": "string [?]"}, inspected=READER, pushed=READER,
+        linted="ReadFile: reads a file"),
 )  # fmt: skip

@@ -10,7 +10,7 @@ NO_DECODER = Refusal(2, "nothing in the model decodes a picture", "use `tfkit re
 RAGGED = Refusal(8, "output 'counted' is a composite tensor (ragged, sparse or the like)",
                  "return plain tensors")  # fmt: skip
 RAGGED_LINTED = Refusal(3, "output 'counted' is a composite tensor", "export the model again")
-UNFILLED = Refusal(8, "can never answer: it reads table")
+UNFILLED = Refusal(8, "can never answer: it reads table", "save what fills the table")
 UNFILLED_LINTED = Refusal(3, "can never answer: it reads table", "export the model again")
 
 ROWS = (

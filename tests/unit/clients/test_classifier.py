@@ -389,30 +389,63 @@ def test_one_picture_without_an_axis_for_more_may_have_an_answer_with_one(
     assert [each.index for each in found.scores] == expected
 
 
-class Undecoding:
-    """A graph in which nothing decodes pictures."""
+class FixedGraph:
+    """A graph that tells what makes the scores, or whether anything decodes pictures."""
 
-    may_decode = False
+    def __init__(self, made_by=None, *, may_decode=True):
+        self.made_by, self.may_decode = made_by, may_decode
 
     def input(self, alias):
         return PictureFacts()
 
     def output(self, alias):
-        return None
+        return self.made_by
+
+
+@pytest.mark.parametrize(
+    ("alias", "made_by", "source"),
+    [
+        ("scores", None, "signature"),
+        ("class_probabilities", None, "signature"),
+        ("output_0", "softmax", "graph"),
+        ("output_0", "sigmoid", "graph"),
+        ("output_0", "logits", "assumed"),
+        ("embedding", None, "assumed"),
+    ],
+)
+def test_who_says_that_numbers_are_scores_is_told(alias, made_by, source):
+    made = classifier(FixedClient(), signature(**{alias: SCORES}), graph=FixedGraph(made_by))
+    assert str(made.model).endswith(f"output '{alias}', class scores ({source})")
+
+
+@pytest.mark.parametrize(
+    ("made_by", "scores", "meaning"),
+    [
+        ("sigmoid", [0.9, 0.8, 0.1], "a probability for each class"),
+        ("sigmoid", [0.2, 0.7, 0.1], "probabilities"),
+        (None, [0.9, 0.8, 0.1], "logits or other scores"),
+        ("softmax", [0.2, 0.7, 0.1], "probabilities"),
+    ],
+)
+def test_scores_that_a_sigmoid_makes_are_a_probability_each(made_by, scores, meaning):
+    client = FixedClient(scores=np.float32([scores]))
+    assert classifier(client, graph=FixedGraph(made_by)).classify(png()).meaning == meaning
 
 
 @pytest.mark.parametrize("alias", ["text", "text_b64", "image_bytes"])
 def test_picture_for_a_model_that_decodes_none_is_refused(alias):
     wanted = signature({alias: tensor("string", (None,))}, scores=SCORES)
     with pytest.raises(UsageError, match="nothing in the model decodes a picture") as caught:
-        classifier(FixedClient(), wanted, graph=Undecoding())
+        classifier(FixedClient(), wanted, graph=FixedGraph(may_decode=False))
     assert "tfkit request" in str(caught.value.remedy)
 
 
 def test_picture_for_a_model_that_decodes_none_is_sent_when_asked_for():
     wanted = signature({"text": tensor("string", (None,))}, scores=SCORES)
     note = Preprocessing(encoding="raw")
-    assert classifier(FixedClient(), wanted, note, graph=Undecoding()).prepare(png(), name="a")
+    assert classifier(FixedClient(), wanted, note, graph=FixedGraph(may_decode=False)).prepare(
+        png(), name="a"
+    )
 
 
 class TestClassAlone:
