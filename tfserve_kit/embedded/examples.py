@@ -4,17 +4,18 @@ Source: tensorflow_serving/servables/tensorflow/util.cc (context features) and
 tensorflow_serving/util/json_tensor.cc (JSON).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos
+from tfserve_kit import protos, varint
 from tfserve_kit.embedded import json_request
-from tfserve_kit.embedded.json_text import echo
+from tfserve_kit.embedded.json_echo import echo
+from tfserve_kit.embedded.json_reader import members
 from tfserve_kit.embedded.ledger import Account
-from tfserve_kit.embedded.status import ServingError, invalid
+from tfserve_kit.embedded.status import invalid
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
@@ -33,16 +34,15 @@ def from_input(message: Any, account: Account) -> NDArray[Any]:
     Raises:
         ServingError: there is none.
     """
-    if message.WhichOneof("kind") == "example_list_with_context":
-        return _merged(
-            message.example_list_with_context.examples,
-            message.example_list_with_context.context,
-            account,
-        )
-    return _merged(message.example_list.examples, None, account)
+    has_context = message.WhichOneof("kind") == "example_list_with_context"
+    given = message.example_list_with_context if has_context else message.example_list
+    if not len(given.examples):
+        raise invalid("Input is empty.")
+    context = given.context.SerializeToString() if has_context else b""
+    return _merged((each.SerializeToString() for each in given.examples), context, account)
 
 
-def from_json(document: Mapping[str, Any], account: Account) -> NDArray[Any]:
+def from_json(document: dict[str, Any], account: Account) -> NDArray[Any]:
     """Return the examples of a REST body: `examples`, and `context` for features of all.
 
     Args:
@@ -55,6 +55,7 @@ def from_json(document: Mapping[str, Any], account: Account) -> NDArray[Any]:
     Raises:
         ServingError: the body is formed in another way.
     """
+    context = _example(document["context"]) if "context" in document else b""
     if "examples" not in document:
         raise invalid(
             f"JSON Value: {echo(document)} When method is classify, key 'examples' is "
@@ -67,70 +68,80 @@ def from_json(document: Mapping[str, Any], account: Account) -> NDArray[Any]:
         )
     if not rows:
         raise invalid(f"JSON Value: {echo(document)} 'examples' value is an empty array")
-    context = _example(document["context"]) if "context" in document else None
-    return _merged([_example(row) for row in rows], context, account)
+    return _merged(map(_example, rows), context, account)
 
 
-def _merged(examples: Sequence[Any], context: Any, account: Account) -> NDArray[Any]:
-    if not len(examples):
-        raise invalid("Input is empty.")
-    if context is not None and len(examples) * context.ByteSize() > MAX_FILLED_BYTES:
-        raise invalid(f"The context is too large to be merged into {len(examples)} examples")
-    # One message behind another is both merged; of two features of a name the later one counts.
-    if context is not None:
-        account.take(len(examples) * context.ByteSize(), "the context of each example")
-    start = b"" if context is None else context.SerializeToString()
-    array = np.empty(len(examples), object)
-    for index, example in enumerate(examples):
-        array[index] = start + example.SerializeToString()
+def _merged(examples: Iterable[bytes], context: bytes, account: Account) -> NDArray[Any]:
+    """Return the examples, each behind the context: of two features of a name the later counts."""
+    rows = list(examples)
+    if len(rows) * len(context) > MAX_FILLED_BYTES:
+        raise invalid(f"The context is too large to be merged into {len(rows)} examples")
+    if context:
+        account.take(len(rows) * len(context), "the context of each example")
+    array = np.empty(len(rows), object)
+    for index, example in enumerate(rows):
+        array[index] = context + example
     return array
 
 
-def _example(value: Any) -> Any:
+def _example(value: Any) -> bytes:
+    """Return a JSON object as a serialized tf.Example; names of features may be any bytes."""
     if not isinstance(value, dict):
         kind = json_request.type_name(value)
         raise invalid(f"Example must be JSON object but got JSON {kind}")
-    example = protos.Example()
-    for name, content in value.items():
-        try:
-            feature = example.features.feature[name]
-            for element in content if isinstance(content, list) else [content]:
-                _add(feature, name, element)
-        except ValueError as error:  # text that is no Unicode, or a number beyond 64 bits
-            raise invalid(f"Feature: {echo(name)} cannot be stored") from error
-    return example
+    features: dict[str, bytes] = {}
+    for key, content in members(value):
+        name, feature = json_request.c_string(key), protos.Feature()
+        for element in content if isinstance(content, list) else [content]:
+            _add(feature, name, element)
+        features[name] = feature.SerializeToString()
+    entries = (
+        _field(_field(name.encode("utf-8", "surrogateescape")) + _field(feature, number=2))
+        for name, feature in features.items()
+    )
+    return _field(b"".join(entries)) if features else b""
+
+
+def _field(content: bytes, *, number: int = 1) -> bytes:
+    """Return a field of an Example: features = 1, its entries = 1, key = 1 and value = 2."""
+    return varint.encode(number << 3 | 2) + varint.encode(len(content)) + content
 
 
 def _add(feature: Any, name: str, element: Any) -> None:
-    kind, value = _feature_value(name, element)
+    """Append an element; raises ServingError."""
+    kind = _kind(name, element)
     have = feature.WhichOneof("kind")
     if have not in {None, kind}:
         text = f"Unexpected element type in feature: {name} expecting type: {_KINDS[have]}"
         raise invalid(text)
-    getattr(feature, kind).value.append(value)
+    getattr(feature, kind).value.append(_feature_value(name, element))
 
 
-def _feature_value(name: str, element: Any) -> tuple[str, Any]:
+def _kind(name: str, element: Any) -> str:
     match element:
-        case bool():
-            return "int64_list", int(element)
-        case int() if element >= 1 << 63:
-            raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-        case int():
-            return "int64_list", element
+        case int():  # bool as well
+            return "int64_list"
         case float():
-            return "float_list", _as_float(element)
+            return "float_list"
         case str():
-            return "bytes_list", element.encode("utf-8", "surrogateescape")
+            return "bytes_list"
         case dict() if json_request.is_bytes(element):
-            return "bytes_list", json_request.from_base64(element["b64"])
-    raise _unexpected(name, element)
-
-
-def _unexpected(name: str, element: Any) -> ServingError:
-    return invalid(
+            return "bytes_list"
+    raise invalid(
         f"Feature: {name} has element with unexpected JSON type: {json_request.type_name(element)}"
     )
+
+
+def _feature_value(name: str, element: Any) -> Any:
+    if isinstance(element, float):
+        return _as_float(element)
+    if isinstance(element, str):
+        return element.encode("utf-8", "surrogateescape")
+    if isinstance(element, dict):
+        return json_request.from_base64(element["b64"])
+    if element >= 1 << 63:
+        raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+    return int(element)
 
 
 def _as_float(value: float) -> float:

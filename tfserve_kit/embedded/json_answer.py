@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded.status import Code, ServingError, encoded, invalid
+from tfserve_kit.embedded.json_echo import quoted
+from tfserve_kit.embedded.status import encoded, invalid
 from tfserve_kit.tensors import dtypes
 
 _INDENT = "    "
@@ -61,7 +62,8 @@ def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
         ]
         pad = (_INDENT * 2).encode()
         body = b",".join(b"\n" + pad + b"{\n" + each + b"\n" + pad + b"}" for each in objects)
-    return b'{\n    "predictions": [' + body + b"\n    ]\n}"
+    end = b"\n    ]\n}" if batch else b"]\n}"
+    return b'{\n    "predictions": [' + body + end
 
 
 def _member(alias: str, level: int) -> bytes:
@@ -123,9 +125,11 @@ def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
         return [_decimal(item, digits, tiny, round_trip).encode() for item in flat]
     if dtype.name == "bool":
         return [b"true" if item else b"false" for item in flat]
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iu" and dtype.name != "uint16":
         return [str(item).encode() for item in flat]
-    raise ServingError(Code.UNIMPLEMENTED, f"Tensor type: {dtype.name} not supported")
+    if not flat:  # lists of nothing are of no type
+        return []
+    raise invalid(f"Failed to write JSON value for tensor type: {dtype.name}")
 
 
 def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any], Any]) -> str:
@@ -142,14 +146,9 @@ def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any],
     return text if "." in text or "e" in text else text + ".0"
 
 
-_ESCAPES = {byte: f"\\u{byte:04X}" for byte in range(0x20)} | {
-    0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\",
-}  # fmt: skip
-
-
 def _quoted(item: bytes) -> bytes:
     """Print a string; bytes that are no UTF-8 go out as they are."""
-    return b'"' + item.decode("latin-1").translate(_ESCAPES).encode("latin-1") + b'"'
+    return quoted(item.decode("latin-1")).encode("latin-1")
 
 
 def _base64_object(item: bytes, indent: str) -> bytes:

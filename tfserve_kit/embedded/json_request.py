@@ -1,12 +1,13 @@
 """Requests of the REST API as JSON, checked in the official server's words.
 
 Source: tensorflow_serving/util/json_tensor.cc, which reads and echoes with RapidJSON; so does this,
-so that parse errors and echoed values are the same.
+so that parse errors and echoed values are the same. Faults are found in the same order.
 """
 
 import base64
-import binascii
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.embedded import claims, json_bulk
-from tfserve_kit.embedded.json_text import echo, parse_object
+from tfserve_kit.embedded.json_echo import echo
+from tfserve_kit.embedded.json_reader import members
+from tfserve_kit.embedded.json_text import parse_object
 from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
@@ -27,7 +30,11 @@ InputInfo = Callable[[str], Mapping[str, Any]]
 
 # Integers that wrap around instead of being refused.
 _WRAPPING = frozenset({"uint8", "int8", "int16"})
-_READABLE = _WRAPPING | {"float", "double", "int32", "int64", "uint32", "uint64", "bool", "string"}
+_WHOLE = frozenset({"int32", "int64", "uint32", "uint64"})
+_READABLE = _WRAPPING | _WHOLE | {"float", "double", "bool", "string"}
+# absl/strings/escaping.cc: blanks anywhere, dots as good as equals signs, and padding or none.
+_BLANKS = b" \t\n\v\f\r"
+_BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
 
 
 class PredictBody:
@@ -52,42 +59,51 @@ class PredictBody:
                 return
             account.give(cost_bytes)
         document = parse_object(body, account)
-        self.signature = signature_name(document)
+        named = signature_name(document)
+        self.signature = named or DEFAULT_SIGNATURE
+        inputs = info(self.signature)
+        if not inputs:
+            raise invalid(f"Failed to get input map for signature: {named or 'DEFAULT'}")
         self.row_format = "instances" in document
-        self.inputs = _inputs(document, info(self.signature), self.signature)
+        self.inputs = _inputs(document, inputs)
 
 
-def _inputs(
-    document: Mapping[str, Any], inputs: Mapping[str, Any], signature: str
-) -> Mapping[str, NDArray[Any]]:
-    if not inputs:
-        raise invalid(f"Failed to get input map for signature: {signature}")
-    if "instances" in document and "inputs" in document:
-        raise invalid("Not formatted correctly, expecting only one of 'inputs'/'instances' keys")
+def _inputs(document: dict[str, Any], inputs: Mapping[str, Any]) -> Mapping[str, NDArray[Any]]:
     if "instances" in document:
+        if "inputs" in document:
+            raise _misformed(
+                document,
+                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to "
+                "exist ",
+            )
         return _rows(document, inputs)
     if "inputs" in document:
         return _columns(document["inputs"], inputs)
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
+def _misformed(document: Any, text: str) -> ServingError:
+    return invalid(f"JSON Value: {echo(document)} {text}")
+
+
 def signature_name(document: Mapping[str, Any]) -> str:
-    """Return the signature a request names, or the default; raises ServingError."""
-    name = document.get("signature_name", DEFAULT_SIGNATURE)
+    """Return the signature a request names, empty if it names none; raises ServingError."""
+    name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
-            f"JSON Value: {echo(document)} not formatted correctly. "
-            "'signature_name' key must be a string value."
+        raise _misformed(
+            document, "not formatted correctly. 'signature_name' key must be a string value."
         )
-    return name or DEFAULT_SIGNATURE
+    return name
 
 
 def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     if isinstance(value, dict) and not is_bytes(value):
-        for alias in inputs:
+        columns = {}
+        for alias in sorted(inputs):
             if alias not in value:
                 raise invalid(f"Missing named input: {alias} in 'inputs' object.")
-        return {alias: _array(value[alias], _dtype(inputs[alias]), alias) for alias in inputs}
+            columns[alias] = _array(value[alias], _dtype(inputs[alias]), alias)
+        return columns
     if len(inputs) > 1:
         raise invalid(
             "inputs is a plain value/list, but expecting an object as multiple input tensors "
@@ -97,76 +113,118 @@ def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {alias: _array(value, _dtype(info), alias)}
 
 
-def _rows(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def _rows(document: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     rows = document["instances"]
     if not isinstance(rows, list):
-        raise invalid(f"JSON Value: {echo(document)} Expecting 'instances' to be an list/array")
+        raise _misformed(document, "Expecting 'instances' to be an list/array")
     if not rows:
-        raise invalid(f"JSON Value: {echo(document)} 'instances' value is an empty array")
-    named = _is_named(rows[0])
-    _refuse_mixed(rows, named=named)
-    if named:
-        return _named_rows(rows, inputs)
-    if len(inputs) > 1:
+        raise _misformed(document, "No values in 'instances' array")
+    if not isinstance(rows[0], dict) and len(inputs) > 1:
         raise invalid(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
-    ((alias, info),) = inputs.items()
-    return {alias: _stack(rows, _dtype(info), "")}
+    found = _regular_rows(rows, inputs)
+    return _one_by_one(rows, inputs) if found is None else found
 
 
-def _refuse_mixed(rows: list[Any], *, named: bool) -> None:
+def _regular_rows(rows: list[Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
+    """Convert input by input, which is fast; None where a row is not like the others."""
+    columns, aliases = {min(inputs): rows}, set(inputs)
+    if _is_named(rows[0]):
+        if not all(type(row) is dict and row.keys() == aliases for row in rows):
+            return None
+        columns = {alias: [row[alias] for row in rows] for alias in aliases}
+    try:
+        return {
+            alias: _stacked(column, _dtype(inputs[alias]), alias)
+            for alias, column in columns.items()
+        }
+    except ServingError:
+        return None
+
+
+def _stacked(rows: list[Any], dtype: DType, alias: str) -> NDArray[Any]:
+    shape = _shape(rows)
+    array = _quick(rows, shape, dtype) if len(shape) <= MAX_RANK else None
+    if array is None:
+        column = _Column(alias, dtype)
+        for row in rows:
+            column.add(row)
+        array = column.array(len(rows))
+    return array
+
+
+def _one_by_one(rows: list[Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Convert row by row, and say what is wrong with the first bad one."""
+    columns = {alias: _Column(alias, _dtype(info)) for alias, info in inputs.items()}
+    named = _is_named(rows[0])
     for index, row in enumerate(rows):
         if _is_named(row) != named:
             want, got = ("object", "list") if named else ("value/list", "object")
             raise invalid(f"Expecting {want} but got {got} at item {index} of input list")
+        if named:
+            _add_named(columns, index, row)
+        else:
+            with _at_element(index):
+                columns[min(columns)].add(row)
+    return {alias: each.array(len(rows)) for alias, each in columns.items() if not each.is_empty}
 
 
-def _named_rows(rows: list[Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    for index, row in enumerate(rows):
-        for alias in row:
-            if alias not in inputs:
-                raise invalid(
-                    f"Failed to process element: {index} key: {alias} of 'instances' list. "
-                    f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {alias}"
-                )
-        if row.keys() != inputs.keys():
-            raise invalid(
-                f"Failed to process element: {index} of 'instances' list. "
-                f"JSON object: {echo(row)} keys must be equal to: {','.join(sorted(inputs))}"
-            )
-    return {
-        alias: _stack([row[alias] for row in rows], _dtype(info), f" key: {alias}")
-        for alias, info in inputs.items()
-    }
+def _add_named(columns: Mapping[str, "_Column"], index: int, row: dict[str, Any]) -> None:
+    keys = set()
+    for key, value in members(row):
+        name = c_string(key)
+        keys.add(name)
+        with _at_element(index, f" key: {name}"):
+            if name not in columns:
+                raise invalid(f"JSON object: does not have named input: {name}")
+            columns[name].add(value)
+    if keys != columns.keys():
+        raise invalid(
+            f"Failed to process element: {index} of 'instances' list. "
+            f"JSON object: {echo(row)} keys must be equal to: {','.join(sorted(columns))}"
+        )
 
 
-def _stack(rows: list[Any], dtype: DType, key: str) -> NDArray[Any]:
-    """Return rows as one array; an error names the row that does not fit."""
-    shape = _shape(rows)
-    array = _quick(rows, shape, dtype)
-    if array is not None:
-        return array
-    first: tuple[int, ...] = ()
-    values: list[Any] = []
-    for index, row in enumerate(rows):
-        try:
-            shape = _shape(row)[: MAX_RANK + 1]  # each leaf costs a step per level
-            flat = list(_walk(row, shape, 0, dtype))
-            if index == 0:
-                first, size = shape, len(flat)
-            if len(flat) != size:
-                raise invalid(f"Expecting tensor size: {size} but got: {len(flat)}")
-            if shape != first:
-                text = f"Expecting shape {_axes(first)} but got: {_axes(shape)}"
-                raise invalid(text)
-        except ServingError as error:
-            raise invalid(
-                f"Failed to process element: {index}{key} of 'instances' list. Error: {error}"
-            ) from error
-        values += flat
-    return _built(values, dtype, (len(rows), *first))
+@contextmanager
+def _at_element(index: int, key: str = "") -> Iterator[None]:
+    try:
+        yield
+    except ServingError as error:
+        raise invalid(
+            f"Failed to process element: {index}{key} of 'instances' list. Error: {error}"
+        ) from error
+
+
+class _Column:
+    """The values of one input, row by row; each must have the shape of the first."""
+
+    def __init__(self, alias: str, dtype: DType) -> None:
+        self._alias, self._dtype = alias, dtype
+        self._values: list[Any] = []
+        self._shape: tuple[int, ...] = ()
+        self._size = 0
+        self.is_empty = True
+
+    def add(self, row: Any) -> None:
+        """Take the next row; raises ServingError."""
+        shape = _shape(row)
+        # Each leaf costs a step per level, and what is so deep is refused anyway.
+        flat = list(_walk(row, shape, 0, self._dtype)) if len(shape) < MAX_RANK else []
+        if self.is_empty:
+            self._shape, self._size, self.is_empty = shape, len(flat), False
+        if len(flat) != self._size:
+            raise invalid(f"Expecting tensor size: {self._size} but got: {len(flat)}")
+        if shape != self._shape:
+            raise invalid(f"Expecting shape {_axes(self._shape)} but got: {_axes(shape)}")
+        self._values += flat
+
+    def array(self, rows: int) -> NDArray[Any]:
+        """Return the array [rows, ...]; a key twice in one row leaves more values than it takes."""
+        if len(self._shape) >= MAX_RANK:
+            raise invalid(f"tensor parsing error: {self._alias}")
+        return _built(self._values[: rows * self._size], self._dtype, (rows, *self._shape))
 
 
 def _array(value: Any, dtype: DType, alias: str) -> NDArray[Any]:
@@ -209,6 +267,8 @@ def _built(flat: list[Any], dtype: DType, shape: tuple[int, ...]) -> NDArray[Any
     if dtype is dtypes.STRING:
         array = np.empty(len(flat), object)
         array[:] = flat
+    elif dtype.numpy is None:
+        raise ServingError(Code.UNIMPLEMENTED, f"JSON cannot carry the type {dtype.name}")
     else:
         wide = np.array(flat, np.float64 if dtype.name == "float" else dtype.numpy)
         with np.errstate(over="ignore"):  # 1e39 as a float is infinity, as in C++
@@ -252,13 +312,13 @@ def _walk(value: Any, shape: tuple[int, ...], level: int, dtype: DType) -> Itera
 
 
 def _leaf(value: Any, dtype: DType) -> Any:
-    if dtype.name not in _READABLE:
+    if isinstance(value, dict) and dtype is dtypes.STRING:
+        return _object_bytes(value)
+    if dtype.name not in _READABLE and not isinstance(value, dict):
         raise ServingError(
             Code.UNIMPLEMENTED, f"Conversion of JSON Value: {echo(value)} to type: {dtype.name}"
         )
     kind = type(value)
-    if dtype is dtypes.STRING and is_bytes(value):
-        return from_base64(value["b64"])
     if dtype is dtypes.STRING and kind is str:
         return value.encode("utf-8", "surrogateescape")
     if dtype.name in {"float", "double"} and kind in {int, float}:
@@ -267,13 +327,11 @@ def _leaf(value: Any, dtype: DType) -> Any:
         return value
     if dtype.name in _WRAPPING and kind is int and -(2**31) <= value < 2**31:
         return int(np.array(value, np.int64).astype(dtype.numpy))
-    if dtype.numpy is not None and dtype.numpy.kind in "iu" and kind is int:
-        limits = np.iinfo(dtype.numpy)
-        if dtype.name not in _WRAPPING and limits.min <= value <= limits.max:
+    if dtype.name in _WHOLE and kind is int:
+        limits = np.iinfo(dtype.name)
+        if limits.min <= value <= limits.max:
             return value
-    raise invalid(
-        f"JSON Value: {echo(value)} Type: {type_name(value)} is not of expected type: {dtype.name}"
-    )
+    raise _misformed(value, f"Type: {type_name(value)} is not of expected type: {dtype.name}")
 
 
 def type_name(value: Any) -> str:
@@ -286,15 +344,28 @@ def type_name(value: Any) -> str:
 
 def from_base64(text: str) -> bytes:
     """Decode base64 in the standard alphabet, padded or not; raises ServingError."""
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid("Unable to base64 decode") from error
+    dense = text.encode("utf-8", "surrogateescape").translate(None, _BLANKS)
+    found = _BASE64.fullmatch(dense)
+    missing = -len(found[1]) % 4 if found else 0
+    if found is None or missing == 3 or len(found[2]) not in {0, missing}:  # noqa: PLR2004 (6 bits)
+        raise invalid("Unable to base64 decode")
+    return base64.b64decode(found[1] + b"=" * missing)
 
 
 def is_bytes(value: Any) -> bool:
     """Say whether a JSON value is `{"b64": "..."}`."""
-    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+    return type(value) is dict and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def _object_bytes(value: dict[str, Any]) -> bytes:
+    if not is_bytes(value):
+        raise _misformed(value, "not formatted correctly for base64 data")
+    return from_base64(value["b64"])
+
+
+def c_string(name: str) -> str:
+    """Return a key as upstream reads it where it does not ask for the length."""
+    return name.partition("\0")[0]
 
 
 def _is_named(row: Any) -> bool:
@@ -302,11 +373,11 @@ def _is_named(row: Any) -> bool:
 
 
 def _dtype(info: Any) -> DType:
+    """Return the row of an input's type; one without a numpy dtype if the table has none."""
     try:
         return dtypes.by_number(info.dtype)
     except KeyError:
-        text = f"No JSON Value can be converted to the type {info.dtype} of {info.name}"
-        raise ServingError(Code.UNIMPLEMENTED, text) from None
+        return DType(info.dtype, dtypes.name_of(info.dtype), None, "")
 
 
 def _axes(shape: tuple[int, ...]) -> str:

@@ -184,9 +184,10 @@ class RestSurface:
         return Reply(200, json_answer.regressions(regressed.values))
 
     def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:
-        signatures = self._handlers.metadata(model).signatures
         request = json_request.PredictBody(
-            body, lambda name: _inputs(signatures, name), call.account
+            body,
+            lambda name: _inputs(self._handlers.metadata(model).signatures, name),
+            call.account,
         )
         result = self._handlers.predict(model, request.signature, request.inputs, call=call)
         call.account.take(claims.of_answer(result.outputs.values(), as_text=True), "the answer")

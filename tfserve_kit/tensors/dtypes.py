@@ -71,6 +71,24 @@ _BY_NAME = {row.name: row for row in TABLE} | {row.enum_name: row for row in TAB
 _BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy is not None}
 
 
+# Types without a row, by number; variables of a type have its number plus a hundred.
+_OTHERS = {
+    0: "INVALID", 11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16",
+    20: "resource", 21: "variant", 24: "float8_e5m2", 25: "float8_e4m3fn", 26: "float8_e4m3fnuz",
+    27: "float8_e4m3b11fnuz", 28: "float8_e5m2fnuz", 29: "int4", 30: "uint4", 31: "int2",
+    32: "uint2",
+}  # fmt: skip
+_VARIABLE = 100
+
+
+def name_of(number: int) -> str:
+    """Return the name of any DataType number, as error texts print it."""
+    if number > _VARIABLE:
+        return f"{name_of(number - _VARIABLE)}_ref"
+    row = _BY_NUMBER.get(number)
+    return row.name if row else _OTHERS.get(number, f"unknown dtype enum ({number})")
+
+
 def by_number(number: int) -> DType:
     """Return the row of a DataType number.
 

@@ -257,9 +257,9 @@ def test_string_that_is_no_utf8_passes_as_it_is():
     [
         (b"", "JSON Parse error: The document is empty"),
         (b"\xff", "JSON Parse error: Invalid value. at offset: 0"),
-        (b"[" * 5000, "JSON Parse error: lists or objects are nested too deeply"),
+        (b"[" * 5000, "JSON Parse error: Invalid value. at offset: 5000"),
         (b"\xff[" + b"[" * 5000, "JSON Parse error: Invalid value. at offset: 0"),
-        (b'["\xff",' + b"[" * 200000, "JSON Parse error: lists or objects are nested too deeply"),
+        (b'["\xff",' + b"[" * 200000, "JSON Parse error: Invalid value. at offset: 200005"),
         (
             b'{"inputs": ' + b"[" * 300 + b"1" + b"]" * 300 + b"}",
             "tensor parsing error: x",
@@ -295,13 +295,23 @@ def test_regular_lists_read_alike_on_the_quick_and_on_the_careful_way(rows):
         ([1, "a"], '[1, "a"]'),
         ({"a": [1, 2]}, '{\n    "a": [1, 2]\n}'),
         (float("nan"), ""),
-        ([float("inf")], ""),
+        ([float("inf")], "["),
+        ([1, float("nan"), 2], "[1, "),
+        ({"a": float("nan")}, '{\n    "a": '),
         ("x" * 300, '"' + "x" * 300 + '"'),
-        (["x" * 300], '["' + "x" * 254),
-        (["é" * 300], '["' + "é" * 127),
+        (["x" * 300], '["' + "x" * 300 + '"'),
+        (["é" * 126, "y", "z"], '["' + "é" * 126 + '", "y"'),
+        ([], "[]"),
+        ([[[]], {}], "[[[]], {}]"),
+        (
+            [{"a": {"b": []}}],
+            '[{\n            "a": {\n                "b": []\n            }\n        }]',
+        ),
+        ('\x00\x1f\x7f"\\/', '"\\u0000\\u001F\x7f\\"\\\\/"'),
+        ("\udcff", '"\udcff"'),
     ],
 )
-def test_echo_prints_as_rapidjson_and_cuts_all_but_strings(value, expected):
+def test_echo_prints_as_rapidjson_until_the_limit_has_been_reached(value, expected):
     assert json_text.echo(value) == expected
 
 
@@ -364,11 +374,19 @@ def test_rows_need_one_batch_size(outputs, message):
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, message)
 
 
-def test_type_that_json_cannot_carry_is_unimplemented():
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "half", "uint16"])
+@pytest.mark.parametrize("row_format", [True, False])
+def test_type_that_json_cannot_carry_is_refused(dtype, row_format):
+    value = np.zeros(2, {"half": "float16"}.get(dtype, dtype))
     with pytest.raises(ServingError) as caught:
-        json_answer.predictions({"y": np.zeros(2, np.complex64)}, row_format=True)
-    assert caught.value.code is Code.UNIMPLEMENTED
-    assert caught.value.message == "Tensor type: complex64 not supported"
+        json_answer.predictions({"y": value}, row_format=row_format)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == f"Failed to write JSON value for tensor type: {dtype}"
+
+
+def test_type_that_json_cannot_carry_matters_to_nobody_without_a_value():
+    answer = json_answer.predictions({"y": np.zeros((0, 2), np.complex64)}, row_format=False)
+    assert json.loads(answer) == {"outputs": []}
 
 
 def test_output_names_are_escaped():
@@ -424,7 +442,8 @@ def test_bytes_within_a_named_column_are_indented_by_their_depth():
 )
 def test_rows_of_any_rank_are_printed_on_one_line(value, rows):
     answer = json_answer.predictions({"y": value}, row_format=True)
-    assert answer.decode() == '{\n    "predictions": [' + rows + "\n    ]\n}"
+    end = "\n    ]\n}" if len(value) else "]\n}"
+    assert answer.decode() == '{\n    "predictions": [' + rows + end
 
 
 def test_error_message_that_holds_raw_bytes_passes_them():
