@@ -16,6 +16,19 @@ from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes, from_proto
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A tensor that TensorFlow reads and numpy has no array for: no input can be one.
+
+    Attributes:
+        number: its DataType.
+    """
+
+    number: int
+
+
 Signatures = Mapping[str, Any]
 # `Servable.run`, or something around it: (value per tensor name, tensors to compute) -> values
 Run = Callable[[Arrays, Sequence[str]], Sequence[NDArray[Any]]]
@@ -27,6 +40,8 @@ def predict(
     signature: str,
     inputs: Arrays,
     output_filter: Sequence[str] = (),
+    *,
+    check_method: bool = False,
 ) -> tuple[str, Arrays]:
     """Run a signature; see `Handlers.predict`.
 
@@ -34,16 +49,25 @@ def predict(
         signatures: SignatureDef messages of the version by name.
         run: computes its tensors.
         signature: as all that follows, see there.
-        inputs: as above.
+        inputs: as above; a value that a client sent is asked for when its turn has come, and may
+            be `Foreign`.
         output_filter: as above.
+        check_method: insist on a method name of the three that are known.
 
     Returns:
         The signature's name and array per output alias.
     """
     name = signature or DEFAULT_SIGNATURE
     definition = _signature(signatures, name)
+    if check_method and definition.method_name not in _METHODS:
+        text = (
+            f"Expected prediction signature method_name to be one of {{{', '.join(_METHODS)}}}. "
+            f"Was: {definition.method_name}"
+        )
+        raise ServingError(Code.INTERNAL, text)
     feeds = _feeds(definition, inputs)
     outputs = _outputs(definition, output_filter)
+    _check_types(definition.inputs, feeds)
     values = run(feeds, list(outputs.values()))
     return name, dict(zip(outputs, values, strict=True))
 
@@ -58,6 +82,7 @@ class Inference:
 
 
 Classes = list[list[tuple[bytes, float]]]
+_METHODS = (inference.PREDICT, inference.CLASSIFY, inference.REGRESS)
 _FETCHES = {
     inference.CLASSIFY: inference.classification,
     inference.REGRESS: inference.regression,
@@ -112,31 +137,31 @@ def several(
     return list(checked.values())
 
 
-def classify(run: Run, task: Inference, examples: NDArray[Any]) -> Classes:
-    """Run a checked classify task.
+def infer(
+    run: Run, tasks: Sequence[Inference], examples: NDArray[Any]
+) -> list[Classes | list[float]]:
+    """Run checked tasks on the same examples, all at once.
 
     Args:
         run: computes the version's tensors.
-        task: what to run.
+        tasks: what to run.
         examples: object [examples] of serialized tf.Example.
 
     Returns:
-        (label, score) per example and class.
+        Per task (label, score) per example and class, or a value per example.
 
     Raises:
         ServingError: the graph refused, or its outputs are none of that kind.
     """
-    return inference.classes(_run_examples(run, task.fetches, examples), len(examples))
-
-
-def regress(run: Run, task: Inference, examples: NDArray[Any]) -> list[float]:
-    """Run a checked regress task; as `classify`, but returns a value per example."""
-    return inference.values(_run_examples(run, task.fetches, examples), len(examples))
-
-
-def _run_examples(run: Run, fetches: inference.Fetches, examples: NDArray[Any]) -> Arrays:
-    values = run({fetches.feed: examples}, list(fetches.outputs.values()))
-    return dict(zip(fetches.outputs, values, strict=True))
+    wanted = sorted({name for task in tasks for name in task.fetches.outputs.values()})
+    feeds = dict.fromkeys(sorted({task.fetches.feed for task in tasks}), examples)
+    values = dict(zip(wanted, run(feeds, wanted), strict=True))
+    results: list[Classes | list[float]] = []
+    for task in tasks:
+        outputs = {alias: values[name] for alias, name in task.fetches.outputs.items()}
+        result = inference.classes if task.method_name == inference.CLASSIFY else inference.values
+        results.append(result(outputs, len(examples)))
+    return results
 
 
 def _signature(signatures: Signatures, name: str) -> Any:
@@ -147,10 +172,10 @@ def _signature(signatures: Signatures, name: str) -> Any:
         raise ServingError(Code.FAILED_PRECONDITION, text) from None
 
 
-def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def _feeds(definition: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the value per tensor name, in the signature's order."""
     expected, defaults = definition.inputs, definition.defaults
-    if len(inputs) != len(expected) and not (defaults and set(inputs) < set(expected)):
+    if len(inputs) > len(expected) or (len(inputs) < len(expected) and not defaults):
         raise invalid(
             f"input size does not match signature: {len(inputs)}!={len(expected)} "
             f"len({_braced(inputs)}) != len({_braced(expected)}). "
@@ -169,7 +194,12 @@ def _feeds(definition: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
                 "request and no default value provided. Inputs expected to be in the request "
                 f"{_braced(inputs)}, or default input alias set: {','.join(sorted(defaults))}"
             )
-    _check_types(expected, inputs)
+    if not set(inputs) <= set(expected):
+        used = ",".join(sorted(set(inputs) & set(expected)))
+        raise invalid(
+            f"Inputs contains invalid name. Used request inputs: {used}, "
+            f"request input: {','.join(sorted(inputs))}"
+        )
     return feeds
 
 
@@ -177,31 +207,32 @@ def _default(alias: str, tensor: Any) -> NDArray[Any]:
     try:
         return from_proto(tensor)
     except ValueError as error:
-        text = f"The signature's default value for {alias} cannot be used: {error}"
-        raise ServingError(Code.FAILED_PRECONDITION, text) from error
+        raise unreadable(alias) from error
 
 
-def _check_types(expected: Any, inputs: Arrays) -> None:
+def unreadable(alias: str) -> ServingError:
+    """Return the error of an input that is no tensor."""
+    return invalid(f"tensor parsing error: {alias}")
+
+
+def _check_types(expected: Any, feeds: Mapping[str, Any]) -> None:
     """Refuse an input of another type, in the words of tensorflow/core/framework/function.cc.
 
     Inputs are counted in the order of their tensors' names.
     """
-    order = sorted(expected, key=lambda alias: expected[alias].name)
-    for index, alias in enumerate(order):
-        if alias not in inputs:
-            continue
-        have, want = dtypes.by_numpy(inputs[alias].dtype), expected[alias].dtype
-        if have.number != want:
+    wanted = {info.name: info.dtype for info in expected.values()}
+    for index, name in enumerate(sorted(feeds)):
+        value, want = feeds[name], wanted[name]
+        is_foreign = isinstance(value, Foreign)
+        have = value.number if is_foreign else dtypes.by_numpy(value.dtype).number
+        if have != want:
             raise invalid(
-                f"Expects arg[{index}] to be {_type_name(want)} but {have.name} is provided"
+                f"Expects arg[{index}] to be {dtypes.name_of(want)} "
+                f"but {dtypes.name_of(have)} is provided"
             )
-
-
-def _type_name(number: int) -> str:
-    try:
-        return dtypes.by_number(number).name
-    except KeyError:
-        return f"type {number}"
+        if is_foreign:
+            text = f"Tensors of type {dtypes.name_of(have)} cannot be sent to this server"
+            raise ServingError(Code.UNIMPLEMENTED, text)
 
 
 def _outputs(definition: Any, output_filter: Sequence[str]) -> dict[str, str]:

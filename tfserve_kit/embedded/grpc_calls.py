@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from threading import TIMEOUT_MAX
 from typing import Any
-from urllib.parse import quote, unquote
 
 import grpc
 
@@ -18,15 +17,14 @@ from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
 from tfserve_kit.embedded.lanes import BlockingTurn, Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES, MOST_INFLATED_TIMES, MOST_UNHEARD
-from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded.status import Code, ServingError, encoded
 
 # (method path, request bytes, call) -> Answer
 Surface = Callable[[str, bytes, Call], Answer]
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# Details travel percent-encoded in a header; with a longer one clients refuse the whole answer.
-_MOST_DETAILS_BYTES = 7000
-_UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_MOST_DETAILS_BYTES = 1024
+_CUT = b"...TRUNCATED"
 # Smaller messages and answers are not worth an entry in the ledger: their number is bounded.
 _SMALL_BYTES = 1 << 16
 # No request begins so: 3 and 15 are no fields of any, and the first would be of no wire type.
@@ -149,7 +147,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._held.wait()
             if answer.code:
                 context.set_code(_CODES[answer.code])
-                context.set_details(_fitting(answer.details))
+                context.set_details(_told(answer.details))
             account.keep(len(answer.body))
             return answer.body
         finally:  # until the client has taken it, where that is worth the trouble
@@ -217,11 +215,13 @@ def _inflated(message: bytes, account: Account) -> bytes:
     return message if whole is None else whole
 
 
-def _fitting(details: str) -> str:
-    """Cut a text to what a header can carry."""
-    details = details[:_MOST_DETAILS_BYTES]
-    sent = quote(details, safe=_UNQUOTED, errors="replace")[:_MOST_DETAILS_BYTES]
-    return unquote(sent, errors="ignore")
+def _told(details: str) -> bytes:
+    """Return details as they are sent, which need not be UTF-8.
+
+    Source: tensorflow_serving/model_servers/grpc_status_util.cc, which cuts them.
+    """
+    text = encoded(details, errors="surrogateescape")
+    return text if len(text) <= _MOST_DETAILS_BYTES else text[:_MOST_DETAILS_BYTES] + _CUT
 
 
 def _timeout_s(context: Any) -> float | None:

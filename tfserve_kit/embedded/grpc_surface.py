@@ -5,15 +5,13 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from numpy.typing import NDArray
-
 from tfserve_kit import protos
-from tfserve_kit.embedded import claims, examples
+from tfserve_kit.embedded import calls, claims, examples
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.handlers import (
     Classified,
@@ -28,18 +26,23 @@ from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import status_message
 from tfserve_kit.embedded.status import Code, encoded, invalid, told
 from tfserve_kit.tensors import from_proto, predict_response
-from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError
 
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # The methods whose requests are counted.
 _COUNTED = frozenset({"Predict", "Classify", "Regress"})
+_LONGEST_SERVICE_BYTES = 200
 _HEALTHY_SERVICES = frozenset({"", "ModelService", "PredictionService"})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A gRPC answer: the serialized response, or a code and its details."""
+    """A gRPC answer: the serialized response, or a code and its details.
+
+    In the details halves of characters stand for bytes that are no UTF-8, as `surrogateescape` has
+    it.
+    """
 
     code: Code = Code.OK
     details: str = ""
@@ -107,18 +110,19 @@ class GrpcSurface:
             return Answer(Code.INTERNAL)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             refusal = told(error, path)
-            answer = Answer(refusal.code, encoded(refusal.message).decode("utf-8", "replace"))
+            text = encoded(refusal.message, errors="surrogateescape")
+            answer = Answer(refusal.code, text.decode("utf-8", "surrogateescape"))
         call.account.keep(held_bytes + len(answer.body))
         if name in _COUNTED:
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
     def _predict(self, request: Any, call: Call) -> bytes:
-        model = _model(request.model_spec)
+        model = _model(request)
         result = self._handlers.predict(
             model,
             request.model_spec.signature_name,
-            predict_inputs(request, call.account),
+            PredictInputs(request, call.account),
             request.output_filter,
             call=call,
         )
@@ -129,12 +133,13 @@ class GrpcSurface:
 
     def _metadata(self, request: Any, call: Call) -> bytes:
         del call
+        _require_spec(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
             if name != "signature_def":
                 raise invalid(f"Metadata field {name} is not supported")
-        model = _model(request.model_spec)
+        model = _model(request)
         found = self._handlers.metadata(model)
         response = protos.GetModelMetadataResponse()
         response.model_spec.name = model.name
@@ -145,8 +150,9 @@ class GrpcSurface:
 
     def _status(self, request: Any, call: Call) -> bytes:
         del call
+        _require_spec(request)
         response = protos.GetModelStatusResponse()
-        for status in self._handlers.status(_model(request.model_spec)):
+        for status in self._handlers.status(_ref(request.model_spec)):
             response.model_version_status.append(status_message(status))
         return _serialized(response)
 
@@ -163,9 +169,13 @@ class GrpcSurface:
         handler: Callable[..., Classified | Regressed],
         response: Any,
     ) -> bytes:
-        model = _model(request.model_spec, unnamed=_UNNAMED)
-        rows = examples.from_input(request.input, call.account)
-        found = handler(model, request.model_spec.signature_name, rows, call=call)
+        model = _model(request)
+        found = handler(
+            model,
+            request.model_spec.signature_name,
+            lambda: examples.from_input(request.input, call.account),
+            call=call,
+        )
         _fill_spec(response.model_spec, model, found)
         _fill_result(response.result, found)
         return _serialized(response)
@@ -192,7 +202,10 @@ class GrpcSurface:
 
     def _reload(self, request: Any, call: Call) -> bytes:
         if request.config.WhichOneof("config") != "model_config_list":
-            raise invalid("ServerCore does not support this kind of ModelServerConfig.")
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+                "ModelConfigList is currently supported"
+            )
         self._handlers.reload(list(request.config.model_config_list.config), call=call)
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
@@ -212,34 +225,52 @@ def _encoded_spec(name: str, version: int, signature: str) -> bytes:
     return encoded
 
 
-def predict_inputs(request: Any, account: Account) -> dict[str, NDArray[Any]]:
-    """Return the inputs of a PredictRequest.
+class PredictInputs(Mapping[str, Any]):
+    """The inputs of a PredictRequest, each read when it is asked for.
 
     Args:
         request: the message.
         account: charged with what they claim beyond what was sent.
 
     Raises:
-        ServingError: a tensor contradicts itself, or all together claim far more than was sent, or
-            more than there is room for.
+        ServingError: when asked for a tensor that contradicts itself, or with which all claim far
+            more than was sent, or more than there is room for.
     """
-    inputs: dict[str, NDArray[Any]] = {}
-    spare_bytes = MAX_FILLED_BYTES
 
-    def fill(size_bytes: int) -> None:
-        if size_bytes > UNCOUNTED_BYTES:
-            account.take(size_bytes, "values that were left out")
-
-    for alias, tensor in request.inputs.items():
-        try:
-            inputs[alias] = from_proto(tensor, fill=fill)
-        except ValueError as error:  # a TensorError, or more dimensions than numpy knows
-            raise invalid(f"tensor parsing error: {alias}") from error
-        spare_bytes -= inputs[alias].nbytes
+    def __init__(self, request: Any, account: Account) -> None:
+        self._tensors = request.inputs
+        self._account = account
         # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
-        if spare_bytes < 0 and spare_bytes + 8 * request.ByteSize() < 0:
-            raise invalid(f"tensor parsing error: {alias}")
-    return inputs
+        self._spare_bytes = MAX_FILLED_BYTES
+        self._sent_bytes = request.ByteSize
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, alias: object) -> bool:
+        return alias in self._tensors
+
+    def __getitem__(self, alias: str) -> Any:
+        if alias not in self._tensors:  # a map of messages would make one
+            raise KeyError(alias)
+        tensor = self._tensors[alias]
+        try:
+            array = from_proto(tensor, fill=self._fill)
+        except ForeignTensorError as error:
+            return calls.Foreign(error.number)
+        except ValueError as error:  # a TensorError, or more dimensions than numpy knows
+            raise calls.unreadable(alias) from error
+        self._spare_bytes -= array.nbytes
+        if self._spare_bytes < 0 and self._spare_bytes + 8 * self._sent_bytes() < 0:
+            raise calls.unreadable(alias)
+        return array
+
+    def _fill(self, size_bytes: int) -> None:
+        if size_bytes > UNCOUNTED_BYTES:
+            self._account.take(size_bytes, "values that were left out")
 
 
 def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> None:
@@ -260,17 +291,31 @@ def _fill_result(result: Any, found: Classified | Regressed) -> None:
 
 
 def _health(request: bytes) -> Answer:
-    """Answer grpc.health.v1.Health/Check: field 1 of the request is the service's name."""
-    name = request[2:].decode("utf-8", "replace") if request[:1] == b"\x0a" else ""
+    """Answer grpc.health.v1.Health/Check: field 1 of the request is the service's name.
+
+    Source: grpc/src/cpp/server/health/default_health_check_service.cc.
+    """
+    try:
+        name = protos.message_class("google.protobuf.StringValue").FromString(request).value
+    except protos.DecodeError:
+        name = None
+    if name is None or len(name.encode()) > _LONGEST_SERVICE_BYTES:
+        return Answer(Code.INVALID_ARGUMENT, "could not parse request")
     if name not in _HEALTHY_SERVICES:
-        return Answer(Code.NOT_FOUND, "")
+        return Answer(Code.NOT_FOUND, "service name unknown")
     return Answer(body=b"\x08\x01")  # status: SERVING
 
 
-def _model(spec: Any, *, unnamed: str = "Missing ModelSpec") -> ModelRef:
-    if not spec.name:
-        raise invalid(unnamed)
-    return _ref(spec)
+def _require_spec(request: Any) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
+def _model(request: Any) -> ModelRef:
+    _require_spec(request)
+    if not request.model_spec.name:
+        raise invalid(_UNNAMED)
+    return _ref(request.model_spec)
 
 
 def _ref(spec: Any) -> ModelRef:

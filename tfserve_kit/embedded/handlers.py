@@ -75,6 +75,9 @@ class Metadata:
     signatures: Mapping[str, Any]
 
 
+Examples = Callable[[], NDArray[Any]]
+
+
 class Handlers:
     """What the server can be asked. Thread-safe.
 
@@ -95,7 +98,7 @@ class Handlers:
         self,
         model: ModelRef,
         signature: str,
-        inputs: calls.Arrays,
+        inputs: Mapping[str, Any],
         output_filter: Sequence[str] = (),
         *,
         call: Call | None = None,
@@ -105,7 +108,7 @@ class Handlers:
         Args:
             model: which model.
             signature: its name; empty for `serving_default`.
-            inputs: value per input alias.
+            inputs: value per input alias; see `calls.predict`.
             output_filter: aliases of the outputs to compute; all if empty.
             call: how long the client waits, and its account; without limits if left out.
 
@@ -115,7 +118,14 @@ class Handlers:
         """
         with self._lease(model) as lease:
             signatures, run = lease.servable.signatures, self._run(lease, "Predict", call)
-            name, outputs = calls.predict(signatures, run, signature, inputs, output_filter)
+            name, outputs = calls.predict(
+                signatures,
+                run,
+                signature,
+                inputs,
+                output_filter,
+                check_method=self._check_method_name,
+            )
             return Predicted(lease.version, name, outputs)
 
     def metadata(self, model: ModelRef) -> Metadata:
@@ -147,7 +157,7 @@ class Handlers:
         self,
         model: ModelRef,
         signature: str,
-        examples: NDArray[Any],
+        examples: Examples,
         *,
         call: Call | None = None,
     ) -> Classified:
@@ -156,33 +166,36 @@ class Handlers:
         Args:
             model: which model.
             signature: its name; empty for `serving_default`.
-            examples: object [examples] of serialized tf.Example.
+            examples: returns object [examples] of serialized tf.Example, or raises; asked after
+                the signature was looked at.
             call: how long the client waits, and its account; without limits if left out.
 
         Raises:
             ServingError: no such servable or signature, or it is of another kind.
         """
         with self._lease(model) as lease:
-            task = self._single(lease, inference.CLASSIFY, signature)
-            return self._classified(lease, task, examples, call)
+            tasks = [self._single(lease, inference.CLASSIFY, signature)]
+            (classified,) = self._inferred(lease, "Classify", tasks, examples, call)
+            return classified
 
     def regress(
         self,
         model: ModelRef,
         signature: str,
-        examples: NDArray[Any],
+        examples: Examples,
         *,
         call: Call | None = None,
     ) -> Regressed:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
-            task = self._single(lease, inference.REGRESS, signature)
-            return self._regressed(lease, task, examples, call)
+            tasks = [self._single(lease, inference.REGRESS, signature)]
+            (regressed,) = self._inferred(lease, "Regress", tasks, examples, call)
+            return regressed
 
     def multi_inference(
         self,
         tasks: Sequence[InferenceTask],
-        examples: Callable[[], NDArray[Any]],
+        examples: Examples,
         *,
         call: Call | None = None,
     ) -> list[Classified | Regressed]:
@@ -205,13 +218,7 @@ class Handlers:
                 _of_one_model(tasks, first.name),
                 check_method=self._check_method_name,
             )
-            rows = examples()
-            return [
-                self._classified(lease, task, rows, call)
-                if task.method_name == inference.CLASSIFY
-                else self._regressed(lease, task, rows, call)
-                for task in checked
-            ]
+            return self._inferred(lease, None, checked, examples, call)
 
     def reload(self, configs: Sequence[Any], *, call: Call | None = None) -> None:
         """Replace the whole set of served models.
@@ -227,26 +234,31 @@ class Handlers:
             lease.servable.signatures, method_name, signature, check_method=self._check_method_name
         )
 
-    def _classified(
-        self, lease: Lease, task: calls.Inference, examples: NDArray[Any], call: Call | None
-    ) -> Classified:
-        classes = calls.classify(self._run(lease, "Classify", call), task, examples)
-        return Classified(lease.version, task.signature, classes)
+    def _inferred(
+        self,
+        lease: Lease,
+        api: str | None,
+        tasks: Sequence[calls.Inference],
+        examples: Examples,
+        call: Call | None,
+    ) -> list[Any]:
+        """Return the Classified or Regressed of each task."""
+        results = calls.infer(self._run(lease, api, call), tasks, examples())
+        return [
+            (Classified if task.method_name == inference.CLASSIFY else Regressed)(
+                lease.version, task.signature, result
+            )
+            for task, result in zip(tasks, results, strict=True)
+        ]
 
-    def _regressed(
-        self, lease: Lease, task: calls.Inference, examples: NDArray[Any], call: Call | None
-    ) -> Regressed:
-        values = calls.regress(self._run(lease, "Regress", call), task, examples)
-        return Regressed(lease.version, task.signature, values)
-
-    def _run(self, lease: Lease, api: str, call: Call | None) -> calls.Run:
-        """Return what runs a version's tensors and tells the metrics."""
+    def _run(self, lease: Lease, api: str | None, call: Call | None) -> calls.Run:
+        """Return what runs a version's tensors and tells the metrics, if they keep such calls."""
         return partial(self._timed_run, lease, api, call)
 
     def _timed_run(
         self,
         lease: Lease,
-        api: str,
+        api: str | None,
         call: Call | None,
         feeds: calls.Arrays,
         fetches: Sequence[str],
@@ -255,8 +267,9 @@ class Handlers:
         values = lease.servable.run(feeds, fetches, call=call)
         if call:
             call.account.take(claims.of_arrays(values), "the outputs")
-        labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
-        self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
+        if api:
+            labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
+            self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
         return values
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:

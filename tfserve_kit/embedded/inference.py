@@ -16,6 +16,7 @@ from tfserve_kit.tensors import dtypes
 
 Arrays = Mapping[str, NDArray[Any]]
 
+PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
@@ -62,6 +63,8 @@ def classification(definition: Any, *, check_method: bool) -> Fetches:
             'Expected classification signature outputs to contain at least one of "classes" or '
             f'"scores". Signature was: {protos.to_text(definition)}'
         )
+    if outputs.get(_CLASSES) == outputs.get(_SCORES):  # one tensor is taken for the classes alone
+        del outputs[_SCORES]
     return Fetches(definition.inputs[_INPUTS].name, outputs)
 
 
@@ -119,11 +122,11 @@ def classes(outputs: Arrays, examples: int) -> list[list[tuple[bytes, float]]]:
 
 
 def _checked(array: NDArray[Any], alias: str, dtype: dtypes.DType, examples: int) -> NDArray[Any]:
+    if array.ndim != 2:  # noqa: PLR2004 ([examples, classes])
+        raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_axes(array)}")
     have = dtypes.by_numpy(array.dtype)
     if have is not dtype:
         raise invalid(f"Expected {alias} Tensor of {dtype.enum_name}. Got: {have.enum_name}")
-    if array.ndim != 2:  # noqa: PLR2004 ([examples, classes])
-        raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_axes(array)}")
     if len(array) != examples:
         raise invalid(f"Expected {alias} output batch size of {examples}. Got: {len(array)}")
     return array

@@ -9,7 +9,7 @@ from tfserve_kit.embedded import calls, examples, inference, warmup
 from tfserve_kit.embedded.batching import BatchScheduler, batch_options
 from tfserve_kit.embedded.batching_servable import BatchingServable
 from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.grpc_surface import predict_inputs
+from tfserve_kit.embedded.grpc_surface import PredictInputs
 from tfserve_kit.embedded.metrics import (
     LOAD_ATTEMPTS,
     LOAD_LATENCY,
@@ -114,7 +114,7 @@ def _send(servable: Servable, method: str, request: Any) -> None:
     signatures, run = servable.signatures, servable.run
     account = Call.unbounded().account
     if method == "Predict":
-        name, inputs = request.model_spec.signature_name, predict_inputs(request, account)
+        name, inputs = request.model_spec.signature_name, PredictInputs(request, account)
         calls.predict(signatures, run, name, inputs, request.output_filter)
         return
     if method == "MultiInference":
@@ -123,10 +123,7 @@ def _send(servable: Servable, method: str, request: Any) -> None:
     else:
         name = request.model_spec.signature_name
         tasks = [calls.single(signatures, _KINDS[method], name, check_method=False)]
-    rows = examples.from_input(request.input, account)
-    for task in tasks:
-        infer = calls.classify if task.method_name == inference.CLASSIFY else calls.regress
-        infer(run, task, rows)
+    calls.infer(run, tasks, examples.from_input(request.input, account))
 
 
 _KINDS = {"Classify": inference.CLASSIFY, "Regress": inference.REGRESS}

@@ -178,9 +178,9 @@ class RestSurface:
         signature = json_request.signature_name(document)
         rows = examples.from_json(document, call.account)
         if verb == "classify":
-            classified = self._handlers.classify(model, signature, rows, call=call)
+            classified = self._handlers.classify(model, signature, lambda: rows, call=call)
             return Reply(200, json_answer.classifications(classified.classes))
-        regressed = self._handlers.regress(model, signature, rows, call=call)
+        regressed = self._handlers.regress(model, signature, lambda: rows, call=call)
         return Reply(200, json_answer.regressions(regressed.values))
 
     def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:

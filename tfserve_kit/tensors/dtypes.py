@@ -79,6 +79,11 @@ _OTHERS = {
     32: "uint2",
 }  # fmt: skip
 _VARIABLE = 100
+# Those of them that TensorFlow reads from a message: bytes of an element, 0 for what has no size.
+FOREIGN_BYTES = {
+    11: 1, 12: 1, 13: 4, 15: 2, 16: 2, 20: 0, 21: 0, 24: 1, 25: 1, 26: 1, 27: 1, 28: 1, 29: 1,
+    30: 1,
+}  # fmt: skip
 
 
 def name_of(number: int) -> str:

@@ -38,6 +38,18 @@ class TensorError(ValueError):
     """A TensorProto contradicts itself, or an array has no TensorFlow counterpart."""
 
 
+class ForeignTensorError(TensorError):
+    """A TensorProto is in order, but numpy has no array for its type.
+
+    Attributes:
+        number: its DataType.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"cannot read a tensor of DataType {number}")
+        self.number = number
+
+
 def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     """Return a TensorProto holding `array`.
 
@@ -79,17 +91,19 @@ def from_proto(proto: Any, *, whole: bool = False, fill: Fill = _freely) -> NDAr
         TensorError: unknown dtype, negative or overflowing shape, content of another length, or
             too few values where `whole` is asked for.
     """
+    if whole and proto.tensor_shape.unknown_rank:
+        raise TensorError("a tensor value must have a known rank")
     shape, count = _shape(proto)
     if whole and not count:
         _require_few_rows(shape)
     try:
         dtype = dtypes.by_number(proto.dtype)
     except KeyError:
-        raise TensorError(f"cannot read a tensor of DataType {proto.dtype}") from None
+        raise _foreign(proto, count) from None
     if dtype is dtypes.STRING:
         return _shaped(_strings_from(proto, count, fill, whole=whole), shape)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
-    if proto.tensor_content:
+    if proto.tensor_content and count:  # of no elements nothing is read
         if len(proto.tensor_content) != count * storage.itemsize:
             raise TensorError(
                 f"tensor_content holds {len(proto.tensor_content)} bytes, "
@@ -104,16 +118,30 @@ def from_proto(proto: Any, *, whole: bool = False, fill: Fill = _freely) -> NDAr
 
 
 def _shape(proto: Any) -> tuple[tuple[int, ...], int]:
-    if proto.tensor_shape.unknown_rank:
-        raise TensorError("a tensor value must have a known rank")
+    """Return the shape and how many elements it has.
+
+    A server does not look at what is said of the rank: dimensions count (tensor_shape.cc, IsValid).
+    """
     dims = proto.tensor_shape.dim
     if len(dims) > MAX_RANK:
         raise TensorError(f"no tensor can have {len(dims)} dimensions")
-    shape = tuple(dim.size for dim in dims)
-    count = math.prod(shape)
-    if any(size < 0 for size in shape) or count >= 1 << 63:
-        raise TensorError(f"no tensor can have the shape {list(shape)[:8]}")
+    shape, count = tuple(dim.size for dim in dims), 1
+    for size in shape:
+        count *= size
+        if size < 0 or count >= 1 << 63:
+            raise TensorError(f"no tensor can have the shape {list(shape)[:8]}")
     return shape, count
+
+
+def _foreign(proto: Any, count: int) -> TensorError:
+    """Return the error of a tensor of another type: another one if TensorFlow would read it."""
+    number, content = proto.dtype, len(proto.tensor_content)
+    size_bytes = dtypes.FOREIGN_BYTES.get(number)
+    is_content = not content or (bool(size_bytes) and content == count * (size_bytes or 0))
+    is_whole = is_content and not any(each.type_name for each in proto.variant_val)
+    if size_bytes is not None and (not count or is_whole):
+        return ForeignTensorError(number)
+    return TensorError(f"cannot read a tensor of DataType {number}")
 
 
 def _shaped(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -177,7 +205,7 @@ def _filled(values: NDArray[Any], count: int, fill: Fill, *, whole: bool) -> NDA
 
 
 def _strings_from(proto: Any, count: int, fill: Fill, *, whole: bool) -> NDArray[Any]:
-    items = list(_content_strings(proto.tensor_content, count) or proto.string_val)[:count]
+    items = list(_content_strings(proto.tensor_content, count) or proto.string_val[:count])
     missing = count - len(items)
     if (whole and missing) or missing * 8 > MAX_FILLED_BYTES:
         raise TensorError(f"{count} strings, of which only {len(items)} were sent")
@@ -201,7 +229,7 @@ def _tailed(values: NDArray[Any], count: int, empty: Any) -> NDArray[Any]:
 
 def _content_strings(content: bytes, count: int) -> list[bytes]:
     """Split string content: all lengths as varints, then all bytes (tensor_coding.cc)."""
-    if not content:
+    if not content or not count:
         return []
     lengths, at = [], 0
     for _ in range(count):

@@ -61,6 +61,7 @@ SIGNATURES = {
     "serving_default": signature([("x", "float")]),
     "pair": signature([("a", "int32"), ("b", "string")]),
     "none": signature([]),
+    "many": signature([(str(number), "float") for number in range(1000)]),
     "classes": signature(
         [("inputs", "string")], [("classes", "string"), ("scores", "float")], CLASSIFY
     ),
@@ -98,8 +99,8 @@ class OneModelManager:
     def status(self, model):
         return [VersionStatus(1, State.AVAILABLE, None)] if model == "m" else []
 
-    def reload(self, configs, *, timeout_s=None):
-        assert timeout_s is None or timeout_s >= 0
+    def reload(self, configs, *, call=None):
+        assert call is not None
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,8 @@ def test_any_grpc_bytes_are_answered(grpc, name, data):
 @given(path=st.text(max_size=20) | st.just("/grpc.health.v1.Health/Check"), request=raw_bytes)
 def test_any_grpc_method_is_answered(grpc, path, request):
     answer = grpc.answer(path, request)
-    assert answer.code in {Code.OK, Code.UNIMPLEMENTED, Code.NOT_FOUND}
+    wanted = {Code.OK, Code.UNIMPLEMENTED, Code.NOT_FOUND, Code.INVALID_ARGUMENT}
+    assert answer.code in wanted
 
 
 # Found so, or thought of
@@ -333,14 +335,12 @@ def test_any_grpc_method_is_answered(grpc, path, request):
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"examples": [{"a": -9223372036854775809, "b": "\xff"}]}',
         b'{"examples": [{"a": "\\ud800", "b": "\xff"}]}',
         b'{"examples": [{"\\ud800": 1, "b": "\xff"}]}',
-        b'{"examples": [{"a\xff": 1}]}',
         b'{"examples": [{"a": %s, "b": "\xff"}]}' % (b"1" * 5000),
         b'{"examples": [{"a": 1, "b": [' + b"[" * 300 + b"]" * 300 + b"]}]}",
     ],
-    ids=["below-64-bits", "surrogate", "surrogate-name", "no-utf8-name", "long", "deep"],
+    ids=["surrogate", "surrogate-name", "long", "deep"],
 )
 def test_examples_that_cannot_be_stored_are_refused(rest, body):
     for verb in ("classify", "regress"):
@@ -348,12 +348,25 @@ def test_examples_that_cannot_be_stored_are_refused(rest, body):
         assert reply.status == 400, reply.body
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"%s": "classes", "examples": [{"a": -9223372036854775809, "b": "\xff"}]}',
+        b'{"%s": "classes", "examples": [{"a\xff": 1, "\\udc00": 2}]}',
+    ],
+    ids=["below-64-bits", "no-utf8-names"],
+)
+def test_examples_with_odd_names_and_numbers_are_stored(rest, body):
+    reply = rest.reply("POST", "/v1/models/m:classify", body % b"signature_name")
+    assert reply.status == 200, reply.body
+
+
 def test_row_of_many_leaves_far_down_is_refused_before_each_is_looked_for(rest):
     # Without a limit this would take a step per leaf and level.
     row = b"[" * 200 + b"[" * 100 + b"1," * 100_000 + b"true" + b"]" * 300
     reply = rest.reply("POST", "/v1/models/m:predict", b'{"instances": [' + row + b"]}")
     assert reply.status == 400
-    assert b"Encountered list at unexpected level" in reply.body
+    assert b"tensor parsing error: x" in reply.body
 
 
 def test_page_of_metrics_survives_names_that_are_no_utf8(rest):
@@ -409,7 +422,8 @@ def test_strings_with_silly_lengths_are_refused(grpc, content):
 
 
 def test_context_that_many_examples_would_multiply_is_refused(grpc):
-    request = protos.ClassificationRequest(model_spec={"name": "m"})
+    spec = {"name": "m", "signature_name": "classes"}
+    request = protos.ClassificationRequest(model_spec=spec)
     both = request.input.example_list_with_context
     both.context.features.feature["c"].bytes_list.value.append(b"x" * 1_000_000)
     for _ in range(2000):
@@ -420,7 +434,7 @@ def test_context_that_many_examples_would_multiply_is_refused(grpc):
 
 
 def test_tensors_that_claim_too_much_together_are_refused(grpc):
-    request = protos.PredictRequest(model_spec={"name": "m"})
+    request = protos.PredictRequest(model_spec={"name": "m", "signature_name": "many"})
     for alias in map(str, range(1000)):  # 256 GiB
         tensor = request.inputs[alias]
         tensor.dtype = NUMBERS["float"]

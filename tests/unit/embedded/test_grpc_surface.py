@@ -59,22 +59,20 @@ class EchoHandlers:
 
     def classify(self, model, signature, examples, *, call=None):
         self.call = call
-        self._note("classify", model, signature, len(examples))
-        classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples]
+        self._note("classify", model, signature, len(examples()))
+        classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples()]
         return Classified(7, signature or "serving_default", classes)
 
     def regress(self, model, signature, examples, *, call=None):
         self.call = call
-        self._note("regress", model, signature, len(examples))
-        return Regressed(7, signature or "serving_default", [2.5 for _ in examples])
+        self._note("regress", model, signature, len(examples()))
+        return Regressed(7, signature or "serving_default", [2.5 for _ in examples()])
 
     def multi_inference(self, tasks, examples, *, call=None):
         self._note("multi", tasks)
         run = {"tensorflow/serving/classify": self.classify}
         return [
-            run.get(task.method_name, self.regress)(
-                task.model, task.signature, examples(), call=call
-            )
+            run.get(task.method_name, self.regress)(task.model, task.signature, examples, call=call)
             for task in tasks
         ]
 
@@ -153,7 +151,7 @@ def test_numbers_travel_in_the_field_that_was_asked_for(handlers, options, as_co
     [
         "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: 'abc'",
         "dtype: DT_FLOAT tensor_shape { dim { size: -1 } }",
-        "dtype: DT_RESOURCE",
+        "dtype: DT_FLOAT_REF",
         "dtype: DT_FLOAT tensor_shape { " + "dim { size: 1 } " * 100 + "}",
     ],
     ids=["wrong-length", "negative", "unreadable-type", "too-many-dimensions"],
@@ -163,7 +161,6 @@ def test_tensor_that_cannot_be_read_is_refused_by_name(surface, handlers, tensor
     request.inputs["x"].CopyFrom(protos.from_text("TensorProto", tensor))
     answer = ask(surface, "Predict", request)
     assert answer == Answer(Code.INVALID_ARGUMENT, "tensor parsing error: x")
-    assert handlers.asked == []
 
 
 def test_metadata_holds_the_packed_signatures(surface):
@@ -207,7 +204,9 @@ def test_status_lists_versions_with_the_error_of_the_ended_one(surface):
     ("name", "message"),
     [
         ("Predict", protos.PredictRequest()),
-        ("GetModelMetadata", protos.GetModelMetadataRequest(metadata_field=["signature_def"])),
+        ("Classify", protos.ClassificationRequest()),
+        ("Regress", protos.RegressionRequest()),
+        ("GetModelMetadata", protos.GetModelMetadataRequest(metadata_field=["nope"])),
         ("GetModelStatus", protos.GetModelStatusRequest()),
     ],
 )
@@ -303,8 +302,10 @@ def test_multi_inference_answers_each_task_in_its_own_kind(surface, handlers):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("Classify", EXAMPLES),
-        ("Regress", EXAMPLES),
+        ("Predict", "model_spec {}"),
+        ("GetModelMetadata", "model_spec {} metadata_field: 'signature_def'"),
+        ("Classify", f"model_spec {{}} {EXAMPLES}"),
+        ("Regress", f"model_spec {{ signature_name: 'x' }} {EXAMPLES}"),
         ("MultiInference", EXAMPLES),
         ("MultiInference", f"tasks {{ method_name: 'x' }} {EXAMPLES}"),
     ],
@@ -341,7 +342,10 @@ def test_reload_of_another_kind_of_configuration_is_refused(surface, handlers, c
     request = protos.from_text("ReloadConfigRequest", config)
     answer = ask(surface, "HandleReloadConfigRequest", request)
     assert answer.code is Code.INVALID_ARGUMENT
-    assert answer.details == "ServerCore does not support this kind of ModelServerConfig."
+    assert answer.details == (
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList "
+        "is currently supported"
+    )
     assert handlers.asked == []
 
 
@@ -355,7 +359,18 @@ HEALTH = "/grpc.health.v1.Health/Check"
         (b"\x0a\x00", Answer(body=b"\x08\x01")),
         (b"\x0a\x0cModelService", Answer(body=b"\x08\x01")),
         (b"\x0a\x11PredictionService", Answer(body=b"\x08\x01")),
-        (b"\x0a\x04nope", Answer(Code.NOT_FOUND)),
+        (b"\x0a\x04nope", Answer(Code.NOT_FOUND, "service name unknown")),
+        (b"\x0a\x0cmodelservice", Answer(Code.NOT_FOUND, "service name unknown")),
+        (
+            b"\x0a\x24tensorflow.serving.PredictionService",
+            Answer(Code.NOT_FOUND, "service name unknown"),
+        ),
+        (b"\x0a\xc8\x01" + b"x" * 200, Answer(Code.NOT_FOUND, "service name unknown")),
+        (b"\x0a\xc9\x01" + b"x" * 201, Answer(Code.INVALID_ARGUMENT, "could not parse request")),
+        (b"\x0a\x04no\xffe", Answer(Code.INVALID_ARGUMENT, "could not parse request")),
+        (b"\x0a\x09nope", Answer(Code.INVALID_ARGUMENT, "could not parse request")),
+        (b"\x12\x01a", Answer(body=b"\x08\x01")),  # another field: the server as a whole
+        (b"\x0a\x04nope\x0a\x0cModelService", Answer(body=b"\x08\x01")),  # the last one counts
     ],
 )
 def test_health_says_serving_for_the_services_there_are(handlers, request_, expected):

@@ -333,7 +333,7 @@ def telling(teller):
 
 
 def test_classify_pairs_labels_with_scores(telling):
-    found = telling.classify(M, "", EXAMPLES)
+    found = telling.classify(M, "", lambda: EXAMPLES)
     assert (found.version, found.signature) == (4, "serving_default")
     assert found.classes == [[(b"cat", 0.25), (b"dog", 0.75)], [(b"cat", 1), (b"dog", 0)]]
 
@@ -347,13 +347,13 @@ def test_classify_pairs_labels_with_scores(telling):
 )
 def test_classify_does_with_labels_or_scores_alone(telling, teller, dropped, expected):
     del teller.signatures["serving_default"].outputs[dropped]
-    assert telling.classify(M, "", EXAMPLES).classes == expected
+    assert telling.classify(M, "", lambda: EXAMPLES).classes == expected
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_regress_gives_a_value_for_each_example(telling, teller, shape):
     teller.values["o:0"] = teller.values["o:0"].reshape(shape)
-    found = telling.regress(M, "value", EXAMPLES)
+    found = telling.regress(M, "value", lambda: EXAMPLES)
     assert (found.version, found.signature, found.values) == (4, "value", [1.5, 2.5])
 
 
@@ -373,7 +373,7 @@ def test_regress_gives_a_value_for_each_example(telling, teller, shape):
 def test_classes_of_another_type_or_shape_are_refused(telling, teller, name, value, text):
     teller.values[name] = value
     with pytest.raises(ServingError) as caught:
-        telling.classify(M, "", EXAMPLES)
+        telling.classify(M, "", lambda: EXAMPLES)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
 
 
@@ -391,7 +391,7 @@ def test_classes_of_another_type_or_shape_are_refused(telling, teller, name, val
 def test_values_of_another_type_or_shape_are_refused(telling, teller, value, text):
     teller.values["o:0"] = np.asarray(value)
     with pytest.raises(ServingError) as caught:
-        telling.regress(M, "value", EXAMPLES)
+        telling.regress(M, "value", lambda: EXAMPLES)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
 
 
@@ -409,7 +409,7 @@ def test_signature_of_another_form_is_refused(telling, teller, call, change, tex
     name = {"classify": "serving_default", "regress": "value"}[call]
     teller.signatures[name].MergeFrom(protos.from_text("SignatureDef", change))
     with pytest.raises(ServingError) as caught:
-        getattr(telling, call)(M, name, EXAMPLES)
+        getattr(telling, call)(M, name, lambda: EXAMPLES)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, text)
 
 
@@ -427,14 +427,14 @@ def test_signature_with_other_names_is_refused(telling, teller, call, name, side
     aliases.clear()
     aliases["other"].name = "x:0"
     with pytest.raises(ServingError) as caught:
-        getattr(telling, call)(M, name, EXAMPLES)
+        getattr(telling, call)(M, name, lambda: EXAMPLES)
     assert text in caught.value.message
 
 
 @pytest.mark.parametrize("call", ["classify", "regress"])
 def test_inference_with_an_unknown_signature_is_refused(telling, call):
     with pytest.raises(ServingError) as caught:
-        getattr(telling, call)(M, "nope", EXAMPLES)
+        getattr(telling, call)(M, "nope", pytest.fail)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message == "No signature was found with the name: nope"
 
@@ -449,9 +449,9 @@ def test_method_name_counts_only_where_it_is_checked(teller):
         ("classify", "serving_default", "classification", CLASSIFY),
         ("regress", "value", "regression", REGRESS),
     ):
-        getattr(lenient, call)(M, name, EXAMPLES)
+        getattr(lenient, call)(M, name, lambda: EXAMPLES)
         with pytest.raises(ServingError) as caught:
-            getattr(strict, call)(M, name, EXAMPLES)
+            getattr(strict, call)(M, name, lambda: EXAMPLES)
         assert caught.value.message == (
             f"Expected {kind} signature method_name to be {wanted}. Was: other"
         )
@@ -567,11 +567,11 @@ class NotingServable:
 BOTH = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "classes", CLASSIFY)]
 INFERENCES = [
     (lambda handlers, **o: handlers.predict(M, "", {"a": A, "b": B}, **o), ["Predict"]),
-    (lambda handlers, **o: handlers.classify(M, "classes", EXAMPLES, **o), ["Classify"]),
-    (lambda handlers, **o: handlers.regress(M, "value", EXAMPLES, **o), ["Regress"]),
+    (lambda handlers, **o: handlers.classify(M, "classes", lambda: EXAMPLES, **o), ["Classify"]),
+    (lambda handlers, **o: handlers.regress(M, "value", lambda: EXAMPLES, **o), ["Regress"]),
     (
         lambda handlers, **o: handlers.multi_inference(BOTH, lambda: EXAMPLES, **o),
-        ["Classify", "Regress"],
+        [],
     ),
 ]
 
@@ -587,7 +587,7 @@ def test_run_is_timed_by_model_and_api_and_told_the_timeout(ask, apis):
     servable, metrics = NotingServable(), Metrics()
     handlers = Handlers(OneModelManager(servable), metrics)
     ask(handlers, call=Call(Ledger(1).account("c"), 2.5))
-    assert servable.timeouts == [2.5] * len(apis)
+    assert servable.timeouts == [2.5]
     assert runtimes(metrics) == [f'model_name="m",API="{api}",runtime="TF1"}} 1' for api in apis]
     ask(handlers)
     assert servable.timeouts[-1] is None
@@ -606,5 +606,5 @@ def test_run_counts_also_where_its_outputs_are_refused():
     servable, metrics = NotingServable(), Metrics()
     servable._values["o:0"] = np.int64([1, 2])
     with pytest.raises(ServingError, match="Expected output Tensor of DT_FLOAT"):
-        Handlers(OneModelManager(servable), metrics).regress(M, "value", EXAMPLES)
+        Handlers(OneModelManager(servable), metrics).regress(M, "value", lambda: EXAMPLES)
     assert runtimes(metrics) == ['model_name="m",API="Regress",runtime="TF1"} 1']

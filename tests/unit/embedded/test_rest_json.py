@@ -305,7 +305,7 @@ def test_regular_lists_read_alike_on_the_quick_and_on_the_careful_way(rows):
         ([[[]], {}], "[[[]], {}]"),
         (
             [{"a": {"b": []}}],
-            '[{\n            "a": {\n                "b": []\n            }\n        }]',
+            '[{\n        "a": {\n            "b": []\n        }\n    }]',
         ),
         ('\x00\x1f\x7f"\\/', '"\\u0000\\u001F\x7f\\"\\\\/"'),
         ("\udcff", '"\udcff"'),

@@ -61,7 +61,7 @@ class HalfPlusTwoHandlers:
     def classify(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("classify", model)
-        return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples])
+        return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples()])
 
     def regress(self, model, signature, examples, *, call=None):
         self.call = call

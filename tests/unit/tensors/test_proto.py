@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.tensors.drawn import arrays, string_array, string_arrays
 from tfserve_kit import protos
 from tfserve_kit.tensors import TensorError, dtypes, from_proto, proto, to_proto
+from tfserve_kit.tensors.proto import ForeignTensorError
 
 
 def tensor(dtype, shape, **fields):
@@ -169,7 +170,6 @@ class TestStringContent:
             ([1], b"\x80" * 5 + b"\0"),
             ([2], b"\1A"),
             ([3], b"\1A"),
-            ([0], b"\1A"),
             ([1 << 40], b"\1A"),
         ],
     )
@@ -199,7 +199,13 @@ class TestRefusals:
         with pytest.raises(TensorError, match=f"{rank} dimensions"):
             from_proto(tensor("float", [1] * rank))
 
-    @pytest.mark.parametrize("shape", [[1] * 254, [1] * 65, [1 << 62, 1 << 62, 0]])
+    @pytest.mark.parametrize("shape", [[1 << 62, 1 << 62, 0], [1 << 32, 1 << 31], [2, -1, 0]])
+    @pytest.mark.parametrize("dtype", ["float", "string", "uint8"])
+    def test_shape_that_overflows_on_the_way_is_refused(self, dtype, shape):
+        with pytest.raises(TensorError, match="no tensor can have the shape"):
+            from_proto(tensor(dtype, shape))
+
+    @pytest.mark.parametrize("shape", [[1] * 254, [1] * 65, [0, 1 << 62, 1 << 62]])
     @pytest.mark.parametrize("dtype", ["float", "string"])
     def test_shape_that_numpy_lacks_is_a_tensor_error(self, dtype, shape):
         with pytest.raises(TensorError, match="numpy"):
@@ -209,7 +215,43 @@ class TestRefusals:
         message = protos.TensorProto(dtype=1, float_val=[1])
         message.tensor_shape.unknown_rank = True
         with pytest.raises(TensorError, match="rank"):
-            from_proto(message)
+            from_proto(message, whole=True)
+
+    @pytest.mark.parametrize("dims", [[], [2], [1, 2]])
+    def test_server_takes_the_dimensions_whatever_is_said_of_the_rank(self, dims):
+        message = tensor("float", dims, float_val=[1.5])
+        message.tensor_shape.unknown_rank = True
+        np.testing.assert_array_equal(from_proto(message), np.full(dims, 1.5, np.float32))
+
+    @pytest.mark.parametrize("dtype", ["float", "string", "bool", "complex64"])
+    @pytest.mark.parametrize("shape", [[0], [3, 0]])
+    def test_content_of_a_tensor_without_elements_is_not_looked_at(self, dtype, shape):
+        assert from_proto(tensor(dtype, shape, tensor_content=b"\1ABC")).shape == tuple(shape)
+
+    @pytest.mark.parametrize("number", [11, 12, 13, 15, 16, 20, 21, 24, 29])
+    def test_type_that_only_tensorflow_reads_is_told_from_one_that_nobody_does(self, number):
+        with pytest.raises(ForeignTensorError) as caught:
+            from_proto(protos.TensorProto(dtype=number))
+        assert caught.value.number == number
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "dtype: DT_INVALID",
+            "dtype: DT_FLOAT_REF",
+            "dtype: DT_STRING_REF",
+            "dtype: 999",
+            "dtype: DT_QINT8 tensor_content: 'ab'",
+            "dtype: DT_QINT32 tensor_content: 'abc'",
+            "dtype: DT_RESOURCE tensor_content: 'a'",
+            "dtype: DT_VARIANT variant_val { type_name: 'mine' }",
+            "dtype: DT_RESOURCE tensor_shape { dim { size: -1 } }",
+        ],
+    )
+    def test_tensor_that_nobody_can_read_is_no_foreign_one(self, text):
+        with pytest.raises(TensorError) as caught:
+            from_proto(protos.from_text("TensorProto", text))
+        assert not isinstance(caught.value, ForeignTensorError)
 
     @pytest.mark.parametrize("number", [0, 20, 21, 11, 999])
     def test_data_type_that_cannot_travel_is_refused_by_number(self, number):
