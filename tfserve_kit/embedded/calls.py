@@ -81,7 +81,6 @@ class Inference:
     fetches: inference.Fetches
 
 
-Classes = list[list[tuple[bytes, float]]]
 _METHODS = (inference.PREDICT, inference.CLASSIFY, inference.REGRESS)
 _FETCHES = {
     inference.CLASSIFY: inference.classification,
@@ -137,9 +136,7 @@ def several(
     return list(checked.values())
 
 
-def infer(
-    run: Run, tasks: Sequence[Inference], examples: NDArray[Any]
-) -> list[Classes | list[float]]:
+def infer(run: Run, tasks: Sequence[Inference], examples: NDArray[Any]) -> list[Any]:
     """Run checked tasks on the same examples, all at once.
 
     Args:
@@ -148,7 +145,7 @@ def infer(
         examples: object [examples] of serialized tf.Example.
 
     Returns:
-        Per task (label, score) per example and class, or a value per example.
+        Per task a list, for each example: of (label, score) per class, or its value.
 
     Raises:
         ServingError: the graph refused, or its outputs are none of that kind.
@@ -156,7 +153,7 @@ def infer(
     wanted = sorted({name for task in tasks for name in task.fetches.outputs.values()})
     feeds = dict.fromkeys(sorted({task.fetches.feed for task in tasks}), examples)
     values = dict(zip(wanted, run(feeds, wanted), strict=True))
-    results: list[Classes | list[float]] = []
+    results: list[Any] = []
     for task in tasks:
         outputs = {alias: values[name] for alias, name in task.fetches.outputs.items()}
         result = inference.classes if task.method_name == inference.CLASSIFY else inference.values

@@ -175,8 +175,8 @@ class Handlers:
         """
         with self._lease(model) as lease:
             tasks = [self._single(lease, inference.CLASSIFY, signature)]
-            (classified,) = self._inferred(lease, "Classify", tasks, examples, call)
-            return classified
+            found: list[Classified] = self._inferred(lease, "Classify", tasks, examples, call)
+            return found[0]
 
     def regress(
         self,
@@ -189,8 +189,8 @@ class Handlers:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
             tasks = [self._single(lease, inference.REGRESS, signature)]
-            (regressed,) = self._inferred(lease, "Regress", tasks, examples, call)
-            return regressed
+            found: list[Regressed] = self._inferred(lease, "Regress", tasks, examples, call)
+            return found[0]
 
     def multi_inference(
         self,
