@@ -150,6 +150,7 @@ def write_requests(home):
     }
     for name, body in bodies.items():
         (home / f"{name}.json").write_text(json.dumps(body))
+    (home / "abc.txt").write_text("a\nb\nc\n")
     np.save(home / "rows.npy", np.stack([np.zeros((8, 8, 3)), np.ones((8, 8, 3))]).astype("f4"))
     np.savez(home / "complex.npz", z=np.complex64([1 + 2j]))
     np.savez(home / "sparse.npz", rows=np.int64([[0, 1], [1, 0]]), rows_1=np.float32([1, 2]),

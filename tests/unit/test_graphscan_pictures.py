@@ -163,6 +163,8 @@ def test_encoding_is_read_from_what_decodes(op, encoding):
         (["MatMul", "AddV2"], "logits"),
         (["BiasAdd"], "logits"),
         (["ArgMax"], "class_ids"),
+        (["TopKV2"], "top_k"),
+        (["TopKV2", "Reshape"], "top_k"),
         (["Relu"], None),
         (["Relu", "AddV2"], None),
     ],

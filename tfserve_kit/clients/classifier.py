@@ -17,6 +17,7 @@ from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.heads import Detection, Outputs
 from tfserve_kit.pictures.model import Asked, Meaning, PictureModel
 from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.ranked import ranking
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
 
 
@@ -160,7 +161,12 @@ class Classifier:
             [each.row for each in sent], [(each.name, each.index) for each in sent]
         )
         answer = self._client.predict(self._target, inputs, timeout_s=self._timeout_s)
-        read = {"scores": self._scored, "class": self._named, "detections": self._detected}
+        read = {
+            "scores": self._scored,
+            "ranked": self._ranked,
+            "class": self._named,
+            "detections": self._detected,
+        }
         said = read[self.model.head.kind](answer.outputs, len(sent), top)
         return [
             Classified(
@@ -191,6 +197,18 @@ class Classifier:
                 int(np.isnan(scores[i]).sum()),
             )
             for i in range(rows)
+        ]
+
+    def _ranked(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
+        found = ranking(outputs, self.model.head, rows, self.labels, str(self._target))
+        return [
+            _Said(
+                tuple(ClassScore(*each) for each in row[:top]),
+                None,
+                "scores of the best classes",
+                sum(np.isnan(score) for _, _, score in row),
+            )
+            for row in found
         ]
 
     def _named(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:

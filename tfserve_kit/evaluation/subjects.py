@@ -49,10 +49,14 @@ class Subject:
                 two.
         """
         if self.model.head.kind != "scores":
-            what = {"class": "a class without scores", "detections": "objects"}
+            what = {
+                "class": "a class without scores",
+                "ranked": "the best classes alone",
+                "detections": "objects",
+            }
             raise UsageError(
                 f"{self.target} answers with {what[self.model.head.kind]}, and what is evaluated "
-                "are scores of classes",
+                "are scores of all classes",
                 remedy="choose an output with scores by --output, or a signature by --signature; "
                 "`tfkit metadata` lists them",
             )

@@ -20,7 +20,7 @@ from tfserve_kit.graphscan.origins import FIRST_ARGUMENT
 from tfserve_kit.graphscan.scaling import ARITHMETIC, Affine, expected_range
 from tfserve_kit.tensors.proto import from_proto
 
-ScoreKind = Literal["softmax", "sigmoid", "log_softmax", "logits", "class_ids"]
+ScoreKind = Literal["softmax", "sigmoid", "log_softmax", "logits", "class_ids", "top_k"]
 Encoding = Literal["raw", "websafe"]
 
 
@@ -144,6 +144,8 @@ _SCORES: Mapping[str, ScoreKind] = {
     "BatchMatMulV2": "logits",
     "_FusedMatMul": "logits",
     "ArgMax": "class_ids",
+    "TopK": "top_k",
+    "TopKV2": "top_k",
 }
 _PASSES = frozenset(
     {

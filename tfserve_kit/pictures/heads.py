@@ -17,7 +17,7 @@ from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
 Outputs = Mapping[str, NDArray[Any]]
-Kind = Literal["scores", "class", "detections"]
+Kind = Literal["scores", "ranked", "class", "detections"]
 
 # What outputs with the scores of classes are usually called, the likeliest first.
 _SCORE_NAMES = ("scores", "probabilities", "predictions", "softmax", "logits")
@@ -31,11 +31,13 @@ class Head:
     """The outputs that are read.
 
     Attributes:
-        kind: scores per class, a class alone, or boxes.
+        kind: scores per class, scores of the best classes in their own order for each picture, a
+            class alone, or boxes.
         scores: alias of the scores: float [batch, classes], or [batch, boxes] of detections.
         classes: alias of the classes' names or ids, where the model answers with them.
         boxes: alias of float [batch, boxes, 4].
         count: alias of how many of the boxes are meant.
+        ids: alias of the numbers of ranked classes, where the model answers with them.
         batched: whether outputs have a batch axis.
     """
 
@@ -44,6 +46,7 @@ class Head:
     classes: str = ""
     boxes: str = ""
     count: str = ""
+    ids: str = ""
     batched: bool = True
 
 
@@ -109,13 +112,15 @@ def _is_float(spec: TensorSpec, rank: int) -> bool:
 
 def _is_class(spec: TensorSpec, rank: int) -> bool:
     """Say whether an output may be the name or the number of one class."""
-    whole = (
-        spec.dtype is not None and spec.dtype.numpy is not None and spec.dtype.numpy.kind in "iu"
-    )
-    if not (whole or spec.dtype is dtypes.STRING):
+    if not (is_whole(spec) or spec.dtype is dtypes.STRING):
         return False
     shape = spec.shape
     return shape is None or len(shape) == rank - 1 or (len(shape) == rank and shape[-1] == 1)
+
+
+def is_whole(spec: TensorSpec) -> bool:
+    """Say whether an output holds whole numbers."""
+    return spec.dtype is not None and spec.dtype.numpy is not None and spec.dtype.numpy.kind in "iu"
 
 
 def _one_of(scores: Sequence[str], signature: Signature) -> str:

@@ -13,6 +13,7 @@ from tfserve_kit.pictures import heads
 from tfserve_kit.pictures.companions import Companions
 from tfserve_kit.pictures.heads import Head, Outputs
 from tfserve_kit.pictures.image_input import Choice, ImageInput, Source, image_input, told
+from tfserve_kit.pictures.ranked import as_ranked
 from tfserve_kit.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 
@@ -22,6 +23,7 @@ Meaning = Literal[
     "a probability for each class",
     "logits or other scores",
     "one probability",
+    "scores of the best classes",
     "classes",
     "boxes",
 ]
@@ -87,8 +89,11 @@ class PictureModel:
         self._companions = Companions(signature, self.input.alias, asked.companions)
         batched = self.input.batched or heads.are_one_row(signature)
         self.head = heads.choose_head(signature, asked.output, batched=batched)
-        self._softmax = asked.softmax
         self._made_by = graph.output(self.head.scores) if graph and self.head.scores else None
+        self.head = as_ranked(self.head, signature, is_sorted=self._made_by == "top_k")
+        if asked.softmax and self.head.kind == "ranked":
+            raise UsageError(f"output {self.head.scores!r} lacks classes, which --softmax needs")
+        self._softmax = asked.softmax
         self.classes = heads.class_count(self.head, signature)
         self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
             self.head, signature.outputs[self.head.scores]
@@ -206,7 +211,12 @@ def _output_choice(
         sure = made_by == "sigmoid" or asked.softmax
         value = f"{alias!r}, the probability of class 1"
         return Choice("output", value, "graph" if sure else "assumed")
-    what = {"scores": "class scores", "class": "a class", "detections": "objects"}[head.kind]
+    what = {
+        "scores": "class scores",
+        "ranked": f"scores of the classes in {head.ids or head.classes!r}",
+        "class": "a class",
+        "detections": "objects",
+    }[head.kind]
     source: Source = "option" if asked.output else "signature"
     if head.kind == "scores" and not asked.output and not heads.is_usual(alias):
         source = "graph" if graph and graph.output(alias) in _SURE else "assumed"

@@ -7,7 +7,9 @@ from tests.field.expected import Answer, Class, ErrorRate, Objects, Refusal, Row
 IMAGE = {"image": "float [?, 8, 8, 3]"}
 COLOURS = ErrorRate("colours")
 MASK = Refusal(2, "a value for each place of the picture", "tfkit request")
-NO_SCORES = Refusal(2, "what is evaluated are scores of classes", "choose an output with scores")
+NO_SCORES = Refusal(2, "what is evaluated are scores of all classes",
+                    "choose an output with scores")  # fmt: skip
+RANKED = {"meaning": "scores of the best classes"}
 TWO = Refusal(2, "2 outputs that may be class scores: bright float [?, 2], colour float [?, 3]",
               "choose one, such as --output", file="red.png")  # fmt: skip
 AGE = Refusal(2, "output 'age' is one number for each picture", "--softmax", file="mid.png")
@@ -40,8 +42,16 @@ ROWS = (
         (Class("green.png", None, None, "green", meaning="classes"),), NO_SCORES),
     Row("class_names", "names in the order of the scores", IMAGE,
         {"labels": "string [?, 3]", "scores": "float [?, 3]"},
-        (Class("red.png", 0, 0.9995, "red"), Class("green.png", 0, 0.9995, "green")),
-        Refusal(2, "names its classes in another order", "evaluate an output with the scores")),
+        (Class("red.png", None, 0.9995, "red", **RANKED),
+         Class("green.png", None, 0.9995, "green", **RANKED)), NO_SCORES),
+    Row("class_numbers", "numbers in the order of the scores", IMAGE,
+        {"indices": "int32 [?, 2]", "scores": "float [?, 2]"},
+        (Class("red.png", 2, 0.9995, **RANKED), Class("green.png", 1, 0.9995, **RANKED),
+         Class("red.png", 2, 0.9995, "c", options=("--labels", "abc.txt"), **RANKED)), NO_SCORES),
+    Row("best_scores_alone", "sorted scores of classes that nothing names", IMAGE,
+        {"scores": "float [?, 2]"},
+        (Refusal(2, "is sorted for each picture, and no output says which classes", "--output"),),
+        Refusal(2, "is sorted for each picture, and no output says which classes", "--output")),
     Row("embedding", "192 numbers that are no scores", IMAGE, {"embedding": "float [?, 192]"},
         (Class("blue.png", 2, 0.0699, meaning="logits or other scores",
                told={"output": "'embedding', class scores (assumed)"}),),

@@ -11,6 +11,7 @@ ROWS = (
         Refusal(2, "input 'input'")),
     Row("session_with_init_op", "names from a table that the init op fills",
         {"images": "float [?, 8, 8, 3]"}, {"classes": "string [?, 3]", "scores": "float [?, 3]"},
-        (Class("red.png", 0, 0.9995, "red"), Class("green.png", 0, 0.9995, "green")),
-        Refusal(2, "names its classes in another order", "evaluate an output with the scores")),
+        (Class("red.png", None, 0.9995, "red", meaning="scores of the best classes"),
+         Class("green.png", None, 0.9995, "green", meaning="scores of the best classes")),
+        Refusal(2, "what is evaluated are scores of all classes", "choose an output with scores")),
 )  # fmt: skip

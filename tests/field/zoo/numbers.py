@@ -63,6 +63,14 @@ def quantised(folder):
     save(folder, serve, spec([None, 2], tf.uint8, "x"), module=module)
 
 
+@of("dequantised", X)
+def dequantised(x):
+    """Quantised to eight bits and back, as quantised kernels do between each other."""
+    low, high = tf.constant(0.0), tf.constant(255.0)
+    eight, low, high = tf.quantization.quantize(x, low, high, tf.quint8)
+    return {"y": tf.quantization.dequantize(eight, low, high)}
+
+
 @of("fake_quantised", X)
 def fake_quantised(x):
     """What training for quantisation leaves in a graph."""

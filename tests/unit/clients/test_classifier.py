@@ -432,6 +432,64 @@ def test_scores_that_a_sigmoid_makes_are_a_probability_each(made_by, scores, mea
     assert classifier(client, graph=FixedGraph(made_by)).classify(png()).meaning == meaning
 
 
+BEST = tensor("float", (None, 2))
+NUMBERS = tensor("int32", (None, 2))
+TWO_NAMES = tensor("string", (None, 2))
+SORTED = {"scores": np.float32([[0.7, 0.2]])}
+
+
+def ranked(outputs, answer, labels=None, graph=None):
+    client, note = FixedClient(**SORTED, **answer), Preprocessing(labels=labels)
+    wanted = signature(scores=BEST, **outputs)
+    found = classifier(client, wanted, note, graph=graph or FixedGraph("top_k")).classify(png())
+    assert found.meaning == "scores of the best classes"
+    return [(each.index, each.label) for each in found.scores]
+
+
+@pytest.mark.parametrize("graph", [FixedGraph("top_k"), FixedGraph()])
+@pytest.mark.parametrize("alias", ["classes", "indices", "top_ids"])
+def test_numbers_beside_scores_are_the_classes(alias, graph):
+    answer = {alias: np.int32([[7, 3]])}
+    assert ranked({alias: NUMBERS}, answer, graph=graph) == [(7, None), (3, None)]
+
+
+def test_labels_are_those_of_the_numbers_not_of_the_places():
+    labels = tuple("abcdefgh")
+    assert ranked({"ids": NUMBERS}, {"ids": np.int32([[7, 3]])}, labels) == [(7, "h"), (3, "d")]
+
+
+def test_names_beside_sorted_scores_have_no_number():
+    answer = {"classes": np.array([[b"red", b"blue"]], object)}
+    assert ranked({"classes": TWO_NAMES}, answer) == [(None, "red"), (None, "blue")]
+
+
+def test_names_and_numbers_go_together():
+    answer = {"ids": np.int32([[7, 3]]), "names": np.array([[b"red", b"blue"]], object)}
+    outputs = {"ids": NUMBERS, "names": TWO_NAMES}
+    assert ranked(outputs, answer) == [(7, "red"), (3, "blue")]
+
+
+def test_sorted_scores_of_classes_that_nothing_names_are_refused():
+    with pytest.raises(UsageError, match="sorted for each picture"):
+        classifier(FixedClient(), signature(scores=BEST), graph=FixedGraph("top_k"))
+
+
+def test_whole_numbers_that_are_no_classes_leave_the_scores_alone():
+    given = signature(scores=SCORES, one_hot=tensor("int32", (None, 3)))
+    client = FixedClient(scores=np.float32([[0.1, 0.7, 0.2]]))
+    assert classifier(client, given).classify(png()).scores[0].index == 1
+
+
+def test_numbers_that_do_not_fit_the_scores_are_a_fault_of_the_server():
+    with pytest.raises(ServerFault, match="do not fit together"):
+        ranked({"ids": NUMBERS}, {"ids": np.int32([[7, 3, 1]])})
+
+
+def test_softmax_needs_all_classes():
+    with pytest.raises(UsageError, match="--softmax"):
+        classifier(FixedClient(), signature(scores=BEST, ids=NUMBERS), asked={"softmax": True})
+
+
 @pytest.mark.parametrize("alias", ["text", "text_b64", "image_bytes"])
 def test_picture_for_a_model_that_decodes_none_is_refused(alias):
     wanted = signature({alias: tensor("string", (None,))}, scores=SCORES)
