@@ -81,8 +81,8 @@ docs: $(VENV)/.dev  ## Generate the reference pages in docs/
 	$(BIN)/python docs/generate.py
 
 .PHONY: tutorials
-tutorials: $(VENV)/.dev  ## Paste what the tutorials' commands print into them
-	TFKIT_PASTE=1 $(BIN)/python -m pytest tests/system/test_tutorials.py
+tutorials: $(VENV)/.dev  ## Paste what commands print into the tutorials, and the table of models
+	TFKIT_PASTE=1 $(BIN)/python -m pytest tests/system/test_tutorials.py tests/field/test_page.py
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
