@@ -206,9 +206,13 @@ class GrpcSurface:
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
                 "ModelConfigList is currently supported"
             )
+        before = {name: self._metrics.first(name) for name in request.metric_names}
         self._handlers.reload(list(request.config.model_config_list.config), call=call)
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
+        for name, value in before.items():
+            increase = self._metrics.first(name) - value
+            response.metric.add(name=name, int64_value_increase=increase)
         return _serialized(response)
 
 

@@ -25,7 +25,7 @@ from tfserve_kit.embedded.entries import (
     failures,
     is_served,
 )
-from tfserve_kit.embedded.model_config import refuse_other_platforms
+from tfserve_kit.embedded.model_config import check_changes, check_logging, check_platforms
 from tfserve_kit.embedded.poller import Poller
 from tfserve_kit.embedded.servable import Loader
 from tfserve_kit.embedded.settings import Settings
@@ -72,10 +72,9 @@ class Manager:
         """Begin to watch the base paths and to load.
 
         Raises:
-            ServingError: another platform, or a label although no version is loaded yet.
+            ServingError: a label although no version is loaded yet.
         """
         with self._changed:
-            refuse_other_platforms({}, self._configs.values())
             self._labels = self._assigned_labels(self._configs.values())
         self._thread.start()
 
@@ -160,23 +159,25 @@ class Manager:
         """Replace the whole set of served models, and wait until the new names can answer.
 
         Args:
-            configs: ModelConfig messages, checked by `settings.check_models`.
+            configs: ModelConfig messages, checked by `model_config.check_models`.
             timeout_s: longest wait, in seconds; None waits without end.
             call: whose client waits, no longer than that; the configuration stays.
 
         Raises:
-            ServingError: a platform changes, a label names a version that cannot be called, or a
-                new model failed to load; ABORTED, another reload came before they had loaded.
+            ServingError: a platform changes or does not exist, or a label names a version that
+                cannot be called. Or, and then the configuration stays: a new model failed to load,
+                requests are to be logged; ABORTED, another reload came first.
         """
         with self._reloading:
-            refuse_other_platforms(self._configs, configs)
+            check_changes(self._configs, configs)
             given = self._assigned_labels(configs)
+            check_platforms(configs)
             by_name = {config.name: config for config in configs}
             new = [name for name in by_name if name not in self._configs]
             with self._changed:
                 self._reloads += 1
                 this = self._reloads
-                self._configs = by_name
+                self._configs, self._labels = by_name, given
                 self._drop(self._entries.keys() - by_name.keys())
                 self._poll_at_s = self._clock.now_s()
                 self._changed.notify_all()
@@ -185,7 +186,7 @@ class Manager:
             call.on_cancel(self._wake)
         with self._changed:
             self._await(new, "model(s)", timeout_s, partial(self._check_reload, this, call))
-            self._labels = given
+        check_logging(configs)
 
     def _check_reload(self, this: int, call: Call | None) -> None:
         """Raise where nobody waits for a reload any more; the caller holds the lock."""

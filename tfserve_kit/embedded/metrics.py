@@ -138,6 +138,18 @@ class Metrics:
         if status == "OK":
             self.observe(REQUEST_LATENCY, micros_since(started_ns), (model, api, entrypoint))
 
+    def first(self, name: str) -> int:
+        """Return the first value of a counter, 0 if there is none.
+
+        Args:
+            name: as upstream calls it, such as `/tensorflow/serving/request_count`.
+        """
+        with self._lock:
+            for metric, values in self._counters.items():
+                if metric.name == name.replace("/", ":") and values:
+                    return int(values[min(values)])
+        return 0
+
     def page(self) -> str:
         """Return the Prometheus text format, metrics and labels in order."""
         with self._lock:  # requests wait for it: copied here, printed outside

@@ -4,6 +4,7 @@ Source: tensorflow_serving/model_servers/server_core.cc (checks and error texts)
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ _log = logging.getLogger(__name__)
 
 # Values of the deprecated ModelType.
 _NO_TYPE, _TENSORFLOW_TYPE = 0, 1
+_TENSORFLOW = "tensorflow"
+# A path from the root, or a scheme as tsl/platform/path.cc (ParseURI) knows them.
+_ABSOLUTE = re.compile(r"/|[A-Za-z][0-9A-Za-z.]*://")
 
 
 def read_text_proto(message: str, file: str) -> Any:
@@ -52,61 +56,73 @@ def read_models(file: str) -> tuple[Any, ...]:
 
 
 def check_models(configs: Sequence[Any]) -> None:
-    """Refuse a list of ModelConfig messages that the official server would refuse.
+    """Refuse a list of ModelConfig messages for what can be seen before all else.
 
     Raises:
-        ServingError: a name twice, a relative base path, another platform, or request logging.
+        ServingError: a name twice, or a relative base path.
     """
     seen = set()
     for config in configs:
         if config.name in seen:
             raise invalid(f"Illegal to list model {config.name} multiple times in config list")
         seen.add(config.name)
-        if not (config.base_path.startswith("/") or "://" in config.base_path):
+    for config in configs:
+        if not _ABSOLUTE.match(config.base_path):
             raise invalid(
                 f"Expected model {config.name} to have an absolute path or URI; "
                 f"got base_path()={config.base_path}"
             )
-        if config.HasField("logging_config"):
-            raise invalid("No request-logger-creator provided.")
-        _check_type(config)
 
 
-def _check_type(config: Any) -> None:
-    if config.model_type and config.model_platform:
-        raise invalid(
-            "Illegal setting both ModelServerConfig::model_type (deprecated) and "
-            f"ModelServerConfig::model_platform, model name is {config.name}"
-        )
-    if config.model_type not in {_NO_TYPE, _TENSORFLOW_TYPE}:
-        text = f"ModelServerConfig::model_type choice {config.model_type} not supported."
-        raise invalid(text)
-    if not (config.model_type or config.model_platform):
+def platform(config: Any) -> str:
+    """Return a model's platform, also where only the deprecated type is set.
+
+    Raises:
+        ServingError: it has none, two, or one that does not exist.
+    """
+    if config.model_type != _NO_TYPE:
+        if config.model_platform:
+            raise invalid(
+                "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+                f"ModelServerConfig::model_platform, model name is {config.name}"
+            )
+        if config.model_type != _TENSORFLOW_TYPE:
+            text = f"ModelServerConfig::model_type choice {config.model_type} not supported."
+            raise invalid(text)
+        return _TENSORFLOW
+    if not config.model_platform:
         raise invalid(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
             f"ModelServerConfig::model_platform, model name is {config.name}"
         )
+    return str(config.model_platform)
 
 
-def platform(config: Any) -> str:
-    """Return a model's platform, also where only the deprecated type is set."""
-    return "tensorflow" if config.model_type == _TENSORFLOW_TYPE else str(config.model_platform)
-
-
-def refuse_other_platforms(current: Mapping[str, Any], configs: Iterable[Any]) -> None:
-    """Refuse a list of ModelConfig messages that changes a platform, or names an unknown one.
-
-    Raises:
-        ServingError: it does.
-    """
+def check_changes(current: Mapping[str, Any], configs: Iterable[Any]) -> None:
+    """Refuse another platform for a model that is there already; raises ServingError."""
     for config in configs:
-        after = platform(config)
-        before = platform(current[config.name]) if config.name in current else after
+        if config.name not in current:
+            continue
+        before, after = platform(current[config.name]), platform(config)
         if before != after:
             raise invalid(
                 f"Illegal to change a model's platform. For model {config.name} platform was "
                 f"{before} and new platform requested is {after}"
             )
-        if after not in {"", "tensorflow"}:
-            text = f"PlatformConfigMap has no entry for platform {after}"
-            raise ServingError(Code.FAILED_PRECONDITION, text)
+
+
+def check_platforms(configs: Iterable[Any]) -> None:
+    """Refuse a platform that this server does not have; raises ServingError."""
+    for config in configs:
+        wanted = platform(config)
+        if wanted != _TENSORFLOW:
+            raise invalid(f"Model {config.name} requests unsupported platform {wanted}")
+
+
+def check_logging(configs: Iterable[Any]) -> None:
+    """Refuse the logging of requests; raises ServingError.
+
+    The official server finds out when the models have been loaded, and leaves them so.
+    """
+    if any(config.HasField("logging_config") for config in configs):
+        raise invalid("No request-logger-creator provided.")

@@ -13,7 +13,13 @@ from typing import Any
 from tfserve_kit import protos
 from tfserve_kit.embedded.batching import BatchOptions, batch_options
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH
-from tfserve_kit.embedded.model_config import check_models, read_models, read_text_proto
+from tfserve_kit.embedded.model_config import (
+    check_logging,
+    check_models,
+    check_platforms,
+    read_models,
+    read_text_proto,
+)
 from tfserve_kit.embedded.status import CheckFailed, Code, ServingError, invalid
 from tfserve_kit.errors import did_you_mean
 from tfserve_kit.flags import FLAGS, FlagValue
@@ -228,7 +234,10 @@ def _refuse(flags: Mapping[str, Any]) -> None:
 
 def _models(flags: Mapping[str, Any]) -> tuple[Any, ...]:
     if flags["model_config_file"]:
-        return read_models(flags["model_config_file"])
+        configs = read_models(flags["model_config_file"])
+        check_platforms(configs)
+        check_logging(configs)
+        return configs
     if not flags["model_base_path"]:
         raise invalid(
             "Both server_options.model_base_path and server_options.model_config_file are empty!"

@@ -3,6 +3,7 @@
 Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def aspired(config: Any) -> dict[int, Path]:
         ServingError: NOT_FOUND, the base path does not exist.
     """
     try:
-        found = {version.number: version.path for version in scan(Path(config.base_path))}
+        found = {version.number: version.path for version in scan(_local(config.base_path))}
     except OSError as error:
         raise ServingError(
             Code.NOT_FOUND,
@@ -36,6 +37,11 @@ def aspired(config: Any) -> dict[int, Path]:
         case _:
             wanted = sorted(found)[-max(1, policy.latest.num_versions) :]
     return {number: found[number] for number in wanted}
+
+
+def _local(base_path: str) -> Path:
+    """Return where a base path is on this machine; other schemes than `file` lead nowhere."""
+    return Path(re.sub(r"^file://[^/]*", "", base_path))
 
 
 def check_directory(version_dir: Path, servable: str) -> None:

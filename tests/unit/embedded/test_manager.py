@@ -722,16 +722,64 @@ def test_reload_that_changes_a_platform_is_refused(world):
     )
 
 
-def test_platform_other_than_tensorflow_is_refused_at_the_start(world):
-    world.put("m/1")
-    config = world.config("m")
-    config.model_platform = "torch"
-    manager = Manager(Settings((config,)), world.loader)
+# (models as text, the first fault in the order of server_core.cc, ReloadConfig)
+FAULTS_IN_ORDER = [
+    ('m model_platform: "torch" version_labels { key: "a" value: 9 }',
+     "Illegal to change a model's platform. For model m platform was tensorflow and new platform "
+     "requested is torch"),
+    ('m model_type: OTHER', "ModelServerConfig::model_type choice 2 not supported."),
+    ('m model_platform: "tensorflow" version_labels { key: "a" value: 9 } | n model_platform: "x"',
+     "Request to assign label to version 9 of model m, which is not currently available for "
+     "inference"),
+    ('n model_platform: "x" version_labels { key: "a" value: 1 }',
+     "Request to assign label to version 1 of model n, which is not currently available for "
+     "inference"),
+    ('n model_platform: "x" | m', "Illegal setting neither ModelServerConfig::model_type "
+     "(deprecated) nor ModelServerConfig::model_platform, model name is m"),
+    ('n model_platform: "x" | k', "Model n requests unsupported platform x"),
+    ('k | n model_platform: "x"', "Illegal setting neither ModelServerConfig::model_type "
+     "(deprecated) nor ModelServerConfig::model_platform, model name is k"),
+    ('n model_platform: "x" logging_config {}', "Model n requests unsupported platform x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("models", "message"), FAULTS_IN_ORDER)
+def test_reload_with_several_faults_names_the_one_that_upstream_finds_first(world, models, message):
+    world.put("m/1", "n/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    configs = [
+        protos.from_text("ModelConfig", f'name: "{text.split()[0]}" base_path: "/x" {text[2:]}')
+        for text in models.split(" | ")
+    ]
     with pytest.raises(ServingError) as caught:
-        manager.start()
-    manager.stop()
-    assert caught.value.code is Code.FAILED_PRECONDITION
-    assert caught.value.message == "PlatformConfigMap has no entry for platform torch"
+        manager.reload(configs)
+    assert caught.value.message == message
+    assert world.states() == {1: "AVAILABLE"}
+    assert world.states("n") == {}
+
+
+def test_reload_that_asks_for_logging_serves_the_models_and_says_that_it_cannot_log(world):
+    world.put("m/1", "n/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    with pytest.raises(ServingError) as caught:
+        manager.reload([world.config("n", "logging_config {}")])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == "No request-logger-creator provided."
+    assert world.states("n") == {1: "AVAILABLE"}
+    world.settles({1: "END"})
+
+
+def test_label_moves_at_once_though_the_new_models_never_come(world):
+    world.put("m/1")
+    manager = world.start()
+    manager.wait_until_serving()
+    label = 'version_labels { key: "stable" value: 1 }'
+    with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+        manager.reload([world.config("m", label), world.config("never")], timeout_s=0)
+    with manager.lease("m", label="stable") as lease:
+        assert lease.version == 1
 
 
 def test_version_that_is_no_directory_fails_without_being_loaded(world):

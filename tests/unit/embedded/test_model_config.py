@@ -5,7 +5,15 @@ import logging
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.model_config import check_models, platform, read_models, read_text_proto
+from tfserve_kit.embedded.model_config import (
+    check_changes,
+    check_logging,
+    check_models,
+    check_platforms,
+    platform,
+    read_models,
+    read_text_proto,
+)
 from tfserve_kit.embedded.status import Code, ServingError
 
 GOOD = 'name: "m" base_path: "/m" model_platform: "tensorflow"'
@@ -96,6 +104,12 @@ def test_custom_configuration_is_refused(written):
         'name: "" base_path: "/" model_platform: "tensorflow"',
         'name: "m" base_path: "/m" model_platform: "other"',
         'name: "m" base_path: "/m" model_type: TENSORFLOW',
+        'name: "m" base_path: "file:///m" model_platform: "tensorflow"',
+        'name: "m" base_path: "s3.x9://b" model_platform: "tensorflow"',
+        # Looked at later, or not at all.
+        'name: "m" base_path: "/m"',
+        'name: "m" base_path: "/m" model_type: OTHER',
+        GOOD + " logging_config {}",
     ],
 )
 def test_good_model_is_accepted(text):
@@ -104,44 +118,73 @@ def test_good_model_is_accepted(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('name: "m" base_path: "m" model_platform: "tensorflow"',
-         "Expected model m to have an absolute path or URI; got base_path()=m"),
-        ('name: "m" model_platform: "tensorflow"',
-         "Expected model m to have an absolute path or URI; got base_path()="),
-        (GOOD + " logging_config {}", "No request-logger-creator provided."),
-        (GOOD + " model_type: TENSORFLOW",
-         "Illegal setting both ModelServerConfig::model_type (deprecated) and "
-         "ModelServerConfig::model_platform, model name is m"),
-        ('name: "m" base_path: "/m" model_type: OTHER',
-         "ModelServerConfig::model_type choice 2 not supported."),
-        ('name: "m" base_path: "/m"',
-         "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-         "ModelServerConfig::model_platform, model name is m"),
-    ],
-)  # fmt: skip
-def test_bad_model_is_refused_wherever_it_stands(text, message):
-    fine = config(GOOD.replace('"m"', '"b"'))
-    for configs in ([config(text)], [fine, config(text)]):
+    "path", ["", "m", "./m", "~/m", "1a://m", "a-b://m", "a_b://m", "://m", "a:/m", "a b://m"]
+)
+def test_base_path_that_is_relative_is_refused_wherever_it_stands(path):
+    relative = protos.ModelConfig(name="m", base_path=path, model_platform="tensorflow")
+    for configs in ([relative], [config(GOOD.replace('"m"', '"b"')), relative]):
         error = refusal(check_models, configs)
-        assert (error.code, error.message) == (Code.INVALID_ARGUMENT, message)
+        assert error.code is Code.INVALID_ARGUMENT
+        assert error.message == (
+            f"Expected model m to have an absolute path or URI; got base_path()={path}"
+        )
 
 
-def test_name_may_be_listed_once():
-    error = refusal(check_models, [config(), config(GOOD.replace("/m", "/other"))])
+def test_name_may_be_listed_once_and_that_is_looked_at_before_any_path():
+    error = refusal(check_models, [config(GOOD.replace("/m", "m")), config()])
     assert error.code is Code.INVALID_ARGUMENT
     assert error.message == "Illegal to list model m multiple times in config list"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (GOOD, "tensorflow"),
-        ('model_platform: "other"', "other"),
-        ("model_type: TENSORFLOW", "tensorflow"),
-        ("", ""),
-    ],
+NEITHER = (
+    "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+    "ModelServerConfig::model_platform, model name is m"
 )
-def test_platform_is_known_also_by_the_deprecated_type(text, expected):
-    assert platform(config(text)) == expected
+BOTH = (
+    "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+    "ModelServerConfig::model_platform, model name is m"
+)
+PLATFORMS = [
+    ('model_platform: "other"', "Model m requests unsupported platform other"),
+    ('model_platform: "Tensorflow"', "Model m requests unsupported platform Tensorflow"),
+    ('model_platform: "tensorflow "', "Model m requests unsupported platform tensorflow "),
+    ("model_type: OTHER", "ModelServerConfig::model_type choice 2 not supported."),
+    ('model_type: OTHER model_platform: "x"', BOTH),
+    ('model_type: TENSORFLOW model_platform: "tensorflow"', BOTH),
+    ("", NEITHER),
+    ("model_type: MODEL_TYPE_UNSPECIFIED", NEITHER),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), PLATFORMS)
+def test_platform_that_cannot_be_served_is_refused_in_words_of_its_own(text, message):
+    bad = config(f'name: "m" base_path: "/m" {text}')
+    for configs in ([bad], [config(GOOD.replace('"m"', '"b"')), bad]):
+        error = refusal(check_platforms, configs)
+        assert (error.code, error.message) == (Code.INVALID_ARGUMENT, message)
+
+
+@pytest.mark.parametrize(("text", "message"), PLATFORMS)
+def test_platform_of_a_model_that_is_there_may_not_change(text, message):
+    after = config(f'name: "m" base_path: "/m" {text}')
+    error = refusal(check_changes, {"m": config()}, [after])
+    wanted = message.removeprefix("Model m requests unsupported platform ")
+    if wanted != message:
+        message = (
+            "Illegal to change a model's platform. For model m platform was tensorflow and new "
+            f"platform requested is {wanted}"
+        )
+    assert (error.code, error.message) == (Code.INVALID_ARGUMENT, message)
+    check_changes({}, [after])  # a model that is new is none of its business
+
+
+def test_deprecated_type_is_the_same_platform():
+    check_changes({"m": config()}, [config('name: "m" model_type: TENSORFLOW')])
+    assert platform(config("model_type: TENSORFLOW")) == platform(config()) == "tensorflow"
+
+
+def test_logging_is_refused_whatever_it_says():
+    check_logging([config()])
+    error = refusal(check_logging, [config(), config(GOOD + " logging_config {}")])
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message == "No request-logger-creator provided."

@@ -251,6 +251,10 @@ def test_config_file_wins_over_the_single_model_flags(config_file):
             one_model('name: "m" base_path: "/m" model_type: OTHER'),
             "ModelServerConfig::model_type choice 2 not supported.",
         ),
+        (
+            one_model('name: "m" base_path: "/m" model_platform: "torch"'),
+            "Model m requests unsupported platform torch",
+        ),
     ],
 )  # fmt: skip
 def test_config_file_that_the_official_server_refuses_is_refused_in_its_words(

@@ -50,6 +50,19 @@ def test_leading_zeros_name_the_directory_that_is_there(tmp_path):
     assert source.aspired(config(tmp_path)) == {7: tmp_path / "007"}
 
 
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost"])
+def test_scheme_of_files_is_a_path_of_this_machine(base, prefix):
+    assert source.aspired(config(f"{prefix}{base}")) == {10: base / "10"}
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/m", "file:///nowhere/at/all", "s3://b"])
+def test_other_schemes_lead_nowhere(path):
+    with pytest.raises(ServingError) as caught:
+        source.aspired(config(path))
+    assert caught.value.code is Code.NOT_FOUND
+    assert f"Could not find base path {path} for servable m" in caught.value.message
+
+
 def test_empty_base_path_asks_for_nothing(tmp_path):
     assert source.aspired(config(tmp_path)) == {}
 
