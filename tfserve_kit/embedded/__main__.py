@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 255
 _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (what the official server listens on)
-_DEEPEST = 100_000
-_STACK_BYTES = 64 << 20  # reserved, not used, until a request nests that deeply
 _BIND = "--bind_address="
 # How long a thread may keep Python to itself while others want it: less than usual, so that those
 # that read large requests do not keep the others waiting, and long enough to answer a small one.
@@ -53,12 +51,13 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(flags.usage())
     sys.stdout.flush()
     try:
+        from tfserve_kit.embedded import json_text
         from tfserve_kit.embedded.http_transport import allow_many_connections
         from tfserve_kit.embedded.loader import skip_package_import
         from tfserve_kit.embedded.server import EmbeddedServer
         from tfserve_kit.embedded.settings import from_flags
 
-        _allow_deep_json()
+        json_text.allow_deep()
         sys.setswitchinterval(_SWITCH_S)
         allow_many_connections()
         skip_package_import()
@@ -93,12 +92,6 @@ def _serve(server: "EmbeddedServer") -> int:
     # What has not ended within its grace, such as a request that hangs, must not hold up the end.
     logging.shutdown()
     os._exit(0)
-
-
-def _allow_deep_json() -> None:
-    """Let requests nest tens of thousands of lists, as the official server's parser does."""
-    sys.setrecursionlimit(_DEEPEST)
-    threading.stack_size(_STACK_BYTES)
 
 
 def _version() -> str:

@@ -51,13 +51,10 @@ class PredictBody:
 
     def __init__(self, body: bytes, info: InputInfo, account: Account) -> None:
         if len(body) >= json_bulk.LEAST_BYTES:
-            cost_bytes = claims.of_json_numbers(body)
-            account.take(cost_bytes, "the JSON as numbers")
-            bulk = json_bulk.read(body, info)
-            if bulk is not None:
-                self.signature, self.row_format, self.inputs = bulk
+            found = bulk(body, info, account)
+            if found is not None:
+                self.signature, self.row_format, self.inputs = found
                 return
-            account.give(cost_bytes)
         document = parse_object(body, account)
         named = signature_name(document)
         self.signature = named or DEFAULT_SIGNATURE
@@ -66,6 +63,19 @@ class PredictBody:
             raise invalid(f"Failed to get input map for signature: {named or 'DEFAULT'}")
         self.row_format = "instances" in document
         self.inputs = _inputs(document, inputs)
+
+
+def bulk(body: bytes, info: InputInfo, account: Account) -> json_bulk.Bulk | None:
+    """Read a request that is one array of numbers; None for any other.
+
+    Arguments and errors as of `PredictBody`.
+    """
+    cost_bytes = claims.of_json_numbers(body)
+    account.take(cost_bytes, "the JSON as numbers")
+    found = json_bulk.read(body, info)
+    if found is None:
+        account.give(cost_bytes)
+    return found
 
 
 def _inputs(document: dict[str, Any], inputs: Mapping[str, Any]) -> Mapping[str, NDArray[Any]]:

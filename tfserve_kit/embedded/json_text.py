@@ -1,5 +1,7 @@
 """The JSON of requests, read in the ways of RapidJSON, which the official server uses."""
 
+import sys
+import threading
 from typing import Any
 
 import rapidjson
@@ -11,6 +13,17 @@ from tfserve_kit.embedded.status import invalid
 
 # Of a larger body that is no JSON the fast parser says why, now and then in other words.
 _MOST_READ_AGAIN_BYTES = 4_000_000
+_DEEPEST = 100_000
+_STACK_BYTES = 64 << 20  # reserved, not used, until a request nests that deeply
+
+
+def allow_deep() -> None:
+    """Let requests nest tens of thousands of lists, in threads that are still to be started.
+
+    The official server's parser does.
+    """
+    sys.setrecursionlimit(_DEEPEST)
+    threading.stack_size(_STACK_BYTES)
 
 
 class _Decoder(rapidjson.Decoder):

@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import claims, examples, json_answer, json_request, json_text
+from tfserve_kit.embedded import claims, json_answer
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
+from tfserve_kit.embedded.large_json import LargeJson
 from tfserve_kit.embedded.ledger import BudgetExceeded
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError, invalid, told
@@ -111,6 +112,11 @@ class RestSurface:
         self._metrics = metrics
         self._cors = cors
         self._metrics_path = metrics_path
+        self._json = LargeJson()
+
+    def stop(self) -> None:
+        """Let go of what reads and writes large JSON; idempotent."""
+        self._json.stop()
 
     def reply(self, method: str, target: str, body: bytes, call: Call | None = None) -> Reply:
         """Answer one request; never raises.
@@ -174,9 +180,7 @@ class RestSurface:
     def _infer(self, verb: str, model: ModelRef, body: bytes, call: Call) -> Reply:
         if verb == "predict":
             return self._predict(model, body, call)
-        document = json_text.parse_object(body, call.account)
-        signature = json_request.signature_name(document)
-        rows = examples.from_json(document, call.account)
+        signature, rows = self._json.examples(body, call)
         if verb == "classify":
             classified = self._handlers.classify(model, signature, lambda: rows, call=call)
             return Reply(200, json_answer.classifications(classified.classes))
@@ -184,14 +188,16 @@ class RestSurface:
         return Reply(200, json_answer.regressions(regressed.values))
 
     def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:
-        request = json_request.PredictBody(
-            body,
-            lambda name: _inputs(self._handlers.metadata(model).signatures, name),
-            call.account,
+        request = self._json.predict_body(
+            body, lambda name: _inputs(self._handlers.metadata(model).signatures, name), call
         )
         result = self._handlers.predict(model, request.signature, request.inputs, call=call)
-        call.account.take(claims.of_answer(result.outputs.values(), as_text=True), "the answer")
-        return Reply(200, json_answer.predictions(result.outputs, row_format=request.row_format))
+        cost_bytes = claims.of_answer(result.outputs.values(), as_text=True)
+        call.account.take(cost_bytes, "the answer")
+        answer = self._json.predictions(
+            result.outputs, cost_bytes, call, row_format=request.row_format
+        )
+        return Reply(200, answer)
 
     def _status(self, model: ModelRef) -> Reply:
         message = protos.GetModelStatusResponse()

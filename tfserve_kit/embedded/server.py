@@ -75,6 +75,7 @@ class EmbeddedServer:
         self._stopping = threading.Event()
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
+        self._rest: RestSurface | None = None
 
     @classmethod
     def of(cls, models: Mapping[str, str | os.PathLike[str]], **flags: FlagValue) -> Self:
@@ -167,6 +168,8 @@ class EmbeddedServer:
             if self._scheduler:
                 stack.callback(self._scheduler.stop)
             stack.callback(self._manager.stop, self._grace_s)
+            if self._rest:
+                stack.callback(self._rest.stop)
             # Both at once: the grace is what somebody who stops a server will wait.
             transports = stack.enter_context(ThreadPoolExecutor(2, "stop"))
             for transport in (self._grpc, self._http):
@@ -200,14 +203,14 @@ class EmbeddedServer:
         settings = self._settings
         if settings.rest_port is None:
             return
-        surface = RestSurface(
+        self._rest = RestSurface(
             self._handlers,
             self._metrics,
             cors=settings.cors,
             metrics_path=prometheus_path(settings.monitoring_config_file),
         )
         self._http = HttpTransport(
-            surface.reply,
+            self._rest.reply,
             self._ledger,
             (settings.bind_address, settings.rest_port),
             settings.rest_threads,
