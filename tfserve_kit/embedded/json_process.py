@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tfserve_kit.embedded.call import Call
@@ -122,13 +122,15 @@ class JsonProcess:
     def _start(self) -> socket.socket:
         pipe, theirs = socket.socketpair()
         _set_timeout(pipe, _START_S)
-        with theirs:
+        with theirs, ExitStack() as otherwise:
+            otherwise.callback(pipe.close)
             # Its modules are found where ours are, wherever this process has been started.
             path = os.pathsep.join(filter(None, sys.path))
             environment = {**os.environ, "PYTHONPATH": path}
             self._process = subprocess.Popen(
-                self._command, stdin=theirs, stdout=subprocess.DEVNULL, env=environment
+                self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment
             )
+            otherwise.pop_all()
         self._close = weakref.finalize(self, _close, self._process, pipe)
         self._pipe = pipe
         receive(pipe)  # it is ready

@@ -32,7 +32,7 @@ class Strings:
 
     def array(self) -> NDArray[Any]:
         """Return the array again."""
-        array, joined = np.empty(len(self.lengths), object), memoryview(self.joined)
+        array, joined = np.empty(len(self.lengths), object), self.joined.data
         ends = accumulate(self.lengths, initial=0)
         for index, (begin, end) in enumerate(pairwise(map(int, ends))):
             array[index] = bytes(joined[begin:end])
@@ -72,15 +72,15 @@ def receive(pipe: socket.socket) -> Any:
         EOFError: it has gone.
         OSError: it took longer than the socket allows.
     """
-    (count,) = _COUNT.unpack(_exactly(pipe, _COUNT.size))
-    sizes = _SIZE.iter_unpack(_exactly(pipe, count * _SIZE.size))
+    (count,) = _COUNT.unpack(_exactly(pipe, _COUNT.size).data)
+    sizes = _SIZE.iter_unpack(_exactly(pipe, count * _SIZE.size).data)
     head, *buffers = [_exactly(pipe, size) for (size,) in sizes]
-    return pickle.loads(head, buffers=buffers)  # noqa: S301 (from a process of our own)
+    return pickle.loads(head.data, buffers=buffers)  # noqa: S301 (from a process of our own)
 
 
 def _exactly(pipe: socket.socket, size: int) -> NDArray[np.uint8]:
     whole = np.empty(size, np.uint8)  # not a bytearray: that would be filled with zeros first
-    view, at = memoryview(whole), 0
+    view, at = whole.data, 0
     while at < size:
         got = pipe.recv_into(view[at:], 0, socket.MSG_WAITALL)
         if not got:
