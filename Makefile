@@ -62,9 +62,10 @@ coverage: $(VENV)/.dev  ## Run the tests and show what they miss
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 .PHONY: torture
-torture: $(VENV)/.dev  ## Break pushes and swaps everywhere, and measure stalls at length; takes long
+torture: $(VENV)/.dev  ## Break pushes, swaps and requests everywhere, and measure stalls at length; takes long
 	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py \
-	  tests/integration/test_perf_honesty.py tests/integration/test_perf_quantiles.py $(ARGS)
+	  tests/integration/test_perf_honesty.py tests/integration/test_perf_quantiles.py \
+	  tests/unit/embedded/test_fuzz.py tests/unit/embedded/test_fuzz_models.py $(ARGS)
 
 .PHONY: protos
 protos: $(VENV)/.dev  ## Make the protobuf schema from the official packages, and the example's

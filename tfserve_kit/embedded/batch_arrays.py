@@ -4,12 +4,13 @@ Source: tensorflow_serving/batching/batching_session.cc and batching_util.cc (ch
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.embedded import claims
 from tfserve_kit.embedded.limits import MOST_FILLED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
@@ -43,25 +44,65 @@ def pieces(feeds: Feeds, sizes: Sequence[int]) -> list[Feeds]:
     return [{name: parts[i] for name, parts in cut.items()} for i in range(len(sizes))]
 
 
-def merge(parts: Sequence[Feeds], padding: int, *, equal_lengths: bool) -> Feeds:
+def costs(parts: Sequence[Feeds], padding: int) -> list[int]:
+    """Return how many bytes each request takes of a merged batch; the last one bears the padding.
+
+    Args:
+        parts: feeds of each request, with the same names.
+        padding: how many rows are added.
+    """
+    found = [0] * len(parts)
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if len({array.ndim for array in arrays}) > 1:
+            continue  # they are not merged
+        row_size = math.prod(map(max, zip(*(array.shape[1:] for array in arrays), strict=True)))
+        for index, array in enumerate(arrays):
+            size = len(array) * row_size
+            found[index] += _filled_bytes(array, size)
+        if padding:
+            first = arrays[-1][:1]
+            texts = claims.text_bytes(first) if first.dtype.char == "O" else 0
+            found[-1] += padding * (_filled_bytes(first, row_size) + texts)
+    return found
+
+
+def _filled_bytes(array: NDArray[Any], size: int) -> int:
+    """Return what an array takes that is filled up to `size` elements with its first one."""
+    text = len(array.flat[0]) if array.size and array.dtype.char == "O" else 0
+    return size * array.itemsize + (size - array.size) * text
+
+
+def merge(
+    parts: Sequence[Feeds],
+    padding: int,
+    *,
+    equal_lengths: bool,
+    charge: Callable[[Sequence[int]], object] = bool,
+) -> Feeds:
     """Return the feeds of several requests as those of one.
 
     Args:
         parts: feeds of each request, with the same names.
         padding: how many rows to add; each is the first one of the last request.
         equal_lengths: fill up the other axes to the longest of them.
+        charge: told the `costs` of each request before anything is made; may raise.
 
     Raises:
         ServingError: the inputs of the requests differ in shape, or far more would be filled in
             than was sent: one long row makes all others as long.
     """
-    filled_bytes = sum(_filled_bytes([part[name] for part in parts], padding) for name in parts[0])
+    if len(parts) == 1 and not padding:
+        return parts[0]
+    each = costs(parts, padding)
+    filled_bytes = sum(each) - sum(array.nbytes for part in parts for array in part.values())
     if filled_bytes > MOST_FILLED_BYTES:
         raise ServingError(
             Code.RESOURCE_EXHAUSTED,
             f"Padding the batch would take {filled_bytes} bytes; {MOST_FILLED_BYTES} at most are "
             "filled in",
         )
+    charge(each)
     return {
         name: _merged(name, [part[name] for part in parts], padding, equal_lengths=equal_lengths)
         for name in parts[0]
@@ -95,16 +136,6 @@ def _cut(array: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
     return parts
 
 
-def _filled_bytes(arrays: list[NDArray[Any]], padding: int) -> int:
-    """Return how much larger than its parts a merged input is; parts of other ranks count alone."""
-    if len({array.ndim for array in arrays}) > 1:
-        return 0
-    longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
-    row_bytes = math.prod(longest) * arrays[0].itemsize
-    rows = sum(len(array) for array in arrays) + padding
-    return int(rows * row_bytes) - sum(array.nbytes for array in arrays)
-
-
 def _merged(
     name: str, arrays: list[NDArray[Any]], padding: int, *, equal_lengths: bool
 ) -> NDArray[Any]:
@@ -116,20 +147,28 @@ def _merged(
                 "padding is turned off.Set pad_variable_length_inputs to true, or ensure that "
                 "all tensors with the same namehave equal dimensions starting with the first dim.",
             )
-        arrays = _equally_long(name, arrays)
+        return _equally_long(name, arrays, padding)
     if padding:
-        arrays = [*arrays, np.repeat(arrays[-1][:1], padding, axis=0)]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        last = arrays[-1][:1]
+        arrays = [*arrays, np.broadcast_to(last, (padding, *last.shape[1:]))]
+    return np.concatenate(arrays)
 
 
-def _equally_long(name: str, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Pad every axis but the first to the longest, with each array's own first element."""
+def _equally_long(name: str, arrays: list[NDArray[Any]], padding: int) -> NDArray[Any]:
+    """Merge with every axis as long as the longest, filled up with each array's first element."""
     if len({array.ndim for array in arrays}) > 1:
         raise invalid(f"Ranks of tensors with name '{name}' from different tasks differ")
-    longest = np.max([array.shape[1:] for array in arrays], axis=0)
-    padded = []
+    longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
+    merged = np.empty((sum(map(len, arrays)) + padding, *longest), arrays[0].dtype)
+    start = 0
     for array in arrays:
-        widths = [(0, 0), *((0, int(d)) for d in longest - np.array(array.shape[1:]))]
-        filler = array.flat[0] if array.size else np.zeros((), array.dtype)[()]
-        padded.append(np.pad(array, widths, constant_values=filler))
-    return padded
+        mine = merged[start : start + len(array)]
+        mine[...] = array.flat[0] if array.size else _nothing(array)
+        mine[(slice(None), *map(slice, array.shape[1:]))] = array
+        start += len(array)
+    merged[start:] = mine[:1]
+    return merged
+
+
+def _nothing(array: NDArray[Any]) -> Any:
+    return b"" if array.dtype.char == "O" else np.zeros((), array.dtype)[()]

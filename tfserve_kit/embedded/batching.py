@@ -15,6 +15,7 @@ from typing import Any
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded import batch_arrays
 from tfserve_kit.embedded.batch_arrays import Arrays, Feeds
+from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
 
@@ -90,6 +91,7 @@ class Task:
         size: how many rows they have.
         queued_s: when it came into the queue, by the scheduler's clock.
         deadline_s: when nobody waits for it any more.
+        account: charged with its part of a batch; None for none.
         ended: set once it has its outputs or its error.
     """
 
@@ -97,6 +99,7 @@ class Task:
     size: int
     queued_s: float
     deadline_s: float
+    account: Account | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     outputs: Arrays = ()
     error: ServingError | None = None
@@ -213,7 +216,12 @@ class BatchScheduler:
             self._queues.remove(queue)
 
     def schedule(
-        self, queue: Queue, feeds: Feeds, size: int, timeout_s: float = math.inf
+        self,
+        queue: Queue,
+        feeds: Feeds,
+        size: int,
+        timeout_s: float = math.inf,
+        account: Account | None = None,
     ) -> list[Task]:
         """Put a request into a queue, in pieces if it is to be split; all of them or none.
 
@@ -222,6 +230,7 @@ class BatchScheduler:
             feeds: value per tensor name.
             size: how many rows they have.
             timeout_s: how long somebody waits for it, in seconds.
+            account: charged with its part of a batch; None for none.
 
         Raises:
             ServingError: UNAVAILABLE, the queue is full.
@@ -230,7 +239,7 @@ class BatchScheduler:
             queue.check_room(size)
             sizes, now_s = queue.piece_sizes(size), self._clock.now_s()
             tasks = [
-                Task(piece, rows, now_s, now_s + timeout_s)
+                Task(piece, rows, now_s, now_s + timeout_s, account)
                 for piece, rows in zip(batch_arrays.pieces(feeds, sizes), sizes, strict=True)
             ]
             for task in tasks:

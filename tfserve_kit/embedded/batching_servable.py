@@ -9,15 +9,19 @@ so that only those that are bad themselves fail.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from tfserve_kit.embedded import batch_arrays
+from tfserve_kit.embedded import batch_arrays, claims
 from tfserve_kit.embedded.batch_arrays import Arrays, Feeds
 from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler, Task
 from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.metrics import (
     INPUT_BATCH_SIZE,
     PADDING_SIZE,
@@ -86,7 +90,9 @@ class BatchingServable:
         if timeout_s is not None and timeout_s <= 0:
             raise _expired()
         limit_s = math.inf if timeout_s is None else timeout_s
-        return _outcome(self._scheduler.schedule(queue, feeds, size, limit_s), fetches)
+        account = call.account if call else None
+        tasks = self._scheduler.schedule(queue, feeds, size, limit_s, account)
+        return _outcome(tasks, fetches, account)
 
     def close(self) -> None:
         """Remove the queues, then free the wrapped servable."""
@@ -128,13 +134,18 @@ class BatchingServable:
         self._metrics.observe(PADDING_SIZE, padding, (str(padded),))
         self._metrics.observe(PROCESSED_BATCH_SIZE, padded)
         parts = [task.feeds for task in tasks]
-        merged = batch_arrays.merge(
-            parts, padding, equal_lengths=options.pad_variable_length_inputs
-        )
-        try:
-            outputs = self._servable.run(merged, fetches)
-        finally:
-            self._metrics.add(WRAPPED_RUN_COUNT)
+        with ExitStack() as charged:
+            merged = batch_arrays.merge(
+                parts,
+                padding,
+                equal_lengths=options.pad_variable_length_inputs,
+                charge=partial(_charge, charged, tasks),
+            )
+            try:
+                outputs = self._servable.run(merged, fetches)
+            finally:
+                self._metrics.add(WRAPPED_RUN_COUNT)
+                del merged
         return batch_arrays.split(outputs, sizes, padding)
 
 
@@ -143,13 +154,24 @@ def _expired() -> ServingError:
     return ServingError(Code.RESOURCE_EXHAUSTED, text)
 
 
-def _outcome(tasks: Sequence[Task], fetches: Sequence[str]) -> Arrays:
+def _charge(charged: ExitStack, tasks: Sequence[Task], costs: Sequence[int]) -> None:
+    """Take from each request's account its part of a batch; `charged` gives it back."""
+    for task, cost in zip(tasks, costs, strict=True):
+        if cost > UNCOUNTED_BYTES and task.account is not None:
+            task.account.take(cost, "its part of a batch")
+            charged.callback(task.account.give, cost)
+
+
+def _outcome(tasks: Sequence[Task], fetches: Sequence[str], account: Account | None) -> Arrays:
     """Wait for all pieces of a request; return its outputs or raise the first error."""
     for task in tasks:
         task.ended.wait()
     for task in tasks:
         if task.error is not None:
             raise task.error
+    if account is not None and len(tasks) > 1:
+        parts_bytes = claims.of_arrays(chain.from_iterable(task.outputs for task in tasks))
+        account.take(parts_bytes, "the outputs of its parts")
     order = {name: index for index, name in enumerate(sorted(set(fetches)))}
     parts = [[task.outputs[order[name]] for task in tasks] for name in fetches]
     return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]

@@ -10,7 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded import inference
+from tfserve_kit.embedded import claims, inference
+from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes, from_proto
@@ -136,13 +137,19 @@ def several(
     return list(checked.values())
 
 
-def infer(run: Run, tasks: Sequence[Inference], examples: NDArray[Any]) -> list[Any]:
+def infer(
+    run: Run,
+    tasks: Sequence[Inference],
+    examples: NDArray[Any],
+    account: Account | None = None,
+) -> list[Any]:
     """Run checked tasks on the same examples, all at once.
 
     Args:
         run: computes the version's tensors.
         tasks: what to run.
         examples: object [examples] of serialized tf.Example.
+        account: charged with the results, and with what they become in an answer; None for none.
 
     Returns:
         Per task a list, for each example: of (label, score) per class, or its value.
@@ -156,6 +163,8 @@ def infer(run: Run, tasks: Sequence[Inference], examples: NDArray[Any]) -> list[
     results: list[Any] = []
     for task in tasks:
         outputs = {alias: values[name] for alias, name in task.fetches.outputs.items()}
+        if account is not None:
+            account.take(claims.of_results(outputs.values()), "the results")
         result = inference.classes if task.method_name == inference.CLASSIFY else inference.values
         results.append(result(outputs, len(examples)))
     return results

@@ -32,6 +32,7 @@ _STRING_BYTES = 64  # a string as an object, and once more within tensorflow
 
 _ANSWERED_NUMBER_BYTES = 64  # as a Python number, as text, and as a piece of the answer
 _ANSWERED_STRING_BYTES = 200
+_RESULT_BYTES = 300  # a class or a value: a pair, a message, a piece of the answer
 _ESCAPED_TIMES = 8  # a control character in JSON takes six bytes
 
 
@@ -56,11 +57,20 @@ _INPUT = _Message(
 _EXAMPLES = _Message(28, inner={2: _INPUT})
 _PREDICT = _Message(90, inner={2: _Message(90, inner={2: _TENSOR})})
 _OTHER = _Message(150)
+# tensorflow_serving/apis/prediction_log.proto, of which the requests are read.
+_LOG = _Message(
+    150,
+    inner={
+        **{number: _Message(150, inner={1: _EXAMPLES}) for number in (2, 3, 4)},
+        6: _Message(150, inner={1: _PREDICT}),
+    },
+)
 _MESSAGES = {
     "Predict": _PREDICT,
     "Classify": _EXAMPLES,
     "Regress": _EXAMPLES,
     "MultiInference": _EXAMPLES,
+    "PredictionLog": _LOG,
 }
 
 
@@ -68,7 +78,7 @@ def of_message(method: str, body: bytes) -> int:
     """Return what a serialized request becomes when it is parsed and its tensors are read.
 
     Args:
-        method: such as `Predict`.
+        method: such as `Predict`; or `PredictionLog`, a request as it is stored.
         body: the request; need not be valid.
     """
     if len(body) <= UNCOUNTED_BYTES:
@@ -133,10 +143,9 @@ def of_arrays(arrays: Iterable[NDArray[Any]]) -> int:
     """Return what arrays take, here and as tensors, the strings in string arrays included."""
     size_bytes = 0
     for array in arrays:
+        size_bytes += array.nbytes
         if array.dtype.char == "O":
-            size_bytes += _STRING_BYTES * array.size + _text_bytes(array)
-        else:
-            size_bytes += array.nbytes
+            size_bytes += _STRING_BYTES * array.size + text_bytes(array)
     return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
 
 
@@ -150,18 +159,29 @@ def of_answer(arrays: Iterable[NDArray[Any]], *, as_text: bool) -> int:
     """
     size_bytes = 0
     for array in arrays:
-        if not array.size and as_text:  # lists of nothing are something
+        size, kind = array.size, array.dtype.char
+        if not size and as_text:  # lists of nothing are something
             size_bytes += _ANSWERED_NUMBER_BYTES * math.prod(filter(None, array.shape))
-        elif array.dtype.char == "O":
-            size_bytes += _ANSWERED_STRING_BYTES * array.size + _ESCAPED_TIMES * _text_bytes(array)
-        elif as_text or array.dtype.char not in "fd?":
-            size_bytes += _ANSWERED_NUMBER_BYTES * array.size
+        elif kind == "O":
+            size_bytes += _ANSWERED_STRING_BYTES * size + _ESCAPED_TIMES * text_bytes(array)
+        elif as_text or kind not in "fd?":
+            size_bytes += _ANSWERED_NUMBER_BYTES * size
         else:
             size_bytes += 2 * array.nbytes
     return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
 
 
-def _text_bytes(array: NDArray[Any]) -> int:
+def of_results(arrays: Iterable[NDArray[Any]]) -> int:
+    """Return what classes, scores and values take, and become as objects and in the answer."""
+    size_bytes = 0
+    for array in arrays:
+        size_bytes += _RESULT_BYTES * array.size
+        if array.dtype.char == "O":
+            size_bytes += _ESCAPED_TIMES * text_bytes(array)
+    return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
+
+
+def text_bytes(array: NDArray[Any]) -> int:
     """Return the length of all strings; one that stands for all (a stride of 0) is asked once."""
     if array.size and not any(array.strides):
         return len(array.flat[0]) * array.size

@@ -100,7 +100,8 @@ class GrpcSurface:
         call = call or Call.unbounded()
         held_bytes, model = call.account.held_bytes, ""
         try:
-            call.account.take(claims.of_message(name, request), "the message")
+            if len(request) > UNCOUNTED_BYTES:
+                call.account.take(claims.of_message(name, request), "the message")
             message = protos.message_class(method.request).FromString(request)
             if name in _COUNTED:
                 model = message.model_spec.name

@@ -243,7 +243,8 @@ class Handlers:
         call: Call | None,
     ) -> list[Any]:
         """Return the Classified or Regressed of each task."""
-        results = calls.infer(self._run(lease, api, call), tasks, examples())
+        account = call.account if call else None
+        results = calls.infer(self._run(lease, api, call), tasks, examples(), account)
         return [
             (Classified if task.method_name == inference.CLASSIFY else Regressed)(
                 lease.version, task.signature, result

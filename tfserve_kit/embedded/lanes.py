@@ -46,13 +46,14 @@ class Lane:
 
     Attributes:
         most_turns: how many at once, those for groups that are behind included.
+        waiting: how many requests wait for one now.
     """
 
     def __init__(self, turns: int, most_waiting: int = MOST_WAITING) -> None:
         self._turns = turns
         self.most_turns = turns + turns // 2
         self._most_waiting = most_waiting
-        self._taken = self._waiting = 0
+        self._taken = self.waiting = 0
         self._lock = threading.Lock()
         self._parties: dict[Group, _Party] = {}  # the last served comes last
 
@@ -101,9 +102,9 @@ class Lane:
                 self._taken -= 1
             elif turn in party.waiting:
                 del party.waiting[turn]
-                self._waiting -= 1
+                self.waiting -= 1
             self._forget_if_done(turn.group, party)
-            following = self._next() if self._waiting else None
+            following = self._next() if self.waiting else None
         if following:
             following.begin(following)
 
@@ -128,19 +129,19 @@ class Lane:
             return None
         turn = next(iter(party.waiting))
         del party.waiting[turn]
-        self._waiting -= 1
+        self.waiting -= 1
         self._take(turn, party)
         return turn
 
     def _queue(self, turn: "Turn", party: _Party) -> None:
         """Let a turn wait; whoever has most waiting is refused, so that others may."""
-        free = self._most_waiting - self._waiting - 1
+        free = self._most_waiting - self.waiting - 1
         if len(party.waiting) + 1 > TIMES_WHAT_IS_FREE * free:
             self._forget_if_done(turn.group, party)
-            text = f"Too many requests are waiting: {self._waiting}; repeat the request later"
+            text = f"Too many requests are waiting: {self.waiting}; repeat the request later"
             raise ServingError(Code.UNAVAILABLE, text)
         party.waiting[turn] = None
-        self._waiting += 1
+        self.waiting += 1
 
     def _forget_if_done(self, group: Group, party: _Party) -> None:
         if not party.held and not party.waiting:

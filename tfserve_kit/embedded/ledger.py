@@ -88,7 +88,8 @@ class Ledger:
         """See `Account.close`."""
         with self._lock:
             account.is_closed = True
-            self._move(account, -account.held_bytes)
+            if account.held_bytes:
+                self._move(account, -account.held_bytes)
 
     def _move(self, account: "Account", size_bytes: int) -> None:
         """Put bytes down to an account; the lock is held."""
@@ -176,7 +177,8 @@ class Account:
 
     def keep(self, size_bytes: int) -> None:
         """Give back all but `size_bytes`; nothing where less is held."""
-        self.give(self.held_bytes - size_bytes)
+        if self.held_bytes > size_bytes:
+            self.give(self.held_bytes - size_bytes)
 
     def close(self) -> None:
         """Give everything back, and lend nothing from now on; idempotent, never raises."""

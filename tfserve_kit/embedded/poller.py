@@ -15,6 +15,7 @@ _MOST_THREADS = 16
 class Poller:
     """Has every model looked at once a round. Thread-safe.
 
+    A model whose configuration is replaced while it is looked at is looked at once more afterwards.
     Each round adds a thread if those before are still busy; so a base path that hangs costs one
     thread, and the models beside it are looked at by the next.
 
@@ -26,7 +27,7 @@ class Poller:
         self._look = look
         self._lock = threading.Lock()
         self._due: OrderedDict[str, Any] = OrderedDict()
-        self._busy: set[str] = set()
+        self._busy: dict[str, Any] = {}
         self._threads = 0
 
     def ask(self, configs: Mapping[str, Any]) -> None:
@@ -37,9 +38,11 @@ class Poller:
         """
         with self._lock:
             self._due = OrderedDict(
-                (name, config) for name, config in configs.items() if name not in self._busy
+                (name, config)
+                for name, config in configs.items()
+                if self._busy.get(name) is not config
             )
-            if not self._due or self._threads >= _MOST_THREADS:
+            if self._due.keys() <= self._busy.keys() or self._threads >= _MOST_THREADS:
                 return
             self._threads += 1
         try:
@@ -61,13 +64,13 @@ class Poller:
             except Exception:  # noqa: BLE001 (the other models want to be looked at)
                 _log.exception("looking at the base path of %s failed", name)
             with self._lock:
-                self._busy.remove(name)
+                del self._busy[name]
 
     def _take(self) -> tuple[str, Any] | None:
         with self._lock:
-            if not self._due:
+            name = next((name for name in self._due if name not in self._busy), None)
+            if name is None:
                 self._threads -= 1
                 return None
-            name, config = self._due.popitem(last=False)
-            self._busy.add(name)
+            config = self._busy[name] = self._due.pop(name)
             return name, config

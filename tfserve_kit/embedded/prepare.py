@@ -1,15 +1,20 @@
 """What happens to a version between being loaded and being served: batching and warm-up."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit.embedded import calls, examples, inference, warmup
+from numpy.typing import NDArray
+
+from tfserve_kit.embedded import calls, claims, examples, inference, warmup
 from tfserve_kit.embedded.batching import BatchScheduler, batch_options
 from tfserve_kit.embedded.batching_servable import BatchingServable
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import PredictInputs
+from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.limits import MOST_REQUEST_BYTES, most_held_bytes
 from tfserve_kit.embedded.metrics import (
     LOAD_ATTEMPTS,
     LOAD_LATENCY,
@@ -100,7 +105,10 @@ class PreparingLoader:
             return
         started_ns, status = time.perf_counter_ns(), "OK"
         try:
-            count = warmup.replay(file, partial(_send, servable), passes=self._warmup_passes)
+            # Of its own: what clients hold must not fail a load, nor a load their requests.
+            ledger = Ledger(most_held_bytes(), MOST_REQUEST_BYTES)
+            send = partial(_send, servable)
+            count = warmup.replay(file, send, passes=self._warmup_passes, ledger=ledger)
             self._metrics.add(WARMUP_RECORDS, (path,), count)
         except ServingError as error:
             status = error.code.name
@@ -109,12 +117,11 @@ class PreparingLoader:
             self._metrics.observe(WARMUP_LATENCY, micros_since(started_ns), (path, status))
 
 
-def _send(servable: Servable, method: str, request: Any) -> None:
+def _send(servable: Servable, method: str, request: Any, call: Call) -> None:
     """Run a stored request; the model it names does not matter."""
-    signatures, run = servable.signatures, servable.run
-    account = Call.unbounded().account
+    signatures, run = servable.signatures, partial(_run, servable, call)
     if method == "Predict":
-        name, inputs = request.model_spec.signature_name, PredictInputs(request, account)
+        name, inputs = request.model_spec.signature_name, PredictInputs(request, call.account)
         calls.predict(signatures, run, name, inputs, request.output_filter)
         return
     if method == "MultiInference":
@@ -123,7 +130,16 @@ def _send(servable: Servable, method: str, request: Any) -> None:
     else:
         name = request.model_spec.signature_name
         tasks = [calls.single(signatures, _KINDS[method], name, check_method=False)]
-    calls.infer(run, tasks, examples.from_input(request.input, account))
+    rows = examples.from_input(request.input, call.account)
+    calls.infer(run, tasks, rows, call.account)
+
+
+def _run(
+    servable: Servable, call: Call, feeds: calls.Arrays, fetches: Sequence[str]
+) -> Sequence[NDArray[Any]]:
+    values = servable.run(feeds, fetches, call=call)
+    call.account.take(claims.of_arrays(values), "the outputs")
+    return values
 
 
 _KINDS = {"Classify": inference.CLASSIFY, "Regress": inference.REGRESS}

@@ -58,7 +58,7 @@ class CheckFailed(ServingError):
 
 
 def told(error: Exception, what: str) -> ServingError:
-    """Return an exception as what a client is told; a fault of ours goes to the log.
+    """Return an exception as what a client is told; a fault of ours is a line in the log.
 
     Never raises, whatever the exception's own text does.
 
@@ -70,12 +70,20 @@ def told(error: Exception, what: str) -> ServingError:
         return error
     if isinstance(error, MemoryError):
         return ServingError(Code.RESOURCE_EXHAUSTED, "Out of memory")
-    _log.error("%s failed", what, exc_info=error)
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 (its text is a fault by itself)
         text = type(error).__name__
+    # One line: whoever finds such a fault could have a traceback written with each request.
+    _log.error("%s failed: %s%s", what, text, _place(error))
     return ServingError(Code.INTERNAL, text)
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
 
 
 def encoded(text: str, *, errors: str = "replace") -> bytes:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
+from tfserve_kit.embedded import claims
+from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
+from tfserve_kit.embedded.limits import MOST_BODY_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tfrecord import masked_crc
 from tfserve_kit.warmup import MAX_RECORDS, WARMUP_FILE
@@ -38,35 +42,56 @@ def records(file: Path) -> Iterator[bytes]:
             if stream.tell() + length + _FOOT_BYTES > size:
                 reason = "Read less bytes than requested"
                 raise _lost(f"truncated record at {start}' failed with {reason}")
+            if length > MOST_BODY_BYTES:
+                text = f"Warmup record at {start} of {file} has {length} bytes"
+                raise invalid(f"{text}; {MOST_BODY_BYTES} at most can be sent")
             data = stream.read(length)
             if stream.read(_FOOT_BYTES) != masked_crc(data):
                 raise _lost(f"corrupted record at {start + _HEAD_BYTES}")
             yield data
 
 
-def replay(file: Path, send: Callable[[str, Any], None], *, passes: int) -> int:
+def replay(
+    file: Path, send: Callable[[str, Any, Call], None], *, passes: int, ledger: Ledger
+) -> int:
     """Send every stored request `passes` times.
 
     Args:
         file: the stored requests.
-        send: takes the name of the method (`Predict`, `Classify`, `Regress`, `MultiInference`) and
-            the request message; raises ServingError.
+        send: takes the name of the method (`Predict`, `Classify`, `Regress`, `MultiInference`),
+            the request message and the call; raises ServingError.
         passes: how often each request is sent.
+        ledger: what each request may make the server hold.
 
     Returns:
         How many records there were.
 
     Raises:
-        ServingError: the file cannot be read, or a request failed.
+        ServingError: the file cannot be read, or a request failed or claims too much.
     """
     count = 0
     for count, data in enumerate(records(file), 1):
-        method, message = _request(data, file)
-        for _ in range(passes):
-            send(method, message)
+        try:
+            _replay(data, file, send, passes, ledger)
+        except BudgetExceeded as error:
+            raise ServingError(
+                error.code, f"Warmup record {count} of {file}: {error.message}"
+            ) from error
         if count > MAX_RECORDS:
             raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}")
     return count
+
+
+def _replay(
+    data: bytes, file: Path, send: Callable[[str, Any, Call], None], passes: int, ledger: Ledger
+) -> None:
+    with ledger.account("warm-up") as account:
+        account.take(len(data) + claims.of_message("PredictionLog", data), "the message")
+        method, message = _request(data, file)
+        held_bytes = account.held_bytes
+        for _ in range(passes):
+            send(method, message, Call(account))
+            account.keep(held_bytes)
 
 
 _METHODS = {

@@ -676,6 +676,90 @@ def test_long_row_does_not_make_the_others_as_long_without_a_limit(
     assert len(batch_arrays.merge([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
 
 
+def asked_with(servable, scheduler, requests):
+    """Return what each (values, account) got, all queued before the first runs."""
+
+    def ask(x, account):
+        try:
+            return servable.run({"x": x}, ["y", "z"], call=Call(account))[0].shape
+        except ServingError as error:
+            return error.code
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        with scheduler.held():
+            futures = []
+            for x, account in requests:
+                futures.append(pool.submit(ask, x, account))
+                assert scheduler.queued.acquire(timeout=PATIENCE_S)
+        return [future.result(PATIENCE_S) for future in futures]
+
+
+class Scales(Calculator):
+    """Notes what an account holds while a batch runs."""
+
+    def __init__(self, ledger):
+        super().__init__()
+        self.ledger, self.held = ledger, []
+
+    def run(self, feeds, fetches, *, call=None):
+        self.held.append((len(feeds["x"]), self.ledger.held_bytes))
+        return super().run(feeds, fetches, call=call)
+
+
+def test_each_request_is_charged_its_part_of_a_batch_until_that_has_run(scheduler, metrics):
+    ledger = Ledger(1 << 30)
+    scales = Scales(ledger)
+    servable = batching(scales, scheduler, metrics, pad_variable_length_inputs=True)
+    short, long = np.ones((2, 10), np.float32), np.ones((3, 50_000), np.float32)
+    requests = [(short, ledger.account("a")), (long, ledger.account("b"))]
+    assert asked_with(servable, scheduler, requests) == [(2, 50_000), (3, 50_000)]
+    assert scales.held == [(5, 5 * 50_000 * 4)]
+    assert ledger.held_bytes == 0
+
+
+def test_request_without_room_for_its_part_runs_alone_and_the_others_too(scheduler, metrics):
+    ledger, tight = Ledger(1 << 30), Ledger(200_000)
+    scales = Scales(ledger)
+    servable = batching(scales, scheduler, metrics, pad_variable_length_inputs=True)
+    short, long = np.ones((2, 10), np.float32), np.ones((3, 50_000), np.float32)
+    requests = [(long, ledger.account("a")), (short, tight.account("b"))]
+    assert asked_with(servable, scheduler, requests) == [(3, 50_000), (2, 10)]
+    assert scales.held == [(3, 0), (2, 0)]
+    assert (ledger.held_bytes, tight.held_bytes) == (0, 0)
+
+
+def test_padding_is_charged_to_the_request_whose_row_it_repeats(scheduler, metrics):
+    ledger = Ledger(1 << 30)
+    scales = Scales(ledger)
+    sizes = {"max_batch_size": 8, "allowed_batch_sizes": (8,)}
+    servable = batching(scales, scheduler, metrics, **sizes)
+    rows_ = np.ones((1, 50_000), np.float32)
+    assert asked_with(servable, scheduler, [(rows_, ledger.account("a"))]) == [(1, 50_000)]
+    assert scales.held == [(8, 8 * 50_000 * 4)]
+    tight = Ledger(1_000_000).account("b")
+    assert asked_with(servable, scheduler, [(rows_, tight)]) == [Code.RESOURCE_EXHAUSTED]
+
+
+def test_outputs_of_pieces_are_charged_before_they_are_put_together(scheduler, calculator, metrics):
+    options = {"max_execution_batch_size": 2, "enable_large_batch_splitting": True}
+    servable = batching(calculator, scheduler, metrics, **options)
+    account, tight = Ledger(1 << 30).account("a"), Ledger(1_000_000).account("b")
+    x = np.ones((4, 50_000), np.float32)
+    assert asked_with(servable, scheduler, [(x, account)]) == [(4, 50_000)]
+    assert account.held_bytes == 2 * x.nbytes  # y and z
+    assert asked_with(servable, scheduler, [(x, tight)]) == [Code.RESOURCE_EXHAUSTED]
+
+
+def test_long_string_that_would_fill_up_others_counts_each_time():
+    parts = [{"x": np.array([[b"s" * 10_000]], object)}, {"x": np.full((1, 1000), b"", object)}]
+    first, second = batch_arrays.costs(parts, 2)
+    assert first == 1000 * 8 + 999 * 10_000
+    assert second == 3 * 1000 * 8
+    assert batch_arrays.costs(parts[:1], 5) == [6 * 8 + 5 * 10_000]
+    merged = batch_arrays.merge([{"x": np.zeros((1, 0), object)}, parts[0]], 0, equal_lengths=True)
+    assert merged["x"].tolist() == [[b""], [b"s" * 10_000]]
+
+
 # Timeouts
 
 EXPIRED = (Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")

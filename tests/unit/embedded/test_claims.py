@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos, varint
-from tfserve_kit.embedded import claims, json_text
+from tfserve_kit.embedded import claims, inference, json_answer, json_text
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import GrpcSurface, PredictInputs
 from tfserve_kit.embedded.handlers import Predicted
@@ -130,6 +130,54 @@ def test_values_that_were_left_out_are_taken_before_they_are_filled_in():
         _ = PredictInputs(request, Ledger(1 << 20).account("c"))["x"]
     account = Ledger(1 << 30).account("c")
     assert PredictInputs(request, account)["x"].nbytes == account.held_bytes == 4 << 20
+
+
+def test_stored_request_counts_as_one_that_is_sent():
+    log = protos.PredictionLog()
+    log.predict_log.request.inputs["x"].CopyFrom(to_proto(np.zeros((50, 20_000), np.float32)))
+    log.predict_log.request.output_filter.extend([""] * MANY)
+    body = log.SerializeToString()
+    sent = claims.of_message("Predict", log.predict_log.request.SerializeToString())
+    assert sent <= claims.of_message("PredictionLog", body) <= 1.01 * sent
+
+
+@pytest.mark.parametrize("label", [b"", b"x" * 40, b"\0" * 40])
+def test_results_never_become_more_than_was_told(label):
+    labels = np.full((2000, 20), label, object)
+    scores = np.ones((2000, 20), np.float32)
+    outputs = {"classes": labels, "scores": scores}
+    assert_within(
+        claims.of_results(outputs.values()),
+        lambda: _answers_of_classes(inference.classes(outputs, 2000)),
+    )
+    assert_within(
+        claims.of_results([scores]),
+        lambda: _answers_of_classes(inference.classes({"scores": scores}, 2000)),
+    )
+    values = np.ones(40_000, np.float32)
+    assert_within(
+        claims.of_results([values]),
+        lambda: json_answer.regressions(inference.values({"outputs": values}, len(values))),
+    )
+
+
+def _answers_of_classes(classes):
+    response = protos.ClassificationResponse()
+    for row in classes:
+        message = response.result.classifications.add()
+        for name, score in row:
+            message.classes.add(label=name.decode(), score=score)
+    return response.SerializeToString(), json_answer.classifications(classes)
+
+
+def assert_within(told, make):
+    tracemalloc.start()
+    try:
+        made = make()
+        assert tracemalloc.get_traced_memory()[1] <= told
+    finally:
+        tracemalloc.stop()
+    del made
 
 
 # Surfaces

@@ -29,6 +29,13 @@ def serving(surface, address, threads, **more):
     return GrpcTransport(calls, address, **more)
 
 
+def wait_until(condition):
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
 class EchoSurface:
     """Answers `path request`; request `wait` waits for `go`, and a code's name answers with it.
 
@@ -371,15 +378,17 @@ def test_status_is_told_while_every_prediction_computes(server, surface):
 
 
 def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surface):
-    server = serving(surface, "127.0.0.1:0", threads=1)
+    lanes = Lanes(1)
+    server = GrpcTransport(Calls(surface, lanes, Ledger(GIB)), "127.0.0.1:0")
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
         assert surface.entered.wait(PATIENCE_S)
         gone = [call.future(b"gone", timeout=PATIENCE_S) for _ in range(5)]
-        time.sleep(0.1)  # they arrive
+        wait_until(lambda: lanes.predictions.waiting == 5)
         for each in gone:
             assert each.cancel()
+        wait_until(lambda: not lanes.predictions.waiting)  # the news travels
         surface.go.set()
         assert slow.result(PATIENCE_S)
         assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"

@@ -112,11 +112,11 @@ def test_any_order_of_entering_and_ending_keeps_the_bounds_and_loses_nobody(turn
         elif asked:
             asked[index % len(asked)][1].end()
         assert lane._taken <= turns + turns // 2
-        assert lane._taken >= min(turns, lane._taken + lane._waiting)
+        assert lane._taken >= min(turns, lane._taken + lane.waiting)
     for _ in range(2):
         for _, turn in asked:
             turn.end()
-    assert lane._taken == lane._waiting == 0
+    assert lane._taken == lane.waiting == 0
     assert not lane._parties
     assert len(begun) == len(set(begun))
 
@@ -172,7 +172,7 @@ def test_thread_whose_client_goes_waits_no_longer():
         client.leave()
         thread.join(PATIENCE_S)
         assert raised == [Code.CANCELLED]
-    assert lane._waiting == 0
+    assert lane.waiting == 0
 
 
 def test_thread_whose_deadline_passes_waits_no_longer():

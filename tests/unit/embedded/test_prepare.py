@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos, tfrecord
+from tfserve_kit.embedded import prepare
 from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler
 from tfserve_kit.embedded.batching_servable import BatchingServable
 from tfserve_kit.embedded.metrics import Metrics
@@ -69,6 +70,16 @@ def log(text):
 def predict_log(text):
     message = log(f"predict_log {{ request {{ {text} }} }}")
     message.MergeFrom(PREDICT)
+    return message
+
+
+def claiming_log(size):
+    """A prediction of two numbers that stand for many."""
+    message = log("predict_log { request {} }")
+    tensor = message.predict_log.request.inputs["x"]
+    tensor.dtype = 1
+    tensor.tensor_shape.dim.add(size=size)
+    tensor.float_val.extend([1, 2])
     return message
 
 
@@ -295,3 +306,24 @@ def test_warmup_goes_through_batching(version, servable, metrics, scheduler, war
     with pytest.raises(ServingError, match="larger than maximum input batch size 1"):
         loader(version)
     assert servable.closed == 1
+
+
+def test_warm_up_request_that_claims_too_much_fails_the_load_with_its_reason(
+    warm, servable, monkeypatch
+):
+    monkeypatch.setattr(prepare, "MOST_REQUEST_BYTES", 14_000_000)
+    warm(claiming_log(1_000_000), claiming_log(1_000_000), passes=3)
+    with pytest.raises(ServingError, match=r"Warmup record 2 of .*values that were left out"):
+        warm(PREDICT, claiming_log(4_000_000))
+    assert servable.closed == 1
+
+
+@pytest.mark.parametrize("kind", [CLASSIFY, REGRESS], ids=["classify", "regress"])
+def test_results_of_a_warm_up_request_are_charged(warm, kind, monkeypatch):
+    monkeypatch.setattr(prepare, "MOST_REQUEST_BYTES", 1_000_000)
+    many = protos.PredictionLog.FromString(kind.SerializeToString())
+    request = getattr(many, many.WhichOneof("log_type")).request
+    for _ in range(4000):
+        request.input.example_list.examples.add()
+    with pytest.raises(ServingError, match="the results"):
+        warm(many)

@@ -6,6 +6,7 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import warmup
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tfrecord import masked_crc
 
@@ -45,7 +46,10 @@ def written(tmp_path):
 def replay(file, passes=1):
     sent = []
     count = warmup.replay(
-        file, lambda method, message: sent.append((method, message)), passes=passes
+        file,
+        lambda method, message, call: sent.append((method, message)),
+        passes=passes,
+        ledger=Ledger(1 << 30),
     )
     return count, sent
 
@@ -151,15 +155,44 @@ def test_log_of_another_kind_is_not_implemented(written, message, name):
 def test_failing_request_ends_the_replay(written):
     sent = []
 
-    def send(method, message):
+    def send(method, message, call):
         sent.append(message.model_spec.signature_name)
         if sent[-1] == "bad":
             raise ServingError(Code.OUT_OF_RANGE, "no")
 
     file = written(b"".join(record(log(signature=name)) for name in ("good", "bad", "good")))
     with pytest.raises(ServingError, match="no"):
-        warmup.replay(file, send, passes=1)
+        warmup.replay(file, send, passes=1, ledger=Ledger(1 << 20))
     assert sent == ["good", "bad"]
+
+
+def test_each_pass_of_a_record_has_what_one_request_may_and_more_is_refused_by_its_number(written):
+    ledger, held = Ledger(1 << 20), []
+
+    def send(method, message, call):
+        held.append(call.account.held_bytes)
+        call.account.take(700_000 if message.model_spec.signature_name == "a" else 900_000, "y")
+
+    file = written(record(log(signature="a")) * 3 + record(log(signature="b")))
+    with pytest.raises(ServingError) as caught:
+        warmup.replay(file, send, passes=2, ledger=ledger)
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert caught.value.message.startswith(
+        f"Warmup record 4 of {file}: The request is too large: with 900000 bytes for y"
+    )
+    assert (len(held), len(set(held)), ledger.held_bytes) == (7, 1, 0)
+
+
+def test_record_beyond_what_could_be_sent_is_refused_before_it_is_read(tmp_path):
+    length = 1 << 40
+    head = struct.pack("<Q", length)
+    file = tmp_path / "requests"
+    with file.open("wb") as stream:
+        stream.write(head + masked_crc(head))
+        stream.truncate(length + 100)  # takes no room on disk
+    error = refusal(file)
+    assert error.code is Code.INVALID_ARGUMENT
+    assert f"has {length} bytes" in error.message
 
 
 @pytest.mark.parametrize("fine", [True, False])
