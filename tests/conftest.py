@@ -7,12 +7,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.integration import images
 from tfserve_kit import launch, spec
 from tfserve_kit.engines import process
 
 DATA = Path(__file__).parent / "data"
+
+# How long an example takes is the machine's business; slow ones are no fault.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 
 def pytest_configure(config):

@@ -27,11 +27,19 @@ def unanswerable(graph: Graph) -> dict[str, list[str]]:
 
     A signature that sets variables itself is given the benefit of the doubt.
     """
-    tainted = _readers(graph, _unset(graph))
+    unset = _unset(graph)
+    uses = _uses(graph, unset)
+    tainted: dict[str, set[str]] = {}
+    for place, resource in unset.items():
+        _spread(place, resource, uses, tainted)
+    setters: dict[str, set[str]] = {}
+    for function, node in graph.every_node():
+        if node.op == _SETS_VARIABLE:
+            _spread(function or f"node {node.name}", _SETS_VARIABLE, uses, setters)
     found: dict[str, list[str]] = {}
     for name, definition in graph.meta_graph.signature_def.items():
         if name not in _INTERNAL:
-            reasons = [*_without_tensor(definition), *_unset_reads(graph, definition, tainted)]
+            reasons = [*_without_tensor(definition), *_unset_reads(definition, tainted, setters)]
             if reasons:
                 found[name] = reasons
     return found
@@ -89,11 +97,8 @@ def _called(node: Any) -> str:
     return f"{kind} {name.decode('utf-8', 'replace')!r}"
 
 
-def _readers(graph: Graph, unset: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return which unset resources each node of the main graph depends on, if any.
-
-    One walk from the resources to their readers, whatever the number of signatures.
-    """
+def _uses(graph: Graph, unset: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what depends on each place, a function or a `node NAME` of the main graph."""
     uses: dict[str, list[str]] = {}
     arguments = _Arguments(graph)
     for name, node in graph.nodes.items():
@@ -104,10 +109,7 @@ def _readers(graph: Graph, unset: Mapping[str, str]) -> dict[str, set[str]]:
     for caller, functions in graph.called.items():
         for function in functions:
             uses.setdefault(function, []).append(caller)
-    tainted: dict[str, set[str]] = {}
-    for start, resource in unset.items():
-        _spread(start, resource, uses, tainted)
-    return tainted
+    return uses
 
 
 class _Arguments:
@@ -160,12 +162,14 @@ def _spread(
             pending += uses.get(place, ())
 
 
-def _unset_reads(graph: Graph, definition: Any, tainted: Mapping[str, set[str]]) -> Iterator[str]:
+def _unset_reads(
+    definition: Any, tainted: Mapping[str, set[str]], setters: Mapping[str, set[str]]
+) -> Iterator[str]:
     """Yield the sentence about what a signature reads although no load sets it."""
     fed = {node_name(name) for name in tensor_names(definition.inputs.values())}
     places = {node_name(name) for name in tensor_names(definition.outputs.values())} - fed
     names = sorted({each for place in places for each in tainted.get(f"node {place}", ())})
-    if names and not graph.runs(definition, _SETS_VARIABLE):
+    if names and not any(f"node {place}" in setters for place in places):
         more = " and more" if len(names) > _MOST_NAMED else ""
         listed = ", ".join(names[:_MOST_NAMED])
         yield f"it reads {listed}{more}, which loading the model does not set"

@@ -123,10 +123,6 @@ class Graph:
         fed = {tensor_name(saver.filename_tensor_name), *self.assets}
         return self._reach({"restoring variables": Root((saver.restore_op_name,), frozenset(fed))})
 
-    def runs(self, definition: Any, op: str) -> bool:
-        """Say whether a signature runs an operation, given its SignatureDef."""
-        return op in self.operations(definition)
-
     def operations(self, definition: Any) -> set[str]:
         """Return the operations that a signature runs, given its SignatureDef."""
         outputs, inputs = definition.outputs.values(), definition.inputs.values()
