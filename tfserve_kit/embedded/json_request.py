@@ -6,7 +6,7 @@ so that parse errors and echoed values are the same. Faults are found in the sam
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -220,8 +220,7 @@ class _Column:
     def add(self, row: Any) -> None:
         """Take the next row; raises ServingError."""
         shape = _shape(row)
-        # Each leaf costs a step per level, and what is so deep is refused anyway.
-        flat = list(_walk(row, shape, 0, self._dtype)) if len(shape) < MAX_RANK else []
+        flat = _leaves(row, shape, self._dtype) if len(shape) < MAX_RANK else []
         if self.is_empty:
             self._shape, self._size, self.is_empty = shape, len(flat), False
         if len(flat) != self._size:
@@ -245,7 +244,7 @@ def _array(value: Any, dtype: DType, alias: str) -> NDArray[Any]:
     array = _quick(value, shape, dtype)
     if array is not None:
         return array
-    return _built(list(_walk(value, shape, 0, dtype)), dtype, shape)
+    return _built(_leaves(value, shape, dtype), dtype, shape)
 
 
 # The Python types that a list of numbers may hold, by kind of dtype; whole numbers where not named.
@@ -300,15 +299,22 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _walk(value: Any, shape: tuple[int, ...], level: int, dtype: DType) -> Iterable[Any]:
-    """Yield the leaves, checking each; slow, but knows what to say about the first bad one."""
+def _leaves(value: Any, shape: tuple[int, ...], dtype: DType) -> list[Any]:
+    """Return the leaves, checking each; slow, but knows what to say about the first bad one."""
+    leaves: list[Any] = []
+    _collect(value, shape, 0, dtype, leaves)
+    return leaves
+
+
+def _collect(value: Any, shape: tuple[int, ...], level: int, dtype: DType, to: list[Any]) -> None:
+    """Add the leaves from a level on; all into one list, so that none costs a step per level."""
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
                 f"JSON Value: {echo(value)} found at incorrect level: {level + 1} in the JSON DOM. "
                 f"Expected at level: {len(shape)}"
             )
-        yield _leaf(value, dtype)
+        to.append(_leaf(value, dtype))
         return
     if level >= len(shape):
         raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
@@ -318,7 +324,7 @@ def _walk(value: Any, shape: tuple[int, ...], level: int, dtype: DType) -> Itera
             f"expected size: {shape[level]}"
         )
     for item in value:
-        yield from _walk(item, shape, level + 1, dtype)
+        _collect(item, shape, level + 1, dtype, to)
 
 
 def _leaf(value: Any, dtype: DType) -> Any:

@@ -24,6 +24,8 @@ MAX_FILLED_BYTES = 1 << 30
 MAX_EMPTY_ROWS = 1 << 20
 
 
+# An element of the widest type.
+_WIDEST_BYTES = 16
 # A string within tensorflow, besides its bytes, and the reference to it.
 _STRING_BYTES = 32
 
@@ -96,12 +98,22 @@ def from_proto(proto: Any, *, whole: bool = False, fill: Fill = _freely) -> NDAr
     shape, count = _shape(proto)
     if whole and not count:
         _require_few_rows(shape)
+    array = _shaped(_flat(proto, shape, count, fill, whole=whole), shape)
+    if not whole and not count:
+        _claim_empty(shape, fill)
+    return array
+
+
+def _flat(
+    proto: Any, shape: tuple[int, ...], count: int, fill: Fill, *, whole: bool
+) -> NDArray[Any]:
+    """Return the elements, checked; see `from_proto`."""
     try:
         dtype = dtypes.by_number(proto.dtype)
     except KeyError:
         raise _foreign(proto, count) from None
     if dtype is dtypes.STRING:
-        return _shaped(_strings_from(proto, count, fill, whole=whole), shape)
+        return _strings_from(proto, count, fill, whole=whole)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
     if proto.tensor_content and count:  # of no elements nothing is read
         if len(proto.tensor_content) != count * storage.itemsize:
@@ -114,7 +126,7 @@ def from_proto(proto: Any, *, whole: bool = False, fill: Fill = _freely) -> NDAr
         )
     else:
         flat = _filled(_typed(proto, dtype, storage), count, fill, whole=whole)
-    return _shaped(_widen(flat) if dtype.numpy is None else flat, shape)
+    return _widen(flat) if dtype.numpy is None else flat
 
 
 def _shape(proto: Any) -> tuple[tuple[int, ...], int]:
@@ -193,6 +205,17 @@ def _require_few_rows(shape: tuple[int, ...]) -> None:
     """Refuse a tensor of nothing that would be a list of very many empty lists."""
     if math.prod(shape[: shape.index(0)]) > MAX_EMPTY_ROWS:
         raise TensorError(f"a tensor without elements of the shape {list(shape)[:8]}")
+
+
+def _claim_empty(shape: tuple[int, ...], fill: Fill) -> None:
+    """Count a tensor of nothing for what a model makes of it: a sum along the empty axis, say.
+
+    That has as many elements as the other axes name, so these are values that were left out.
+    """
+    claimed_bytes = _WIDEST_BYTES * math.prod(filter(None, shape))
+    if claimed_bytes > MAX_FILLED_BYTES:
+        raise TensorError(f"a tensor without elements of the shape {list(shape)[:8]}")
+    fill(claimed_bytes)
 
 
 def _filled(values: NDArray[Any], count: int, fill: Fill, *, whole: bool) -> NDArray[Any]:

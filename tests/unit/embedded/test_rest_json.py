@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -448,3 +449,15 @@ def test_rows_of_any_rank_are_printed_on_one_line(value, rows):
 
 def test_error_message_that_holds_raw_bytes_passes_them():
     assert json_answer.error("a\udcff\n") == b'{\n    "error": "a\xff\\n"\n}'
+
+
+def test_deep_tensor_that_is_looked_at_leaf_by_leaf_costs_no_step_per_level():
+    def steps(depth):
+        body = b'{"inputs": ' + b"[" * depth + b"1," * 5000 + b'"no"' + b"]" * depth + b"}"
+        info = {"x": protos.TensorInfo(name="x:0", dtype=1)}
+        started_s = time.process_time()
+        with pytest.raises(ServingError, match="not of expected type"):
+            PredictBody(body, lambda _: info, ACCOUNT)
+        return time.process_time() - started_s
+
+    assert steps(250) < 20 * steps(1)

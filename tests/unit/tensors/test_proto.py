@@ -253,6 +253,17 @@ class TestRefusals:
             from_proto(protos.from_text("TensorProto", text))
         assert not isinstance(caught.value, ForeignTensorError)
 
+    @pytest.mark.parametrize("shape", [[0, 1 << 40], [1 << 32, 0], [1 << 20, 0, 1 << 20]])
+    @pytest.mark.parametrize("dtype", ["float", "string", "bool"])
+    def test_nothing_of_which_a_model_makes_very_much_is_refused(self, dtype, shape):
+        with pytest.raises(TensorError, match="without elements"):
+            from_proto(tensor(dtype, shape))
+
+    def test_axes_beside_an_empty_one_count_as_values_that_were_left_out(self):
+        told = []
+        assert from_proto(tensor("float", [0, 1000, 1000]), fill=told.append).size == 0
+        assert told[-1] >= 8 * 1000 * 1000
+
     @pytest.mark.parametrize("number", [0, 20, 21, 11, 999])
     def test_data_type_that_cannot_travel_is_refused_by_number(self, number):
         message = protos.TensorProto(dtype=number)
