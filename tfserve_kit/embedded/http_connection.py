@@ -23,8 +23,8 @@ from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, STEADY_BYTES
 from tfserve_kit.embedded.rest_surface import Reply, page, timed_out
 from tfserve_kit.embedded.status import ServingError
 
-# (method, target, body, call) -> Reply
-Surface = Callable[[str, str, bytes, Call], Reply]
+# (method, target, body, call) -> Reply; for OPTIONS there may be an origin
+Surface = Callable[..., Reply]
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class Shared:
             return timed_out()
         call = Call.within(self.timeout_s, request.account, lambda: not request.is_wanted)
         try:
-            return self.surface(request.method, request.target, request.take_body(), call)
+            origin = {"origin": request.origin} if request.origin else {}
+            body = request.take_body()
+            return self.surface(request.method, request.target, body, call, **origin)
         except ServingError:
             return page(503)
         except Exception:  # noqa: BLE001 (whoever asks must get an answer)

@@ -32,6 +32,7 @@ class Request:
 
     Attributes:
         account: what it makes the server hold, answer included.
+        origin: what page asks whether it may ask; for OPTIONS only.
         turn: its place among the others, once it has been asked for.
         is_wanted: whether somebody still waits for the answer.
         is_working: whether the answer is being made.
@@ -43,6 +44,7 @@ class Request:
     is_zipped: bool
     keep_alive: bool
     account: Account
+    origin: str = ""
     turn: Turn | None = None
     is_wanted: bool = True
     is_working: bool = False
@@ -214,12 +216,18 @@ class Reader:
             (b"content-encoding", b"gzip") in self._headers,
             self._parser.should_keep_alive(),
             self._account,
+            self._origin(),
         )
         self._account = None
         self._silent_bytes = 0
         self.begun = False
         self._forget()
         self._owner.take(request)
+
+    def _origin(self) -> str:
+        if self._parser.get_method() != b"OPTIONS":
+            return ""
+        return dict(reversed(self._headers)).get(b"origin", b"").decode("latin-1")
 
     def _decline(self, rest: memoryview) -> None:
         """Read a request that offers another protocol once more, without the offer."""

@@ -19,7 +19,7 @@ from tfserve_kit.embedded.handlers import Handlers, ModelRef
 from tfserve_kit.embedded.large_json import LargeJson
 from tfserve_kit.embedded.ledger import BudgetExceeded
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.status import Code, ServingError, invalid, told
+from tfserve_kit.embedded.status import Code, ServingError, encoded, invalid, told
 from tfserve_kit.embedded.versions import State
 from tfserve_kit.repository.versions import MAX_VERSION
 
@@ -43,10 +43,11 @@ _HTTP_STATUS = {
     Code.UNAVAILABLE: 503,
 }
 
-_PREFIX = re.compile(r"/v1/models", re.IGNORECASE)
-_MODEL = r"/(?i:v1/models)/([^/:]+)(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
-_CALL = re.compile(_MODEL + r":(classify|regress|predict)")
-_STATUS = re.compile(_MODEL + r"(/(?i:metadata))?")
+_PREFIX = re.compile(r"/v1/", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://")
+_VERSION = r"(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
+_CALL = re.compile(rf"/(?i:v1/models)/([^/:]+){_VERSION}:(classify|regress|predict)")
+_STATUS = re.compile(rf"/(?i:v1/models)(?:/([^/:]+))?{_VERSION}(/(?i:metadata))?")
 _ROUTES = {"POST": _CALL, "GET": _STATUS}
 
 _CORS = {
@@ -118,7 +119,9 @@ class RestSurface:
         """Let go of what reads and writes large JSON; idempotent."""
         self._json.stop()
 
-    def reply(self, method: str, target: str, body: bytes, call: Call | None = None) -> Reply:
+    def reply(
+        self, method: str, target: str, body: bytes, call: Call | None = None, *, origin: str = ""
+    ) -> Reply:
         """Answer one request; never raises.
 
         Args:
@@ -126,17 +129,18 @@ class RestSurface:
             target: request target as sent: percent-encoded, absolute URLs included.
             body: decoded body.
             call: how long the client will wait, and its account; without limits if left out.
+            origin: the page that asks, for OPTIONS.
         """
         call = call or Call.unbounded()
         held_bytes = call.account.held_bytes
         try:
-            reply = self._reply(method, target, body, call)
+            reply = self._reply(method, target, body, call, origin)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             reply = _failure(told(error, "a REST request"))
         call.account.keep(held_bytes + len(reply.body))
         return reply
 
-    def _reply(self, method: str, target: str, body: bytes, call: Call) -> Reply:
+    def _reply(self, method: str, target: str, body: bytes, call: Call, origin: str) -> Reply:
         target = re.sub(r"^https?://[^/]*", "", target)
         if re.search(r"%(?![0-9A-Fa-f]{2})", target):
             return page(400)
@@ -147,7 +151,7 @@ class RestSurface:
         if not _PREFIX.match(target):
             return page(404)
         if method == "OPTIONS":
-            reply = Reply(200 if self._cors else 400, b"", HTML)
+            reply = Reply(200 if _ORIGIN.search(origin) else 400, b"", HTML)
         else:
             reply = self._counted(method, target, body, call)
         return replace(reply, headers={**_CORS, **reply.headers}) if self._cors else reply
@@ -160,7 +164,7 @@ class RestSurface:
         except Exception as error:  # noqa: BLE001 (a fault of ours counts as well)
             refusal = told(error, f"{method} {target}")
             reply, code = _failure(refusal), refusal.code
-        name = _decoded(found[1]) if found else ""
+        name = _decoded(found[1] or "") if found else ""
         verb = found[4] if found and method == "POST" else ""
         self._metrics.count_request(name, verb, "REST", code.name, started_ns)
         return reply
@@ -168,11 +172,11 @@ class RestSurface:
     def _route(
         self, method: str, target: str, found: re.Match[str] | None, body: bytes, call: Call
     ) -> Reply:
-        if method == "GET" and target.lower() == "/v1/models":
-            raise invalid("Missing model name in request.")
         if not found:
             raise invalid(f"Malformed request: {method} {target}")
         model = _model(*found.groups()[:3])
+        if not model.name:
+            raise invalid("Missing model name in request.")
         if method == "POST":
             return self._infer(found[4], model, body, call)
         return self._metadata(model) if found[4] == "/metadata" else self._status(model)
@@ -229,13 +233,13 @@ def status_message(status: VersionStatus) -> Any:
     message.status.SetInParent()
     if status.error is not None and status.state is State.END:
         message.status.error_code = int(status.error.code)
-        message.status.error_message = status.error.message
+        message.status.error_message = encoded(status.error.message).decode()
     return message
 
 
-def _model(name: str, version: str | None, label: str | None) -> ModelRef:
+def _model(name: str | None, version: str | None, label: str | None) -> ModelRef:
     return ModelRef(
-        _decoded(name), _number(version) if version else None, label and _decoded(label)
+        _decoded(name or ""), _number(version) if version else None, label and _decoded(label)
     )
 
 

@@ -180,6 +180,8 @@ def translated(tf: Runtime, error: BaseException) -> BaseException:
     """Return what tensorflow raised in the server's terms; what is not tensorflow's passes."""
     if isinstance(error, tf.errors.OpError):
         return ServingError(Code(error.error_code), error.message)
+    if isinstance(error, UnicodeDecodeError):  # of a text that quotes bytes; its code is lost
+        return invalid(error.object.decode("utf-8", "surrogateescape"))
     if isinstance(error, OSError | RuntimeError | ValueError | TypeError):
         return ServingError(Code.INVALID_ARGUMENT, str(error))
     return error

@@ -228,6 +228,30 @@ def test_unknown_method_reaches_the_surface(wire):
 
 
 @pytest.mark.parametrize(
+    ("method", "headers", "origin"),
+    [
+        ("OPTIONS", ["oRIGIN: http://a", "Origin: http://b"], "http://a"),
+        ("OPTIONS", ["Origin:"], None),
+        ("GET", ["Origin: http://a"], None),
+    ],
+)
+def test_surface_is_told_the_first_origin_of_options_alone(method, headers, origin):
+    told = []
+
+    def surface(method, target, body, call, **more):
+        told.append(more)
+        return Reply(200)
+
+    transport = serving(surface, threads=1)
+    transport.start()
+    with socket.create_connection(("127.0.0.1", transport.port)) as client:
+        client.sendall(request("/v1/models/m", method=method, headers=headers))
+        client.recv(1000)
+    transport.stop(1)
+    assert told == [{"origin": origin} if origin else {}]
+
+
+@pytest.mark.parametrize(
     "garbage",
     [
         b"\x16\x03\x01\x02\x00\x01\x00",

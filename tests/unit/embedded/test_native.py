@@ -40,6 +40,7 @@ def graph():
         tf.compat.v1.placeholder(tf.float32, [None], name="row")
         tf.identity(x, name="numbers")
         tf.identity(s, name="texts")
+        tf.strings.to_number(s, name="numbers_of_texts")
         tf.strings.as_string(graph.get_tensor_by_name("row:0"), name="row_texts")
         tf.reshape(x, k, name="numbers_of_shape")
         tf.reshape(s, k, name="texts_of_shape")
@@ -72,6 +73,21 @@ def test_strings_of_any_usual_shape_pass(servable, shape):
     (found,) = servable.run({"s:0": fed}, ["texts:0"])
     assert found.dtype == object and found.shape == shape
     assert found.tolist() == fed.tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"abc", "string: abc\n"),
+        ("é".encode(), "string: é\n"),
+        (b"a\xff\xc3(b", "string: a\udcff\udcc3(b\n"),
+        (b"\xed\xa0\x80", "string: \udced\udca0\udc80\n"),
+    ],
+)
+def test_error_that_quotes_bytes_keeps_them(servable, value, text):
+    error = refusal(servable, {"s:0": strings((1,), value)}, ["numbers_of_texts:0"])
+    assert error.code is Code.INVALID_ARGUMENT
+    assert f"StringToNumberOp could not correctly convert {text}" in error.message
 
 
 @pytest.mark.parametrize("dimensions", DEEP)

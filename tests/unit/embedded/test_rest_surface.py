@@ -199,7 +199,8 @@ def test_version_above_int64_is_refused_without_a_text(reply, handlers, method, 
         ("/", 404, "Not Found"),
         ("/healthz", 404, "Not Found"),
         ("/v2/models/m:predict", 404, "Not Found"),
-        ("/v1/model", 404, "Not Found"),
+        ("/v1", 404, "Not Found"),
+        ("/v1x/models/m", 404, "Not Found"),
         ("x/v1/models/m", 404, "Not Found"),
         ("/v1/models/half%zz:predict", 400, "Bad Request"),
         ("/elsewhere%", 400, "Bad Request"),
@@ -216,6 +217,51 @@ def test_target_outside_the_api_gets_a_page_and_the_connection_is_closed(
         f"<HTML><HEAD>\n<TITLE>{status} {title}</TITLE>\n</HEAD><BODY>\n"
         f"<H1>{title}</H1>\n</BODY></HTML>\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("/v1/", "Malformed request: GET /v1/"),
+        ("/V1/model", "Malformed request: GET /V1/model"),
+        ("/v1/other/m", "Malformed request: GET /v1/other/m"),
+        ("/v1/models/", "Malformed request: GET /v1/models/"),
+        ("/v1/models/m/n", "Malformed request: GET /v1/models/m/n"),
+        ("/v1/models/m:predict", "Malformed request: GET /v1/models/m:predict"),
+        ("/v1/models", "Missing model name in request."),
+        ("/v1/Models", "Missing model name in request."),
+        ("/v1/models/versions/1", "Missing model name in request."),
+        ("/v1/models/labels/stable", "Missing model name in request."),
+        ("/v1/models/versions/1/metadata", "Missing model name in request."),
+        ("/v1/models/labels/a/METADATA", "Missing model name in request."),
+    ],
+)
+def test_path_of_the_api_that_names_no_model_is_told(reply, handlers, target, message):
+    found = reply("GET", target)
+    assert found.status == 400
+    assert json.loads(found.body) == {"error": message}
+    assert handlers.asked == []
+
+
+@pytest.mark.parametrize("cors", [True, False])
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("", 400),
+        ("null", 400),
+        ("example.com", 400),
+        ("ftp://example.com", 400),
+        ("HTTP://example.com", 400),
+        ("http://example.com", 200),
+        ("https://example.com", 200),
+        ("x https://", 200),
+    ],
+)
+def test_options_is_answered_by_the_origin_whatever_may_be_read(handlers, cors, origin, status):
+    surface = RestSurface(handlers, Metrics(), cors=cors)
+    found = surface.reply("OPTIONS", "/v1/models/m:predict", b"", origin=origin)
+    assert (found.status, found.body) == (status, b"")
+    assert ("Access-Control-Allow-Origin" in found.headers) == cors
 
 
 @pytest.mark.parametrize("target", ["/v1/models/m:predict", "/v1/models/m"])
@@ -351,7 +397,7 @@ def test_examples_that_are_none_are_refused(reply, handlers, verb, body, text):
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [
-        ("OPTIONS", "/v1/models/m:predict", 200),
+        ("OPTIONS", "/v1/models/m:predict", 400),
         ("POST", "/v1/models/m:predict", 200),
         ("GET", "/v1/models/m/x/y", 400),
     ],
