@@ -196,7 +196,10 @@ def assert_called(surfaces, method, body):
     with ledger.account("client") as account:
         answer = surface.answer(protos.METHODS[method].path, body, Call(account))
         assert account.held_bytes <= len(answer.body)
-    assert answer.code is not Code.UNKNOWN and answer.details.encode() is not None
+    assert (
+        answer.code is not Code.UNKNOWN
+        and answer.details.encode("utf-8", "surrogateescape") is not None
+    )
     if answer.code is Code.OK:
         protos.message_class(protos.METHODS[method].response).FromString(answer.body)
 
