@@ -32,7 +32,7 @@ _STRING_BYTES = 64  # a string as an object, and once more within tensorflow
 
 _ANSWERED_NUMBER_BYTES = 64  # as a Python number, as text, and as a piece of the answer
 _ANSWERED_STRING_BYTES = 200
-_RESULT_BYTES = 300  # a class or a value: a pair, a message, a piece of the answer
+_RESULT_BYTES = 300  # a class or a value, and a row of them: a pair, a message, a piece of text
 _ESCAPED_TIMES = 8  # a control character in JSON takes six bytes
 
 
@@ -175,7 +175,7 @@ def of_results(arrays: Iterable[NDArray[Any]]) -> int:
     """Return what classes, scores and values take, and become as objects and in the answer."""
     size_bytes = 0
     for array in arrays:
-        size_bytes += _RESULT_BYTES * array.size
+        size_bytes += _RESULT_BYTES * (array.size + len(array) if array.ndim else 1)
         if array.dtype.char == "O":
             size_bytes += _ESCAPED_TIMES * text_bytes(array)
     return size_bytes if size_bytes > UNCOUNTED_BYTES else 0

@@ -7,7 +7,7 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tfserve_kit import protos
@@ -247,7 +247,7 @@ class PredictInputs(Mapping[str, Any]):
         self._account = account
         # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
         self._spare_bytes = MAX_FILLED_BYTES
-        self._sent_bytes = request.ByteSize
+        self._sent_bytes = cache(request.ByteSize)  # it looks through the whole message
 
     def __len__(self) -> int:
         return len(self._tensors)

@@ -141,18 +141,19 @@ def test_stored_request_counts_as_one_that_is_sent():
     assert sent <= claims.of_message("PredictionLog", body) <= 1.01 * sent
 
 
+@pytest.mark.parametrize("shape", [(2000, 20), (20_000, 1)])
 @pytest.mark.parametrize("label", [b"", b"x" * 40, b"\0" * 40])
-def test_results_never_become_more_than_was_told(label):
-    labels = np.full((2000, 20), label, object)
-    scores = np.ones((2000, 20), np.float32)
+def test_results_never_become_more_than_was_told(label, shape):
+    labels = np.full(shape, label, object)
+    scores = np.ones(shape, np.float32)
     outputs = {"classes": labels, "scores": scores}
     assert_within(
         claims.of_results(outputs.values()),
-        lambda: _answers_of_classes(inference.classes(outputs, 2000)),
+        lambda: _answers_of_classes(inference.classes(outputs, len(scores))),
     )
     assert_within(
         claims.of_results([scores]),
-        lambda: _answers_of_classes(inference.classes({"scores": scores}, 2000)),
+        lambda: _answers_of_classes(inference.classes({"scores": scores}, len(scores))),
     )
     values = np.ones(40_000, np.float32)
     assert_within(
