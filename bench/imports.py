@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.harness import Benchmark, Sides
 from bench.processes import MODELS, PYTHON, Place, console_script, require_tensorflow
 from bench.stats import Goal
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 _MESSAGES = "from tfserve_kit import protos; protos.PredictRequest"
 # What messages made from descriptors cannot do without.

@@ -14,7 +14,7 @@ from bench.processes import MODELS, PYTHON, ROOT, Place, require_tensorflow
 from bench.stats import Compare, Goal
 from tfserve_kit import connect
 from tfserve_kit.repository import push
-from tfserve_kit.swap import Traffic, verify
+from tfserve_kit.serving.swap import Traffic, verify
 
 _LARGE_MEGABYTES = 500
 _SMALL_FILES, _SMALL_BYTES = 2_000, 4_096

@@ -21,11 +21,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
+from tfserve_kit.deployment.flags import FLAGS
+from tfserve_kit.deployment.lint import RULES, Severity
+from tfserve_kit.deployment.schema import Spec
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.settings import MOOT, OTHERWISE, REFUSED
-from tfserve_kit.flags import FLAGS
-from tfserve_kit.lint import RULES, Severity
-from tfserve_kit.spec.schema import Spec
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by `make docs`; do not edit. -->\n\n"
@@ -165,17 +165,17 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.clients.sync": ("SyncClient",),
     "tfserve_kit.clients.aio": ("AsyncClient",),
     "tfserve_kit.errors": (),
-    "tfserve_kit.labels": ("Labels", "read"),
-    "tfserve_kit.preprocessing": ("Preprocessing",),
+    "tfserve_kit.pictures.labels": ("Labels", "read"),
+    "tfserve_kit.pictures.preprocessing": ("Preprocessing",),
     "tfserve_kit.pictures.prepare": ("read_file", "image_input", "prepare"),
-    "tfserve_kit.spec": ("build", "load"),
-    "tfserve_kit.render": ("render",),
+    "tfserve_kit.deployment": ("build", "load"),
+    "tfserve_kit.deployment.render": ("render",),
     "tfserve_kit.repository": (),
-    "tfserve_kit.warmup": ("build", "write", "problems"),
-    "tfserve_kit.launch": ("up", "plan", "check"),
-    "tfserve_kit.reload": ("reload",),
+    "tfserve_kit.savedmodel.warmup": ("build", "write", "problems"),
+    "tfserve_kit.serving.launch": ("up", "plan", "check"),
+    "tfserve_kit.serving.reload": ("reload",),
     "tfserve_kit.engines": (),
-    "tfserve_kit.swap": (),
+    "tfserve_kit.serving.swap": (),
     "tfserve_kit.embedded.server": ("EmbeddedServer",),
     "tfserve_kit.perf.preparing": ("Asked", "Preparer"),
     "tfserve_kit.perf.workload": ("Workload",),

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.integration import images
-from tfserve_kit import launch, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.engines import process
+from tfserve_kit.serving import launch
 
 DATA = Path(__file__).parent / "data"
 

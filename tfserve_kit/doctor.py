@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tfserve_kit.deployment.schema import Server
 from tfserve_kit.engines import Phase, ServerHandle, daemon, exits, process, registry
 from tfserve_kit.engines.base import Availability
 from tfserve_kit.engines.records import state_folder
 from tfserve_kit.errors import EngineUnavailable
-from tfserve_kit.spec.schema import Server
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VERSION_TIMEOUT_S = 30

@@ -12,7 +12,7 @@ import services_pb2_grpc
 
 from tfserve_kit.errors import TfkitError
 from tfserve_kit.pictures.prepare import ImageInput, prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import TensorSpec
 from tfserve_kit.tensors import dtypes
 

@@ -18,7 +18,8 @@ import numpy as np
 import services_pb2
 import services_pb2_grpc
 
-from tfserve_kit import Client, Target, connect, launch, spec
+from tfserve_kit import Client, Target, connect
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients.labels import top_scores
 from tfserve_kit.engines import registry
 from tfserve_kit.errors import (
@@ -31,7 +32,8 @@ from tfserve_kit.errors import (
     TfkitError,
 )
 from tfserve_kit.pictures.heads import choose_head
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.serving import launch
 
 MODEL = "classifier"
 BACKEND = "classification-backend"

@@ -14,7 +14,7 @@ import numpy as np
 from idx import Digits, load
 from numpy.typing import NDArray
 
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 # Tensorflow reads these once, as it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

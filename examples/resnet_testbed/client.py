@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfserve_kit import connect
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.pictures.prepare import image_input, prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 
 def main() -> int:

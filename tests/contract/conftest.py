@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.contract.blocking import Blocking
-from tfserve_kit import connect, launch, spec
+from tfserve_kit import connect
+from tfserve_kit import deployment as spec
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
+from tfserve_kit.serving import launch
 
 FAKE_SERVER = Path(__file__).with_name("fake_model_server.py")
 MODELS = Path(__file__).parents[1] / "data" / "models"

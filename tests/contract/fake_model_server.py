@@ -46,7 +46,8 @@ def say(text):
 def serve(arguments, life, stop):
     import grpc  # here, so that the short lives are quick
 
-    from tfserve_kit import flags, protos
+    from tfserve_kit import protos
+    from tfserve_kit.deployment import flags
 
     values = flags.parse(arguments).values
     try:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from tests.contract.conftest import MODELS
-from tfserve_kit import connect, launch, spec
+from tfserve_kit import connect
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients.results import LabelScore
 from tfserve_kit.engines import process
 from tfserve_kit.errors import InvalidRequest, ModelNotFound, ServerUnreachable, UsageError
+from tfserve_kit.serving import launch
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tfserve_kit import launch, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.sync import SyncClient
 from tfserve_kit.engines import process
+from tfserve_kit.serving import launch
 
 pytestmark = pytest.mark.tensorflow
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tfserve_kit import render
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import render
 from tfserve_kit.engines import Availability, Endpoints, Phase, State, process, registry
 from tfserve_kit.engines.container import ContainerPlan
 from tfserve_kit.engines.process import ProcessEngine, Record

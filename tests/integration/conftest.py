@@ -11,11 +11,13 @@ import pytest
 
 from tests.integration.commands import PATIENCE_S, Done
 from tests.integration.images import docker
-from tfserve_kit import launch, render, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.cli import main
+from tfserve_kit.deployment import render
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.process import ProcessEngine
+from tfserve_kit.serving import launch
 
 FAKE_SERVER = Path(__file__).parents[1] / "contract" / "fake_model_server.py"
 _numbers = itertools.count()

@@ -20,7 +20,7 @@ from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 

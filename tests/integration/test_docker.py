@@ -18,13 +18,14 @@ from PIL import Image
 from tests.integration.commands import PATIENCE_S, running
 from tests.integration.conftest import new_name
 from tests.integration.images import docker
-from tfserve_kit import launch, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment.schema import Docker
 from tfserve_kit.engines import Phase, State, container, registry
 from tfserve_kit.engines.container_user import default_user
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed
-from tfserve_kit.spec.schema import Docker
+from tfserve_kit.serving import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 

@@ -10,12 +10,12 @@ import pytest
 from tests.integration.commands import running
 from tests.integration.daemon_proxy import DaemonProxy
 from tests.integration.images import docker
-from tfserve_kit import launch
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, State
 from tfserve_kit.engines.container import container_name
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import ServerFailed
+from tfserve_kit.serving import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit import launch, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.engines import process
 from tfserve_kit.evaluation import datasets
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.serving import launch
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "data" / "digits"

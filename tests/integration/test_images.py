@@ -14,7 +14,7 @@ import pytest
 import tfserve_kit
 from tests.integration import images as stock
 from tests.integration.images import docker
-from tfserve_kit import spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.cli import build_image as build_image_module
 from tfserve_kit.cli import main
 from tfserve_kit.clients import Target

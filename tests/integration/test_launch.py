@@ -10,12 +10,13 @@ import psutil
 import pytest
 
 from tests.integration.commands import Caller
-from tfserve_kit import connect, launch
+from tfserve_kit import connect
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, process
 from tfserve_kit.errors import ServerExists, ServerFailed, SpecError
 from tfserve_kit.repository import push
+from tfserve_kit.serving import launch
 
 
 class Steps:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tfserve_kit.lint import RULES
+from tfserve_kit.deployment.lint import RULES
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.integration.answering import answering, sent_while
-from tfserve_kit import connect, launch, repository, spec
+from tfserve_kit import connect, repository
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import process
@@ -18,6 +19,7 @@ from tfserve_kit.perf import payloads
 from tfserve_kit.perf.samples import CANCELLED_AT_END, CONNECTION_LOST, Run
 from tfserve_kit.perf.sending import Closed, Load, Open
 from tfserve_kit.perf.stats import summarize
+from tfserve_kit.serving import launch
 
 DEADLINE_EXCEEDED, UNAVAILABLE = 4, 14
 # Both go on for as long as it takes; each test ends its run itself.

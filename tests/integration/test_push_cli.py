@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from tfserve_kit import launch, spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.engines import process
 from tfserve_kit.repository import push, retention, scan
+from tfserve_kit.serving import launch
 
 SHARD = "variables/variables.data-00000-of-00001"
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from tests.integration.commands import Caller, running
-from tfserve_kit import connect, launch, reload, spec
+from tfserve_kit import connect
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, process, registry
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFailed, UsageError
 from tfserve_kit.repository import push
+from tfserve_kit.serving import launch, reload
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 

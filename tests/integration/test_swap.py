@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 from tests.integration.commands import Caller
-from tfserve_kit import connect, launch, reload, spec, swap
+from tfserve_kit import connect
+from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, process
 from tfserve_kit.errors import PushRefused, RequestError, ServerFailed, UsageError
 from tfserve_kit.repository import push, retention, scan
-from tfserve_kit.swap import promote
-from tfserve_kit.swap.claims import Reason, claims
-from tfserve_kit.swap.rollback import Place, bring_back, roll_back
+from tfserve_kit.serving import launch, reload, swap
+from tfserve_kit.serving.swap import promote
+from tfserve_kit.serving.swap.claims import Reason, claims
+from tfserve_kit.serving.swap.rollback import Place, bring_back, roll_back
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 

@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 from tests.integration.commands import running
-from tfserve_kit import processes, protos, tfrecord
+from tfserve_kit import processes, protos
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, push, scan
-from tfserve_kit.smoke import trial
-from tfserve_kit.warmup import WARMUP_FILE
+from tfserve_kit.savedmodel import tfrecord
+from tfserve_kit.savedmodel.warmup import WARMUP_FILE
+from tfserve_kit.serving.smoke import trial
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
 

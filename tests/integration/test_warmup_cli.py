@@ -9,12 +9,13 @@ import requests
 from PIL import Image
 
 from tests.unit.saved_models import meta_graph, tensor, write
-from tfserve_kit import protos, tfrecord
+from tfserve_kit import protos
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.status import ServingError
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import tfrecord
+from tfserve_kit.savedmodel.warmup import WARMUP_FILE
 from tfserve_kit.tensors import from_proto
-from tfserve_kit.warmup import WARMUP_FILE
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.system.example import EXAMPLES, assert_readme_shows
-from tfserve_kit import render
+from tfserve_kit.deployment import render
 
 NAME = "classification_service"
 FOLDER = EXAMPLES / NAME

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_folder_classifier"
 A_DAY_S = 86_400

@@ -1,6 +1,7 @@
 """SavedModels written by hand, as protobufs: no tensorflow, a millisecond each."""
 
-from tfserve_kit import graphscan, protos
+from tfserve_kit import protos
+from tfserve_kit.savedmodel import graph as graphscan
 
 FLOAT, STRING, RESOURCE = 1, 7, 20
 

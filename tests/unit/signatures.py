@@ -1,7 +1,6 @@
 """Signatures made up of a dtype and a shape for each input and output."""
 
-from tfserve_kit import composites
-from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel import Signature, TensorSpec, composites
 from tfserve_kit.tensors import dtypes
 
 

@@ -15,7 +15,7 @@ from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.arrays import open_npz
 from tfserve_kit.perf import replay, samples
 from tfserve_kit.pictures import prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

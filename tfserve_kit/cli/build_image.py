@@ -8,6 +8,7 @@ import click
 
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.deployment import Spec
 from tfserve_kit.engines import images
 from tfserve_kit.engines.image_files import (
     GRPC_PORT,
@@ -17,7 +18,6 @@ from tfserve_kit.engines.image_files import (
     Variant,
 )
 from tfserve_kit.errors import UsageError
-from tfserve_kit.spec import Spec
 
 
 @click.command("build-image")

@@ -2,13 +2,13 @@
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.promote import show
 from tfserve_kit.cli.stop import named_or_only
 from tfserve_kit.errors import UsageError
-from tfserve_kit.swap import promote
+from tfserve_kit.serving.access import Access
+from tfserve_kit.serving.swap import promote
 
 
 @click.command("canary")

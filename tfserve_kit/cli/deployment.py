@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tfserve_kit import spec
+from tfserve_kit import deployment
 from tfserve_kit.errors import UsageError
 
 
@@ -37,7 +37,9 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def load(config: Path | None, models: Sequence[str], **sections: Mapping[str, Any]) -> spec.Spec:
+def load(
+    config: Path | None, models: Sequence[str], **sections: Mapping[str, Any]
+) -> deployment.Spec:
     """Return the deployment that the options describe.
 
     Args:
@@ -58,13 +60,13 @@ def load(config: Path | None, models: Sequence[str], **sections: Mapping[str, An
         if config is not None:
             raise UsageError("give --config or --model, not both")
         document = {"models": dict(map(_named_model, models)), **overrides}
-        return spec.build(document, source="command line", folder=Path.cwd())
-    file = config or Path(spec.DEFAULT_FILE)
+        return deployment.build(document, source="command line", folder=Path.cwd())
+    file = config or Path(deployment.DEFAULT_FILE)
     if not file.is_file():
         raise UsageError(
             f"there is no {file}", remedy="`tfkit init` writes one; or give --model NAME=BASE_PATH"
         )
-    return spec.load(file, overrides=overrides)
+    return deployment.load(file, overrides=overrides)
 
 
 def _named_model(text: str) -> tuple[str, dict[str, str]]:

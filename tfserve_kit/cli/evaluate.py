@@ -9,7 +9,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -26,8 +25,9 @@ from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.evaluation.table_rows import SEPARATORS
 from tfserve_kit.evaluation.table_sample import Given
 from tfserve_kit.pictures.model import Asked
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
+from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.examples import Dataset
@@ -224,7 +224,7 @@ def _subject(
     from tfserve_kit.evaluation import own_names
     from tfserve_kit.evaluation.classes import Classes
     from tfserve_kit.evaluation.subjects import Subject
-    from tfserve_kit.graphscan.pictures import PictureGraph
+    from tfserve_kit.pictures.graph import PictureGraph
     from tfserve_kit.pictures.model import PictureModel
 
     found = client.metadata(target, timeout_s=timeout_s)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit import render
 from tfserve_kit.cli import output
+from tfserve_kit.deployment import DEFAULT_FILE, build, render
 from tfserve_kit.errors import UsageError
-from tfserve_kit.spec import DEFAULT_FILE, build
 
 
 @click.command("init")

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from tfserve_kit import processes
-from tfserve_kit.batch_axes import obstacles
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.errors import Problem, PushRefused, listed
@@ -15,6 +14,7 @@ from tfserve_kit.repository import Gate
 from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
 from tfserve_kit.repository.refusals import refusing
 from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel.batch_axes import obstacles
 
 _TOP_OPS = 10
 _COLUMNS = ("SIGNATURE", "BATCHES", "DIRECTION", "NAME", "TYPE", "TENSOR")

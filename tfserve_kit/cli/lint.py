@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit import render
 from tfserve_kit.cli import deployment, exit_codes, output
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.deployment import render
+from tfserve_kit.deployment.lint import Finding, Severity, lint
 from tfserve_kit.errors import SpecError
-from tfserve_kit.lint import Finding, Severity, lint
 
 
 @click.command("lint")

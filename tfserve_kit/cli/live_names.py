@@ -12,9 +12,9 @@ _PATIENCE_S = 1.0  # somebody waits for the Tab key
 def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Return the models of the servers that tfkit runs, or of the one that `--url` names."""
     del param
-    from tfserve_kit.access import at
     from tfserve_kit.clients import addresses
     from tfserve_kit.engines.records import records
+    from tfserve_kit.serving.access import at
 
     try:
         address = addresses.read(url) if (url := _given(ctx, "url")) else None
@@ -34,8 +34,8 @@ def versions(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     del param
     from click.shell_completion import CompletionItem
 
-    from tfserve_kit.access import NOTHING
     from tfserve_kit.cli.target import destination
+    from tfserve_kit.serving.access import NOTHING
 
     try:
         protocol = _given(ctx, "protocol") or "grpc"

@@ -2,11 +2,11 @@
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option, server_options, version_options
 from tfserve_kit.cli.target import destination
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.serving.access import Access
 
 
 @click.command("metadata")

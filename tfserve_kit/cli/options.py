@@ -8,9 +8,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tfserve_kit.access import FILE, Access
 from tfserve_kit.cli import live_names
 from tfserve_kit.errors import UsageError
+from tfserve_kit.serving.access import FILE, Access
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 

@@ -4,10 +4,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from tfserve_kit.access import server_at
 from tfserve_kit.clients import addresses
 from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import UsageError
+from tfserve_kit.serving.access import server_at
 
 if TYPE_CHECKING:
     from tfserve_kit.cli.target import Destination

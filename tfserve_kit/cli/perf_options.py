@@ -8,10 +8,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli.options import signature_option
 from tfserve_kit.cli.result_files import force_option
 from tfserve_kit.errors import UsageError
+from tfserve_kit.serving.access import Access
 
 _file = click.Path(path_type=Path)
 _positive = click.FloatRange(min=0, min_open=True)

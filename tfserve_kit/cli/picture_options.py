@@ -6,8 +6,15 @@ from typing import Any, get_args
 
 import click
 
-from tfserve_kit.preprocessing import ChannelOrder, Encoding, Framing, Layout, Mode, Preprocessing
-from tfserve_kit.preprocessing import ResizeMethod as Resize
+from tfserve_kit.pictures.preprocessing import (
+    ChannelOrder,
+    Encoding,
+    Framing,
+    Layout,
+    Mode,
+    Preprocessing,
+)
+from tfserve_kit.pictures.preprocessing import ResizeMethod as Resize
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:

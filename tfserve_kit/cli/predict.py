@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -24,10 +23,11 @@ from tfserve_kit.cli.target import destination
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.many_pictures import Outcome, choose_batch_rows, classify_all
 from tfserve_kit.errors import RequestError
-from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures.files import find
+from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.model import Asked
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.serving.access import Access
 
 
 @click.command("predict")

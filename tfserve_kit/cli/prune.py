@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit import spec
+from tfserve_kit import deployment
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.cli.target import base_path_of
 from tfserve_kit.repository import retention
-from tfserve_kit.swap.claims import claims
+from tfserve_kit.serving.swap.claims import claims
 
 
 @click.command("prune")
@@ -27,9 +27,11 @@ def command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> None:
     name means models/NAME.
     """
     base_path = base_path_of(base_path)
-    file = Path(spec.DEFAULT_FILE)
+    file = Path(deployment.DEFAULT_FILE)
     with output.TerminalProgress() as progress:
-        needed = claims(base_path, spec.load(file) if file.is_file() else None, progress=progress)
+        needed = claims(
+            base_path, deployment.load(file) if file.is_file() else None, progress=progress
+        )
     gone = retention.prune(base_path, keep, {claim.version for claim in needed}, dry_run=dry_run)
     did = "Would delete" if dry_run else "Deleted"
     numbers = ", ".join(map(str, gone)) or "no version"

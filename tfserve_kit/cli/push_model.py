@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from tfserve_kit import processes
-from tfserve_kit.access import Access
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.target import server_of
@@ -20,8 +19,14 @@ from tfserve_kit.repository import Gate, Pushed, Source, VersionChoice, push
 from tfserve_kit.repository.intake import Limits, parse_size
 from tfserve_kit.repository.push import Approve
 from tfserve_kit.repository.remote import pin_line
-from tfserve_kit.swap import SwapReport, Traffic
-from tfserve_kit.swap.delivery import Delivery, Destination, push_and_wait, push_under_traffic
+from tfserve_kit.serving.access import Access
+from tfserve_kit.serving.swap import SwapReport, Traffic
+from tfserve_kit.serving.swap.delivery import (
+    Delivery,
+    Destination,
+    push_and_wait,
+    push_under_traffic,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ def _approval(
     """Return what tries the staged version out, None where nothing of it is wanted."""
     if trust and not files:
         return None
-    from tfserve_kit import smoke
+    from tfserve_kit.serving import smoke
 
     act = smoke.smoke if trust else smoke.trial
     return partial(act, files=files, signature=signatures[0] if signatures else "", **options)
@@ -197,8 +202,8 @@ def _traffic(client: Client, model: str, base_path: Path | None, watch: _Watch) 
     if watch.inputs:
         from tfserve_kit.clients.classifier import choose_signature
         from tfserve_kit.clients.inputs import read_inputs
-        from tfserve_kit.graphscan.pictures import PictureGraph
-        from tfserve_kit.preprocessing import Preprocessing
+        from tfserve_kit.pictures.graph import PictureGraph
+        from tfserve_kit.pictures.preprocessing import Preprocessing
 
         found = client.metadata(Target(model))
         signature = choose_signature(found.signatures, "")

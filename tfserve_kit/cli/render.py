@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit import render
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.deployment import render
 from tfserve_kit.errors import UsageError, did_you_mean
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import (
     base_path_option,
@@ -21,8 +20,9 @@ from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.clients.outputs import describe, require_few, values, write_npz
 from tfserve_kit.errors import UsageError
-from tfserve_kit.graphscan.pictures import PictureGraph
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.serving.access import Access
 
 
 @click.command("request")

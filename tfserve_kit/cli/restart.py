@@ -4,16 +4,16 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit import launch, reload
-from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import access_options, json_option, name_argument
 from tfserve_kit.cli.ps import described
 from tfserve_kit.cli.reload import with_models
 from tfserve_kit.cli.stop import named_or_only
+from tfserve_kit.deployment import Spec
 from tfserve_kit.engines import ServerHandle, registry
-from tfserve_kit.spec import Spec
+from tfserve_kit.serving import launch, reload
+from tfserve_kit.serving.access import Access, reached_by
 
 
 @click.command("restart")

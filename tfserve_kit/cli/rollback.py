@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.target import base_path_of, server_of
 from tfserve_kit.errors import UsageError
-from tfserve_kit.swap.rollback import Place, RolledBack, bring_back, roll_back
+from tfserve_kit.serving.access import Access
+from tfserve_kit.serving.swap.rollback import Place, RolledBack, bring_back, roll_back
 
 
 @click.command("rollback")

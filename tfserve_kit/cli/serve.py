@@ -6,8 +6,7 @@ from threading import Thread
 
 import click
 
-from tfserve_kit import launch, redaction
-from tfserve_kit.access import Access, reached_by
+from tfserve_kit import redaction
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import access_options, json_option
@@ -16,6 +15,8 @@ from tfserve_kit.clock import Clock
 from tfserve_kit.engines import Phase, Plan, ServerHandle, exits, registry
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import ServerFailed, TfkitError
+from tfserve_kit.serving import launch
+from tfserve_kit.serving.access import Access, reached_by
 
 # How often the foreground command looks whether the server still runs, in seconds.
 _LOOK_S = 0.2

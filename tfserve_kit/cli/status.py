@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import json_option, server_options
 from tfserve_kit.cli.target import destinations
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import ModelNotFound
+from tfserve_kit.serving.access import Access
 
 _COLUMNS = ("model", "version", "state", "error")
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfserve_kit import access as accesses
-from tfserve_kit.access import Access
 from tfserve_kit.cli import output
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.addresses import Address
 from tfserve_kit.engines.records import Record, records, sharing
 from tfserve_kit.errors import UsageError
+from tfserve_kit.serving import access as accesses
+from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:
     from tfserve_kit.clients.sync import SyncClient

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.access import Access, reached_by
 from tfserve_kit.cli import deployment, exit_codes, output, perf_live
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import access_options, json_option, signature_option
+from tfserve_kit.deployment import DEFAULT_FILE
 from tfserve_kit.errors import UsageError, did_you_mean
-from tfserve_kit.spec import DEFAULT_FILE
+from tfserve_kit.serving.access import Access, reached_by
 
 if TYPE_CHECKING:  # numpy comes with them
-    from tfserve_kit.spec.schema import Spec
+    from tfserve_kit.deployment.schema import Spec
     from tfserve_kit.tuning import Goal, Tuned
 
 _count = click.IntRange(min=1)
@@ -145,7 +145,7 @@ class _Asked:
 
 def _batchable(spec: "Spec", model: str, signature: str) -> tuple["Spec", bool]:
     """Return the deployment, without batching where its models cannot be batched, and say so."""
-    from tfserve_kit.lint import hindrances
+    from tfserve_kit.deployment.lint import hindrances
 
     if not (found := hindrances(spec, model, signature)):
         return spec, True
@@ -154,10 +154,10 @@ def _batchable(spec: "Spec", model: str, signature: str) -> tuple["Spec", bool]:
 
 
 def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
-    from tfserve_kit import launch
     from tfserve_kit.engines import registry
     from tfserve_kit.perf import preparing
     from tfserve_kit.perf.workload import Workload
+    from tfserve_kit.serving import launch
     from tfserve_kit.tuning import Effort, Space, Testbed, tune
 
     options, model = asked.options, asked.model()

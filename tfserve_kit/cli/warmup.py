@@ -6,18 +6,18 @@ from typing import Any
 
 import click
 
-from tfserve_kit import savedmodel, tfrecord, warmup
-from tfserve_kit.batch_axes import batch_axes
+from tfserve_kit import savedmodel
 from tfserve_kit.cli import deployment, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import Arrays, read_inputs
 from tfserve_kit.errors import UsageError
-from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.perf.payloads import assumptions, random_inputs
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, tfrecord, warmup
+from tfserve_kit.savedmodel.batch_axes import batch_axes
 
 
 @click.command("warmup")

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients import server_texts
 from tfserve_kit.clients.attempts import Deadline
 from tfserve_kit.clients.checking import Inputs
@@ -23,6 +22,7 @@ from tfserve_kit.errors import (
     UsageError,
 )
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted
 
 OnError = Literal["raise", "isolate"]
 

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import numpy_files, protos
-from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.pictures.companions import Keys
 from tfserve_kit.pictures.decoding import require_picture
+from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.image_input import told
 from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
 from tfserve_kit.tensors.json import from_value

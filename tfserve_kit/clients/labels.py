@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.labels import Labels
-from tfserve_kit.labels import read as read_labels
+from tfserve_kit.pictures.labels import Labels
+from tfserve_kit.pictures.labels import read as read_labels
 
 __all__ = ["ClassScore", "read_labels", "top_scores"]
 

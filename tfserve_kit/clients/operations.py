@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tfserve_kit.batch_axes import of_any_rows
 from tfserve_kit.clients import checking
 from tfserve_kit.clients.attempts import Attempts, Deadline
 from tfserve_kit.clients.checking import Inputs
@@ -21,6 +20,7 @@ from tfserve_kit.clients.results import (
 from tfserve_kit.clients.wire import Answer, Inferred, Wire
 from tfserve_kit.errors import InvalidRequest, ModelNotFound, RequestError, UsageError
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel.batch_axes import of_any_rows
 
 Timed = TypeVar("Timed", Classification, Regression)
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tfserve_kit import flags
+from tfserve_kit.deployment import flags
 from tfserve_kit.embedded.logs import BoundedHandler
 from tfserve_kit.embedded.status import CheckFailed, Code, ServingError
 

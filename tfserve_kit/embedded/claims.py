@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import varint
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
+from tfserve_kit.tensors import varint
 
 # A field of so many bytes or more that holds plain bytes costs them twice: in the message, and as
 # an array or string of its own.

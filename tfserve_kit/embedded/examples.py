@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos, varint
+from tfserve_kit import protos
 from tfserve_kit.embedded import json_request
 from tfserve_kit.embedded.json_echo import echo
 from tfserve_kit.embedded.json_reader import members
 from tfserve_kit.embedded.ledger import Account
 from tfserve_kit.embedded.status import invalid
+from tfserve_kit.tensors import varint
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}

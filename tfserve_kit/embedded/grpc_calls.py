@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from tfserve_kit import protos, varint
+from tfserve_kit import protos
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
@@ -18,6 +18,7 @@ from tfserve_kit.embedded.lanes import BlockingTurn, Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES, MOST_INFLATED_TIMES, MOST_UNHEARD
 from tfserve_kit.embedded.status import Code, ServingError, encoded
+from tfserve_kit.tensors import varint
 
 # (method path, request bytes, call) -> Answer
 Surface = Callable[[str, bytes, Call], Answer]

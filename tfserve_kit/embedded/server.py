@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from tfserve_kit.deployment.flags import FlagValue
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.batching import BatchScheduler
 from tfserve_kit.embedded.grpc_calls import Calls
@@ -28,7 +29,6 @@ from tfserve_kit.embedded.servable import Loader
 from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.embedded.tflite import TfLiteLoader
-from tfserve_kit.flags import FlagValue
 
 _log = logging.getLogger(__name__)
 

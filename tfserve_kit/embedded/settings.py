@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
+from tfserve_kit.deployment.flags import FLAGS, FlagValue
 from tfserve_kit.embedded.batching import BatchOptions, batch_options
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH
 from tfserve_kit.embedded.model_config import (
@@ -22,7 +23,6 @@ from tfserve_kit.embedded.model_config import (
 )
 from tfserve_kit.embedded.status import CheckFailed, Code, ServingError, invalid
 from tfserve_kit.errors import did_you_mean
-from tfserve_kit.flags import FLAGS, FlagValue
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
 from tfserve_kit.embedded.limits import MOST_BODY_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, invalid
-from tfserve_kit.tfrecord import masked_crc
-from tfserve_kit.warmup import MAX_RECORDS, WARMUP_FILE
+from tfserve_kit.savedmodel.tfrecord import masked_crc
+from tfserve_kit.savedmodel.warmup import MAX_RECORDS, WARMUP_FILE
 
 __all__ = ["MAX_RECORDS", "WARMUP_FILE", "records", "replay"]
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tfserve_kit import flags, redaction
+from tfserve_kit import redaction
+from tfserve_kit.deployment import flags
+from tfserve_kit.deployment.schema import Docker, Spec
 from tfserve_kit.engines.base import Endpoints, Plan, endpoints
 from tfserve_kit.engines.image_files import (
     GRPC_PORT,
@@ -20,7 +22,6 @@ from tfserve_kit.engines.image_files import (
     official_image,
     with_image_ports,
 )
-from tfserve_kit.spec.schema import Docker, Spec
 
 SERVER, FOLDER, ENDPOINTS, MODELS = (
     f"tfkit.{key}" for key in ("server", "folder", "endpoints", "models")

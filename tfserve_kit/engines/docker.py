@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfserve_kit.deployment.schema import Docker, Spec
 from tfserve_kit.engines import container as containers
 from tfserve_kit.engines import daemon
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
@@ -29,7 +30,6 @@ from tfserve_kit.engines.records import (
 )
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, TfkitError
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.spec.schema import Docker, Spec
 
 if TYPE_CHECKING:
     from docker.models.containers import Container

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tfserve_kit import flags, render
+from tfserve_kit.deployment import flags, render
+from tfserve_kit.deployment.schema import Spec, VersionPolicy
 from tfserve_kit.errors import Problem, SpecError, UsageError
 from tfserve_kit.repository import Version, scan
-from tfserve_kit.spec.schema import Spec, VersionPolicy
 
 # The release that the embedded engine is held to, see docs/embedded.md.
 SERVING_IMAGE = "tensorflow/serving:2.20.0"

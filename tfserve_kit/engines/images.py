@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfserve_kit.deployment.schema import Spec
 from tfserve_kit.engines.daemon import connected
 from tfserve_kit.engines.image_files import Variant, Versions, choose, files, folder_name, numbers
 from tfserve_kit.errors import ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.spec.schema import Spec
 
 LOG_TAIL = 15
 _CHATTER = (" ---> ", "Removing intermediate container ")

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from tfserve_kit import flags, processes
+from tfserve_kit import processes
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import flags
+from tfserve_kit.deployment.schema import Spec
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State, endpoints
 from tfserve_kit.engines.records import (
     CONFIG,
@@ -35,7 +37,6 @@ from tfserve_kit.engines.records import (
 )
 from tfserve_kit.errors import ServerExists, ServerFailed
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.spec.schema import Spec
 
 NATIVE_BINARY = "tensorflow_model_server"
 

@@ -1,11 +1,11 @@
 """Which engines there are, which one `auto` means, and which of them holds a server."""
 
+from tfserve_kit.deployment.schema import Docker
 from tfserve_kit.engines import process
 from tfserve_kit.engines.base import Engine, ServerHandle
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.records import Record, state_folder
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
-from tfserve_kit.spec.schema import Docker
 
 
 def engines(*, binary: str | None = None, docker: Docker | None = None) -> list[Engine]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
 from tfserve_kit.evaluation.examples import Dataset, Label
 from tfserve_kit.evaluation.matching import Lookup, is_number, written_alike
-from tfserve_kit.labels import Labels, shown
+from tfserve_kit.pictures.labels import Labels, shown
 
 # Up to so many classes their numbers in order are their numbers sorted as texts.
 _ONE_DIGIT = 10

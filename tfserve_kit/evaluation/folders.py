@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.examples import About, Files, LeftOut
-from tfserve_kit.labels import shown
 from tfserve_kit.pictures.files import SUFFIXES
+from tfserve_kit.pictures.labels import shown
 
 # What operating systems leave in folders and archives, in lower case; hidden files beside it.
 _DEBRIS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",

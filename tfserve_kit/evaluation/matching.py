@@ -5,7 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from tfserve_kit.labels import Labels
+from tfserve_kit.pictures.labels import Labels
 
 _GAPS = re.compile(r"[\s_-]+")
 

@@ -7,8 +7,8 @@ from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset
 from tfserve_kit.evaluation.subjects import Subject
-from tfserve_kit.labels import Labels
 from tfserve_kit.pictures.heads import Outputs
+from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.pictures.model import PictureModel
 
 _SOURCE = "the model's own answer"

@@ -16,7 +16,7 @@ from tfserve_kit.evaluation.report import (
 )
 from tfserve_kit.evaluation.scores import ClassScores
 from tfserve_kit.evaluation.subjects import thumbnail
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.printable import in_html
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")

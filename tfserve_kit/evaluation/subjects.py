@@ -14,7 +14,7 @@ from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Content
 from tfserve_kit.pictures.model import PictureModel
 from tfserve_kit.pictures.prepare import ImageInput, prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import TensorSpec
 
 _FLAT_RANK, _COLOUR_RANK = 1, 3

@@ -26,7 +26,7 @@ from tfserve_kit.evaluation.table_sample import (
     is_number,
     plain,
 )
-from tfserve_kit.labels import shown
+from tfserve_kit.pictures.labels import shown
 
 _PIXEL_COLUMNS = 3  # a label and two pixels: fewer are a path and a label
 _SAMPLE_ROWS = 50

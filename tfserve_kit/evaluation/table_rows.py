@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.table_sample import is_file
-from tfserve_kit.labels import text
+from tfserve_kit.pictures.labels import text
 
 # By the names that the command line knows; a space counts once, before the label.
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}

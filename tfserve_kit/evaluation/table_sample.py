@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tfserve_kit.errors import UsageError, did_you_mean
-from tfserve_kit.labels import shown
 from tfserve_kit.pictures.files import SUFFIXES
+from tfserve_kit.pictures.labels import shown
 
 # What columns are called, in small letters without gaps.
 PATHS = {"path", "file", "filename", "filepath", "filepaths", "image", "images", "img", "picture",

@@ -13,7 +13,7 @@ from tfserve_kit.evaluation.folders import is_picture
 from tfserve_kit.evaluation.table_form import Form, find_form, is_remark
 from tfserve_kit.evaluation.table_rows import numbered_rows
 from tfserve_kit.evaluation.table_sample import Given, Places, is_file
-from tfserve_kit.labels import shown
+from tfserve_kit.pictures.labels import shown
 
 _BRIGHTEST = 255
 _AS_WRITTEN = Given()

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Self
 
 from numpy.typing import NDArray
 
-from tfserve_kit.batch_axes import batch_axes
 from tfserve_kit.perf.samples import (
     MISSING_OUTPUT,
     OK,
@@ -15,6 +14,7 @@ from tfserve_kit.perf.samples import (
     WRONG_SHAPE,
 )
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel.batch_axes import batch_axes
 from tfserve_kit.tensors import dtypes
 
 Axes = tuple[int | None, ...]

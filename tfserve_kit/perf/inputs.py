@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import UsageError
-from tfserve_kit.graphscan.pictures import PictureGraph
 from tfserve_kit.perf.payloads import Inputs, recorded_inputs, several_random_inputs
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted
 
 RANDOM = "random"
 _DISTINCT = 8  # enough that no cache of the machine holds just one

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.clients.headers import Headers
-from tfserve_kit.composites import Composite
 from tfserve_kit.errors import UsageError
 from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted
+from tfserve_kit.savedmodel.composites import Composite
 from tfserve_kit.tensors import dtypes
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import prediction_log, protos, tfrecord
+from tfserve_kit import protos
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.inputs import inputs_of_body
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf.payloads import Inputs
-from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel import Signature, prediction_log, tfrecord
 from tfserve_kit.tensors import from_proto
 
 _MOST_LINE_BYTES = 1 << 28

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
-from tfserve_kit.labels import Labels
+from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError, did_you_mean
-from tfserve_kit.graphscan.pictures import PictureFacts, PictureGraph
-from tfserve_kit.preprocessing import Layout, Preprocessing
+from tfserve_kit.pictures.graph import PictureFacts, PictureGraph
+from tfserve_kit.pictures.preprocessing import Layout, Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

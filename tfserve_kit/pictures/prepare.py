@@ -20,8 +20,8 @@ from tfserve_kit.pictures.image_input import (
     range_of,
     row_axes,
 )
+from tfserve_kit.pictures.preprocessing import Encoding, Preprocessing
 from tfserve_kit.pictures.resizing import central_crop, frame
-from tfserve_kit.preprocessing import Encoding, Preprocessing
 
 __all__ = ["ImageInput", "image_input", "prepare", "read_file"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.preprocessing import Framing, ResizeMethod
+from tfserve_kit.pictures.preprocessing import Framing, ResizeMethod
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height and width

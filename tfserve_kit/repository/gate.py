@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import graphscan, preprocessing, savedmodel
+from tfserve_kit import savedmodel
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
-from tfserve_kit.graphscan import Scan
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository import note
-from tfserve_kit.repository.compatibility import changes
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, GRAPH_FILES, Signature
+from tfserve_kit.savedmodel import graph as graphscan
+from tfserve_kit.savedmodel.compatibility import changes
+from tfserve_kit.savedmodel.graph import Scan
+from tfserve_kit.savedmodel.graph.facts import NOTE_PATH
 
 ANY_OP = "*"
 
@@ -145,14 +147,14 @@ def _note_problems(candidate: Path, signatures: Mapping[str, Signature]) -> list
 
 
 def _in_note(problem: Problem) -> Problem:
-    place = f"{preprocessing.NOTE_PATH} {problem.path}".rstrip()
+    place = f"{NOTE_PATH} {problem.path}".rstrip()
     return Problem(place, problem.message, problem.remedy or "correct the preprocessing note")
 
 
 def _warmup_problems(candidate: Path, tag: str) -> list[Problem]:
     if not (candidate / graphscan.WARMUP_PATH).exists():
         return []
-    from tfserve_kit import warmup
+    from tfserve_kit.savedmodel import warmup
 
     return warmup.problems(candidate, tag=tag)
 

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import graphscan, savedmodel
+from tfserve_kit import savedmodel
 from tfserve_kit.errors import Problem, UsageError
-from tfserve_kit.graphscan import Facts, Scan
 from tfserve_kit.repository import gate as gates
-from tfserve_kit.repository.compatibility import Change, changes
 from tfserve_kit.repository.gate import Gate, Verdict
 from tfserve_kit.repository.surroundings import look_around
 from tfserve_kit.repository.versions import scan
 from tfserve_kit.savedmodel import GRAPH_FILE, Signature
+from tfserve_kit.savedmodel import graph as graphscan
+from tfserve_kit.savedmodel.compatibility import Change, changes
+from tfserve_kit.savedmodel.graph import Facts, Scan
 
 _MODELS = Path("models")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tfserve_kit import protos, varint
-from tfserve_kit.tensors import dtypes
+from tfserve_kit import protos
+from tfserve_kit.tensors import dtypes, varint
 from tfserve_kit.tensors.dtypes import DType
 
 # A tensor may name at most this many dimensions (tensorflow/core/framework/tensor_shape.h).

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tfserve_kit import varint
-from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors import dtypes, varint
 from tfserve_kit.tensors.proto import header, native, to_proto
 
 Piece = bytes | memoryview

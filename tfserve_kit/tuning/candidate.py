@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfserve_kit.flags import handler_threads
+from tfserve_kit.deployment.flags import handler_threads
+from tfserve_kit.deployment.schema import Batching, Spec
 from tfserve_kit.perf.sending.load import Protocol
-from tfserve_kit.spec.schema import Batching, Spec
 
 BATCHING = "batching"
 

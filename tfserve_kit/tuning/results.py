@@ -8,11 +8,10 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Table
 
-from tfserve_kit import render
+from tfserve_kit.deployment import DEFAULT_FILE, render
+from tfserve_kit.deployment.flags import BATCHING_CONFIG
+from tfserve_kit.deployment.schema import Spec
 from tfserve_kit.errors import UsageError
-from tfserve_kit.flags import BATCHING_CONFIG
-from tfserve_kit.spec import DEFAULT_FILE
-from tfserve_kit.spec.schema import Spec
 from tfserve_kit.tuning.candidate import Candidate
 from tfserve_kit.tuning.goals import Goal, Point, front
 from tfserve_kit.tuning.proof import CONFIDENCE, LEAST_ROUNDS, Proof

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tfserve_kit import access, launch, processes
+from tfserve_kit import processes
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clock import Clock, SystemClock
+from tfserve_kit.deployment.schema import Spec
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
 from tfserve_kit.perf import intervals, sending, stats
@@ -19,7 +20,7 @@ from tfserve_kit.perf.sending.glances import Onlooker
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import Workload
 from tfserve_kit.progress import SILENT, Progress, Silent
-from tfserve_kit.spec.schema import Spec
+from tfserve_kit.serving import access, launch
 from tfserve_kit.tuning.candidate import Candidate
 
 _WARMUP_S = 1.0

@@ -10,10 +10,10 @@ from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.clients.classifier import Classifier, choose_signature
 from tfserve_kit.clients.labels import ClassScore
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
-from tfserve_kit.graphscan.pictures import PictureFacts
-from tfserve_kit.labels import parse
+from tfserve_kit.pictures.graph import PictureFacts
+from tfserve_kit.pictures.labels import parse
 from tfserve_kit.pictures.model import Asked
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

@@ -13,8 +13,8 @@ from tests.unit.signatures import RAGGED, made
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.graphscan.pictures import PictureGraph
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes, to_proto
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfserve_kit import protos, varint
+from tfserve_kit import protos
 from tfserve_kit.embedded import claims, inference, json_answer, json_text
 from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import GrpcSurface, PredictInputs
@@ -17,7 +17,7 @@ from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.tensors import to_proto
+from tfserve_kit.tensors import to_proto, varint
 
 MANY = 100_000
 PREDICT = protos.METHODS["Predict"].path

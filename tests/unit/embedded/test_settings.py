@@ -2,7 +2,8 @@
 
 import pytest
 
-from tfserve_kit import flags, protos
+from tfserve_kit import protos
+from tfserve_kit.deployment import flags
 from tfserve_kit.embedded.batching import BatchOptions
 from tfserve_kit.embedded.settings import (
     REFUSED,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tfserve_kit import spec
+from tfserve_kit import deployment as spec
+from tfserve_kit.deployment.schema import Docker
 from tfserve_kit.engines import container
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import SpecError
-from tfserve_kit.spec.schema import Docker
 
 CONFIG, STATE = Path("/state/servers/web/config"), Path("/state")
 FILES = {"model_config.txt": "text"}

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from tfserve_kit import spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.engines import container_user
 from tfserve_kit.engines.container_user import default_user, hand_over, unreadable
 from tfserve_kit.engines.docker import DockerEngine

@@ -11,11 +11,12 @@ import threading
 
 import pytest
 
-from tfserve_kit import protos, spec
+from tfserve_kit import deployment as spec
+from tfserve_kit import protos
+from tfserve_kit.deployment.flags import handler_threads
 from tfserve_kit.engines import images
 from tfserve_kit.engines.image_files import Variant, choose, files, folder_name
 from tfserve_kit.errors import EngineUnavailable, ServerFailed, SpecError, UsageError
-from tfserve_kit.flags import handler_threads
 from tfserve_kit.repository import Version
 
 ODD_NAMES = [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Rows
-from tfserve_kit.labels import parse
+from tfserve_kit.pictures.labels import parse
 
 
 def agreed(labels, names=(), classes=None, *, numbers=(), first_class=None):

@@ -20,7 +20,7 @@ from tfserve_kit.evaluation.examples import Rows
 from tfserve_kit.evaluation.report import as_data, as_text, build, missed_gates, percent
 from tfserve_kit.evaluation.run import Failure, Run
 from tfserve_kit.evaluation.subjects import as_png
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 
 ANSWERS = [
     answer(0, 0, 0, 0.9),

@@ -17,7 +17,7 @@ from tfserve_kit.evaluation.subjects import (
 )
 from tfserve_kit.pictures.model import Asked, PictureModel
 from tfserve_kit.pictures.prepare import prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 
 

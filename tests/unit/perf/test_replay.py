@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tfserve_kit import savedmodel, tfrecord, warmup
+from tfserve_kit import savedmodel
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf import replay
 from tfserve_kit.perf.workload import Workload
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, tfrecord, warmup
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tfserve_kit.pictures import decoding, resizing
 from tfserve_kit.pictures.prepare import image_input, prepare
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures.prepare import image_input, prepare, read_file
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 

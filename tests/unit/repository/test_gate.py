@@ -8,9 +8,10 @@ import time
 import pytest
 
 from tests.unit.saved_models import add, meta_graph, tensor, write
-from tfserve_kit import protos, savedmodel, warmup
+from tfserve_kit import protos, savedmodel
 from tfserve_kit.errors import Problem, TfkitError
 from tfserve_kit.repository.gate import Gate, check
+from tfserve_kit.savedmodel import warmup
 
 HEALTHY = (
     "batchy",

@@ -16,15 +16,17 @@ import zipfile
 
 import pytest
 
-from tfserve_kit import checkpoint, protos, tfrecord, varint
+from tfserve_kit import protos
 from tfserve_kit.errors import PushRefused, SpecError
-from tfserve_kit.graphscan import scan
-from tfserve_kit.preprocessing import Preprocessing
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository import push
 from tfserve_kit.repository.gate import Gate
 from tfserve_kit.repository.inspection import inspect
 from tfserve_kit.repository.intake import Limits, checked_name
 from tfserve_kit.repository.manifest import Manifest
+from tfserve_kit.savedmodel import checkpoint, tfrecord
+from tfserve_kit.savedmodel.graph import scan
+from tfserve_kit.tensors import varint
 
 DEEP = 100_000
 SIZE = 3 << 30

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tfserve_kit import processes, spec
+from tfserve_kit import deployment, processes
 from tfserve_kit.cli.versions import command as versions_command
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, push, remote
@@ -154,7 +154,7 @@ class TestSuccess:
     def test_line_that_pins_a_version_is_understood_by_the_deployment_file(self, tmp_path):
         text = f'[models.half]\nbase_path = "half"\n{remote.pin_line(7)}\n'
         (tmp_path / "tfkit.toml").write_text(text)
-        assert spec.load(tmp_path / "tfkit.toml").models["half"].versions.specific == (7,)
+        assert deployment.load(tmp_path / "tfkit.toml").models["half"].versions.specific == (7,)
 
     def test_credentials_in_the_url_are_not_shown(self, source):
         pushed = push(source, "memory://key:secret@bucket/models/half")

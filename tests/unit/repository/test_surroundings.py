@@ -2,9 +2,9 @@
 
 import pytest
 
-from tfserve_kit import spec
+from tfserve_kit import deployment
+from tfserve_kit.deployment.lint import Machine, lint
 from tfserve_kit.errors import PushRefused, UsageError
-from tfserve_kit.lint import Machine, lint
 from tfserve_kit.repository import Source
 from tfserve_kit.repository.inspection import find
 from tfserve_kit.repository.surroundings import look_around, renamed
@@ -102,7 +102,7 @@ def test_a_version_is_never_renamed_to_one_that_is_there(place):
 def test_lint_says_so(place, files, inner, told):
     root = place(*files)
     document = {"models": {"m": {"base_path": str(root / inner)}}}
-    found = lint(spec.build(document, source="test", folder=root), machine=Machine(4, 10**12))
+    found = lint(deployment.build(document, source="test", folder=root), machine=Machine(4, 10**12))
     assert told.format(place=root) in found[0].remedy
 
 

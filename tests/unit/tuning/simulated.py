@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 
 from tests.unit.perf.runs import queued
-from tfserve_kit import spec
+from tfserve_kit import deployment as spec
 from tfserve_kit.perf.stats import summarize
 from tfserve_kit.progress import SILENT
 

@@ -6,10 +6,10 @@ import tomllib
 import pytest
 
 from tests.unit.tuning.simulated import Bed, small_batches_are_best
-from tfserve_kit import protos, spec
+from tfserve_kit import deployment, protos
+from tfserve_kit.deployment.schema import Batching
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate
-from tfserve_kit.spec.schema import Batching
 from tfserve_kit.tuning import Candidate, Effort, HighestRate, LowestLatency, Space, results, tune
 from tfserve_kit.tuning.goals import Point, Score
 from tfserve_kit.tuning.proof import Proof
@@ -48,7 +48,7 @@ def config(tmp_path):
 class TestWrite:
     def written(self, config, tmp_path, candidate=BEST):
         (tmp_path / "tuned").mkdir()
-        files = results.write(candidate, spec.load(config), config, tmp_path / "tuned")
+        files = results.write(candidate, deployment.load(config), config, tmp_path / "tuned")
         return {file.name: file.read_text() for file in files}
 
     def test_deployment_is_the_same_but_for_the_settings(self, config, tmp_path):
@@ -65,8 +65,8 @@ class TestWrite:
 
     def test_it_describes_what_was_measured(self, config, tmp_path):
         self.written(config, tmp_path)
-        loaded = spec.load(tmp_path / "tuned" / "tfkit.toml")
-        assert loaded == BEST.applied(spec.load(config))
+        loaded = deployment.load(tmp_path / "tuned" / "tfkit.toml")
+        assert loaded == BEST.applied(deployment.load(config))
 
     def test_batching_file_is_what_a_server_reads(self, config, tmp_path):
         text = self.written(config, tmp_path)["batching_config.txt"]
@@ -79,25 +79,25 @@ class TestWrite:
         assert "batching" not in tomllib.loads(texts["tfkit.toml"])
 
     def test_deployment_without_a_file_gets_one(self, tmp_path):
-        bare = spec.build({"models": {"m": {"base_path": "m"}}}, source="t", folder=tmp_path)
+        bare = deployment.build({"models": {"m": {"base_path": "m"}}}, source="t", folder=tmp_path)
         text = results.as_toml(BEST, bare, None, tmp_path)
         assert tomllib.loads(text)["models"] == {"m": {"base_path": "m"}}
 
     def test_base_path_in_a_store_stays(self, tmp_path):
         models = {"m": {"base_path": "gs://bucket/m"}}
-        bare = spec.build({"models": models}, source="t", folder=tmp_path)
+        bare = deployment.build({"models": models}, source="t", folder=tmp_path)
         text = results.as_toml(BEST, bare, None, tmp_path)
         assert tomllib.loads(text)["models"] == models
 
     def test_deployment_file_itself_may_be_rewritten(self, config, tmp_path):
-        results.write(BEST, spec.load(config), config, tmp_path)
+        results.write(BEST, deployment.load(config), config, tmp_path)
         assert tomllib.loads(config.read_text())["models"]["digits"]["base_path"] == "models/digits"
         names = {"tfkit.toml", "batching_config.txt"}
         assert {each.name for each in tmp_path.iterdir()} == names
 
     def test_folder_that_is_gone_is_named(self, config, tmp_path):
         with pytest.raises(UsageError, match="cannot write"):
-            results.write(BEST, spec.load(config), config, tmp_path / "gone")
+            results.write(BEST, deployment.load(config), config, tmp_path / "gone")
 
 
 def tried(number, *points, beaten=False, value=None, failure=""):

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tfserve_kit import protos, varint
+from tfserve_kit import protos
 from tfserve_kit.clients.json_text import read_json
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.samples import (
@@ -23,7 +23,7 @@ from tfserve_kit.perf.samples import (
 )
 from tfserve_kit.perf.sending.load import Payload
 from tfserve_kit.perf.sending.tally import Tally
-from tfserve_kit.tensors import TensorError, dtypes, from_proto
+from tfserve_kit.tensors import TensorError, dtypes, from_proto, varint
 from tfserve_kit.tensors import json as tensor_json
 
 _MOST_PATTERNS, _MOST_KEPT_BYTES = 64, 1 << 24  # of all patterns together

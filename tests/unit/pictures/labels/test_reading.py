@@ -1,0 +1,265 @@
+"""Label files of every form, told apart by their content; what says two things is refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfserve_kit.errors import UsageError
+from tfserve_kit.pictures.labels import parse, read
+
+COLOURS = ("rot", "grün", "blau")
+
+ZERO_BASED = {
+    "lines": "rot\ngrün\nblau\n",
+    "carriage returns alone": "rot\rgrün\rblau",
+    "quoted lines": '"rot",\n"grün",\n"blau"\n',
+    "spaces around": " rot \n\tgrün\nblau  \n\n",
+    "numbered": "0 rot\n1 grün\n2 blau\n",
+    "numbered, colon": "0: rot\n1: grün\n2: blau",
+    "numbered, tab": "0\trot\n1\tgrün\n2\tblau",
+    "numbered, bracket": "0) rot\n1) grün\n2) blau",
+    "numbered, full stop": "0. rot\n1. grün\n2. blau",
+    "numbered, in any order": "2 blau\n0 rot\n1 grün",
+    "numbered, padded": "00 rot\n01 grün\n02 blau",
+    "number last": "rot 0\ngrün 1\nblau 2",
+    "rows": "0,rot\n1,grün\n2,blau\n",
+    "rows, name first": "rot,0\ngrün,1\nblau,2\n",
+    "rows, semicolon": "2;blau\n0;rot\n1;grün\n",
+    "rows, header": "index,name\n0,rot\n1,grün\n2,blau\n",
+    "rows, header, name first": "class_name|class_id\nrot|0\ngrün|1\nblau|2",
+    "rows, unknown header": "Nummer;Farbe\n0;rot\n1;grün\n2;blau",
+    "rows, three columns": "index,mid,display_name\n0,/m/0,rot\n1,/m/1,grün\n2,/m/2,blau",
+    "rows, header, names only": "id,name\nn01,rot\nn02,grün\nn03,blau",
+    "one line": "rot, grün, blau",
+    "JSON list": '["rot", "grün", "blau"]',
+    "JSON list of pairs": '[["n01", "rot"], ["n02", "grün"], ["n03", "blau"]]',
+    "JSON list with indices": '[[2, "blau"], [0, "rot"], [1, "grün"]]',
+    "JSON objects": '[{"id": 2, "name": "blau"}, {"id": 0, "name": "rot"}, '
+                    '{"id": 1, "name": "grün"}]',
+    "JSON lines": '{"id": 0, "label": "rot"}\n{"id": 1, "label": "grün"}\n'
+                  '{"id": 2, "label": "blau"}',
+    "JSON by index": '{"0": "rot", "2": "blau", "1": "grün"}',
+    "class_indices.json": '{"rot": 0, "grün": 1, "blau": 2}',
+    "indices as text": '{"rot": "0", "grün": "1", "blau": "2"}',
+    "imagenet_class_index.json": '{"0": ["n01", "rot"], "1": ["n02", "grün"], '
+                                 '"2": ["n03", "blau"]}',
+    "config.json": '{"model_type": "vit", "id2label": {"0": "rot", "1": "grün", "2": "blau"}, '
+                   '"label2id": {"rot": 0, "grün": 1, "blau": 2}}',
+    "a note": '{"format": 1, "labels": ["rot", "grün", "blau"]}',
+    "YAML, numbered": "train: x\nnames:\n  0: rot\n  1: grün\n  2: blau\nnc: 3\n",
+    "YAML, listed": "nc: 3\nnames:\n- rot\n- 'grün'\n- blau\n",
+    "YAML, one line": "nc: 3\nnames: ['rot', 'grün', 'blau']\ntrain: x\n",
+    "a YAML list": "- rot\n- grün\n- blau\n",
+    "a Python dictionary": "{0: 'rot',\n 1: 'grün',\n 2: 'blau'}",
+    "a Python list": "['rot', 'grün', 'blau']",
+    "label map from 0": "item { id: 0 name: 'rot' } item { id: 1 name: 'grün' } "
+                        "item { id: 2 name: 'blau' }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ZERO_BASED.values(), ids=ZERO_BASED)
+def test_form_is_known_by_its_content(text):
+    found = parse(text, "labels")
+    assert found == COLOURS
+    assert found.fit(3) == COLOURS
+
+
+def test_synsets_with_numbers_have_these_as_indices():
+    found = parse("n02119789 2 kit_fox\nn02100735 1 English_setter\n", "map_clsloc.txt")
+    assert found == ("English_setter", "kit_fox")
+    assert (found.first, found.aliases) == (1, {"n02100735": 0, "n02119789": 1})
+
+
+def test_label_map_counts_from_one_and_has_comments_escapes_and_keypoints():
+    text = """# written by hand
+    item {
+      name: "/m/01"  # the machine's { name
+      id: 1
+      display_name: "rot"
+    }
+    item: { id: 2, name: 'gr\\303\\274n' keypoints { id: 9 label: "x" } }
+    item { name: "it's { \\"blau\\" }" id: 3 }
+    """
+    found = parse(text, "map.pbtxt")
+    assert found == ("rot", "grün", 'it\'s { "blau" }')
+    assert (found.first, found.aliases) == (1, {"/m/01": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "aliases"),
+    [
+        ('{"0": ["n01", "rot"], "1": ["n02", "grün"], "2": ["n03", "blau"]}',
+         {"n01": 0, "n02": 1, "n03": 2}),
+        ("index,mid,display_name\n1,/m/1,grün\n0,/m/0,rot\n2,/m/2,blau",
+         {"/m/0": 0, "/m/1": 1, "/m/2": 2}),
+        ("n01440764 rot\nn01443537 grün\nn01484850 blau",
+         {"n01440764": 0, "n01443537": 1, "n01484850": 2}),
+    ],
+)  # fmt: skip
+def test_other_names_of_a_class_are_kept(text, aliases):
+    found = parse(text, "labels")
+    assert (found, found.aliases) == (COLOURS, aliases)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1 euro", "2 euro", "5 euro"],
+        ["class 1", "class 2", "class 3"],
+        ["0-2", "4-6", "8-12"],
+        ["2 doors", "4 wheels", "1 engine"],
+        ["10 days", "30 weeks", "50 years"],
+        ["0", "1", "2", "3"],
+        ["7", "3", "5"],
+        ["tench, Tinca tinca", "goldfish, Carassius auratus"],
+        ["great white shark, white shark, man-eater", "stingray"],
+        ["[UNK]", "cat"],
+        ["item", "thing"],
+        ["Boeing, 737", "Airbus, 320"],
+        ["it's", 'a 3" nail'],
+        ["#1", "#2"],
+        ["a: b", "c: d"],
+    ],
+)
+def test_what_only_looks_numbered_or_tabular_is_a_name(lines):
+    assert parse("\n".join(lines) + "\n", "labels") == tuple(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "it is empty"),
+        (" \n\n", "it is empty"),
+        ("{}", "it holds no labels"),
+        ("[]", "it holds no labels"),
+        ("<html><body>404</body></html>", "it is HTML or XML"),
+        ('{"0": "rot",', "looks like JSON but is not"),
+        ('{"0": "rot", "0": "blau"}', "the key '0' twice"),
+        ('{"0": "rot", "x": "blau"}', "maps neither indices to names nor names to indices"),
+        ('{"0": {"colour": 3}}', "is no name"),
+        ("[1.5, 2.5]", "1.5 is no name"),
+        ('{"0": "rot", "2": "blau"}', "from 0 to 2, and 1 is missing"),
+        ('{"rot": 0, "blau": 0}', "several names have the index 0"),
+        ('{"rot": -1, "blau": 0}', "the index -1, which is below 0"),
+        ('{"5": "rot", "6": "blau"}', "from 5 to 6, and 1, 2, 3, 4 is missing"),
+        ('{"0": "rot", "4000000000": "blau"}', "and 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and"),
+        ('[{"id": 0, "name": "rot"}, {"name": "blau"}]', "'blau' has no index"),
+        ('{"id2label": {"0": "rot", "1": "blau"}, "label2id": {"rot": 1, "blau": 0}}',
+         "do not say the same"),
+        ("0 rot\n1 grün\n3 blau", "from 0 to 3, and 2 is missing"),
+        ("0,rot\n1,grün\n1,blau", "several names have the index 1"),
+        ("index,name\n0,rot\n7,blau", "and 1, 2, 3, 4, 5, 6 is missing"),
+        ("1,0\n0,1", "its columns 1, 2 are numbers"),
+        ("item { id: 1 name: 'rot' } item { id: 2", "breaks off at 'item { id: 2'"),
+        ("item { name: 'rot' }", "no name or no id"),
+        ("item { id: 1 }", "no name or no id"),
+        ("item { id: 1 name: 'a' } item { id: 3 name: 'b' }", "from 1 to 3, and 2 is missing"),
+    ],
+)  # fmt: skip
+def test_what_does_not_say_which_class_has_which_name_is_refused(text, fault):
+    with pytest.raises(UsageError) as caught:
+        parse(text, "some.file")
+    assert caught.value.message.startswith("cannot read the labels in some.file: ")
+    assert fault in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "crane\ndog\ncrane\n",
+        '["crane", "dog", "crane"]',
+        '{"0": "crane", "1": "dog", "2": "crane"}',
+    ],
+)
+def test_a_name_of_several_classes_is_told(text):
+    assert parse(text, "f").remarks == ("f: several classes have the name 'crane': 0, 2",)
+
+
+def test_header_is_told():
+    found = parse("index,name\n0,rot\n1,grün\n", "f.csv")
+    assert found.remarks == (
+        "f.csv: the first line is a header; 'index' as the index and 'name' as the name",
+    )
+
+
+class TestEncodings:
+    @pytest.mark.parametrize(
+        "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-mark", "utf-32"]
+    )
+    def test_marks_are_known(self, tmp_path, encoding):
+        file = tmp_path / "labels.txt"
+        text = "\n".join(COLOURS)
+        data = (
+            b"\xfe\xff" + text.encode("utf-16-be")
+            if encoding == "utf-16-be-mark"
+            else text.encode(encoding)
+        )
+        file.write_bytes(data)
+        assert read(file) == COLOURS
+
+    @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16-be"])
+    def test_what_cannot_be_known_is_refused_and_read_if_named(self, tmp_path, encoding):
+        file = tmp_path / "labels.txt"
+        file.write_bytes("\n".join(COLOURS).encode(encoding))
+        with pytest.raises(UsageError, match="--text-encoding"):
+            read(file)
+        assert read(file, encoding) == COLOURS
+
+    def test_the_line_is_shown_that_is_no_utf_8(self, tmp_path):
+        (tmp_path / "l").write_bytes(b"rot\ngr\xfcn\nblau\n")
+        with pytest.raises(UsageError, match="as Latin-1 this line would be 'grün'") as caught:
+            read(tmp_path / "l")
+        assert "--text-encoding latin-1" in caught.value.remedy
+
+    @pytest.mark.parametrize(
+        ("data", "encoding", "fault"),
+        [
+            (b"PK\x03\x04\0\0\0\0\x08", None, "it is no text, it starts with"),
+            (b"\x80\x04\x95", None, "is not UTF-8"),
+            (b"rot", "klingon", "'klingon' is not the name of an encoding"),
+            (b"gr\xfcn", "ascii", "it is not ascii"),
+        ],
+    )
+    def test_other_bytes_are_refused(self, tmp_path, data, encoding, fault):
+        (tmp_path / "l").write_bytes(data)
+        with pytest.raises(UsageError, match=fault):
+            read(tmp_path / "l", encoding)
+
+
+# Names as people give them: none that would be taken for a number, a row or an object.
+NAMES = st.lists(
+    st.text(st.characters(categories=("Ll", "Lu", "Nd"), include_characters=" _-"), min_size=1)
+    .map(lambda name: f"x{name.strip()}y"),
+    min_size=2, max_size=20, unique=True,
+)  # fmt: skip
+
+
+@given(NAMES, st.sampled_from(["list", "by index", "by name", "lines", "numbered", "rows"]),
+       st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+       st.sampled_from(["\n", "\r\n", "\r"]))  # fmt: skip
+def test_names_come_back_from_every_form(tmp_path_factory, names, form, encoding, end):
+    numbered = list(enumerate(names))
+    text = {
+        "list": json.dumps(names),
+        "by index": json.dumps({str(i): name for i, name in reversed(numbered)}),
+        "by name": json.dumps({name: i for i, name in numbered}, ensure_ascii=False),
+        "lines": end.join(names),
+        "numbered": end.join(f"{i}: {name}" for i, name in numbered),
+        "rows": end.join(f"{i};{name}" for i, name in reversed(numbered)),
+    }[form]
+    file = tmp_path_factory.getbasetemp() / "labels"
+    file.write_bytes(text.encode(encoding))
+    assert read(file) == tuple(names)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text):
+    try:
+        found = parse(text, "f")
+    except UsageError:
+        return
+    assert len(found) >= 1
+    assert found.fit(len(found)) == found

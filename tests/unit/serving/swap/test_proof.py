@@ -1,0 +1,284 @@
+"""The proof of a swap, with a server that misbehaves as a test wants; real time, but little."""
+
+import itertools
+import shutil
+import threading
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tfserve_kit.clients import Metadata, Prediction, VersionStatus
+from tfserve_kit.errors import ModelNotFound, PushRefused, ServerFault, UsageError
+from tfserve_kit.repository import retention, scan
+from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.serving import swap
+from tfserve_kit.serving.swap.traffic import same
+from tfserve_kit.tensors import dtypes
+
+QUICK = swap.Traffic(rate=400, settle_s=0.05, swap_timeout_s=0.5, timeout_s=0.2)
+X = TensorSpec("x:0", dtypes.by_number(1), (None, 2))
+SIGNATURES = {"serving_default": Signature("serving_default", {"x": X}, {"y": X}, "")}
+
+
+class Server:
+    """A model server in memory; `act(number of request, version)` may change an answer."""
+
+    url = "grpc://fake:8500"
+
+    def __init__(self, base_path, act=lambda number, version: (version, version * 1.0)):
+        self.base_path, self.act = base_path, act
+        self.loads = True
+        self.asked = []  # the targets, inputs and threads of predict
+        self._requests = itertools.count()
+
+    def push(self):
+        shutil.copytree(self.base_path / "1", self.base_path / "2")
+        return 2
+
+    def metadata(self, target):
+        return Metadata(1, SIGNATURES)
+
+    def status(self, target, *, timeout_s=1.0):
+        numbers = [version.number for version in scan(self.base_path)]
+        served = numbers[-1] if self.loads else 1
+        statuses = [VersionStatus(served, "AVAILABLE")] if numbers else []
+        if not self.loads and 2 in numbers:
+            statuses.append(VersionStatus(2, "END", "checksum"))
+        return statuses
+
+    def predict(self, target, inputs, *, timeout_s=1.0):
+        number = next(self._requests)
+        self.asked.append((target, inputs, threading.current_thread()))
+        (served,) = [each.version for each in self.status(target) if each.state == "AVAILABLE"]
+        version, value = self.act(number, served if target.version is None else target.version)
+        return Prediction({"y": np.float32([value])}, version, 0.0)
+
+
+@pytest.fixture
+def base_path(tmp_path, models):
+    shutil.copytree(models / "half_plus_two" / "1", tmp_path / "m" / "1")
+    return tmp_path / "m"
+
+
+def verify(server, push=None, traffic=QUICK, **options):
+    return swap.verify(server, "m", push or server.push, traffic=traffic, **options)
+
+
+def test_swap_that_nobody_notices_passes(base_path):
+    server = Server(base_path)
+    report = verify(server)
+    assert report.passed, report.problems()
+    assert (report.old, report.new) == (1, 2)
+    assert report.answers[1] > 5 and report.answers[2] > 5
+    assert sum(report.answers.values()) == report.sent
+    counted = sum(phase.requests for phase in report.phases.values())
+    assert counted == report.sent - 1  # the last is asked for by number
+    assert [event.what for event in report.events] == [
+        "traffic began",
+        "push began",
+        "version 2 pushed",
+        "version 2 AVAILABLE",
+        "version 2 answered",
+    ]
+    assert report.rolled_back == ()
+
+
+def test_all_requests_carry_the_same_input_of_the_signature(base_path):
+    server = Server(base_path)
+    verify(server)
+    drawn = [inputs["x"] for _, inputs, _ in server.asked]
+    assert drawn[0].shape == (1, 2)
+    assert all(np.array_equal(each, drawn[0]) for each in drawn)
+
+
+def test_given_inputs_are_sent(base_path):
+    server = Server(base_path)
+    verify(server, traffic=swap.Traffic(rate=400, settle_s=0.01, inputs={"x": np.float32([7])}))
+    assert all(inputs == {"x": 7} for _, inputs, _ in server.asked)
+
+
+def test_version_that_does_not_load_is_a_problem_of_the_report(base_path):
+    server = Server(base_path)
+    server.loads = False
+    report = verify(server)
+    assert "version 2 of 'm' failed to load" in report.failure
+    assert report.lost == {} and set(report.answers) == {1}
+    assert report.rolled_back == ()
+    assert (base_path / "2").is_dir()
+
+
+def test_version_that_does_not_load_is_rolled_back(base_path):
+    server = Server(base_path)
+    server.loads = False
+    report = verify(server, roll_back_in=base_path)
+    assert report.rolled_back == (2,)
+    assert not report.passed and not report.roll_back_failure
+    assert retention.retired(base_path) == [2]
+    assert "version 1 serves again" in report.as_text()
+
+
+def test_lost_requests_are_found_and_roll_back(base_path):
+    def act(number, version):
+        if version == 2 and number % 4 == 0:
+            raise ServerFault("broke")
+        return version, float(version)
+
+    server = Server(base_path, act)
+    report = verify(server, roll_back_in=base_path)
+    assert report.lost["ServerFault"] > 0
+    assert report.rolled_back == (2,)
+    assert report.answers[1] > 0
+
+
+def test_wrong_answers_of_the_new_version_are_found(base_path):
+    report = verify(Server(base_path, lambda n, v: (v, v + (n % 5 == 0) * (v == 2) * 1e-3)))
+    assert report.wrong[2] > 0 and 1 not in report.wrong
+
+
+def test_wrong_answers_of_the_old_version_are_found(base_path):
+    report = verify(Server(base_path, lambda n, v: (v, v + (n > 5) * (v == 1))))
+    assert report.wrong[1] > 0 and 2 not in report.wrong
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.float64([2]), np.float32([[2]]), np.float32([2, 2]), np.float32([])],
+    ids=["dtype", "rank", "rows", "no rows"],
+)
+def test_answers_that_are_not_of_their_signature_are_lost_requests(base_path, array):
+    y = TensorSpec("y:0", dtypes.by_number(1), (None,))
+    honest = {"serving_default": Signature("serving_default", {"x": X}, {"y": y}, "")}
+
+    class Liar(Server):
+        def metadata(self, target):
+            return Metadata(1, honest)
+
+        def predict(self, target, inputs, *, timeout_s=1.0):
+            answer = super().predict(target, inputs, timeout_s=timeout_s)
+            return replace(answer, outputs={"y": array}) if answer.version == 2 else answer
+
+    report = verify(Liar(base_path))
+    assert not report.passed
+    assert "ServerFault" in report.lost
+    assert "output 'y' is" in report.examples["ServerFault"]
+
+
+def test_version_that_changed_its_mind_since_its_first_answer_is_found(base_path):
+    first = itertools.count()
+
+    def act(number, version):
+        return version, 2.5 if version == 2 and not next(first) else float(version)
+
+    assert verify(Server(base_path, act)).wrong[2] > 0
+
+
+def test_old_version_that_answers_on_is_found(base_path):
+    seen = itertools.count()
+
+    def act(number, version):
+        return (1, 1.0) if version == 2 and next(seen) % 3 == 1 else (version, float(version))
+
+    assert verify(Server(base_path, act)).stale > 0
+
+
+def test_third_version_that_answers_is_found(base_path):
+    report = verify(Server(base_path, lambda n, v: (v if n < 5 else 9, 1.0)))
+    assert report.strays[9] > 0
+    assert "does not answer requests" in report.failure
+
+
+def test_number_below_the_served_one_is_a_problem_and_only_it_is_retired(tmp_path, models):
+    for number in (1, 5):
+        shutil.copytree(models / "half_plus_two" / "1", tmp_path / "m" / str(number))
+    server = Server(tmp_path / "m")
+    report = verify(server, roll_back_in=tmp_path / "m")
+    assert "version 2 is below version 5" in report.failure
+    assert report.rolled_back == (2,)
+    assert [version.number for version in scan(tmp_path / "m")] == [1, 5]
+
+
+def test_old_version_that_cannot_be_gone_back_to_is_told(base_path):
+    server = Server(base_path)
+    server.loads = False
+
+    def push():
+        server.push()
+        (base_path / "1" / "saved_model.pb").unlink()
+        return 2
+
+    report = verify(server, push, roll_back_in=base_path)
+    assert "version 1 is no complete SavedModel" in report.roll_back_failure
+    assert (base_path / "2").is_dir()
+
+
+def test_push_that_is_refused_goes_up_and_ends_the_traffic(base_path):
+    def refuse():
+        raise PushRefused("no")
+
+    server = Server(base_path)
+    with pytest.raises(PushRefused):
+        verify(server, refuse)
+    assert not [thread for *_, thread in server.asked if thread is not threading.current_thread()
+                and thread.is_alive()]  # fmt: skip
+
+
+# What is refused before anything is pushed
+
+
+def refused(server, **options):
+    with pytest.raises(UsageError) as caught:
+        verify(server, lambda: pytest.fail("pushed"), **options)
+    return str(caught.value)
+
+
+def test_model_that_is_not_served_is_refused(base_path):
+    def act(number, version):
+        raise ModelNotFound("none")
+
+    assert "serves no version of 'm'" in refused(Server(base_path, act))
+
+
+def test_answers_that_do_not_say_their_version_are_refused(base_path):
+    assert "grpc://HOST:PORT" in refused(Server(base_path, lambda n, v: (None, 1.0)))
+
+
+def test_model_that_answers_differently_each_time_is_refused(base_path):
+    text = refused(Server(base_path, lambda number, version: (version, number)))
+    assert "differently each time" in text
+
+
+def test_signature_that_is_not_there_is_refused(base_path):
+    text = refused(Server(base_path), traffic=swap.Traffic(signature="servin_default"))
+    assert "did you mean serving_default?" in text
+
+
+# Equal answers
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (np.float32([1.0]), np.float32([1.000001]), True),
+        (np.float32([1.0]), np.float32([1.001]), False),
+        (np.float32([np.nan]), np.float32([np.nan]), True),
+        (np.float32([1.0]), np.float64([1.0]), False),
+        (np.float32([1.0]), np.float32([[1.0]]), False),
+        (np.float16([1.0]), np.float16([1.001]), True),
+        (np.float16([1.0]), np.float16([1.1]), False),
+        (np.array([1], ml_dtypes.bfloat16), np.array([1.008], ml_dtypes.bfloat16), True),
+        (np.array([1], ml_dtypes.bfloat16), np.array([2], ml_dtypes.bfloat16), False),
+        (np.complex64([1 + 1j]), np.complex64([1 + 1.1j]), False),
+        (np.int64([2**53]), np.int64([2**53 + 1]), False),
+        (np.array([b"a"], object), np.array([b"a"], object), True),
+        (np.array([b"a"], object), np.array([b"b"], object), False),
+        (np.array([True]), np.array([False]), False),
+    ],
+)
+def test_outputs_are_the_same_but_for_rounding(one, other, equal):
+    assert same({"y": one}, {"y": other}) is equal
+
+
+def test_other_outputs_are_not_the_same():
+    assert not same({"y": np.float32([1])}, {"z": np.float32([1])})

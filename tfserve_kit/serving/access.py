@@ -1,0 +1,217 @@
+"""How a server is reached: whom a client trusts, how it names itself, what it sends along.
+
+A server that tfkit started is reached as its deployment says (`[client]`, and the certificate in
+its `ssl_config_file`); any other as the command line, the environment or tfkit.toml say.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from tfserve_kit import clients
+from tfserve_kit.clients import addresses
+from tfserve_kit.clients.options import OptionNames
+from tfserve_kit.engines.base import Endpoints
+from tfserve_kit.engines.records import DEPLOYMENT, Record, records
+from tfserve_kit.errors import UsageError
+
+if TYPE_CHECKING:
+    from tfserve_kit.clients.sync import SyncClient
+    from tfserve_kit.deployment.schema import Client, Spec
+
+ENVIRONMENT, FILE = "env:", "file:"
+_TRUSTED, _TLS = "trusted.pem", "tls.json"
+_TLS_KEYS = ("ca_file", "cert", "key", "server_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is known of how to reach a server; a value.
+
+    Attributes:
+        ca_file: PEM file of the authorities that are trusted.
+        cert: PEM file with the client's own certificate.
+        key: PEM file with its key.
+        server_name: name that the server's certificate must have.
+        headers: value by name; `env:NAME` and `file:PATH` stand for what is there.
+        is_firm: whether TLS was asked for in so many words, so that it is an error where the
+            address has none.
+    """
+
+    ca_file: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_firm: bool = False
+
+    @classmethod
+    def of(cls, client: "Client") -> Self:
+        """Return what the section `[client]` of a deployment says."""
+        return cls(**client.model_dump())
+
+    def over(self, other: Self) -> Self:
+        """Return both, of which this one wins; certificate and key go together."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        chosen = {key: value for key, value in known.items() if value}
+        if self.cert or self.key:
+            chosen |= {"cert": self.cert, "key": self.key}
+        return replace(other, **chosen | {"headers": {**other.headers, **self.headers}})
+
+    def section(self) -> dict[str, Any]:
+        """Return what is set, as the section `[client]` has it."""
+        known = {key: getattr(self, key) for key in _TLS_KEYS}
+        set_ones = {key: value for key, value in known.items() if value}
+        return set_ones | ({"headers": dict(self.headers)} if self.headers else {})
+
+    def options(self, url: str) -> OptionNames:
+        """Return the options of a client for an address.
+
+        Raises:
+            UsageError: what a header's value stands for cannot be read.
+        """
+        found: OptionNames = {}
+        if self.headers:
+            found["headers"] = {name: _value(name, text) for name, text in self.headers.items()}
+        if self.is_firm or url.lower().startswith(("grpcs:", "https:")):
+            found |= {
+                "ca_file": self.ca_file,
+                "cert_file": self.cert,
+                "key_file": self.key,
+                "server_name": self.server_name,
+            }
+        return found
+
+    def connect(self, url: str, **more: Any) -> "SyncClient":
+        """Return a client for an address; see `clients.connect`."""
+        return clients.connect(url, **self.options(url), **more)
+
+
+NOTHING = Access()
+
+
+class Served(Protocol):
+    """A server that tfkit started: a handle of it, or its record."""
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where it answers."""
+
+    @property
+    def home(self) -> Path:
+        """Folder of its record and its deployment."""
+
+
+def connect(server: Served, given: Access = NOTHING, **more: Any) -> "SyncClient":
+    """Return a gRPC client for a server that tfkit started.
+
+    Args:
+        server: a handle or a record of it.
+        given: wins over what is known of it.
+        more: further options; see `Options`.
+    """
+    return given.over(of_server(server.home)).connect(server.endpoints.grpc, **more)
+
+
+def of_server(home: Path) -> Access:
+    """Return how a server that tfkit started is reached; reads no more than it must.
+
+    Args:
+        home: folder of its record and its deployment.
+    """
+    return _client_section(home).over(_tls(home))
+
+
+def remember(home: Path, spec: "Spec") -> None:
+    """Keep in a server's folder what the server's own certificate says: whom to trust.
+
+    The file that it was started with may be another one by the time somebody connects.
+
+    Raises:
+        SpecError: that file cannot be used.
+    """
+    from tfserve_kit.deployment import tls
+
+    if (found := tls.of_deployment(spec)) is not None:
+        (home / _TRUSTED).write_text(found.certificate, "utf-8")
+        (home / _TLS).write_text(json.dumps({"server_name": found.name}), "utf-8")
+
+
+def reached_by(spec: "Spec", given: Access) -> "Spec":
+    """Return a deployment whose `[client]` says what is given, and else what it said."""
+    changed = spec.client.model_dump() | given.over(Access.of(spec.client)).section()
+    return spec.model_copy(update={"client": spec.client.model_validate(changed)})
+
+
+def of_file(file: Path) -> Access:
+    """Return what the section `[client]` of a deployment file says; nothing without such a file.
+
+    Raises:
+        SpecError: the section is wrong.
+    """
+    try:
+        if b"[client" not in file.read_bytes():
+            return NOTHING
+    except OSError:
+        return NOTHING
+    from tfserve_kit.deployment import files  # slow to import, and most files have no such section
+
+    return Access.of(files.client(file))
+
+
+def at(server: Endpoints, address: addresses.Address) -> bool:
+    """Say whether an address is one of a server's; `localhost` is this machine, too."""
+    own = map(addresses.read, (server.grpc, server.rest))
+    return any((each.scheme, _place(each)) == (address.scheme, _place(address)) for each in own)
+
+
+def server_at(address: addresses.Address) -> Record | None:
+    """Return what is remembered of the server at an address; None if tfkit runs none there."""
+    return next((each for each in records() if at(each.endpoints, address)), None)
+
+
+def _place(address: addresses.Address) -> str:
+    place = address.url.partition("://")[2].lower()
+    host, _, port = place.rpartition(":")
+    return f"127.0.0.1:{port}" if host == "localhost" else place
+
+
+def _client_section(home: Path) -> Access:
+    try:
+        deployment = json.loads((home / DEPLOYMENT).read_text("utf-8"))
+        return Access(**deployment.get("client", {}))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return NOTHING
+
+
+def _tls(home: Path) -> Access:
+    try:
+        known = json.loads((home / _TLS).read_text("utf-8"))
+        return Access(ca_file=str(home / _TRUSTED), server_name=known["server_name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return NOTHING
+
+
+def _value(name: str, text: str) -> str:
+    """Return what a header's value stands for; no error tells it."""
+    if text.startswith(ENVIRONMENT):
+        variable = text.removeprefix(ENVIRONMENT)
+        if variable not in os.environ:
+            raise UsageError(
+                f"header {name!r} is to be what {variable} says, which is not set",
+                remedy=f"set {variable}, or name another variable",
+            )
+        return os.environ[variable]
+    if text.startswith(FILE):
+        file = Path(text.removeprefix(FILE)).expanduser()
+        try:
+            return file.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UsageError(
+                f"header {name!r} is to be what {file} holds, which cannot be read: {reason}"
+            ) from None
+    return text

@@ -1,0 +1,249 @@
+"""Use cases over engines, clients and the repository: the only module that knows all three."""
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients.readiness import Readiness, ask, readiness
+from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.deployment import render
+from tfserve_kit.deployment.lint import Finding, Severity, lint
+from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.engines import exits, registry
+from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    Problem,
+    RequestError,
+    ServerExists,
+    ServerFailed,
+    ServerUnreachable,
+    SpecError,
+)
+from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.serving import access
+
+LOG_TAIL = 15
+_POLL_S = 0.05
+_LAST_WORDS_S = 1.0
+_HANGS_UP_WITHIN_S = 0.5
+
+
+def plan(spec: Spec, engine: Engine, *, templates: Path | None = None) -> Plan:
+    """Return what `up` would start, having changed nothing.
+
+    Raises:
+        SpecError: a template is broken.
+    """
+    return engine.plan(spec, render.render(spec, templates=templates))
+
+
+def up(
+    spec: Spec,
+    engine: Engine,
+    *,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
+) -> ServerHandle:
+    """Start a server and wait until every model answers: `prepare`, then `start`.
+
+    Raises:
+        TfkitError: as these two.
+    """
+    prepare(spec, engine, progress=progress)
+    return start(spec, engine, templates=templates, progress=progress, clock=clock)
+
+
+def prepare(spec: Spec, engine: Engine, *, progress: Progress = SILENT) -> None:
+    """Check a deployment and fetch what its server will need; may be interrupted anywhere.
+
+    Raises:
+        SpecError: the server could never serve this.
+        EngineUnavailable: the engine lacks what it needs, such as its image.
+    """
+    for finding in check(spec):
+        if finding.severity is Severity.WARNING:
+            progress.note(f"Warning: {finding.path}: {finding.message}")
+    engine.prepare(spec, progress=progress)
+
+
+def start(
+    spec: Spec,
+    engine: Engine,
+    *,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
+) -> ServerHandle:
+    """Start a server that is prepared, and wait until every model answers.
+
+    Args:
+        spec: what to serve; ports of 0 are replaced by free ones.
+        engine: what runs it.
+        templates: a folder whose templates replace ours.
+        progress: told the steps and how many models are ready.
+        clock: what the waiting measures with.
+
+    Raises:
+        SpecError: a template is broken.
+        ServerExists: a server of that name runs.
+        ServerFailed: a port is taken, the server ended, or a model did not become available in
+            time. What was started is stopped; the error holds the last log lines.
+    """
+    _make_room(spec.server.name, engine)
+    spec = settle_ports(spec)
+    todo = plan(spec, engine, templates=templates)
+    progress.step(f"starting {todo.server_name!r} ({engine.name})")
+    handle = engine.start(todo)
+    try:
+        access.remember(handle.home, spec)
+        _wait_ready(handle, spec, progress, clock or SystemClock())
+    except BaseException:
+        handle.stop()
+        raise
+    return handle
+
+
+def _make_room(server_name: str, engine: Engine) -> None:
+    """Refuse a name that runs on another engine, and forget what ended there."""
+    other = registry.elsewhere(server_name, engine.name)
+    if other is None:
+        return
+    if other.state().phase in {Phase.STARTING, Phase.RUNNING}:
+        raise ServerExists(
+            f"a server named {server_name!r} runs already (engine {other.engine})",
+            remedy=f"`tfkit stop {server_name}`, or give another --name",
+        )
+    other.stop()
+
+
+def check(spec: Spec) -> list[Finding]:
+    """Return what the server may stumble over, none of it an error.
+
+    Raises:
+        SpecError: with every error that the linter found.
+    """
+    found = lint(spec)
+    errors = [each for each in found if each.severity is Severity.ERROR]
+    if errors:
+        raise SpecError("deployment", [Problem(e.path, e.message, e.remedy) for e in errors])
+    return found
+
+
+def settle_ports(spec: Spec) -> Spec:
+    """Return the deployment with ports of 0 replaced by free ones.
+
+    Raises:
+        ServerFailed: a port that was asked for is taken.
+    """
+    server = spec.server
+    with ExitStack() as held:
+        ports = {
+            key: _probe(server.host, getattr(server, key), key, held)
+            for key in ("grpc_port", "rest_port")
+        }
+    return spec.model_copy(update={"server": server.model_copy(update=ports)})
+
+
+def _probe(host: str, port: int, key: str, held: ExitStack) -> int:
+    """Bind a port to see that it is free; it stays bound until both were found."""
+    try:
+        probe = held.enter_context(socket.create_server((host, port)))
+    except OSError as error:
+        raise ServerFailed(
+            f"cannot listen on {host}:{port} for {key.replace('_', ' ')}: {error.strerror}",
+            remedy=f"`tfkit ps` shows what runs; --{key.replace('_', '-')} 0 finds a free port",
+        ) from error
+    found: int = probe.getsockname()[1]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """How the waiting for a server ended: `failure` is empty if it is ready."""
+
+    failure: str = ""
+    exit_code: int | None = None
+
+
+def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock) -> None:
+    progress.step("waiting for " + ", ".join(spec.models))
+    timeout_s = spec.server.ready_timeout_s
+    with access.connect(handle) as client:
+        probe = _probe_models(handle, client, progress)
+        verdict = wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock)
+        if verdict is None:
+            verdict = _Verdict(f"was not ready after {timeout_s:g} s{_last_words(handle, client)}")
+    if verdict.failure:
+        raise ServerFailed(
+            f"server {handle.server_name!r} {verdict.failure}{_likely_causes(spec)}",
+            exit_code=verdict.exit_code,
+            log_tail=list(handle.logs(tail=LOG_TAIL)),
+            remedy="the log above says why; `tfkit serve --dry-run` shows the command",
+        )
+
+
+def _likely_causes(spec: Spec) -> str:
+    """Return what the linter says of the models now, which may be why a server is not ready."""
+    worth = {Severity.ERROR, Severity.WARNING}
+    told = [each for each in lint(spec) if each.severity in worth and each.path[:7] == "models."]
+    return "".join(f"\n  - {each.path}: {each.message} ({each.remedy})" for each in told)
+
+
+def _last_words(handle: ServerHandle, client: Client) -> str:
+    """Return why the first model cannot be asked about, if it cannot: perhaps it is the TLS."""
+    if not handle.endpoints.grpc.startswith("grpcs:"):
+        return ""
+    try:
+        client.status(Target(next(iter(handle.models))), timeout_s=_LAST_WORDS_S)
+    except (ServerUnreachable, DeadlineExceeded) as error:
+        return f": {error.message}"
+    except RequestError:
+        return ""
+    return ""
+
+
+def _probe_models(
+    handle: ServerHandle, client: Client, progress: Progress
+) -> Callable[[], _Verdict | None]:
+    def probe() -> _Verdict | None:
+        state = handle.state()
+        if state.phase in {Phase.EXITED, Phase.GONE}:
+            return _Verdict(f"ended with {exits.described(state.exit_code)}", state.exit_code)
+        if not _listens(handle.endpoints.grpc):
+            return None
+        ready = 0
+        for model in handle.models:
+            statuses = ask(client, model)
+            if statuses is None:
+                return None
+            verdict = readiness(statuses)
+            if verdict is Readiness.FAILED:
+                return _Verdict(f"could not load {model!r}: {statuses[0].error}")
+            ready += verdict is Readiness.READY
+        progress.advance(ready, len(handle.models))
+        return _Verdict() if ready == len(handle.models) else None
+
+    return probe
+
+
+def _listens(url: str) -> bool:
+    """Say whether a server listens; a gRPC channel that failed once waits seconds to try again.
+
+    Docker's own proxy opens the port of a container at once, and hangs up while the server in it
+    does not listen yet; a server speaks first, or waits.
+    """
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 0), 1.0) as connection:
+            connection.settimeout(_HANGS_UP_WITHIN_S)
+            with suppress(TimeoutError):
+                return connection.recv(1) != b""
+    except OSError:
+        return False
+    return True
