@@ -31,7 +31,7 @@ from tfserve_kit.errors import (
     SpecError,
     TfkitError,
 )
-from tfserve_kit.pictures.heads import choose_head
+from tfserve_kit.pictures.outputs import choose_head
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.serving import launch
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from tfserve_kit import numpy_files
 from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.evaluation.arrays import open_npz
+from tfserve_kit.evaluation.datasets import open_npz
 from tfserve_kit.perf import replay, samples
 from tfserve_kit.pictures import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing

@@ -22,8 +22,8 @@ from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.evaluation.table_rows import SEPARATORS
-from tfserve_kit.evaluation.table_sample import Given
+from tfserve_kit.evaluation.tables import SEPARATORS
+from tfserve_kit.evaluation.tables import Given
 from tfserve_kit.pictures.model import Asked
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.examples import Dataset
     from tfserve_kit.evaluation.report import Report
     from tfserve_kit.evaluation.run import Answer, Run
-    from tfserve_kit.evaluation.subjects import Subject
+    from tfserve_kit.evaluation.run import Subject
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -221,9 +221,9 @@ def _subject(
     timeout_s: float,
 ) -> "Subject":
     from tfserve_kit.clients.classifier import choose_signature
-    from tfserve_kit.evaluation import own_names
+    from tfserve_kit.evaluation import run
     from tfserve_kit.evaluation.classes import Classes
-    from tfserve_kit.evaluation.subjects import Subject
+    from tfserve_kit.evaluation.run import Subject
     from tfserve_kit.pictures.graph import PictureGraph
     from tfserve_kit.pictures.model import PictureModel
 
@@ -233,7 +233,7 @@ def _subject(
     if version_dir:
         asked = replace(asked, note=Preprocessing.read(version_dir))
     model = PictureModel(chosen, asked, PictureGraph(version_dir, chosen.name), ready=dataset.ready)
-    labels = asked.labels or own_names.ask(client, target, model, dataset, timeout_s)
+    labels = asked.labels or run.ask(client, target, model, dataset, timeout_s)
     classes = Classes.of(dataset, labels, judging[0])
     classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
     return Subject(
@@ -247,7 +247,7 @@ def _subject(
 
 
 def _write_page(file: Path, found: "Report", done: "Run", dataset: "Dataset") -> None:
-    from tfserve_kit.evaluation import page
+    from tfserve_kit.evaluation import report as page
 
     pictures = page.thumbnails(found, dataset, done.outcomes[0].subject.input.how)
     with _writing(file) as stream:

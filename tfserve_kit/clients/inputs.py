@@ -13,10 +13,10 @@ from tfserve_kit import numpy_files, protos
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.pictures.companions import Keys
-from tfserve_kit.pictures.decoding import require_picture
+from tfserve_kit.pictures.inputs import Keys
+from tfserve_kit.pictures.prepare import require_picture
 from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.image_input import told
+from tfserve_kit.pictures.inputs import told
 from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec

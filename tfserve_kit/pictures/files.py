@@ -1,4 +1,7 @@
-"""Where pictures come from: files, folders, patterns, the web, standard input."""
+"""Where pictures come from: files, folders, patterns, the web, standard input.
+
+What files are that are no pictures to a model, told by their content, and what to do then.
+"""
 
 import os
 from collections import Counter
@@ -6,10 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-
 from tfserve_kit import redaction
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures import web
+import base64
+import binascii
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import PurePath
 
 # Larger files are no pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
@@ -31,6 +39,24 @@ class PictureFile:
 
     name: str
     read: Callable[[], bytes]
+
+
+# How pictures begin whose names do not say what they are.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*",
+          b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # fmt: skip
+_HEAD_BYTES = 12
+
+
+def is_picture(file: Path) -> bool:
+    """Say whether a file is a picture by its name, or else by how it begins."""
+    if file.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return head.startswith(_MAGIC) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
 
 
 def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[PictureFile]:
@@ -142,3 +168,133 @@ def _limited(stream: BinaryIO, name: str) -> bytes:
 
 def _too_large(name: str) -> InvalidRequest:
     return web.too_large(name, MAX_BYTES)
+
+
+_LOOKED_AT = 4096  # bytes from the beginning
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF = {b"avif", b"avis"}
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_RESULTS = {".jpg", ".png"}
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]{16,}={0,2}\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        what: its name, with an article.
+        remedy: what to do; `{name}` is the file, `{stem}` its name without the ending, both quoted.
+    """
+
+    what: str
+    remedy: str
+
+    def advice(self, name: str) -> str:
+        """Return what to do with a file of that name."""
+        path = PurePath(name)
+        stem = str(path.with_suffix("")) if path.name else name
+        if path.suffix.lower() in _RESULTS:  # it is misnamed, and must not overwrite itself
+            stem += "-1"
+        return self.remedy.replace("{name}", shlex.quote(name)).replace("{stem}", shlex.quote(stem))
+
+
+def kind_of(data: bytes) -> Kind | None:
+    """Return the kind of a file, None for pictures and for what is not known.
+
+    Args:
+        data: its content, or the beginning of it.
+    """
+    start = data[:_LOOKED_AT]
+    return next((kind for looks_so, kind in _KINDS if looks_so(start)), None)
+
+
+def _begins(*marks: bytes) -> Callable[[bytes], bool]:
+    return lambda start: start.startswith(marks)
+
+
+def _brand(brands: set[bytes] | None) -> Callable[[bytes], bool]:
+    """Return what looks for brands of an ISO media file, or for any."""
+    return lambda start: start[4:8] == b"ftyp" and (brands is None or start[8:12] in brands)
+
+
+def _text(start: bytes) -> str:
+    """Return the beginning as small letters, empty if it is no text."""
+    try:
+        text = start.decode("utf-8-sig", "strict")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # else a character is cut at the end
+            return ""
+        text = start[: error.start].decode("utf-8-sig")
+    return "" if "\0" in text else text.lstrip().lower()
+
+
+def _svg(start: bytes) -> bool:
+    text = _text(start)
+    return text.startswith(("<svg", "<?xml", "<!--", "<!doctype svg")) and "<svg" in text
+
+
+def _html(start: bytes) -> bool:
+    text = _text(start)
+    return text.startswith(("<!doctype html", "<html", "<head", "<body")) or (
+        text.startswith(("<?xml", "<!--")) and "<html" in text
+    )
+
+
+def _json_lines(start: bytes) -> bool:
+    lines = _text(start).splitlines()[:2]
+    return len(lines) == 2 and all(re.fullmatch(r'\{\s*".*\}\s*', each) for each in lines)  # noqa: PLR2004
+
+
+def _json(start: bytes) -> bool:
+    return re.match(r'(\{\s*("|\}))|(\[\s*[\[{"\-0-9\]tfn])', _text(start)) is not None
+
+
+def _base64(start: bytes) -> bool:
+    if not _BASE64.fullmatch(start.rstrip()):
+        return False
+    plain = b"".join(start.split()).translate(bytes.maketrans(b"-_", b"+/"))
+    try:
+        return base64.b64decode(plain[: len(plain) // 4 * 4]).startswith(_PICTURES)
+    except binascii.Error:
+        return False
+
+
+def _table(start: bytes) -> bool:
+    """Say whether the first lines have the same number of separators, and at least one."""
+    lines = [line for line in _text(start).splitlines()[:4] if line.strip()][:3]
+    counts = [{line.count(mark) for line in lines} for mark in ",;\t|"]
+    return len(lines) > 1 and any(len(count) == 1 and count != {0} for count in counts)
+
+
+_KINDS: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
+    (_brand(_HEIC), Kind("a HEIC photograph", "heif-convert {name} {stem}.jpg, or "
+                         "magick {name} {stem}.jpg")),
+    (_brand(_AVIF), Kind("an AVIF picture", "avifdec {name} {stem}.png, or "
+                         "magick {name} {stem}.png")),
+    (_brand(None), Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
+    (_begins(b"\x1a\x45\xdf\xa3"), Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
+    (_begins(b"\xff\x0a", b"\0\0\0\x0cJXL "), Kind("a JPEG XL picture", "djxl {name} {stem}.png")),
+    (_begins(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), Kind("a JPEG 2000 picture",
+                                                           "magick {name} {stem}.png")),
+    (_begins(b"8BPS"), Kind("a Photoshop file", "magick {name}[0] {stem}.png")),
+    (_begins(b"\0\0\1\0"), Kind("an icon", "magick {name} {stem}.png")),
+    (_begins(b"%PDF-"), Kind("a PDF", "pdftoppm -png -r 150 {name} {stem}")),
+    (_begins(b"%!PS"), Kind("PostScript", "gs -sDEVICE=png16m -r150 -o {stem}.png {name}")),
+    (_begins(b"\x93NUMPY"), Kind("an array of numpy's", "give it an ending of .npy and send it "
+                                 "with tfkit request")),
+    (_begins(b"\x89HDF"), Kind("an HDF5 file", "a Keras model is pushed: tfkit push-model {name}")),
+    (_begins(b"PK\3\4"), Kind("a ZIP archive", "unzip {name} -d {stem}, and give that folder")),
+    (_begins(b"\x1f\x8b"), Kind("packed by gzip", "gunzip {name}, or tar -xzf {name}")),
+    (_begins(b"version https://git-lfs"), Kind("a pointer of Git LFS, not the file itself",
+                                               "git lfs pull --include {name}")),
+    (_svg, Kind("an SVG drawing", "rsvg-convert {name} -o {stem}.png")),
+    (_html, Kind("a web page", "open the page, and save or give the address of the picture on it")),
+    (_begins(b"data:image/"), Kind("a picture within a data: URL",
+                                   "cut -d, -f2 {name} | base64 -d > {stem}.picture")),
+    (_json_lines, Kind("lines of JSON", "tfkit perf --replay {name} sends recorded requests; "
+                       "tfkit request takes one as .json")),
+    (_json, Kind("JSON", "send it with tfkit request, in a file that ends in .json")),
+    (_base64, Kind("a picture in base64", "base64 -d {name} > {stem}.picture")),
+    (_table, Kind("a table", "tfkit evaluate {name} takes rows of picture and label")),
+)  # fmt: skip

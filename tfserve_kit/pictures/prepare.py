@@ -1,27 +1,123 @@
-"""Pictures become the input of a model, as its signature and its preprocessing note ask."""
+"""Encoded pictures become pixels, as TensorFlow's decoders make them; with Pillow.
 
+What differs from `tf.io.decode_image` on purpose: a picture is turned as its EXIF tag says.
+
+Source: tensorflow/core/kernels/image/decode_image_op.cc; lib/png/png_io.cc (16 bits, transparency)
+and lib/jpeg/jpeg_mem.cc (grey, CMYK) in tensorflow/core.
+
+Pictures become the input of a model, as its signature and its preprocessing note ask.
+"""
+
+import io
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from tfserve_kit.errors import InvalidRequest
+from tfserve_kit.pictures.files import kind_of
 import base64
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.pictures.decoding import decode
-from tfserve_kit.pictures.image_input import (
-    FLAT_RANK,
-    GREY_RANK,
-    ImageInput,
-    image_input,
-    limits_of,
-    range_of,
-    row_axes,
-)
+from tfserve_kit.pictures.inputs import FLAT_RANK, GREY_RANK, ImageInput, image_input, limits_of, range_of, row_axes
 from tfserve_kit.pictures.preprocessing import Encoding, Preprocessing
 from tfserve_kit.pictures.resizing import central_crop, frame
+
+# Pillow knows more, but some of those start other programs. The first are imported first.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+_MODES = {1: "L", 3: "RGB"}
+_ORIENTATION = 0x0112  # the tag of EXIF, and how its values are undone
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, name: str, channels: int) -> NDArray[np.uint8]:
+    """Return the pixels of the first frame of a picture.
+
+    Transparency is dropped; of 16 bits the upper 8 stay; grey is the luma of ITU-R 601.
+
+    Args:
+        data: the bytes of a JPEG, PNG, GIF, BMP, PPM, WebP or TIFF file.
+        name: what errors call it.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 [height, width, channels].
+
+    Raises:
+        InvalidRequest: the data is no whole picture, or one of more pixels than Pillow's own
+            limit, `PIL.Image.MAX_IMAGE_PIXELS`: a small file may unpack to gigabytes.
+    """
+    try:
+        image = _eight_bits(_upright(_load(data, grey=channels == 1)))
+        wanted = _MODES[channels]  # converting to the same mode would copy
+        pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    except Image.DecompressionBombError as error:
+        text = f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: {error}"
+        remedy = "make it smaller first, or raise --max-pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+        raise InvalidRequest(text, remedy=remedy) from error
+    except Exception as error:
+        require_picture(data, name)
+        raise InvalidRequest(
+            f"{name} is not a picture that can be read: {_reason(data, error)}",
+            remedy="give a JPEG, PNG, WebP, BMP, GIF or TIFF file",
+        ) from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def require_picture(data: bytes, name: str) -> None:
+    """Refuse what is known to be something else; see `kinds`.
+
+    Raises:
+        InvalidRequest: it is.
+    """
+    if kind := kind_of(data):
+        text = f"{name} is not a picture that can be read: it is {kind.what}"
+        raise InvalidRequest(text, remedy=kind.advice(name))
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    return "it starts with " + repr(data[:16]) if data else "it is empty"
+
+
+def _load(data: bytes, *, grey: bool) -> Image.Image:
+    """Decode fully, so that a truncated file is noticed here."""
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    limit = Image.MAX_IMAGE_PIXELS  # at which Pillow only warns
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    if grey:
+        image.draft("L", image.size)  # the luma that a JPEG holds, as it is
+    image.load()
+    image.info.pop("transparency", None)  # nor would Pillow mix it into the colours
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 (damaged remarks about a picture do not damage the picture)
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits a pixel with the upper 8."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
+
 
 __all__ = ["ImageInput", "image_input", "prepare", "read_file"]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfserve_kit.evaluation.comparison import compare, mcnemar_exact
+from tfserve_kit.evaluation.scores import compare, mcnemar_exact
 
 
 class TestMcNemar:

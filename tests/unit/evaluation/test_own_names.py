@@ -6,10 +6,10 @@ import pytest
 from tests.unit.evaluation.made import dataset, tensor
 from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
-from tfserve_kit.evaluation import own_names
+from tfserve_kit.evaluation import run
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.run import Sending, evaluate
-from tfserve_kit.evaluation.subjects import Subject
+from tfserve_kit.evaluation.run import Subject
 from tfserve_kit.pictures.model import Asked, PictureModel
 from tfserve_kit.savedmodel import Signature
 
@@ -40,7 +40,7 @@ class NamingClient:
 
 
 def ask(client, labelled, **about):
-    return own_names.ask(client, Target("m"), model(**about), labelled, 5.0)
+    return run.ask(client, Target("m"), model(**about), labelled, 5.0)
 
 
 def test_the_names_of_one_answer_are_those_of_the_model():
@@ -77,7 +77,7 @@ def test_a_model_without_names_is_not_asked():
 class TestInARun:
     def evaluated(self, client):
         labelled = dataset(SCORES, ["red", "blue"])
-        classes = Classes.of(labelled, own_names.ask(client, Target("m"), model(), labelled, 5.0))
+        classes = Classes.of(labelled, run.ask(client, Target("m"), model(), labelled, 5.0))
         about = Subject("version 1", Target("m"), 1, model(), classes)
         return evaluate(client, [about], labelled, range(2), Sending(concurrency=1))
 

@@ -10,11 +10,7 @@ from tests.unit.evaluation.made import tensor
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.subjects import (
-    Subject,
-    as_png,
-    thumbnail,
-)
+from tfserve_kit.evaluation.run import Subject, as_png, thumbnail
 from tfserve_kit.pictures.model import Asked, PictureModel
 from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing

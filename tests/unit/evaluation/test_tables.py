@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.datasets import open_dataset
-from tfserve_kit.evaluation.table_sample import Given
+from tfserve_kit.evaluation.tables import Given
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.pictures import decoding, resizing
+from tfserve_kit.pictures import prepare as decoding, resizing
 from tfserve_kit.pictures.prepare import image_input, prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec

@@ -314,11 +314,11 @@ def test_announced_size_beyond_the_limit_is_refused_before_it_comes(monkeypatch)
 def test_every_suffix_is_one_that_is_decoded():
     from PIL import Image
 
-    from tfserve_kit.pictures import decoding
+    from tfserve_kit.pictures import prepare
 
     Image.init()
     kinds = {Image.EXTENSION[suffix] for suffix in files.SUFFIXES}
-    assert kinds <= set(decoding._FORMATS)
+    assert kinds <= set(prepare._FORMATS)
     assert Path("x.JPG").suffix.lower() in files.SUFFIXES
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.pictures.decoding import decode
-from tfserve_kit.pictures.kinds import kind_of
+from tfserve_kit.pictures.prepare import decode
+from tfserve_kit.pictures.files import kind_of
 
 
 def picture(kind="PNG"):
