@@ -11,7 +11,8 @@ import services_pb2
 import services_pb2_grpc
 
 from tfserve_kit.errors import TfkitError
-from tfserve_kit.pictures.prepare import ImageInput, prepare
+from tfserve_kit.pictures.inputs import ImageInput
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tfserve_kit import connect
 from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.pictures.prepare import image_input, prepare
+from tfserve_kit.pictures.inputs import image_input
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
 

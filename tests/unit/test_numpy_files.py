@@ -14,7 +14,7 @@ from tfserve_kit.clients.inputs import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.datasets import open_npz
 from tfserve_kit.perf import replay, samples
-from tfserve_kit.pictures import prepare
+from tfserve_kit.pictures import files
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -123,10 +123,10 @@ def test_python_objects_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.json", "a.jpg"])
 def test_file_that_is_too_large_for_a_request_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(prepare, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10)
     with pytest.raises(InvalidRequest, match="more than 10 bytes"):
-        prepare.read_file(written(tmp_path / name, bytes(11)))
-    assert prepare.read_file(written(tmp_path / name, bytes(10))) == bytes(10)
+        files.read_file(written(tmp_path / name, bytes(11)))
+    assert files.read_file(written(tmp_path / name, bytes(10))) == bytes(10)
 
 
 def test_line_without_end_of_a_log_is_refused_by_its_number(tmp_path, monkeypatch):

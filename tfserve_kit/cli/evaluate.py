@@ -22,8 +22,7 @@ from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.evaluation.tables import SEPARATORS
-from tfserve_kit.evaluation.tables import Given
+from tfserve_kit.evaluation.tables import SEPARATORS, Given
 from tfserve_kit.pictures.model import Asked
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.printable import csv_cell
@@ -32,8 +31,7 @@ from tfserve_kit.serving.access import Access
 if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.evaluation.examples import Dataset
     from tfserve_kit.evaluation.report import Report
-    from tfserve_kit.evaluation.run import Answer, Run
-    from tfserve_kit.evaluation.run import Subject
+    from tfserve_kit.evaluation.run import Answer, Run, Subject
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

@@ -13,11 +13,10 @@ from tfserve_kit.clients.labels import ClassScore, top_scores
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.pictures import outputs as heads
 from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.outputs import Detection, Outputs
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.pictures.model import Asked, Meaning, PictureModel
+from tfserve_kit.pictures.outputs import Detection, Outputs, ranking
 from tfserve_kit.pictures.prepare import prepare
-from tfserve_kit.pictures.outputs import ranking
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
 
 

@@ -13,11 +13,10 @@ from tfserve_kit import numpy_files, protos
 from tfserve_kit.clients.checking import CannotConvert, convert
 from tfserve_kit.clients.examples import require_float32
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.pictures.inputs import Keys
-from tfserve_kit.pictures.prepare import require_picture
+from tfserve_kit.pictures.files import read_file
 from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.inputs import told
-from tfserve_kit.pictures.prepare import ImageInput, image_input, prepare, read_file
+from tfserve_kit.pictures.inputs import ImageInput, Keys, image_input, told
+from tfserve_kit.pictures.prepare import prepare, require_picture
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted, of_any_rows

@@ -6,9 +6,8 @@ Which class of a model a label means; what was taken for granted to know it.
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from tfserve_kit.pictures.labels import Labels
 from collections.abc import Iterable, Iterator, Sequence
+
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
 from tfserve_kit.evaluation.examples import Dataset, Label
 from tfserve_kit.pictures.labels import Labels, shown

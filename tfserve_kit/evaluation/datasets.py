@@ -8,31 +8,29 @@ each. Both formats are read row by row, compressed or not.
 Labelled sets on disk: told apart and opened.
 """
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from tfserve_kit.errors import UsageError
-from tfserve_kit.evaluation.examples import About, Files, LeftOut
-from tfserve_kit.pictures.files import is_picture
-from tfserve_kit.pictures.labels import shown
 import gzip
 import math
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
+
 import numpy as np
 from numpy.typing import NDArray
+
 from tfserve_kit import numpy_files
-from tfserve_kit.evaluation.examples import About, Content, Label, Rows
-from collections.abc import Sequence
+from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation import tables
-from tfserve_kit.evaluation.examples import Dataset
+from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
 from tfserve_kit.evaluation.tables import Given
+from tfserve_kit.pictures.files import is_picture
+from tfserve_kit.pictures.labels import shown
 
 # What operating systems leave in folders and archives, in lower case; hidden files beside it.
 _DEBRIS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
@@ -40,6 +38,8 @@ _DEBRIS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$re
 # How folders are called that hold a part of a set, and not a class.
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval",
           "holdout"}  # fmt: skip
+
+
 @dataclass
 class _Kind:
     """A folder that may be a class.

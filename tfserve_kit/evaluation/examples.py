@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures.prepare import read_file
+from tfserve_kit.pictures.files import read_file
 
 # An encoded picture; or its pixels, uint8; or a row of the model's input, of any other type.
 Content = bytes | NDArray[Any]

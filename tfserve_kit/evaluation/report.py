@@ -3,18 +3,25 @@
 A report as one HTML file that needs nothing else: no script, no font, no picture elsewhere.
 """
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
 import numpy as np
-from tfserve_kit.evaluation.scores import Comparison, compare
-from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Run
+
+from tfserve_kit.errors import InvalidRequest
+from tfserve_kit.evaluation.examples import Dataset
+from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Run, thumbnail
 from tfserve_kit.evaluation.scores import (
     Calibration,
     ClassScores,
+    Comparison,
     Confusion,
     Interval,
     calibration,
+    compare,
     confusion_matrix,
     most_confused,
     per_class,
@@ -22,13 +29,6 @@ from tfserve_kit.evaluation.scores import (
     wilson_interval,
 )
 from tfserve_kit.evaluation.scores import worst_mistakes as positions_of_worst
-import base64
-from collections.abc import Mapping
-from pathlib import Path
-from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.evaluation.examples import Dataset
-from tfserve_kit.evaluation.scores import ClassScores
-from tfserve_kit.evaluation.run import thumbnail
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.printable import in_html
 

@@ -5,37 +5,32 @@ Names of classes that a model answers with: what it says itself needs no guess.
 Sends a labelled set to a server, in batches from several threads, and keeps what matters.
 """
 
-import io
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from tfserve_kit.clients import Target
-from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.examples import Content
-from tfserve_kit.pictures.model import PictureModel
-from tfserve_kit.pictures.prepare import ImageInput, prepare
-from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import TensorSpec
 import contextlib
-from tfserve_kit.clients import Client, Target
-from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.evaluation.examples import Dataset
-from tfserve_kit.pictures.outputs import Outputs
-from tfserve_kit.pictures.labels import Labels
+import io
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
-from tfserve_kit.clients import Client
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tfserve_kit.clients import Client, Target
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
+from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Content, Dataset, Example
 from tfserve_kit.evaluation.scores import are_probabilities, rank_of
+from tfserve_kit.pictures.inputs import ImageInput
+from tfserve_kit.pictures.labels import Labels
+from tfserve_kit.pictures.model import PictureModel
+from tfserve_kit.pictures.outputs import Outputs
+from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.savedmodel import TensorSpec
 
 _FLAT_RANK, _COLOUR_RANK = 1, 3
 

@@ -9,6 +9,7 @@ Both answered each example, so only those count that one of them got right and t
 
 import math
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -7,27 +7,23 @@ What the columns of a table are: found out from its header, its rows, and the fi
 Sets stored as tables: rows of a picture's path and its label, or of a label and pixels.
 """
 
+import csv
+import glob
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from tfserve_kit.errors import UsageError, did_you_mean
+
+import numpy as np
+
+from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
+from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
+from tfserve_kit.pictures import text_files
 from tfserve_kit.pictures.files import SUFFIXES, is_picture
 from tfserve_kit.pictures.labels import shown
-import csv
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from tfserve_kit.errors import UsageError
-from tfserve_kit.pictures import text_files
-from dataclasses import dataclass, replace
-import glob
-from collections import defaultdict
-from collections.abc import Iterator
-import numpy as np
-from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
 
 # What columns are called, in small letters without gaps.
 PATHS = {"path", "file", "filename", "filepath", "filepaths", "image", "images", "img", "picture",

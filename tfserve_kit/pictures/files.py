@@ -3,21 +3,20 @@
 What files are that are no pictures to a model, told by their content, and what to do then.
 """
 
+import base64
+import binascii
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
+
 from tfserve_kit import redaction
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures import web
-import base64
-import binascii
-import re
-import shlex
-from collections.abc import Callable
-from pathlib import PurePath
 
 # Larger files are no pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
@@ -176,6 +175,28 @@ _AVIF = {b"avif", b"avis"}
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _RESULTS = {".jpg", ".png"}
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]{16,}={0,2}\s*")
+
+
+# No message holds more.
+MAX_FILE_BYTES = 1 << 30
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is too large for a request.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size  # 0 of what is no file, such as a pipe
+            data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
+        raise InvalidRequest(text, remedy="send it in several files")
+    return data
 
 
 @dataclass(frozen=True, slots=True)

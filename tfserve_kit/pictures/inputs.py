@@ -3,21 +3,21 @@
 Inputs beside the picture: a key, a flag, a threshold.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.pictures.graph import PictureFacts, PictureGraph
 from tfserve_kit.pictures.preprocessing import Layout, Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
-import json
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any
 
 # Of a row: [height, width, channels], [height, width] of grey, or [values].
 IMAGE_RANK, GREY_RANK, FLAT_RANK = 3, 2, 1

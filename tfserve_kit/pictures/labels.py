@@ -13,23 +13,18 @@ Labels as lines of text: a name each, numbered or not, or rows of a table.
 Label files: read whole, and known by what stands in them.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
-from tfserve_kit.errors import UsageError
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 import ast
+import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-import csv
-from collections.abc import Sequence
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
+
+from tfserve_kit.errors import UsageError
 from tfserve_kit.pictures.text_files import decode
 
 # What the class is called that stands for "none of these"; it is often listed and not answered,

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.pictures import outputs as heads
-from tfserve_kit.pictures.inputs import Companions
 from tfserve_kit.pictures.graph import PictureGraph, ScoreKind
-from tfserve_kit.pictures.outputs import Head, Outputs
-from tfserve_kit.pictures.inputs import Choice, ImageInput, Source, image_input, told
+from tfserve_kit.pictures.inputs import Choice, Companions, ImageInput, Source, image_input, told
+from tfserve_kit.pictures.outputs import Head, Outputs, as_ranked
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.pictures.outputs import as_ranked
 from tfserve_kit.savedmodel import Signature
 
 # What scores are: told by their values, or made so on request.

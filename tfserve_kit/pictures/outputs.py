@@ -7,19 +7,16 @@ Models that answer with the best classes alone, in their own order for each pict
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-from tfserve_kit.errors import ServerFault, UsageError
-from tfserve_kit.savedmodel import Signature
 
 Outputs = Mapping[str, NDArray[Any]]
 Kind = Literal["scores", "ranked", "class", "detections"]

@@ -8,18 +8,25 @@ and lib/jpeg/jpeg_mem.cc (grey, CMYK) in tensorflow/core.
 Pictures become the input of a model, as its signature and its preprocessing note ask.
 """
 
+import base64
 import io
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.pictures.files import kind_of
-import base64
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-from tfserve_kit.pictures.inputs import FLAT_RANK, GREY_RANK, ImageInput, image_input, limits_of, range_of, row_axes
+from tfserve_kit.pictures.inputs import (
+    FLAT_RANK,
+    GREY_RANK,
+    ImageInput,
+    limits_of,
+    range_of,
+    row_axes,
+)
 from tfserve_kit.pictures.preprocessing import Encoding, Preprocessing
 from tfserve_kit.pictures.resizing import central_crop, frame
 
@@ -119,8 +126,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
 
 
-__all__ = ["ImageInput", "image_input", "prepare", "read_file"]
-
 _ENCODERS: dict[Encoding, Callable[[bytes], bytes]] = {
     "raw": bytes,
     "base64": base64.b64encode,
@@ -188,25 +193,3 @@ def _scaled(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.float
     if how.std:
         values = np.divide(values, np.array(how.std, np.float32))
     return values
-
-
-# No message holds more.
-MAX_FILE_BYTES = 1 << 30
-
-
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InvalidRequest: it cannot be read, or is too large for a request.
-    """
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size  # 0 of what is no file, such as a pipe
-            data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
-        raise InvalidRequest(text, remedy="send it in several files")
-    return data

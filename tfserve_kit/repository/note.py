@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from tfserve_kit.errors import Problem, UsageError
-from tfserve_kit.pictures.outputs import choose_head, class_count, is_one_column
 from tfserve_kit.pictures.labels import Labels
+from tfserve_kit.pictures.outputs import choose_head, class_count, is_one_column
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -5,8 +5,7 @@ import numpy as np
 from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Rows
-from tfserve_kit.evaluation.run import Answer, Failure, Outcome
-from tfserve_kit.evaluation.run import Subject
+from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Subject
 from tfserve_kit.pictures.model import Asked, PictureModel
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

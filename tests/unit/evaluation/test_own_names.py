@@ -8,8 +8,7 @@ from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
 from tfserve_kit.evaluation import run
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.run import Sending, evaluate
-from tfserve_kit.evaluation.run import Subject
+from tfserve_kit.evaluation.run import Sending, Subject, evaluate
 from tfserve_kit.pictures.model import Asked, PictureModel
 from tfserve_kit.savedmodel import Signature
 

@@ -18,8 +18,7 @@ from tfserve_kit.clients import Target
 from tfserve_kit.evaluation import report as page
 from tfserve_kit.evaluation.examples import Rows
 from tfserve_kit.evaluation.report import as_data, as_text, build, missed_gates, percent
-from tfserve_kit.evaluation.run import Failure, Run
-from tfserve_kit.evaluation.run import as_png
+from tfserve_kit.evaluation.run import Failure, Run, as_png
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
 ANSWERS = [

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.pictures import prepare as decoding, resizing
-from tfserve_kit.pictures.prepare import image_input, prepare
+from tfserve_kit.pictures import prepare as decoding
+from tfserve_kit.pictures import resizing
+from tfserve_kit.pictures.inputs import image_input
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.pictures.prepare import decode
 from tfserve_kit.pictures.files import kind_of
+from tfserve_kit.pictures.prepare import decode
 
 
 def picture(kind="PNG"):

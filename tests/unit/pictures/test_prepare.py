@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures.prepare import image_input, prepare, read_file
+from tfserve_kit.pictures.files import read_file
+from tfserve_kit.pictures.inputs import image_input
+from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
