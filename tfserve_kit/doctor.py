@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit.deployment.schema import Server
-from tfserve_kit.engines import Phase, ServerHandle, daemon, exits, process, registry
+from tfserve_kit.engines import Phase, ServerHandle, docker, process, registry
 from tfserve_kit.engines.base import Availability
 from tfserve_kit.engines.records import state_folder
 from tfserve_kit.errors import EngineUnavailable
@@ -57,11 +57,11 @@ def examine(*, binary: str | None = None) -> list[Check]:
     """
     import psutil
 
-    docker, servers = _docker_info(), registry.servers()
-    root = docker.get("DockerRootDir")
+    daemon, servers = _docker_info(), registry.servers()
+    root = daemon.get("DockerRootDir")
     return [
-        engine("docker", daemon.available()),
-        gpu(docker.get("Runtimes", {}), shutil.which("nvidia-smi")),
+        engine("docker", docker.available()),
+        gpu(daemon.get("Runtimes", {}), shutil.which("nvidia-smi")),
         native(shutil.which(binary or process.NATIVE_BINARY)),
         embedded(installed(_embedded_packages())),
         cpu(platform.machine(), cpu_flags()),
@@ -127,8 +127,8 @@ def native(binary: str | None, *, timeout_s: float = _VERSION_TIMEOUT_S) -> Chec
         text = f"{binary} does not tell its version: {error}"
         return Check("native", Outcome.FAILED, text, "install it again")
     if done.returncode:
-        text = f"{binary} --version ends with {exits.described(done.returncode)}"
-        known = exits.explain(done.returncode)
+        text = f"{binary} --version ends with {process.exit_text(done.returncode)}"
+        known = process.exit_meaning(done.returncode)
         return Check("native", Outcome.FAILED, text, known.remedy if known else "install it again")
     said = done.stdout.decode(errors="replace").strip().replace("\n", ", ")
     return Check("native", Outcome.OK, f"{binary}: {said or 'tells no version'}")
@@ -173,7 +173,7 @@ def cpu(machine: str, flags: frozenset[str] | None) -> Check:
         text = f"{machine}: the official image and binary are for x86_64 only"
         return Check("cpu", Outcome.WARNING, text, "use --engine embedded")
     if flags is not None and "avx" not in flags:
-        meaning, remedy = exits.EXITS[132]
+        meaning, remedy = process.EXITS[132]
         text = f"{machine} without AVX: servers end with exit status 132 ({meaning})"
         return Check("cpu", Outcome.FAILED, text, remedy)
     told = "with AVX" if flags is not None else "AVX unknown"
@@ -248,8 +248,8 @@ def ended(servers: Iterable[ServerHandle]) -> list[Check]:
     for server in servers:
         state = server.state()
         if state.phase is Phase.EXITED:
-            text = f"ended with {exits.described(state.exit_code)}"
-            known = exits.explain(state.exit_code) if state.exit_code is not None else None
+            text = f"ended with {process.exit_text(state.exit_code)}"
+            known = process.exit_meaning(state.exit_code) if state.exit_code is not None else None
             name = server.server_name
             steps = f"`tfkit logs {name}` says why; `tfkit stop {name}` forgets it"
             remedy = f"{known.remedy}; {steps}" if known else steps
@@ -277,7 +277,7 @@ def _holder(number: int, servers: Sequence[ServerHandle]) -> str:
 def _docker_info() -> dict[str, Any]:
     """Return what the Docker daemon tells of itself; empty without one."""
     try:
-        with daemon.connected(timeout_s=5) as client:
+        with docker.connected(timeout_s=5) as client:
             info: dict[str, Any] = client.info()
             return info
     except EngineUnavailable:

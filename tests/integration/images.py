@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from tfserve_kit.engines import images
-from tfserve_kit.engines.image_files import PYTHON_IMAGE, SERVING_IMAGE, Variant, files
+from tfserve_kit.engines.container import SERVING_IMAGE
+from tfserve_kit.engines.images import PYTHON_IMAGE, Variant, files
 
 STAND_IN = "tfkit-model-server:test"
 DEPENDENCIES = "tfkit-model-server:test-dependencies"

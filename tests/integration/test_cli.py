@@ -124,7 +124,7 @@ def test_words_are_completed_in_bash(tmp_path, words, expected):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_text_in_the_list_is_the_commands_own(name):
-    assert cli.get_command(None, name).get_short_help_str(limit=1000) == COMMANDS[name]
+    assert cli.get_command(None, name).get_short_help_str(limit=1000) == COMMANDS[name][1]
 
 
 def test_help_lists_every_command(tfkit):

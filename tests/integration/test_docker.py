@@ -22,7 +22,7 @@ from tfserve_kit import deployment as spec
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.deployment.schema import Docker
 from tfserve_kit.engines import Phase, State, container, registry
-from tfserve_kit.engines.container_user import default_user
+from tfserve_kit.engines.container import default_user
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed
 from tfserve_kit.serving import launch

@@ -15,12 +15,12 @@ import tfserve_kit
 from tests.integration import images as stock
 from tests.integration.images import docker
 from tfserve_kit import deployment as spec
-from tfserve_kit.cli import build_image as build_image_module
+from tfserve_kit.cli import images as build_image_module
 from tfserve_kit.cli import main
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import images
-from tfserve_kit.engines.image_files import Variant
+from tfserve_kit.engines.images import Variant
 from tfserve_kit.errors import ModelNotFound, ServerFailed, ServerUnreachable
 
 PATIENCE_S = 60.0

@@ -21,10 +21,8 @@ from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, process
 from tfserve_kit.errors import PushRefused, RequestError, ServerFailed, UsageError
 from tfserve_kit.repository import push, retention, scan
-from tfserve_kit.serving import launch, reload, swap
-from tfserve_kit.serving.swap import promote
-from tfserve_kit.serving.swap.claims import Reason, claims
-from tfserve_kit.serving.swap.rollback import Place, bring_back, roll_back
+from tfserve_kit.serving import launch, reload, rollback, swap
+from tfserve_kit.serving.rollback import Place, Reason, bring_back, claims, roll_back
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
 
@@ -216,7 +214,7 @@ def test_roll_back_refuses_what_a_label_or_a_pinned_version_names(serve, add, ba
 def test_claims_are_what_is_served_and_what_is_named(serve, add, base_path):
     add()
     add()
-    promote.promote(serve(versions={"specific": [1, 2]}), "half", 1, keep_old=True)
+    rollback.promote(serve(versions={"specific": [1, 2]}), "half", 1, keep_old=True)
     assert [(c.version, c.reason, c.label) for c in claims(base_path)] == [
         (1, Reason.LABELLED, "stable"),
         (1, Reason.PINNED, ""),
@@ -260,27 +258,27 @@ class LabelCaller:
 def test_canary_promotion_and_abortion_refuse_no_request_for_stable(serve, grpc, add):
     handle = serve(versions={"specific": [1]})
     client = grpc(handle)
-    assert promote.promote(handle, "half").labels == {"stable": 1}
+    assert rollback.promote(handle, "half").labels == {"stable": 1}
     with LabelCaller(handle, "stable") as caller:
-        served = promote.canary(handle, "half", add())
+        served = rollback.canary(handle, "half", add())
         assert (served.versions, served.labels) == ((1, 2), {"stable": 1, "canary": 2})
         assert client.predict(Target("half", label="canary"), {"x": np.float32([1])}).version == 2
 
-        served = promote.promote(handle, "half")
+        served = rollback.promote(handle, "half")
         assert (served.versions, served.labels) == ((2,), {"stable": 2})
         assert settled(lambda: states(client) == {1: "END", 2: "AVAILABLE"})
 
-        promote.canary(handle, "half", add())
-        served = promote.abort(handle, "half")
+        rollback.canary(handle, "half", add())
+        served = rollback.abort(handle, "half")
         assert (served.versions, served.labels) == ((2,), {"stable": 2})
         assert settled(lambda: states(client)[3] == "END")
         with pytest.raises(RequestError):
             client.predict(Target("half", label="canary"), {"x": np.float32([1])})
 
-        served = promote.promote(handle, "half", add(), keep_old=True)
+        served = rollback.promote(handle, "half", add(), keep_old=True)
         assert (served.versions, served.labels) == ((2, 4), {"stable": 4})
-        promote.canary(handle, "half", 2)
-        served = promote.promote(handle, "half", 4)  # not the canary, which stays
+        rollback.canary(handle, "half", 2)
+        served = rollback.promote(handle, "half", 4)  # not the canary, which stays
         assert (served.versions, served.labels) == ((2, 4), {"stable": 4, "canary": 2})
         count = len(caller.versions)
         assert settled(lambda: len(caller.versions) > count + 20)
@@ -293,10 +291,10 @@ def test_canary_promotion_and_abortion_refuse_no_request_for_stable(serve, grpc,
 
 def test_canary_that_does_not_load_leaves_what_was_served(serve, grpc, add_broken):
     handle = serve(versions={"specific": [1]})
-    promote.promote(handle, "half", 1)
+    rollback.promote(handle, "half", 1)
     with LabelCaller(handle, "stable") as caller:
         with pytest.raises((ServerFailed, RequestError)):
-            promote.canary(handle, "half", add_broken())
+            rollback.canary(handle, "half", add_broken())
         count = len(caller.versions)
         assert settled(lambda: len(caller.versions) > count + 20)
     assert caller.errors == []
@@ -306,19 +304,19 @@ def test_canary_that_does_not_load_leaves_what_was_served(serve, grpc, add_broke
 def test_labels_that_make_no_sense_are_refused(serve, add, base_path):
     handle = serve()
     for act, text in (
-        (lambda: promote.canary(handle, "half", 9), "no version 9 of 'half'"),
-        (lambda: promote.promote(handle, "hlf"), "has no model 'hlf'"),
-        (lambda: promote.abort(handle, "half"), "has no canary"),
+        (lambda: rollback.canary(handle, "half", 9), "no version 9 of 'half'"),
+        (lambda: rollback.promote(handle, "hlf"), "has no model 'hlf'"),
+        (lambda: rollback.abort(handle, "half"), "has no canary"),
     ):
         with pytest.raises(UsageError, match=text):
             act()
     add()
     (base_path / "2" / SHARD).unlink()
     with pytest.raises(UsageError, match="version 2 of 'half' is no complete SavedModel"):
-        promote.canary(handle, "half", 2)
-    promote.canary(handle, "half", 1)
+        rollback.canary(handle, "half", 2)
+    rollback.canary(handle, "half", 1)
     with pytest.raises(UsageError, match="is all that is loaded of 'half'"):
-        promote.abort(handle, "half")
+        rollback.abort(handle, "half")
 
 
 # The commands

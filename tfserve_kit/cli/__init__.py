@@ -10,36 +10,36 @@ from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.errors import ServerUnreachable, TfkitError
 
 # Commands are imported when they are called, so that `tfkit --help` and `tfkit predict` are quick.
-# The help text stands here for the same reason; a test holds it against the command's own.
+# So each has its module and its help text here; a test holds the text against the command's own.
 COMMANDS = {
-    "init": "Write a commented deployment file.",
-    "render": "Show or write the server's configuration files.",
-    "lint": "Say what the server would stumble over, before it starts.",
-    "push-model": "Add a model version to a base path, atomically.",
-    "versions": "List the versions in a base path.",
-    "inspect": "Show what a model holds and what a push would say of it.",
-    "verify": "Compare versions with what was pushed.",
-    "rollback": "Go back to an earlier version of a model.",
-    "prune": "Delete the oldest versions of a model.",
-    "canary": "Serve a version beside the others, under the label canary.",
-    "promote": "Move a label of a running server to another version.",
-    "warmup": "Store requests with a model, for the server to replay when it loads it.",
-    "build-image": "Build an image with the models inside.",
-    "serve": "Start a server and wait until its models answer.",
-    "ps": "List the servers that tfkit runs.",
-    "status": "Show the versions of a model and their states.",
-    "logs": "Show the log of a server.",
-    "reload": "Change the models of a running server.",
-    "restart": "Stop a server and start it again.",
-    "stop": "Stop servers.",
-    "metadata": "Show the signatures of a model.",
-    "predict": "Classify pictures.",
-    "evaluate": "Measure how good a model is on labelled examples.",
-    "request": "Call any signature with what files hold, and show its outputs.",
-    "perf": "Measure latency and throughput.",
-    "tune": "Find the batching parameters and thread flags that serve a model best.",
-    "doctor": "Check what this machine can run.",
-    "completion": "Print what makes a shell complete commands.",
+    "init": ("files", "Write a commented deployment file."),
+    "render": ("files", "Show or write the server's configuration files."),
+    "lint": ("files", "Say what the server would stumble over, before it starts."),
+    "push-model": ("models", "Add a model version to a base path, atomically."),
+    "versions": ("models", "List the versions in a base path."),
+    "inspect": ("models", "Show what a model holds and what a push would say of it."),
+    "verify": ("models", "Compare versions with what was pushed."),
+    "rollback": ("models", "Go back to an earlier version of a model."),
+    "prune": ("models", "Delete the oldest versions of a model."),
+    "canary": ("servers", "Serve a version beside the others, under the label canary."),
+    "promote": ("servers", "Move a label of a running server to another version."),
+    "warmup": ("models", "Store requests with a model, for the server to replay when it loads it."),
+    "build-image": ("images", "Build an image with the models inside."),
+    "serve": ("servers", "Start a server and wait until its models answer."),
+    "ps": ("servers", "List the servers that tfkit runs."),
+    "status": ("servers", "Show the versions of a model and their states."),
+    "logs": ("servers", "Show the log of a server."),
+    "reload": ("servers", "Change the models of a running server."),
+    "restart": ("servers", "Stop a server and start it again."),
+    "stop": ("servers", "Stop servers."),
+    "metadata": ("models", "Show the signatures of a model."),
+    "predict": ("predict", "Classify pictures."),
+    "evaluate": ("evaluate", "Measure how good a model is on labelled examples."),
+    "request": ("request", "Call any signature with what files hold, and show its outputs."),
+    "perf": ("perf", "Measure latency and throughput."),
+    "tune": ("tune", "Find the batching parameters and thread flags that serve a model best."),
+    "doctor": ("doctor", "Check what this machine can run."),
+    "completion": ("doctor", "Print what makes a shell complete commands."),
 }
 
 
@@ -56,8 +56,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"tfserve_kit.cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
+        module = import_module(f"tfserve_kit.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def resolve_command(
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
         """Write the list of commands without importing them."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,7 @@
-"""`tfkit doctor`."""
+"""`tfkit doctor` and `tfkit completion`."""
 
 import click
+from click.shell_completion import get_completion_class
 
 from tfserve_kit import doctor
 from tfserve_kit.cli import exit_codes, output
@@ -14,7 +15,7 @@ _COLUMNS = ("check", "outcome", "found", "remedy")
 @click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
               help="tensorflow_model_server for the native engine.")  # fmt: skip
 @json_option
-def command(binary: str | None, as_json: bool) -> int:
+def doctor_command(binary: str | None, as_json: bool) -> int:
     """Check what this machine can run.
 
     Fails if no engine can run here.
@@ -27,3 +28,17 @@ def command(binary: str | None, as_json: bool) -> int:
     if doctor.can_serve(checks):
         return exit_codes.OK
     return exit_codes.exit_code(EngineUnavailable("no engine can run here"))
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands.
+
+    For bash: eval "$(tfkit completion bash)" in ~/.bashrc.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101 (the choices are click's own shells)
+    root = context.find_root()
+    output.line(kind(root.command, {}, "tfkit", "_TFKIT_COMPLETE").source())

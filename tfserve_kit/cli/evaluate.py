@@ -104,7 +104,7 @@ _file = click.Path(path_type=Path)
               help="Show label, score and path of each example, too.")  # fmt: skip
 @force_option
 @json_option
-def command(
+def evaluate_command(
     data: tuple[Path, ...],
     url: str | None,
     model: str | None,

@@ -1,16 +1,72 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what a shell offers for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import wraps
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from tfserve_kit.cli import live_names
 from tfserve_kit.errors import UsageError
 from tfserve_kit.serving.access import FILE, Access
+
+if TYPE_CHECKING:
+    from tfserve_kit.deployment import Spec
+
+_PATIENCE_S = 1.0  # somebody waits for the Tab key
+
+
+def _offer_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Return the models of the servers that tfkit runs, or of the one that `--url` names."""
+    del param
+    from tfserve_kit.clients import addresses
+    from tfserve_kit.engines.records import records
+    from tfserve_kit.serving.access import at
+
+    try:
+        address = addresses.read(url) if (url := _given(ctx, "url")) else None
+        found = {
+            name
+            for record in records()
+            if address is None or at(record.endpoints, address)
+            for name in record.models
+        }
+    except Exception:  # noqa: BLE001 (a prompt is no place for errors)
+        return []
+    return [name for name in sorted(found) if name.startswith(incomplete)]
+
+
+def _offer_versions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Return the versions of the model with their states, newest first, as the server says."""
+    del param
+    from click.shell_completion import CompletionItem
+
+    from tfserve_kit.cli.target import destination
+    from tfserve_kit.serving.access import NOTHING
+
+    try:
+        protocol = _given(ctx, "protocol") or "grpc"
+        url, model = _given(ctx, "url") or None, _given(ctx, "model") or None
+        with redirect_stderr(StringIO()):  # where it says what it takes from a URL
+            where = destination(url, protocol, model, NOTHING)
+        with where.connect() as client:
+            found = client.status(where.target(), timeout_s=_PATIENCE_S)
+    except Exception:  # noqa: BLE001 (a prompt is no place for errors)
+        return []
+    return [
+        CompletionItem(str(each.version), help=each.state)
+        for each in found
+        if str(each.version).startswith(incomplete)
+    ]
+
+
+def _given(ctx: click.Context, name: str) -> str:
+    value = ctx.params.get(name)
+    return value if isinstance(value, str) else ""
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -109,7 +165,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Longest wait for an answer."),
         click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc",
                      show_default=True, help="How to talk to a server that tfkit runs."),
-        click.option("--model", metavar="NAME", shell_complete=live_names.models,
+        click.option("--model", metavar="NAME", shell_complete=_offer_models,
                      help="Model to use; not needed if the server has just one."),
         click.option("--url", envvar="TFKIT_URL", metavar="URL",
                      help="grpc://HOST:PORT or http://HOST:PORT, with TLS grpcs:// or https://; "
@@ -123,8 +179,76 @@ def version_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which version of a model is meant."""
     for option in (
         click.option("--label", help="Version label instead of a version."),
-        click.option("--version", type=click.IntRange(min=0), shell_complete=live_names.versions,
+        click.option("--version", type=click.IntRange(min=0), shell_complete=_offer_versions,
                      help="Version; the newest if left out."),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is deployed."""
+    for option in (
+        click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                     help="Folder whose templates replace tfkit's own."),
+        click.option("--model", "models", multiple=True, metavar="NAME=BASE_PATH",
+                     help="Serve this model, without a deployment file; may be repeated."),
+        click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
+                     help="Deployment file; tfkit.toml if there is one."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what runs it."""
+    for option in (
+        click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE",
+                     help="Image for the Docker engine; tensorflow/serving if not given."),
+        click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+                     help="tensorflow_model_server for the native engine."),
+        click.option("--engine", metavar="auto|docker|native|embedded", help="What runs it."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def load_deployment(
+    config: Path | None, models: Sequence[str], **sections: Mapping[str, Any]
+) -> "Spec":
+    """Return the deployment that the options describe.
+
+    Args:
+        config: the deployment file; the default one if None and no models are given.
+        models: `NAME=BASE_PATH` texts, instead of a file.
+        sections: keys that the command line overrides, by section such as `server`; None values
+            do not count.
+
+    Raises:
+        UsageError: neither or both are given, or a model is misspelled.
+        SpecError: the deployment is invalid.
+    """
+    from tfserve_kit import deployment  # slow to import, and `predict` needs none of it
+
+    overrides = {
+        name: {key: value for key, value in given.items() if value is not None}
+        for name, given in sections.items()
+    }
+    if models:
+        if config is not None:
+            raise UsageError("give --config or --model, not both")
+        document = {"models": dict(map(_named_model, models)), **overrides}
+        return deployment.build(document, source="command line", folder=Path.cwd())
+    file = config or Path(deployment.DEFAULT_FILE)
+    if not file.is_file():
+        raise UsageError(
+            f"there is no {file}", remedy="`tfkit init` writes one; or give --model NAME=BASE_PATH"
+        )
+    return deployment.load(file, overrides=overrides)
+
+
+def _named_model(text: str) -> tuple[str, dict[str, str]]:
+    name, equals, base_path = text.partition("=")
+    if not (name and equals and base_path):
+        raise UsageError(f"--model {text!r} is not NAME=BASE_PATH")
+    return name, {"base_path": base_path}

@@ -29,7 +29,7 @@ _FIRST_RATE = 10.0
 @run_options
 @json_option
 @click.pass_context
-def command(context: click.Context, /, as_json: bool, **options: Any) -> int:
+def perf_command(context: click.Context, /, as_json: bool, **options: Any) -> int:
     """Measure latency and throughput.
 
     Latency counts from the moment each request was due. Ctrl-C ends a run early and reports it.
@@ -144,5 +144,5 @@ class _Found:
     held: list[bool]
 
 
-command.add_command(report_command)
-command.add_command(compare_command)
+perf_command.add_command(report_command)
+perf_command.add_command(compare_command)

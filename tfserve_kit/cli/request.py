@@ -38,7 +38,7 @@ from tfserve_kit.serving.access import Access
               help="Store the outputs for numpy.load.")  # fmt: skip
 @force_option
 @json_option
-def command(
+def request_command(
     inputs: tuple[Path, ...],
     url: str | None,
     model: str | None,

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.cli import deployment, exit_codes, output, perf_live
+from tfserve_kit.cli import exit_codes, output, perf_live
 from tfserve_kit.cli.interrupts import deferred
-from tfserve_kit.cli.options import access_options, json_option, signature_option
+from tfserve_kit.cli.options import (
+    access_options,
+    deployment_options,
+    engine_options,
+    json_option,
+    load_deployment,
+    signature_option,
+)
 from tfserve_kit.deployment import DEFAULT_FILE
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.serving.access import Access, reached_by
@@ -25,7 +32,7 @@ _positive = click.FloatRange(min=0, min_open=True)
 
 
 @click.command("tune")
-@deployment.deployment_options
+@deployment_options
 @click.option("--slo", metavar="LIMIT",
               help="Look for the highest rate with this, such as p99=50ms.")  # fmt: skip
 @click.option("--rate", type=_positive, metavar="PER_SECOND",
@@ -48,12 +55,12 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc", show_default=True)
 @click.option("--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson",
               show_default=True, help="Spacing of requests.")  # fmt: skip
-@deployment.engine_options
+@engine_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of what is drawn.")  # fmt: skip
 @access_options
 @json_option
-def command(
+def tune_command(
     config: Path | None,
     models: tuple[str, ...],
     templates: Path | None,
@@ -73,7 +80,7 @@ def command(
     _require_optuna()
     goal = _goal(asked["slo"], asked["rate"], asked["quantile"])
     server = {"engine": asked["engine"], "binary": asked["binary"]}
-    spec = deployment.load(config, models, server=server, docker={"image": image})
+    spec = load_deployment(config, models, server=server, docker={"image": image})
     spec = reached_by(spec, access)
     if not models and config is None:
         config = Path(DEFAULT_FILE)

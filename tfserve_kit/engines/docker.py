@@ -5,21 +5,24 @@ The truth is in the daemon: a server's name, addresses and models are labels of 
 record for quick look-ups are in the state folder, as for processes::
 
     <state>/servers/<name>/server.json   deployment.json   config/*.txt
+
+Importing the SDK and asking the daemon takes a fifth of a second, so nothing of that happens before
+a container is really wanted.
 """
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tfserve_kit.deployment.schema import Docker, Spec
 from tfserve_kit.engines import container as containers
-from tfserve_kit.engines import daemon
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
-from tfserve_kit.engines.container import ContainerPlan
-from tfserve_kit.engines.container_user import default_user, hand_over, unreadable
+from tfserve_kit.engines.container import ContainerPlan, default_user, hand_over, unreadable
 from tfserve_kit.engines.records import (
     CONFIG,
     Record,
@@ -32,7 +35,62 @@ from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, Tf
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from docker import DockerClient
     from docker.models.containers import Container
+
+_DEFAULT_URL = "unix:///var/run/docker.sock"
+TIMEOUT_S = 60
+_PING_TIMEOUT_S = 5
+
+
+def available() -> Availability:
+    """Say whether a Docker Engine answers this user."""
+    try:
+        with connected(timeout_s=_PING_TIMEOUT_S) as client:
+            version = client.version()["Version"]
+    except EngineUnavailable as error:
+        return Availability(usable=False, reason=error.message, remedy=error.remedy)
+    return Availability(usable=True, reason=f"Docker {version} answers")
+
+
+@contextlib.contextmanager
+def connected(*, timeout_s: int | None = TIMEOUT_S) -> Iterator["DockerClient"]:
+    """Yield a client of the daemon that $DOCKER_HOST or the default socket leads to.
+
+    Raises:
+        EngineUnavailable: nothing answers there, or this user may not ask.
+    """
+    import docker
+    import requests
+
+    url = os.environ.get("DOCKER_HOST") or _DEFAULT_URL
+    if (socket := _socket(url)) is not None and not socket.exists():
+        raise _unreachable(url, "there is no such file")
+    try:
+        client = docker.from_env(timeout=timeout_s)  # type: ignore[arg-type]
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise _unreachable(url, str(error)) from error
+    with contextlib.closing(client):
+        yield client
+
+
+def _socket(url: str) -> Path | None:
+    return Path(urlsplit(url).path) if url.startswith("unix:") else None
+
+
+def _unreachable(url: str, reason: str) -> EngineUnavailable:
+    """Return why the daemon cannot be asked."""
+    if "Permission denied" in reason:
+        return EngineUnavailable(
+            f"this user may not use the Docker daemon at {url}",
+            remedy="`sudo usermod -aG docker $USER` and log in again, or use another --engine",
+        )
+    start = "start it (`sudo systemctl start docker`)" if _socket(url) else "check DOCKER_HOST"
+    return EngineUnavailable(
+        f"no Docker daemon answers at {url}: {reason}",
+        remedy=f"{start}, or use another --engine",
+    )
+
 
 # A daemon that hangs must not hang `tfkit` for ever; stopping may take the grace time longer.
 _STOP_SPARE_S = 30
@@ -62,7 +120,7 @@ class DockerEngine:
     def available(self) -> Availability:
         """Say whether a daemon answers, and whether the image is there already."""
         try:
-            with daemon.connected() as client:
+            with connected() as client:
                 is_here = _is_here(client, self._image)
         except EngineUnavailable as error:
             return Availability(usable=False, reason=error.message, remedy=error.remedy)
@@ -93,7 +151,7 @@ class DockerEngine:
         """
         _require_readable(spec)
         image, pull = containers.image_of(spec.docker), spec.docker.pull
-        with daemon.connected() as client:
+        with connected() as client:
             is_here = _is_here(client, image)
             if pull == "always" or (pull == "missing" and not is_here):
                 progress.step(f"pulling {image}")
@@ -117,7 +175,7 @@ class DockerEngine:
         with (
             claimed(self._folder, name),
             _translated(f"cannot start server {name!r}"),
-            daemon.connected() as client,
+            connected() as client,
             contextlib.ExitStack() as undo,
         ):
             self._make_room(client, name)
@@ -158,7 +216,7 @@ class DockerEngine:
         return sorted(found, key=lambda handle: handle.server_name)
 
     def _list(self, label: str) -> Sequence["ContainerHandle"]:
-        with _translated("cannot list the containers"), daemon.connected() as client:
+        with _translated("cannot list the containers"), connected() as client:
             found = self._containers(client, label)
         homes = [self._home(each.labels[containers.SERVER]) for each in found]
         return [
@@ -338,7 +396,7 @@ class ContainerHandle:
 
     def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of its output; see `ServerHandle.logs`."""
-        with self._found(timeout_s=None if follow else daemon.TIMEOUT_S) as found:
+        with self._found(timeout_s=None if follow else TIMEOUT_S) as found:
             if found is None:
                 return
             with _unless_removed():
@@ -362,13 +420,13 @@ class ContainerHandle:
             shutil.rmtree(self._home, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _found(self, *, timeout_s: int | None = daemon.TIMEOUT_S) -> "Iterator[Container | None]":
+    def _found(self, *, timeout_s: int | None = TIMEOUT_S) -> "Iterator[Container | None]":
         """Yield the container, None once it is removed."""
         import docker
 
         with (
             _translated(f"cannot ask for server {self.server_name!r}"),
-            daemon.connected(timeout_s=timeout_s) as client,
+            connected(timeout_s=timeout_s) as client,
         ):
             try:
                 found = client.containers.get(self.container_id)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -316,3 +317,67 @@ def _alive(record: Record) -> psutil.Process | None:
 def shell_line(argv: Sequence[str]) -> str:
     """Return a command as a line that can be pasted into a shell."""
     return shlex.join(argv)
+
+
+_SIGNALLED = 128
+
+
+class ExitMeaning(NamedTuple):
+    """What an exit status says, and what to do about it."""
+
+    meaning: str
+    remedy: str
+
+
+# By the status as a shell or container tells it.
+EXITS = {
+    126: ExitMeaning(
+        "the file cannot be executed",
+        "`chmod +x` it, and check that it was built for this kind of machine",
+    ),
+    127: ExitMeaning(
+        "the command or a library it needs was not found",
+        "check the path, and `ldd` on the binary",
+    ),
+    132: ExitMeaning(
+        "illegal instruction: the CPU lacks one that it was built with, most likely AVX",
+        "use a machine with AVX, or a binary that was built without",
+    ),
+    134: ExitMeaning(
+        "aborted by one of its own checks",
+        "look at the line of its log that starts with F: it names the value",
+    ),
+    137: ExitMeaning(
+        "killed: out of memory, or it did not end in time when it was stopped",
+        "`dmesg` tells whether memory ran out; serve fewer models or versions, or raise the limit",
+    ),
+    139: ExitMeaning(
+        "segmentation fault: known for impossible batching values and far too many threads",
+        "run `tfkit lint`, and try without batching and extra flags",
+    ),
+    143: ExitMeaning(
+        "ended by a polite signal: somebody stopped it",
+        "start it again if that was not meant",
+    ),
+    255: ExitMeaning(
+        "refused to start: a flag, a configuration file, a port or a model is at fault",
+        "its log says which; `tfkit lint` knows most reasons beforehand",
+    ),
+}
+
+
+def exit_meaning(exit_code: int) -> ExitMeaning | None:
+    """Return what an exit status means, None where it says nothing in particular.
+
+    Args:
+        exit_code: as a parent sees it (-9), or as a shell or container does (137).
+    """
+    return EXITS.get(_SIGNALLED - exit_code if exit_code < 0 else exit_code)
+
+
+def exit_text(exit_code: int | None) -> str:
+    """Return `exit status N` with its meaning where there is one."""
+    if exit_code is None:
+        return "an unknown exit status"
+    found = exit_meaning(exit_code)
+    return f"exit status {exit_code}" + (f" ({found.meaning})" if found else "")

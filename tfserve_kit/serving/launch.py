@@ -13,7 +13,7 @@ from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import Finding, Severity, lint
 from tfserve_kit.deployment.schema import Spec
-from tfserve_kit.engines import exits, registry
+from tfserve_kit.engines import process, registry
 from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -214,7 +214,7 @@ def _probe_models(
     def probe() -> _Verdict | None:
         state = handle.state()
         if state.phase in {Phase.EXITED, Phase.GONE}:
-            return _Verdict(f"ended with {exits.described(state.exit_code)}", state.exit_code)
+            return _Verdict(f"ended with {process.exit_text(state.exit_code)}", state.exit_code)
         if not _listens(handle.endpoints.grpc):
             return None
         ready = 0

@@ -15,7 +15,7 @@ from tfserve_kit import deployment as spec
 from tfserve_kit import protos
 from tfserve_kit.deployment.flags import handler_threads
 from tfserve_kit.engines import images
-from tfserve_kit.engines.image_files import Variant, choose, files, folder_name
+from tfserve_kit.engines.images import Variant, choose, files, folder_name
 from tfserve_kit.errors import EngineUnavailable, ServerFailed, SpecError, UsageError
 from tfserve_kit.repository import Version
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tfserve_kit import deployment, processes
-from tfserve_kit.cli.versions import command as versions_command
+from tfserve_kit.cli.models import versions_command
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, push, remote
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest

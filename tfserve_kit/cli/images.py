@@ -6,22 +6,17 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit.cli import deployment, output
+from tfserve_kit.cli import options, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.deployment import Spec
 from tfserve_kit.engines import images
-from tfserve_kit.engines.image_files import (
-    GRPC_PORT,
-    PYTHON_IMAGE,
-    REST_PORT,
-    SERVING_IMAGE,
-    Variant,
-)
+from tfserve_kit.engines.container import GRPC_PORT, REST_PORT, SERVING_IMAGE
+from tfserve_kit.engines.images import PYTHON_IMAGE, Variant
 from tfserve_kit.errors import UsageError
 
 
 @click.command("build-image")
-@deployment.deployment_options
+@options.deployment_options
 @click.option("--gpu", is_flag=True, help="Build on the official image with CUDA.")
 @click.option("--embedded", is_flag=True,
               help="Install the embedded engine instead of using the official image.")  # fmt: skip
@@ -35,7 +30,7 @@ from tfserve_kit.errors import UsageError
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="Write what `docker build` needs into a new folder; build nothing.")  # fmt: skip
 @json_option
-def command(
+def build_image_command(
     config: Path | None,
     models: tuple[str, ...],
     templates: Path | None,
@@ -55,7 +50,7 @@ def command(
     """
     if bare and (models or config):
         raise UsageError("--bare leaves models out", remedy="give --bare, or --model or --config")
-    spec = None if bare else deployment.load(config, models)
+    spec = None if bare else options.load_deployment(config, models)
     variant = Variant(base, gpu=gpu, embedded=embedded, wheels=wheels)
     with output.TerminalProgress() as progress, tempfile.TemporaryDirectory() as scratch:
         context = images.render_context(

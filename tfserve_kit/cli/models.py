@@ -1,0 +1,880 @@
+"""Commands about models on the disk, and what a server says of one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfserve_kit import deployment, processes, savedmodel
+from tfserve_kit.cli import exit_codes, options, output
+from tfserve_kit.cli.options import access_options, json_option, server_options, version_options
+from tfserve_kit.cli.target import base_path_of, destination, server_of
+from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients.classifier import choose_signature
+from tfserve_kit.clients.inputs import Arrays, read_inputs
+from tfserve_kit.errors import Problem, PushRefused, ServerFailed, UsageError, did_you_mean, listed
+from tfserve_kit.perf.payloads import assumptions, random_inputs
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.progress import Progress
+from tfserve_kit.repository import (
+    Gate,
+    Pushed,
+    Source,
+    Version,
+    VersionChoice,
+    push,
+    retention,
+    scan,
+)
+from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
+from tfserve_kit.repository.intake import Limits, parse_size
+from tfserve_kit.repository.manifest import Manifest, differences
+from tfserve_kit.repository.push import Approve
+from tfserve_kit.repository.refusals import refusing
+from tfserve_kit.repository.remote import pin_line
+from tfserve_kit.repository.versions import parse_version
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec, tfrecord, warmup
+from tfserve_kit.savedmodel.batch_axes import batch_axes, obstacles
+from tfserve_kit.serving.access import Access
+from tfserve_kit.serving.rollback import Place, RolledBack, bring_back, claims, roll_back
+from tfserve_kit.serving.swap import (
+    Delivery,
+    Destination,
+    SwapReport,
+    Traffic,
+    push_and_wait,
+    push_under_traffic,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """How a server is watched while it takes the version up."""
+
+    wait: bool
+    verify: bool
+    inputs: tuple[Path, ...]
+    rate: float
+    rollback: bool
+    url: str | None
+    timeout_s: float
+    access: Access
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionChoice:
+    del ctx, param
+    if value == "next":
+        return "next"
+    if value == "epoch":
+        return "epoch"
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not next, epoch or a whole number") from None
+
+
+def _limits(ctx: click.Context, param: click.Parameter, value: str | None) -> Limits:
+    del ctx, param
+    return Limits() if value is None else Limits(max_size_bytes=parse_size(value))
+
+
+def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (click's own name)
+    kind = click.Path(exists=True, path_type=Path)
+    return click.option(*names, multiple=True, metavar="FILE", type=kind, help=help)
+
+
+@click.command("push-model")
+@click.argument("place", metavar="SOURCE")
+@click.option("--model", metavar="NAME", help="Model to push to: base path models/NAME.")
+@click.option("--to", "base_path", metavar="BASE_PATH",
+              help="Base path to push to, instead of models/NAME, or a gs:// one.")  # fmt: skip
+@click.option("--version", default="next", show_default=True, callback=_version,
+              metavar="next|epoch|N", help="Number of the new version.")  # fmt: skip
+@click.option("--source-version", type=int, metavar="N",
+              help="Of a folder of versions, take this one; the highest if left out.")  # fmt: skip
+@click.option("--sha256", metavar="HEX", help="Refuse a file or download with another checksum.")
+@click.option("--max-size", "limits", callback=_limits, metavar="SIZE",
+              help="Largest model that is unpacked or downloaded, such as 500M.")  # fmt: skip
+@click.option("--download-timeout", "download_s", default=3600.0, show_default=True,
+              type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Longest time for a download as a whole.")  # fmt: skip
+@click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
+@click.option("--signature", "signatures", multiple=True, metavar="NAME",
+              help="Refuse a model without this signature; may be repeated.")  # fmt: skip
+@click.option("--allow-breaking", is_flag=True,
+              help="Accept signatures that break callers of the version before.")  # fmt: skip
+@click.option("--allow-op", "allow_ops", multiple=True, metavar="OP",
+              help="Accept an operation that is refused, * for all; may be repeated.")  # fmt: skip
+@_file_options("--smoke", "smoke_files", help="Before it is seen, ask the version this in a "
+               "throw-away server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
+@click.option("--trust", is_flag=True, envvar="TFKIT_TRUST",
+              help="Do not try the version out before it is seen.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Wait until a server has taken the version up.")
+@click.option("--verify", is_flag=True,
+              help="Send requests meanwhile, and fail if one of them notices.")  # fmt: skip
+@_file_options("--input", "inputs", help="What --verify sends; random numbers if left out.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=50.0,
+              show_default=True, metavar="PER_SECOND", help="Requests of --verify.")  # fmt: skip
+@click.option("--rollback", is_flag=True,
+              help="Go back to the version before if --wait or --verify fails.")  # fmt: skip
+@click.option("--url", envvar="TFKIT_URL", metavar="URL",
+              help="Server to watch; if left out, the one tfkit runs on it.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
+              default=120.0, show_default=True, metavar="SECONDS",
+              help="Longest wait for the server, and for a smoke test.")  # fmt: skip
+@access_options
+@json_option
+def push_model_command(
+    place: str,
+    model: str | None,
+    base_path: str | None,
+    version: VersionChoice,
+    source_version: int | None,
+    sha256: str | None,
+    limits: Limits,
+    download_s: float,
+    smoke_files: tuple[Path, ...],
+    trust: bool,
+    as_json: bool,
+    tag: str,
+    signatures: tuple[str, ...],
+    allow_breaking: bool,
+    allow_ops: tuple[str, ...],
+    **watch: Any,
+) -> int | None:
+    """Add a model version to a base path, atomically.
+
+    SOURCE is a SavedModel directory, a folder of versions, an archive (.zip, .tar, .tar.gz,
+    .tar.zst), a .keras file, or a URL of one of these. A running server picks the new version up
+    by itself; --wait and --verify watch it do so.
+
+    Where tensorflow is installed, the version is tried out in a throw-away server before it is
+    seen: loaded, warmed up, and sent zeros to each signature.
+    """
+    if base_path is None and model is None:
+        raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
+    base_path = base_path or f"models/{model}"
+    to = base_path if "://" in base_path else Path(base_path)
+    watching = _Watch(**watch)
+    with processes.bounded_memory(), output.TerminalProgress() as progress:
+        todo = partial(
+            push,
+            Source(place, source_version, sha256, replace(limits, max_download_s=download_s)),
+            to,
+            version=version,
+            gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
+            approve=_approval(
+                smoke_files,
+                signatures,
+                trust=trust,
+                options={
+                    "tag": tag,
+                    "timeout_s": watching.timeout_s,
+                    "progress": progress,
+                },
+            ),
+            progress=progress,
+        )
+        delivery = _deliver(todo, watching, model, to, progress)
+    output.result("push", _push_data(delivery), as_json=as_json, text=_push_text(delivery))
+    return _exit_code(delivery.report)
+
+
+def _approval(
+    files: Sequence[Path], signatures: Sequence[str], *, trust: bool, options: Mapping[str, Any]
+) -> Approve | None:
+    """Return what tries the staged version out, None where nothing of it is wanted."""
+    if trust and not files:
+        return None
+    from tfserve_kit.serving import smoke
+
+    act = smoke.smoke if trust else smoke.trial
+    return partial(act, files=files, signature=signatures[0] if signatures else "", **options)
+
+
+def _deliver(
+    todo: Callable[[], Pushed],
+    watch: _Watch,
+    model: str | None,
+    place: Path | str,
+    progress: Progress,
+) -> Delivery:
+    """Push, and watch a server take the version up if that was asked for."""
+    if not (watch.wait or watch.verify):
+        if watch.rollback:
+            raise UsageError("--rollback needs --wait or --verify")
+        return Delivery(todo())
+    where = server_of(place, watch.url, model, watch.access)
+    with where.connect(retries=0) as client:
+        to = Destination(client, where.model, where.base_path)
+        if not watch.verify:
+            return push_and_wait(
+                todo, to, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
+            )
+        traffic = _traffic(client, where.model, where.base_path, watch)
+        return push_under_traffic(todo, to, traffic, roll_back=watch.rollback, progress=progress)
+
+
+def _traffic(client: Client, model: str, base_path: Path | None, watch: _Watch) -> Traffic:
+    inputs = None
+    if watch.inputs:
+        from tfserve_kit.clients.classifier import choose_signature
+        from tfserve_kit.clients.inputs import read_inputs
+        from tfserve_kit.pictures.graph import PictureGraph
+        from tfserve_kit.pictures.preprocessing import Preprocessing
+
+        found = client.metadata(Target(model))
+        signature = choose_signature(found.signatures, "")
+        version_dir = base_path / str(found.version) if base_path else None
+        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+        graph = PictureGraph(version_dir, signature.name)
+        inputs = read_inputs(watch.inputs, signature, note, graph=graph)
+    return Traffic(rate=watch.rate, inputs=inputs, swap_timeout_s=watch.timeout_s)
+
+
+def _exit_code(report: SwapReport | None) -> int | None:
+    if report is None or report.passed:
+        return None
+    return exit_codes.exit_code(ServerFailed("")) if report.failure else exit_codes.GATE_FAILED
+
+
+def _push_data(delivery: Delivery) -> dict[str, Any]:
+    pushed = delivery.pushed
+    data: dict[str, Any] = {
+        "version": pushed.version,
+        "path": pushed.place,
+        "atomic": pushed.atomic,
+        "size_bytes": pushed.size_bytes,
+        "remarks": [asdict(remark) for remark in pushed.remarks],
+    }
+    if delivery.time is not None:
+        data["available_s"] = delivery.time.available_s
+    if delivery.report is not None:
+        data["swap"] = delivery.report.as_data()
+    return data
+
+
+def _push_text(delivery: Delivery) -> str:
+    pushed = delivery.pushed
+    lines = [f"Pushed version {pushed.version}: {pushed.path} ({pushed.size_bytes:,} bytes)"]
+    if not pushed.atomic:
+        lines.append(f"Serve it by name, for a store cannot rename: {pin_line(pushed.version)}")
+    if delivery.time is not None:
+        lines.append(f"Version {pushed.version} serves, after {delivery.time.available_s:.1f} s")
+    if delivery.report is not None:
+        lines.append(delivery.report.as_text())
+    return "\n".join(lines)
+
+
+@click.command("versions")
+@click.argument("base_path")
+@json_option
+def versions_command(base_path: str, as_json: bool) -> None:
+    """List the versions in a base path.
+
+    Says of each whether it is complete. BASE_PATH is the folder that holds the version folders; a
+    bare model name means models/NAME. It may be the URL of an object store (gs://...).
+    """
+    rows = (
+        _remote_rows(base_path)
+        if "://" in base_path
+        else _version_rows(base_path_of(Path(base_path)))
+    )
+    text = output.table(
+        ("VERSION", "STATE", "PATH"),
+        [(row["version"], row["state"], row["path"]) for row in rows],
+    )
+    output.result("versions", rows, as_json=as_json, text=text)
+
+
+def _version_rows(base_path: Path) -> list[dict[str, object]]:
+    try:
+        return [_version_row(version) for version in scan(base_path)]
+    except OSError as error:
+        raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
+
+
+def _remote_rows(url: str) -> list[dict[str, object]]:
+    from tfserve_kit.repository import remote
+
+    return [
+        {
+            "version": version.number,
+            "state": "complete" if version.complete else f"{savedmodel.GRAPH_FILE}: is missing",
+            "path": version.url,
+        }
+        for version in remote.versions(url)
+    ]
+
+
+def _version_row(version: Version) -> dict[str, object]:
+    found = savedmodel.problems(version.path)
+    return {
+        "version": version.number,
+        "state": "; ".join(map(str, found)) if found else "complete",
+        "path": str(version.path),
+    }
+
+
+@click.command("verify")
+@click.argument("base_path", type=click.Path(path_type=Path))
+@click.option("--version", "numbers", type=int, multiple=True, metavar="N",
+              help="Look at this version only; may be repeated.")  # fmt: skip
+@json_option
+def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> int:
+    """Compare versions with what was pushed.
+
+    Reads every byte, and compares it with the checksums stored with the version. BASE_PATH is the
+    folder that holds the version folders; a bare model name means models/NAME.
+    """
+    with output.TerminalProgress() as progress:
+        rows = [
+            _verify_row(version, progress) for version in _chosen(base_path_of(base_path), numbers)
+        ]
+    text = output.table(("VERSION", "STATE"), [(row["version"], _state(row)) for row in rows])
+    output.result("verify", rows, as_json=as_json, text=text)
+    damaged = any(row["problems"] for row in rows)
+    return exit_codes.exit_code(PushRefused("")) if damaged else exit_codes.OK
+
+
+def _chosen(base_path: Path, numbers: Sequence[int]) -> list[Version]:
+    try:
+        there = {version.number: version for version in scan(base_path)}
+    except OSError as error:
+        raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
+    for number in numbers:
+        if number not in there:
+            known = did_you_mean(str(number), map(str, there))
+            raise UsageError(f"there is no version {number} in {base_path}", remedy=known)
+    return [there[number] for number in numbers or there]
+
+
+def _verify_row(version: Version, progress: Progress) -> dict[str, Any]:
+    progress.step(f"reading version {version.number}")
+    try:
+        manifest = Manifest.read(version.path)
+        found = differences(version.path, manifest, progress) if manifest else []
+    except (OSError, ValueError) as error:
+        manifest, found = None, [Problem("manifest", str(error))]
+    return {
+        "version": version.number,
+        "pushed_at": manifest.pushed_at if manifest else None,
+        "source": manifest.source if manifest else None,
+        "problems": [asdict(problem) for problem in found],
+    }
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    if row["problems"]:
+        return "; ".join(str(Problem(**problem)) for problem in row["problems"])
+    pushed = f"as pushed {row['pushed_at']} from {row['source']}"
+    return pushed if row["pushed_at"] else "unknown: it has no manifest (tfkit did not push it)"
+
+
+@click.command("rollback")
+@click.argument("base_path", type=click.Path(path_type=Path))
+@click.option("--to", type=int, metavar="N",
+              help="Version to go back to; the second highest if left out.")  # fmt: skip
+@click.option("--restore", type=int, metavar="N",
+              help="Bring a retired version back instead.")  # fmt: skip
+@click.option("--wait/--no-wait", "waits", default=True, show_default=True,
+              help="Wait until the servers have followed.")  # fmt: skip
+@click.option("--url", metavar="URL",
+              help="Wait for this server; left out: those that tfkit runs.")  # fmt: skip
+@click.option("--model", metavar="NAME",
+              help="The model's name at --url; left out: the name of the folder.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
+              show_default=True, metavar="SECONDS", help="Longest wait.")  # fmt: skip
+@click.option("--force", is_flag=True,
+              help="Retire also what labels or pinned versions of a server name.")  # fmt: skip
+@access_options
+@json_option
+def rollback_command(
+    base_path: Path,
+    to: int | None,
+    restore: int | None,
+    waits: bool,
+    url: str | None,
+    model: str | None,
+    timeout_s: float,
+    force: bool,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Go back to an earlier version of a model.
+
+    Takes the versions above it out of service by renaming them; nothing is deleted, and a server
+    loads the earlier one before it lets go of the later one. Where a server's labels say what is
+    served, use `tfkit promote` instead. BASE_PATH is the folder that holds the version folders; a
+    bare model name means models/NAME.
+    """
+    base_path = base_path_of(base_path)
+    places = _places(base_path, waits, url, model, access)
+    with output.TerminalProgress() as progress:
+        if restore is None:
+            done = roll_back(base_path, to, places=places, access=access, timeout_s=timeout_s,
+                             is_forced=force, progress=progress)  # fmt: skip
+        elif to is not None:
+            raise UsageError("give --to or --restore, not both")
+        else:
+            done = bring_back(base_path, restore, places=places, access=access, timeout_s=timeout_s,
+                              progress=progress)  # fmt: skip
+    data = {
+        "version": done.version,
+        "retired": done.retired,
+        "restored": done.restored,
+        "servers": [place.url for place in done.places],
+    }
+    output.result("rollback", data, as_json=as_json, text=_rollback_text(done))
+
+
+def _places(
+    base_path: Path, waits: bool, url: str | None, model: str | None, access: Access
+) -> list[Place] | None:
+    """Return where to wait: nowhere, at the address given, or None for our own servers."""
+    if not waits:
+        return []
+    if url is None:
+        return None
+    where = server_of(base_path.absolute(), url, model, access)
+    return [Place(where.url, where.model, where.access)]
+
+
+def _rollback_text(done: RolledBack) -> str:
+    retired = ", ".join(map(str, done.retired))
+    did = f"retired {retired}" if done.retired else f"restored {done.version}"
+    where = ", ".join(f"{place.model!r} at {place.url}" for place in done.places)
+    return f"Version {done.version}: {did}; " + (f"served as {where}" if where else "not waited")
+
+
+@click.command("prune")
+@click.argument("base_path", type=click.Path(path_type=Path))
+@click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N",
+              help="How many of the highest versions stay.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@json_option
+def prune_command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> None:
+    """Delete the oldest versions of a model.
+
+    What a running server serves stays, and so does what a server's deployment or tfkit.toml labels,
+    pins or loads as one of the latest. Incomplete versions stay too; retired ones go once they are
+    older than all that stay. BASE_PATH is the folder that holds the version folders; a bare model
+    name means models/NAME.
+    """
+    base_path = base_path_of(base_path)
+    file = Path(deployment.DEFAULT_FILE)
+    with output.TerminalProgress() as progress:
+        needed = claims(
+            base_path, deployment.load(file) if file.is_file() else None, progress=progress
+        )
+    gone = retention.prune(base_path, keep, {claim.version for claim in needed}, dry_run=dry_run)
+    did = "Would delete" if dry_run else "Deleted"
+    numbers = ", ".join(map(str, gone)) or "no version"
+    lines = [f"{did} {numbers} of {base_path}", *(f"  {claim}" for claim in needed)]
+    data = {
+        "deleted": gone,
+        "dry_run": dry_run,
+        "needed": [
+            {"version": claim.version, "who": claim.who, "reason": claim.reason.value}
+            for claim in needed
+        ],
+    }
+    output.result("prune", data, as_json=as_json, text="\n".join(lines))
+
+
+_TOP_OPS = 10
+_COLUMNS = ("SIGNATURE", "BATCHES", "DIRECTION", "NAME", "TYPE", "TENSOR")
+
+
+@click.command("inspect")
+@click.argument("place", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="OTHER",
+              help="Show what changes for callers of another version.")  # fmt: skip
+@click.option("--ops", "all_ops", is_flag=True, help="Show all operations, not just the top ones.")
+@click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
+@click.option("--strict", is_flag=True, help="Fail if a push would be refused.")
+@json_option
+def inspect_command(
+    place: Path, against: Path | None, all_ops: bool, tag: str, strict: bool, as_json: bool
+) -> None:
+    """Show what a model holds and what a push would say of it.
+
+    Nothing of the model is run. MODEL is a SavedModel directory, a base path, whose highest version
+    is meant, or the name of a model below models/.
+    """
+    gate = Gate(tag=tag)
+    with processes.bounded_memory(), refusing("inspect", place):
+        found = inspect(find(place), gate, against=against and find(against))
+    refused = refusals(found, gate)
+    if strict and refused:
+        lines = listed(refused)
+        raise PushRefused(f"a push of {found.path} would be refused:{lines}")
+    text = "\n\n".join(_sections(found, None if all_ops else _TOP_OPS))
+    output.result("inspection", _inspect_data(found), as_json=as_json, text=text)
+
+
+def _sections(found: Inspection, most_ops: int | None) -> list[str]:
+    rows = [(each["severity"], each["where"], each["what"], each["remedy"])
+            for each in _findings(found)]  # fmt: skip
+    sections = [] if found.model is None else _model_sections(found.model, most_ops)
+    if rows:
+        sections.append(output.table(("SEVERITY", "WHERE", "WHAT", "REMEDY"), rows))
+    if found.changes:
+        changed = [("breaks" if each.breaking else "fits", each.place, each.text)
+                   for each in found.changes]  # fmt: skip
+        sections.append(output.table(("CALLERS", "WHERE", "WHAT"), changed))
+    return [str(found.path), *sections]
+
+
+def _model_sections(model: Model, most_ops: int | None) -> list[str]:
+    counts = list(model.scan.operations.items())
+    ops = output.table(("OPERATION", "NODES"), counts[:most_ops])
+    if most_ops is not None and len(counts) > most_ops:
+        ops += f"\n({len(counts) - most_ops} more with --ops)"
+    signatures = [list(row.values()) for row in _signature_rows(model)]
+    hindered = [(name, why) for name, each in model.signatures.items() for why in _hindered(each)]
+    whys = [output.table(("SIGNATURE", "CANNOT BE BATCHED, BECAUSE"), hindered)] if hindered else []
+    facts = output.table(("WHAT", "VALUE"), _facts(model))
+    return [facts, output.table(_COLUMNS, signatures), *whys, ops]
+
+
+def _hindered(signature: Signature) -> list[str]:
+    """Return why a server cannot put requests for a signature into one batch."""
+    return list(obstacles(signature))
+
+
+def _facts(model: Model) -> list[tuple[str, object]]:
+    facts = model.facts
+    return [
+        ("tags", ", ".join(model.tags)),
+        ("written by", f"tensorflow {facts.tensorflow_version or '(does not say)'}"),
+        ("parameters", f"{facts.parameters:,} ({facts.parameter_bytes:,} bytes)"),
+        ("functions", model.scan.functions),
+        ("assets", ", ".join(facts.assets) or "none"),
+        ("warm-up requests", _yes_no(facts.warmup)),
+        ("preprocessing note", _yes_no(facts.note)),
+        ("fingerprint", _yes_no(facts.fingerprint)),
+    ]
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _signature_rows(model: Model) -> list[dict[str, str]]:
+    return [
+        {
+            "signature": signature.name,
+            "batches": _yes_no(not _hindered(signature)),
+            "direction": direction,
+            "name": alias,
+            "type": str(spec) + (", optional" if (name, alias) in optional else ""),
+            "tensor": spec.name,
+        }
+        for name, signature in model.signatures.items()
+        for direction, specs, optional in (
+            ("in", signature.inputs, model.defaults),
+            ("out", signature.outputs, frozenset[tuple[str, str]]()),
+        )
+        for alias, spec in specs.items()
+    ]
+
+
+def _findings(found: Inspection) -> list[dict[str, str]]:
+    """Return refusals and remarks of the gate, and what the scan says beside them."""
+    told = [("error", each) for each in found.verdict.refusals]
+    told += [("warning", each) for each in found.verdict.remarks]
+    if found.model is not None:
+        scanned = found.model.scan.findings
+        told += [("info", each.problem) for each in scanned if each.severity == "info"]
+    return [_finding(severity, problem) for severity, problem in told]
+
+
+def _finding(severity: str, problem: Problem) -> dict[str, str]:
+    return {
+        "severity": severity,
+        "where": problem.path,
+        "what": problem.message,
+        "remedy": problem.remedy,
+    }
+
+
+def _inspect_data(found: Inspection) -> dict[str, Any]:
+    changed = [
+        {"breaking": each.breaking, "where": each.place, "what": each.text}
+        for each in found.changes
+    ]
+    data = {"path": str(found.path), "findings": _findings(found), "changes": changed}
+    return data | ({} if found.model is None else _model_data(found.model))
+
+
+def _model_data(model: Model) -> dict[str, Any]:
+    facts = model.facts
+    return {
+        "tags": list(model.tags),
+        "tensorflow_version": facts.tensorflow_version,
+        "signatures": {
+            name: {
+                "method_name": signature.method_name,
+                "batchable": not (hindered := _hindered(signature)),
+                **({"not_batchable_because": hindered} if hindered else {}),
+                "inputs": _tensors(signature.inputs),
+                "outputs": _tensors(signature.outputs),
+                "optional": sorted(alias for each, alias in model.defaults if each == name),
+            }
+            for name, signature in model.signatures.items()
+        },
+        "parameters": facts.parameters,
+        "parameter_bytes": facts.parameter_bytes,
+        "variables": {
+            name: {
+                "dtype": variable.dtype.name if variable.dtype else None,
+                "shape": list(variable.shape),
+                "size_bytes": variable.size_bytes,
+            }
+            for name, variable in facts.variables.items()
+        },
+        "assets": list(facts.assets),
+        "warmup": facts.warmup,
+        "note": facts.note,
+        "fingerprint": facts.fingerprint,
+        "functions": model.scan.functions,
+        "operations": dict(model.scan.operations),
+    }
+
+
+def _tensors(specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
+    return {
+        alias: {
+            "dtype": spec.dtype.name if spec.dtype else None,
+            "shape": None if spec.shape is None else list(spec.shape),
+            "tensor": spec.name,
+        }
+        for alias, spec in specs.items()
+    }
+
+
+@click.command("metadata")
+@server_options
+@version_options
+@json_option
+def metadata_command(
+    url: str | None,
+    model: str | None,
+    protocol: str,
+    timeout_s: float,
+    access: Access,
+    version: int | None,
+    label: str | None,
+    as_json: bool,
+) -> None:
+    """Show the signatures of a model.
+
+    That is each input and output with its type and shape.
+    """
+    where = destination(url, protocol, model, access)
+    with where.connect() as client:
+        found = client.metadata(where.target(version, label), timeout_s=timeout_s)
+    rows = [row for signature in found.signatures.values() for row in _metadata_rows(signature)]
+    columns = ("signature", "direction", "name", "type", "tensor")
+    text = f"{where.model} version {found.version}\n" + output.table(
+        [column.upper() for column in columns], rows
+    )
+    data = {
+        "model": where.model,
+        "version": found.version,
+        "tensors": [dict(zip(columns, row, strict=True)) for row in rows],
+    }
+    output.result("metadata", data, as_json=as_json, text=text)
+
+
+def _metadata_rows(signature: Signature) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (signature.name, direction, alias, str(spec), spec.name)
+        for direction, specs in (("in", signature.inputs), ("out", signature.outputs))
+        for alias, spec in specs.items()
+    ]
+
+
+@click.command("warmup")
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("--input", "inputs", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Picture, .json (body of a REST request), .npy or .npz; may be "
+              "repeated.")  # fmt: skip
+@click.option("--random", "at_random", is_flag=True,
+              help="Random numbers, as without --input.")  # fmt: skip
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
+              help="Rows of a request; may be repeated; 1 if left out.")  # fmt: skip
+@click.option("--batching-config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Take the batch sizes from the server's batching parameters.")  # fmt: skip
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Take the batch sizes from the deployment file's [batching].")  # fmt: skip
+@click.option("--signature", "names", multiple=True, metavar="NAME",
+              help="Signature to call; may be repeated; serving_default if left out.")  # fmt: skip
+@click.option("--all-signatures", is_flag=True, help="Call every signature.")
+@click.option("--replace", is_flag=True, help="Replace the requests that are there already.")
+@click.option("--in-place", is_flag=True, help="Change a version in a base path.")
+@click.option("--check", is_flag=True, help="Write nothing; check the requests that are there.")
+@json_option
+def warmup_command(
+    model: Path,
+    inputs: tuple[Path, ...],
+    at_random: bool,
+    batch_sizes: tuple[int, ...],
+    batching_config: Path | None,
+    config: Path | None,
+    names: tuple[str, ...],
+    all_signatures: bool,
+    replace: bool,
+    in_place: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Store requests with a model, for the server to replay when it loads it.
+
+    MODEL is a SavedModel directory about to be pushed. Without --input, the requests hold random
+    numbers: floats from 0 to 1, integers from 0 to 9.
+    """
+    if check:
+        _check(model, as_json=as_json)
+        return
+    if at_random and inputs:
+        raise UsageError("give --random or --input, not both")
+    if not in_place:
+        _refuse_version(model)
+    sizes = _sizes(batch_sizes, batching_config, config)
+    signatures = _signatures(model, names, all_signatures=all_signatures)
+    records = _records(model, signatures, inputs, sizes)
+    file = warmup.write(model, records, replace=replace)
+    data = {
+        "file": str(file.absolute()),
+        "signatures": [signature.name for signature in signatures],
+        "batch_sizes": sorted(
+            {each for chosen in signatures for each in _warmup_rows(chosen, sizes)}
+        ),
+        "records": sum(1 for _ in tfrecord.read(file)),
+        "size_bytes": file.stat().st_size,
+    }
+    made_up = [] if inputs else [each for chosen in signatures for each in assumptions(chosen)]
+    for text in dict.fromkeys(made_up):
+        output.note(f"Note: {text}")
+    output.result("warmup", data, as_json=as_json, text=_warmup_text(data))
+
+
+def _check(model: Path, *, as_json: bool) -> None:
+    _read(model)
+    if found := warmup.problems(model):
+        raise warmup.refusal(found)
+    file = model / warmup.WARMUP_FILE
+    count = sum(1 for _ in tfrecord.read(file)) if file.exists() else 0
+    data = {"file": str(file.absolute()), "records": count}
+    text = f"{file}: {_counted(count)}, fine" if count else f"{model} has no warm-up requests."
+    output.result("warmup-check", data, as_json=as_json, text=text)
+
+
+def _refuse_version(model: Path) -> None:
+    """Refuse the folder of a version: what a server may have loaded must not change.
+
+    A server takes every folder whose name is a number for a version, so its parent is a base path.
+    """
+    for folder in (model.absolute(), model.resolve()):
+        if parse_version(folder.name) is not None:
+            raise UsageError(
+                f"{folder} looks like version {folder.name} of the base path {folder.parent}, "
+                "and versions in service should not change",
+                remedy="warm up the model before you push it; or give --in-place",
+            )
+
+
+def _sizes(
+    given: Sequence[int], batching_config: Path | None, config: Path | None
+) -> tuple[int, ...]:
+    """Return the batch sizes that the options ask for, each once."""
+    if sum(map(bool, (given, batching_config, config))) > 1:
+        raise UsageError("give one of --batch-size, --batching-config and --config")
+    sizes = tuple(given) or (1,)
+    if batching_config:
+        sizes = warmup.read_sizes(batching_config)
+    elif config:
+        batching = options.load_deployment(config, ()).batching
+        largest = (batching.max_batch_size,) if batching and batching.max_batch_size else ()
+        sizes = (batching.allowed_batch_sizes if batching else ()) or largest
+    if not sizes:
+        raise UsageError(
+            f"{batching_config or config} sets neither allowed_batch_sizes nor max_batch_size",
+            remedy="give --batch-size",
+        )
+    return tuple(dict.fromkeys(sizes))
+
+
+def _read(model: Path) -> Mapping[str, Signature]:
+    try:
+        return savedmodel.read(model).signatures
+    except OSError as error:
+        text = f"cannot read the SavedModel in {model}: {error.strerror}"
+        raise UsageError(text, remedy="give the folder that holds saved_model.pb") from error
+    except ValueError as error:
+        raise UsageError(f"{model / savedmodel.GRAPH_FILE} {error}") from error
+
+
+def _signatures(model: Path, names: Sequence[str], *, all_signatures: bool) -> list[Signature]:
+    if names and all_signatures:
+        raise UsageError("give --signature or --all-signatures, not both")
+    found = _read(model)
+    chosen = found if all_signatures else dict.fromkeys(names or [DEFAULT_SIGNATURE])
+    return [choose_signature(found, name) for name in chosen]
+
+
+def _records(
+    model: Path, signatures: Sequence[Signature], files: Sequence[Path], sizes: Sequence[int]
+) -> Iterator[bytes]:
+    note = Preprocessing.read(model) if files else Preprocessing()
+    path = model.resolve()
+    name = path.name if parse_version(path.name) is None else path.parent.name
+    for signature in signatures:
+        graph = PictureGraph(model, signature.name)
+        for arrays, rows in _arrays(signature, files, note, graph, sizes):
+            yield from warmup.build(arrays, signature, model=name, sizes=rows)
+
+
+def _arrays(
+    signature: Signature,
+    files: Sequence[Path],
+    note: Preprocessing,
+    graph: PictureGraph,
+    sizes: Sequence[int],
+) -> Iterator[tuple[Arrays, Sequence[int]]]:
+    """Yield inputs, and how many rows the requests that are made of them have."""
+    if files:
+        tell = output.note
+        yield read_inputs(files, signature, note, graph=graph, any_rows=True, tell=tell), sizes
+        return
+    try:
+        for size in _warmup_rows(signature, sizes) or (1,):
+            yield random_inputs(signature, size, seed=0), (size,)
+    except UsageError as error:
+        text = f"signature {signature.name!r}: {error.message}"
+        remedy = "give files with --input, or other signatures with --signature"
+        raise UsageError(text, remedy=remedy) from error
+
+
+def _warmup_rows(signature: Signature, sizes: Sequence[int]) -> Sequence[int]:
+    """Return how many rows the requests for a signature have; nothing where it has no rows."""
+    axes = batch_axes(signature)
+    if axes.fixed_rows is not None:
+        return (axes.fixed_rows,)
+    return sizes if axes.rows or axes.composites else ()
+
+
+def _warmup_text(data: Mapping[str, Any]) -> str:
+    sizes = ", ".join(map(str, data["batch_sizes"]))
+    rows = f", batch sizes {sizes}" if sizes else ""
+    return f"Wrote {data['file']}: {_counted(data['records'])}{rows} ({data['size_bytes']:,} bytes)"
+
+
+def _counted(records: int) -> str:
+    return f"{records} request" if records == 1 else f"{records} requests"

@@ -1,0 +1,399 @@
+"""Commands about the servers that tfkit runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import click
+
+from tfserve_kit import redaction
+from tfserve_kit.cli import options, output
+from tfserve_kit.cli.interrupts import deferred
+from tfserve_kit.cli.options import access_options, json_option, name_argument, server_options
+from tfserve_kit.cli.target import destinations
+from tfserve_kit.clients import Client, Target
+from tfserve_kit.clock import Clock
+from tfserve_kit.deployment import Spec
+from tfserve_kit.engines import Phase, Plan, ServerHandle, process, registry
+from tfserve_kit.engines.process import shell_line
+from tfserve_kit.errors import ModelNotFound, ServerFailed, TfkitError, UsageError
+from tfserve_kit.serving import launch, reload, rollback
+from tfserve_kit.serving.access import Access, reached_by
+from tfserve_kit.serving.rollback import Served
+
+
+def described(handle: ServerHandle) -> dict[str, Any]:
+    """Return what is known of a server, as JSON shows it."""
+    state = handle.state()
+    return {
+        "name": handle.server_name,
+        "engine": handle.engine,
+        "state": state.phase.value,
+        "exit_code": state.exit_code,
+        "grpc": handle.endpoints.grpc,
+        "rest": handle.endpoints.rest,
+        "models": {name: redaction.url(path) for name, path in handle.models.items()},
+    }
+
+
+@click.command("ps")
+@json_option
+def ps_command(as_json: bool) -> None:
+    """List the servers that tfkit runs.
+
+    One that ended by itself stays listed, with its log, until it is stopped.
+    """
+    rows = [described(handle) for handle in registry.servers()]
+    text = output.table(
+        ["NAME", "ENGINE", "STATE", "GRPC", "REST", "MODELS"], [_cells(row) for row in rows]
+    )
+    output.result("servers", rows, as_json=as_json, text=text)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    code = row["exit_code"]
+    state = row["state"] if code is None else f"{row['state']} ({code})"
+    return [row["name"], row["engine"], state, row["grpc"], row["rest"], ",".join(row["models"])]
+
+
+# How often the foreground command looks whether the server still runs, in seconds.
+_LOOK_S = 0.2
+
+
+@click.command("serve")
+@options.deployment_options
+@click.option("--name", help="Name of the server.")
+@options.engine_options
+@click.option("--pull", metavar="missing|always|never", help="When that image is pulled.")
+@click.option("--gpu", metavar="all|N|device=IDS", help="GPUs for the container.")
+@click.option("--host", help="Address to listen on.")
+@click.option("--grpc-port", type=int, envvar="TFKIT_GRPC_PORT",
+              help="Port of gRPC; 0 finds a free one.")  # fmt: skip
+@click.option("--rest-port", type=int, envvar="TFKIT_REST_PORT",
+              help="Port of REST; 0 finds a free one.")  # fmt: skip
+@click.option("--ready-timeout", "ready_timeout_s", type=float, metavar="SECONDS",
+              help="Longest wait until all models are available.")  # fmt: skip
+@click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
+@click.option("--dry-run", is_flag=True, help="Show the command and its files, start nothing.")
+@click.option("--show-secrets", is_flag=True,
+              help="Show what --dry-run hides: values of env, passwords in URLs.")  # fmt: skip
+@access_options
+@json_option
+def serve_command(
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    image: str | None,
+    pull: str | None,
+    gpu: str | None,
+    detach: bool,
+    dry_run: bool,
+    show_secrets: bool,
+    access: Access,
+    as_json: bool,
+    **server: str | float | None,
+) -> None:
+    """Start a server and wait until its models answer.
+
+    Runs in the foreground until Ctrl-C, which stops the server; --detach leaves it running.
+    """
+    docker = {"image": image, "pull": pull, "gpu": gpu}
+    spec = options.load_deployment(config, models, server=server, docker=docker)
+    spec = reached_by(spec, access)
+    engine, why = registry.choose(
+        spec.server.engine, binary=spec.server.binary, docker=spec.docker, is_to_run=not dry_run
+    )
+    if dry_run:
+        todo = launch.plan(spec, engine, templates=templates)
+        _show_plan(todo, show_secrets=show_secrets, as_json=as_json)
+        return
+    output.note(f"Engine {engine.name}: {why}.")
+    with output.TerminalProgress() as progress:
+        launch.prepare(spec, engine, progress=progress)
+    with deferred() as interrupts, ExitStack() as undo:
+        with output.TerminalProgress() as progress:
+            handle = launch.start(
+                spec, engine, templates=templates, progress=progress, clock=interrupts
+            )
+        if not detach:
+            undo.callback(handle.stop)
+        output.result("server", described(handle), as_json=as_json, text=_announcement(handle))
+        if not detach:
+            _attend(handle, interrupts)
+
+
+def _show_plan(plan: Plan, *, show_secrets: bool, as_json: bool) -> None:
+    for note in plan.notes:
+        output.note(f"Note: {note}.")
+    argv, files = list(plan.argv), dict(plan.files)
+    if not show_secrets:
+        argv = [plan.private.get(each, redaction.text(each)) for each in argv]
+        files = {path: redaction.text(text) for path, text in files.items()}
+    if argv != list(plan.argv) or files != plan.files:
+        output.note("Note: secrets are hidden as ***; --show-secrets shows them.")
+    text = "".join(f"\n# {path}\n{text}" for path, text in files.items())
+    data = {"engine": plan.engine, "argv": argv, "files": files}
+    output.result("plan", data, as_json=as_json, text=shell_line(argv) + "\n" + text.rstrip())
+
+
+def _announcement(handle: ServerHandle) -> str:
+    models = ", ".join(handle.models)
+    where = f"  gRPC  {handle.endpoints.grpc}\n  REST  {handle.endpoints.rest}"
+    return f"Server {handle.server_name!r} is ready: {models}\n{where}"
+
+
+def _attend(handle: ServerHandle, clock: Clock) -> None:
+    """Show the log until Ctrl-C or until the server ends."""
+    Thread(target=_show_log, args=(handle,), daemon=True).start()
+    # A container with a restart policy may start again.
+    while (state := handle.state()).phase in {Phase.STARTING, Phase.RUNNING}:
+        clock.sleep(_LOOK_S)
+    raise ServerFailed(
+        f"server {handle.server_name!r} ended by itself with {process.exit_text(state.exit_code)}",
+        exit_code=state.exit_code,
+        log_tail=list(handle.logs(tail=launch.LOG_TAIL)),
+    )
+
+
+def _show_log(handle: ServerHandle) -> None:
+    with suppress(TfkitError):  # who attends to the server will say the same
+        for line in handle.logs(tail=0, follow=True):
+            output.note(line)
+
+
+_COLUMNS = ("model", "version", "state", "error")
+
+
+@click.command("status")
+@server_options
+@json_option
+def status_command(
+    url: str | None,
+    model: str | None,
+    protocol: str,
+    timeout_s: float,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Show the versions of a model and their states.
+
+    Without --model, of all models that tfkit knows the server has.
+    """
+    places = destinations(url, protocol, model, access)
+    with places[0].connect() as client:
+        rows = list(_rows(client, [each.target() for each in places], timeout_s))
+    text = output.table(
+        [column.upper() for column in _COLUMNS], [list(row.values()) for row in rows]
+    )
+    output.result("status", rows, as_json=as_json, text=text)
+
+
+def _rows(client: Client, models: Sequence[Target], timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for each version; of several models, one that is unknown there hides no other."""
+    for target in models:
+        model = target.model
+        try:
+            found = client.status(target, timeout_s=timeout_s)
+        except ModelNotFound as error:
+            if len(models) == 1:
+                raise
+            yield dict(zip(_COLUMNS, (model, None, "NOT_FOUND", error.message), strict=True))
+            continue
+        for each in found:
+            row = (model, each.version, each.state, each.error)
+            yield dict(zip(_COLUMNS, row, strict=True))
+
+
+def named_or_only(name: str | None) -> ServerHandle:
+    """Return the named server, or the only one.
+
+    Raises:
+        ServerNotFound: there is none of that name.
+        UsageError: no name, and there is not exactly one.
+    """
+    if name is not None:
+        return registry.find(name)
+    handles = registry.servers()
+    if len(handles) == 1:
+        return handles[0]
+    names = ", ".join(handle.server_name for handle in handles) or "none"
+    raise UsageError(f"which server? There are: {names}", remedy="give its name")
+
+
+@click.command("stop")
+@name_argument
+@click.option("--all", "everything", is_flag=True, help="Stop all servers.")
+@click.option("--grace", "grace_s", default=10.0, show_default=True, metavar="SECONDS",
+              help="Time to finish requests before the server is killed.")  # fmt: skip
+@json_option
+def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bool) -> None:
+    """Stop servers.
+
+    The server NAME, or the only one if there is just one.
+    """
+    handles = registry.servers() if everything else [named_or_only(name)]
+    for handle in handles:
+        handle.stop(grace_s=grace_s)
+    names = [handle.server_name for handle in handles]
+    text = f"Stopped {', '.join(names)}" if names else "No server runs"
+    output.result("stopped", names, as_json=as_json, text=text)
+
+
+@click.command("logs")
+@name_argument
+@click.option("--follow", "-f", is_flag=True, help="Go on until the server ends or Ctrl-C.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+def logs_command(name: str | None, follow: bool, tail: int | None) -> None:
+    """Show the log of a server.
+
+    NAME may be left out if there is just one.
+    """
+    for line in named_or_only(name).logs(tail=tail, follow=follow):
+        output.line(line)
+
+
+@click.command("reload")
+@name_argument
+@options.deployment_options
+@access_options
+@json_option
+def reload_command(
+    name: str | None,
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Change the models of a running server.
+
+    Models, versions and labels become those of the deployment; waits until they are served.
+    NAME may be left out if there is just one server.
+    """
+    handle = named_or_only(name)
+    spec = with_models(handle, config, models) if models else options.load_deployment(config, ())
+    spec = reached_by(spec, access)
+    with output.TerminalProgress() as progress:
+        launch.check(spec)
+        now = reload.reload(handle, spec, templates=templates, progress=progress)
+    text = f"Server {handle.server_name!r} serves: {', '.join(now.models)}"
+    handle = registry.find(handle.server_name)  # it knows its models anew
+    output.result("server", described(handle), as_json=as_json, text=text)
+
+
+def with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
+    """Return a server's own deployment with the models of `--model`; refuses a file beside them."""
+    known = reload.deployment(handle).model_dump(exclude={"models"}, exclude_none=True)
+    return options.load_deployment(config, models, **known)
+
+
+@click.command("restart")
+@name_argument
+@options.deployment_options
+@access_options
+@json_option
+def restart_command(
+    name: str | None,
+    config: Path | None,
+    models: tuple[str, ...],
+    templates: Path | None,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Stop a server and start it again.
+
+    Detached, and with the deployment it has, unless --config or --model give another. NAME may be
+    left out if there is just one.
+    """
+    handle = named_or_only(name)
+    spec = reached_by(_changed(handle, config, models), access)
+    name = handle.engine if spec.server.engine == "auto" else spec.server.engine
+    engine, _ = registry.choose(name, binary=spec.server.binary, docker=spec.docker)
+    with output.TerminalProgress() as progress:
+        launch.prepare(spec, engine, progress=progress)
+    with deferred() as interrupts, output.TerminalProgress() as progress:
+        handle.stop()
+        new = launch.start(spec, engine, templates=templates, progress=progress, clock=interrupts)
+    text = f"Server {new.server_name!r} is ready again"
+    output.result("server", described(new), as_json=as_json, text=text)
+
+
+def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
+    """Return what a file says, or the server's own deployment, with other models if there are."""
+    if models:
+        return with_models(handle, config, models)
+    if config:
+        return options.load_deployment(config, (), server={"name": handle.server_name})
+    return reload.deployment(handle)
+
+
+@click.command("promote")
+@click.argument("model")
+@click.argument("version", type=int, required=False)
+@click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
+@click.option("--label", default="stable", show_default=True, help="Label to move.")
+@click.option("--keep-old", is_flag=True, help="Leave loaded what no label names any more.")
+@access_options
+@json_option
+def promote_command(
+    model: str,
+    version: int | None,
+    server: str | None,
+    label: str,
+    keep_old: bool,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Move a label of a running server to another version.
+
+    Loads VERSION first, moves the label then, and unloads last what no label names. Without VERSION
+    the canary is promoted, or the highest version if there is no canary. No request for the label
+    is refused meanwhile. tfkit.toml is not changed: copy the lines that are printed.
+    """
+    handle = named_or_only(server)
+    with output.TerminalProgress() as progress:
+        served = rollback.promote(
+            handle, model, version, label=label, keep_old=keep_old, access=access, progress=progress
+        )
+    show("promote", served, as_json=as_json)
+
+
+def show(kind: str, served: Served, *, as_json: bool) -> None:
+    """Show what a server serves of a model now."""
+    data = {"model": served.model, "versions": served.versions, "labels": dict(served.labels)}
+    output.result(kind, {**data, "toml": served.as_toml()}, as_json=as_json, text=served.as_toml())
+
+
+@click.command("canary")
+@click.argument("model")
+@click.argument("version", type=int, required=False)
+@click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
+@click.option("--abort", is_flag=True, help="Drop the canary instead, and unload it.")
+@access_options
+@json_option
+def canary_command(
+    model: str,
+    version: int | None,
+    server: str | None,
+    abort: bool,
+    access: Access,
+    as_json: bool,
+) -> None:
+    """Serve a version beside the others, under the label canary.
+
+    Whoever asks for the label gets VERSION; `tfkit promote` makes it the stable one. A request that
+    names neither a label nor a version gets the highest version loaded, which may be the canary.
+    From now on the server loads no other versions by itself. tfkit.toml is not changed: copy the
+    lines that are printed.
+    """
+    if abort is (version is not None):
+        raise UsageError("give a version, or --abort alone")
+    handle = named_or_only(server)
+    with output.TerminalProgress() as progress:
+        if version is None:
+            served = rollback.abort(handle, model, access=access, progress=progress)
+        else:
+            served = rollback.canary(handle, model, version, access=access, progress=progress)
+    show("canary", served, as_json=as_json)

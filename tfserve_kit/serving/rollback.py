@@ -1,0 +1,459 @@
+"""Which version is served: rolled back on the disk, or moved by its label on a running server.
+
+::
+
+    stable -> 7              {7}        before
+    stable -> 7, canary -> 8 {7, 8}     canary: 8 is loaded first, then labelled
+    stable -> 8              {7, 8}     promote: the label moves once 8 is AVAILABLE
+    stable -> 8              {8}        what no label names goes last
+
+From the first step on the model's versions are pinned: a later push is loaded by the next `canary`
+or `promote`, not by itself. A request that names neither a version nor a label is answered by the
+highest version loaded, the canary included (tensorflow_serving/core/basic_manager.cc).
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from tfserve_kit import savedmodel, strict_json
+from tfserve_kit.clients import Target, VersionStatus
+from tfserve_kit.clients.readiness import ask
+from tfserve_kit.deployment.schema import Model, Spec, VersionPolicy
+from tfserve_kit.engines.base import ServerHandle
+from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing
+from tfserve_kit.errors import PushRefused, RequestError, UsageError, did_you_mean, listed
+from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.repository import retention, scan
+from tfserve_kit.serving import access, reload
+from tfserve_kit.serving.access import NOTHING, Access, connect, of_server
+from tfserve_kit.serving.waiting import wait, wait_gone
+
+CANARY, STABLE = "canary", "stable"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server serves of a model now: version numbers, and version by label."""
+
+    model: str
+    versions: tuple[int, ...]
+    labels: Mapping[str, int]
+
+    def as_toml(self) -> str:
+        """Return the lines of the deployment file that say the same."""
+        labels = ", ".join(f"{_key(label)} = {n}" for label, n in sorted(self.labels.items()))
+        return (
+            f"[models.{_key(self.model)}]\n"
+            f"versions = {{specific = [{', '.join(map(str, self.versions))}]}}\n"
+            f"labels = {{{labels}}}"
+        )
+
+
+def canary(
+    handle: ServerHandle,
+    model: str,
+    version: int,
+    *,
+    access: Access = NOTHING,
+    progress: Progress = SILENT,
+) -> Served:
+    """Load a version beside what is served, and label it `canary`.
+
+    Args:
+        handle: the server.
+        model: name of the model.
+        version: a version in its base path.
+        access: wins over what is known of how to reach the server.
+        progress: told the steps.
+
+    Returns:
+        What is served now.
+
+    Raises:
+        UsageError: there is no such model or version.
+        ServerFailed: the version does not load; the server serves as before.
+        RequestError: the server refuses; it serves as before.
+    """
+    change = _Change(handle, model, access, progress)
+    spec, now = _current(handle, model)
+    _require_sound(spec, model, version)
+    labels = {**now.labels, CANARY: version}
+    return change.apply(spec, change.loaded() | {version}, labels)
+
+
+def promote(  # noqa: PLR0913 (what is moved, and what stays)
+    handle: ServerHandle,
+    model: str,
+    version: int | None = None,
+    *,
+    label: str = STABLE,
+    keep_old: bool = False,
+    access: Access = NOTHING,
+    progress: Progress = SILENT,
+) -> Served:
+    """Load a version if it is not, move a label to it, then unload what no label names.
+
+    Args:
+        handle: the server.
+        model: name of the model.
+        version: a version in its base path; None for the canary, or the highest if there is none.
+        label: what is moved; a `canary` that points to the same version is dropped.
+        keep_old: leave everything loaded that is.
+        access: wins over what is known of how to reach the server.
+        progress: told the steps.
+
+    Returns:
+        What is served now.
+
+    Raises:
+        UsageError: there is no such model or version.
+        ServerFailed: the version does not load; the server serves as before.
+        RequestError: the server refuses; it serves as before, or has yet to unload.
+    """
+    change = _Change(handle, model, access, progress)
+    spec, now = _current(handle, model)
+    version = _chosen(now, model, version)
+    _require_sound(spec, model, version)
+    others = {
+        name: number for name, number in now.labels.items() if name != CANARY or number != version
+    }
+    labels = {**others, label: version}
+    served = change.apply(spec, change.loaded() | {version}, labels)
+    if keep_old or set(served.versions) == set(labels.values()):
+        return served
+    return change.apply(spec, set(labels.values()), labels)
+
+
+def abort(
+    handle: ServerHandle, model: str, *, access: Access = NOTHING, progress: Progress = SILENT
+) -> Served:
+    """Drop the label `canary`, and unload its version unless another label names it.
+
+    Raises:
+        UsageError: there is no such model, it has no canary, or nothing else is loaded.
+        RequestError: the server refuses; it serves as before.
+    """
+    change = _Change(handle, model, access, progress)
+    spec, now = _current(handle, model)
+    if CANARY not in now.labels:
+        raise UsageError(
+            f"model {model!r} of server {handle.server_name!r} has no canary",
+            remedy=f"its labels are {', '.join(now.labels) or 'none'}",
+        )
+    labels = {name: number for name, number in now.labels.items() if name != CANARY}
+    staying = change.loaded() - {now.labels[CANARY]} | set(labels.values())
+    if not staying:
+        raise UsageError(
+            f"version {now.labels[CANARY]}, the canary, is all that is loaded of {model!r}",
+            remedy=f"`tfkit promote {model}` makes it {STABLE}",
+        )
+    return change.apply(spec, staying, labels)
+
+
+def _current(handle: ServerHandle, model: str) -> tuple[Spec, Model]:
+    spec = reload.deployment(handle)
+    if model not in spec.models:
+        raise UsageError(
+            f"server {handle.server_name!r} has no model {model!r}",
+            remedy=did_you_mean(model, spec.models),
+        )
+    return spec, spec.models[model]
+
+
+def _chosen(now: Model, model: str, version: int | None) -> int:
+    """Return the version that is meant: the one given, the canary or the highest."""
+    if version is None:
+        version = now.labels.get(CANARY)
+    if version is None:
+        version = max(_there(now), default=None)
+    if version is None:
+        raise UsageError(
+            f"there is no version of {model!r} in {now.base_path}", remedy="give its number"
+        )
+    return version
+
+
+def _require_sound(spec: Spec, model: str, version: int) -> None:
+    """Refuse a version that is not there in full; a remote one is the server's own affair."""
+    base_path = spec.models[model].base_path
+    if "://" in base_path:
+        return
+    there = _there(spec.models[model])
+    if version not in there:
+        raise UsageError(
+            f"there is no version {version} of {model!r} in {base_path}",
+            remedy=f"these are there: {', '.join(map(str, there)) or 'none'}",
+        )
+    tag = str(spec.server.flags.get("saved_model_tags", "serve"))
+    found = savedmodel.problems(there[version], tag=tag)
+    if found:
+        lines = listed(found)
+        raise UsageError(f"version {version} of {model!r} is no complete SavedModel:{lines}")
+
+
+def _there(now: Model) -> dict[int, Path]:
+    """Return the versions in a base path, number to directory; none known for a remote one."""
+    try:
+        return {version.number: version.path for version in scan(Path(now.base_path))}
+    except OSError:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of what a server serves of a model."""
+
+    handle: ServerHandle
+    model: str
+    access: Access
+    progress: Progress
+
+    def loaded(self) -> set[int]:
+        """Return the versions that are AVAILABLE now."""
+        with connect(self.handle, self.access) as client:
+            statuses = client.status(Target(self.model))
+        return {each.version for each in statuses if each.state == "AVAILABLE"}
+
+    def apply(self, spec: Spec, versions: Collection[int], labels: Mapping[str, int]) -> Served:
+        """Make the server serve these versions under these labels."""
+        served = Served(self.model, tuple(sorted({*versions, *labels.values()})), dict(labels))
+        policy = VersionPolicy(specific=served.versions)
+        update = {"versions": policy, "labels": dict(labels)}
+        models = {**spec.models, self.model: spec.models[self.model].model_copy(update=update)}
+        wanted = spec.model_copy(update={"models": models})
+        reload.reload(self.handle, wanted, access=self.access, progress=self.progress)
+        return served
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else strict_json.dumps(name)
+
+
+_ASK_S = 2.0
+_IN_USE = {"START", "LOADING", "AVAILABLE"}
+
+
+class Reason(Enum):
+    """Why a version is needed."""
+
+    SERVED = "served"
+    LABELLED = "labelled"
+    PINNED = "pinned"
+    LATEST = "among the latest"
+
+    @property
+    def by_name(self) -> bool:
+        """Whether somebody wrote the number down, and would miss this very version."""
+        return self in {Reason.LABELLED, Reason.PINNED}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A version that somebody needs: its number, who it is, why, and the label if it has one."""
+
+    version: int
+    who: str
+    reason: Reason
+    label: str = ""
+
+    def __str__(self) -> str:
+        name = f" {self.label!r}" if self.label else ""
+        return f"version {self.version} is {self.reason.value}{name} by {self.who}"
+
+
+def claims(
+    base_path: Path, deployment: Spec | None = None, *, progress: Progress = SILENT
+) -> list[Claim]:
+    """Return who needs which versions of a base path, lowest version first.
+
+    A server that runs says itself what it serves; what its deployment labels or pins counts too.
+    Of one that does not answer all counts that its deployment would load.
+
+    Args:
+        base_path: the folder of the model's versions.
+        deployment: one that is not served, such as that of tfkit.toml.
+        progress: told which servers could not be asked.
+
+    Raises:
+        UsageError: the base path cannot be read.
+    """
+    try:
+        numbers = [version.number for version in scan(base_path)]
+    except OSError as error:
+        raise UsageError(f"cannot read {base_path}: {error.strerror or error}") from error
+    found: set[Claim] = set()
+    for record, name in sharing(base_path):
+        who = f"server {record.server_name!r}"
+        statuses, spec = _statuses(record, name), _deployment(record)
+        if statuses is None:
+            known = "what its deployment names stays" if spec else "nor is its deployment known"
+            progress.note(f"Warning: {who} does not answer; {known}")
+        for status in statuses or []:
+            if status.state in _IN_USE:
+                found.add(Claim(status.version, who, Reason.SERVED))
+        if spec and name in spec.models:
+            found.update(_named(spec.models[name], who, [] if statuses is not None else numbers))
+    for model in deployment.models.values() if deployment else ():
+        if resolved(model.base_path) == resolved(base_path):
+            found.update(_named(model, "the deployment file", numbers))
+    return sorted(found, key=lambda claim: (claim.version, claim.who, claim.reason.value))
+
+
+def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
+    """Yield what a model of a deployment needs, where the base path holds these numbers."""
+    for label, version in model.labels.items():
+        yield Claim(version, who, Reason.LABELLED, label)
+    for version in model.versions.specific:
+        yield Claim(version, who, Reason.PINNED)
+    if model.versions.latest:
+        for version in model.versions.loads(numbers):
+            yield Claim(version, who, Reason.LATEST)
+
+
+def _statuses(record: Record, model: str) -> list[VersionStatus] | None:
+    """Return what a server says of a model, None where it does not answer."""
+    try:
+        with access.connect(record) as client:
+            return ask(client, model, timeout_s=_ASK_S)
+    except (RequestError, UsageError):  # such as a certificate that was deleted meanwhile
+        return None
+
+
+def _deployment(record: Record) -> Spec | None:
+    try:
+        return Spec.model_validate_json((record.home / DEPLOYMENT).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A model on a server: the server's address, the model's name there, how it is reached."""
+
+    url: str
+    model: str
+    access: Access = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """What a roll-back did.
+
+    Attributes:
+        version: the highest version in service now.
+        retired: the numbers taken out of service.
+        restored: the numbers brought back.
+        places: where it was waited until `version` was served.
+    """
+
+    version: int
+    retired: tuple[int, ...] = ()
+    restored: tuple[int, ...] = ()
+    places: tuple[Place, ...] = ()
+
+
+def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
+    base_path: Path,
+    to: int | None = None,
+    *,
+    places: Sequence[Place] | None = (),
+    access: Access = NOTHING,
+    timeout_s: float = 120.0,
+    is_forced: bool = False,
+    progress: Progress = SILENT,
+) -> RolledBack:
+    """Retire every version above one, and wait until it is served.
+
+    Args:
+        base_path: the folder of the model's versions.
+        to: the version to go back to; None for the second highest.
+        places: where to wait for it; None for every server of ours that serves what is retired.
+        access: wins over what is known of how to reach servers of ours.
+        timeout_s: longest wait at each place, in seconds.
+        is_forced: retire also what a label or a pinned version of a server of ours names.
+        progress: told the steps.
+
+    Raises:
+        PushRefused: as for `retention.rollback`, or a server names a version that would go. Nothing
+            has changed.
+        ServerFailed: a server does not serve the version; the others stay retired.
+    """
+    version, going = retention.above(base_path, to)
+    if not is_forced:
+        _require_unnamed(base_path, going, progress)
+    found = tuple(_serving(base_path, going, access) if places is None else places)
+    progress.step(f"retiring {', '.join(map(str, going))}")
+    gone = retention.rollback(base_path, version)
+    for place in found:
+        _await(place, version, gone, timeout_s, progress)
+    return RolledBack(version, retired=tuple(gone), places=found)
+
+
+def bring_back(
+    base_path: Path,
+    number: int,
+    *,
+    places: Sequence[Place] | None = (),
+    access: Access = NOTHING,
+    timeout_s: float = 120.0,
+    progress: Progress = SILENT,
+) -> RolledBack:
+    """Restore a retired version, and wait until it is served.
+
+    Args:
+        base_path: the folder of the model's versions.
+        number: the version.
+        places: where to wait for it; None for every server of ours that serves this base path.
+        access: wins over what is known of how to reach servers of ours.
+        timeout_s: longest wait at each place, in seconds.
+        progress: told the steps.
+
+    Raises:
+        PushRefused: as for `retention.restore`; nothing has changed.
+        ServerFailed: a server does not serve the version, for instance because a higher one is
+            there; it stays restored.
+    """
+    retention.restore(base_path, number)
+    found = tuple(_serving(base_path, (), access) if places is None else places)
+    for place in found:
+        _await(place, number, (), timeout_s, progress)
+    return RolledBack(number, restored=(number,), places=found)
+
+
+def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress) -> None:
+    named = [
+        claim
+        for claim in claims(base_path, progress=progress)
+        if claim.version in going and claim.reason.by_name
+    ]
+    if named:
+        raise PushRefused(
+            f"{named[0]}, so it cannot be retired",
+            remedy="`tfkit promote MODEL VERSION` moves its labels first; --force retires it",
+        )
+
+
+def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Place]:
+    """Return where one of these versions is served, or any if none is given."""
+    found = []
+    for record, model in sharing(base_path):
+        reached = given.over(of_server(record.home))
+        with suppress(RequestError), reached.connect(record.endpoints.grpc) as client:
+            statuses = ask(client, model) or []
+            served = {each.version for each in statuses if each.state == "AVAILABLE"}
+            if served & set(going) or (served and not going):
+                found.append(Place(record.endpoints.grpc, model, reached))
+    return found
+
+
+def _await(
+    place: Place, version: int, gone: Collection[int], timeout_s: float, progress: Progress
+) -> None:
+    with place.access.connect(place.url) as client:
+        wait(client, place.model, version, timeout_s=timeout_s, progress=progress)
+        for each in gone:
+            wait_gone(client, place.model, each, timeout_s=timeout_s, progress=progress)
