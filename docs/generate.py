@@ -162,7 +162,6 @@ def lint_page() -> str:
 # What a program may use, in the order of a first use: module -> names, its `__all__` if empty.
 API: dict[str, tuple[str, ...]] = {
     "tfserve_kit": (),
-    "tfserve_kit.clients.sync": ("SyncClient",),
     "tfserve_kit.clients.aio": ("AsyncClient",),
     "tfserve_kit.errors": (),
     "tfserve_kit.pictures.labels": ("Labels", "read"),

@@ -8,7 +8,7 @@ import pytest
 
 from tfserve_kit import deployment as spec
 from tfserve_kit.clients.options import Options
-from tfserve_kit.clients.sync import SyncClient
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.engines import process
 from tfserve_kit.serving import launch
 
@@ -51,7 +51,7 @@ def test_page_names_the_defaults_of_the_options():
 
 
 def test_page_knows_every_option_and_operation():
-    public = inspect.getmembers(SyncClient, inspect.isfunction)
+    public = inspect.getmembers(Client, inspect.isfunction)
     for name in [
         *Options.__slots__,
         *(name for name, _ in public if not name.startswith("_") and name != "close"),

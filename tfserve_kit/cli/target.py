@@ -14,7 +14,7 @@ from tfserve_kit.serving import access as accesses
 from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:
-    from tfserve_kit.clients.sync import SyncClient
+    from tfserve_kit.clients.sync import Client
 
 _FILE = Path("tfkit.toml")  # as spec.DEFAULT_FILE, which is slow to import
 
@@ -39,7 +39,7 @@ class Destination:
     version: int | None = None
     label: str | None = None
 
-    def connect(self, **more: Any) -> "SyncClient":
+    def connect(self, **more: Any) -> "Client":
         """Return a client of the server; see `Options` for what more there is."""
         return self.access.connect(self.url, **more)
 

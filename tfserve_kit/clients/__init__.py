@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Unpack
 
 from tfserve_kit.clients import addresses
-from tfserve_kit.clients.base import (
+from tfserve_kit.clients.options import OptionNames, Options
+from tfserve_kit.clients.results import (
     BatchPrediction,
     Classification,
-    Client,
     LabelScore,
     Metadata,
     Prediction,
@@ -14,12 +14,11 @@ from tfserve_kit.clients.base import (
     Target,
     VersionStatus,
 )
-from tfserve_kit.clients.options import OptionNames, Options
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
     from tfserve_kit.clients.aio import AsyncClient
-    from tfserve_kit.clients.sync import SyncClient
 
 __all__ = [
     "BatchPrediction",
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 
-def connect(url: str, **options: Unpack[OptionNames]) -> "SyncClient":
+def connect(url: str, **options: Unpack[OptionNames]) -> Client:
     """Return a client for a server, to be closed or used in a `with` block; it connects when used.
 
     Args:
@@ -46,17 +45,18 @@ def connect(url: str, **options: Unpack[OptionNames]) -> "SyncClient":
         options: see `Options`.
 
     Raises:
-        UsageError: the URL is of another form, or an option cannot be so.
+        UsageError: the URL is of another form, or an option is out of its range.
     """
-    address, chosen = addresses.server(url), Options(**options)
-    _check_tls(address, chosen)
+    address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        from tfserve_kit.clients.rest import RestClient
+        from tfserve_kit.clients.http_connections import HttpTransport
+        from tfserve_kit.clients.rest_messages import RestWire
 
-        return RestClient(address.url, chosen)
-    from tfserve_kit.clients.grpc import GrpcClient
+        return Client(RestWire(address.url), HttpTransport(address.url, chosen), chosen)
+    from tfserve_kit.clients.grpc_channel import GrpcTransport
+    from tfserve_kit.clients.grpc_messages import GrpcWire
 
-    return GrpcClient(_grpc_target(address), chosen, secure=address.is_secure)
+    return Client(GrpcWire(address.url), GrpcTransport(address.url, chosen), chosen)
 
 
 def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
@@ -69,22 +69,25 @@ def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
     Raises:
         UsageError: as for `connect`.
     """
-    from tfserve_kit.clients import aio
+    from tfserve_kit.clients.aio import AsyncClient
 
-    address, chosen = addresses.server(url), Options(**options)
-    _check_tls(address, chosen)
+    address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        return aio.rest_client(address.url, chosen)
-    return aio.grpc_client(_grpc_target(address), chosen, secure=address.is_secure)
+        from tfserve_kit.clients.http_aio import AsyncHttpTransport
+        from tfserve_kit.clients.rest_messages import RestWire
+
+        return AsyncClient(RestWire(address.url), AsyncHttpTransport(address.url, chosen), chosen)
+    from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport
+    from tfserve_kit.clients.grpc_messages import GrpcWire
+
+    return AsyncClient(GrpcWire(address.url), AsyncGrpcTransport(address.url, chosen), chosen)
 
 
-def _grpc_target(address: addresses.Address) -> str:
-    return address.url if address.scheme == "unix" else address.url.partition("://")[2]
-
-
-def _check_tls(address: addresses.Address, options: Options) -> None:
+def _address(url: str, options: Options) -> tuple[addresses.Address, Options]:
+    address = addresses.server(url)
     if options.has_tls_files and not address.is_secure:
         raise UsageError(
             f"{address.url} uses no TLS, so its files say nothing",
             remedy="write grpcs:// or https://",
         )
+    return address, options

@@ -35,7 +35,7 @@ T = TypeVar("T")
 class AsyncClient:
     """A connection to one model server, for one event loop; an asynchronous context manager.
 
-    Its methods, their arguments and errors are those of `SyncClient`.
+    Its methods, their arguments and errors are those of `Client`.
 
     Args:
         wire: the protocol.
@@ -61,7 +61,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> Prediction:
-        """Run a signature; see `SyncClient.predict`."""
+        """Run a signature; see `Client.predict`."""
         where = named(target, signature)
         return await self._run(
             self._operations.predict(where, inputs, output_filter, timeout_s), headers
@@ -79,7 +79,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> BatchPrediction:
-        """Run a signature on any number of rows; see `SyncClient.predict_batch`."""
+        """Run a signature on any number of rows; see `Client.predict_batch`."""
         batch = Batch(output_filter, batch_size, on_error)
         where = named(target, signature)
         return await self._run(
@@ -95,7 +95,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> Classification:
-        """Return labels and scores of examples; see `SyncClient.classify`."""
+        """Return labels and scores of examples; see `Client.classify`."""
         where = named(target, signature)
         return await self._run(self._operations.classify(where, examples, timeout_s), headers)
 
@@ -108,7 +108,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> Regression:
-        """Return a value for each example; see `SyncClient.regress`."""
+        """Return a value for each example; see `Client.regress`."""
         where = named(target, signature)
         return await self._run(self._operations.regress(where, examples, timeout_s), headers)
 
@@ -121,7 +121,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> dict[str, Inferred]:
-        """Ask several signatures in one request; see `SyncClient.multi_inference`."""
+        """Ask several signatures in one request; see `Client.multi_inference`."""
         where = named(target, "")
         return await self._run(
             self._operations.multi_inference(where, tasks, examples, timeout_s), headers
@@ -144,13 +144,13 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         headers: Headers | None = None,
     ) -> list[VersionStatus]:
-        """Return the state of the model's versions; see `SyncClient.status`."""
+        """Return the state of the model's versions; see `Client.status`."""
         return await self._run(self._operations.status(named(target, ""), timeout_s), headers)
 
     async def reload(
         self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Headers | None = None
     ) -> None:
-        """Replace the whole set of served models; see `SyncClient.reload`."""
+        """Replace the whole set of served models; see `Client.reload`."""
         await self._run(self._operations.reload(config, timeout_s), headers)
 
     async def close(self) -> None:
@@ -180,22 +180,3 @@ class AsyncClient:
                 remedy="make a client in each event loop with connect_async",
             )
         return await run_async(with_headers(flow, headers), self._transport)
-
-
-def grpc_client(address: str, options: Options, *, secure: bool) -> AsyncClient:
-    """Return a client that talks gRPC to `host:port` or `unix:/path`."""
-    from tfserve_kit.clients.grpc import grpc_url
-    from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport
-    from tfserve_kit.clients.grpc_messages import GrpcWire
-
-    transport = AsyncGrpcTransport(address, options, secure=secure)
-    return AsyncClient(GrpcWire(grpc_url(address, secure=secure)), transport, options)
-
-
-def rest_client(url: str, options: Options) -> AsyncClient:
-    """Return a client that talks REST to `http://host:port`."""
-    from tfserve_kit.clients.http_aio import AsyncHttpTransport
-    from tfserve_kit.clients.rest_messages import RestWire
-
-    url = url.rstrip("/")
-    return AsyncClient(RestWire(url), AsyncHttpTransport(url, options), options)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Client, Target
+from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S
 from tfserve_kit.clients.labels import ClassScore, top_scores
+from tfserve_kit.clients.results import Target
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.pictures import outputs as heads
 from tfserve_kit.pictures.graph import PictureGraph

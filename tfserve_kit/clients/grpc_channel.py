@@ -18,16 +18,16 @@ class GrpcTransport:
     """Sends unary calls over one channel. Thread-safe.
 
     Args:
-        address: `host:port` or `unix:/path`.
+        url: `grpc://host:port`, `grpcs://host:port` with TLS, or `unix:/path`.
         options: TLS files, headers, compression, size of answers.
-        secure: whether to use TLS.
     """
 
-    def __init__(self, address: str, options: Options, *, secure: bool = False) -> None:
+    def __init__(self, url: str, options: Options) -> None:
         arguments = {"options": _arguments(options), "compression": _compression(options)}
+        address, is_secure = _address(url)
         self._channel = (
             grpc.secure_channel(address, _credentials(options), **arguments)
-            if secure
+            if is_secure
             else grpc.insecure_channel(address, **arguments)
         )
         self._headers = for_grpc(options.headers) or None
@@ -77,14 +77,14 @@ class AsyncGrpcTransport:
     """Sends unary calls over one channel, opened in the event loop of the first call.
 
     Args:
-        address: `host:port` or `unix:/path`.
+        url: `grpc://host:port`, `grpcs://host:port` with TLS, or `unix:/path`.
         options: TLS files, headers, compression, size of answers.
-        secure: whether to use TLS.
     """
 
-    def __init__(self, address: str, options: Options, *, secure: bool = False) -> None:
-        self._address, self._options = address, options
-        self._credentials = _credentials(options) if secure else None
+    def __init__(self, url: str, options: Options) -> None:
+        self._address, is_secure = _address(url)
+        self._options = options
+        self._credentials = _credentials(options) if is_secure else None
         self._headers = for_grpc(options.headers) or None
         self._channel: Any = None
         self._calls: dict[str, Any] = {}
@@ -121,6 +121,12 @@ class AsyncGrpcTransport:
         self._calls = {
             name: self._channel.unary_unary(method.path) for name, method in protos.METHODS.items()
         }
+
+
+def _address(url: str) -> tuple[str, bool]:
+    """Return where grpcio connects to, and whether with TLS."""
+    scheme, separator, place = url.partition("://")
+    return place if separator else url, scheme.lower() == "grpcs"
 
 
 def _joined(headers: Metadata | None, request: GrpcRequest) -> Metadata | None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from enum import Enum
 
-from tfserve_kit.clients.base import Client, Target, VersionStatus
+from tfserve_kit.clients.results import Target, VersionStatus
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.errors import DeadlineExceeded, ModelNotFound, ServerUnreachable
 
 

@@ -1,10 +1,11 @@
 """The client that blocks: each method runs the flow of the same name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, Closing, closed
+from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, closed
 from tfserve_kit.clients.batches import Batch, OnError, predict_batch
 from tfserve_kit.clients.checking import Inputs
 from tfserve_kit.clients.driver import Transport, run
@@ -29,7 +30,7 @@ from tfserve_kit.clock import Clock, SystemClock
 T = TypeVar("T")
 
 
-class SyncClient(Closing):
+class Client:
     """A connection to one model server; a context manager. Thread-safe.
 
     Every method that asks the server takes `timeout_s`, the time for all it does, in seconds, and
@@ -217,6 +218,17 @@ class SyncClient(Closing):
         """Close the connections; calls after it raise UsageError."""
         self._is_closed = True
         self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _run(self, flow: Flow[T], headers: Headers | None) -> T:
         if self._is_closed:

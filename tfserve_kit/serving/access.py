@@ -19,7 +19,6 @@ from tfserve_kit.engines.records import DEPLOYMENT, Record, records
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tfserve_kit.clients.sync import SyncClient
     from tfserve_kit.deployment.schema import Client, Spec
 
 ENVIRONMENT, FILE = "env:", "file:"
@@ -85,7 +84,7 @@ class Access:
             }
         return found
 
-    def connect(self, url: str, **more: Any) -> "SyncClient":
+    def connect(self, url: str, **more: Any) -> clients.Client:
         """Return a client for an address; see `clients.connect`."""
         return clients.connect(url, **self.options(url), **more)
 
@@ -105,7 +104,7 @@ class Served(Protocol):
         """Folder of its record and its deployment."""
 
 
-def connect(server: Served, given: Access = NOTHING, **more: Any) -> "SyncClient":
+def connect(server: Served, given: Access = NOTHING, **more: Any) -> clients.Client:
     """Return a gRPC client for a server that tfkit started.
 
     Args:

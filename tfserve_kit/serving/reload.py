@@ -14,7 +14,7 @@ from typing import Any
 
 from tfserve_kit import protos
 from tfserve_kit.clients.readiness import ask
-from tfserve_kit.clients.sync import SyncClient
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.flags import MODEL_CONFIG
@@ -110,7 +110,7 @@ def _applicable(handle: ServerHandle, before: Spec, after: Spec) -> Spec:
     return after
 
 
-def _steps(client: SyncClient, before: Spec, after: Spec) -> list[Spec]:
+def _steps(client: Client, before: Spec, after: Spec) -> list[Spec]:
     """Return the configurations to send: first one that loads what labels will move to."""
     interim, is_needed = {}, False
     for name, model in after.models.items():
@@ -128,7 +128,7 @@ def _steps(client: SyncClient, before: Spec, after: Spec) -> list[Spec]:
     return [after.model_copy(update={"models": interim}), after] if is_needed else [after]
 
 
-def _available(client: SyncClient, name: str) -> set[int]:
+def _available(client: Client, name: str) -> set[int]:
     statuses = ask(client, name) or []
     return {each.version for each in statuses if each.state == "AVAILABLE"}
 
@@ -145,7 +145,7 @@ def _config(spec: Spec, templates: Path | None) -> Any:
     return protos.from_text("ModelServerConfig", text)
 
 
-def _restore(client: SyncClient, handle: ServerHandle) -> None:
+def _restore(client: Client, handle: ServerHandle) -> None:
     """Tell the server what it was told before; it keeps a configuration that it refused halfway."""
     text = (handle.home / CONFIG / MODEL_CONFIG).read_text("utf-8")
     with suppress(RequestError):  # what failed before says more
@@ -153,7 +153,7 @@ def _restore(client: SyncClient, handle: ServerHandle) -> None:
 
 
 def _await(
-    client: SyncClient, handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock
+    client: Client, handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock
 ) -> None:
     """Wait until every wanted version is available."""
     wanted = {name: set(_wanted(model)) for name, model in spec.models.items()}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfserve_kit import deployment, processes, savedmodel
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.inputs import read_inputs
-from tfserve_kit.clients.sync import SyncClient
+from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, ServerHandle, process
 from tfserve_kit.errors import (
@@ -212,7 +212,7 @@ def _can_be_sent(spec: TensorSpec) -> bool:
     return fits and len(sizes) <= _MOST_DIMENSIONS
 
 
-def _send_zeros(client: SyncClient, signature: Signature, timeout_s: float) -> None:
+def _send_zeros(client: Client, signature: Signature, timeout_s: float) -> None:
     target = Target(_MODEL, signature=signature.name)
     if signature.method_name == CLASSIFY:
         client.classify(target, [{}], timeout_s=timeout_s)

@@ -7,7 +7,7 @@ it is END with the error, and its number is not loaded again before the server i
 
 from dataclasses import dataclass
 
-from tfserve_kit.clients.base import Client, VersionStatus
+from tfserve_kit.clients import Client, VersionStatus
 from tfserve_kit.clients.readiness import ask
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.errors import ServerFailed

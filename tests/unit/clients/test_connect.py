@@ -8,30 +8,30 @@ import pytest
 
 import tfserve_kit
 from tfserve_kit import connect, connect_async
-from tfserve_kit.clients.grpc import GrpcClient
-from tfserve_kit.clients.rest import RestClient
+from tfserve_kit.clients.grpc_channel import GrpcTransport
+from tfserve_kit.clients.http_connections import HttpTransport
 from tfserve_kit.errors import UsageError
 
 
 @pytest.mark.parametrize(
     ("url", "kind", "shown"),
     [
-        ("grpc://localhost:8500", GrpcClient, "grpc://localhost:8500"),
-        ("grpc://localhost:8500/", GrpcClient, "grpc://localhost:8500"),
-        ("GRPC://localhost:8500", GrpcClient, "grpc://localhost:8500"),
-        ("grpc://[::1]:8500", GrpcClient, "grpc://[::1]:8500"),
-        ("grpcs://localhost:8500", GrpcClient, "grpcs://localhost:8500"),
-        ("unix:/run/tfkit.sock", GrpcClient, "unix:/run/tfkit.sock"),
-        ("unix:///run/tfkit.sock", GrpcClient, "unix:/run/tfkit.sock"),
-        ("http://localhost:8501", RestClient, "http://localhost:8501"),
-        ("http://localhost:8501/", RestClient, "http://localhost:8501"),
-        ("https://host/prefix", RestClient, "https://host/prefix"),
-        ("HTTPS://host", RestClient, "HTTPS://host"),
+        ("grpc://localhost:8500", GrpcTransport, "grpc://localhost:8500"),
+        ("grpc://localhost:8500/", GrpcTransport, "grpc://localhost:8500"),
+        ("GRPC://localhost:8500", GrpcTransport, "grpc://localhost:8500"),
+        ("grpc://[::1]:8500", GrpcTransport, "grpc://[::1]:8500"),
+        ("grpcs://localhost:8500", GrpcTransport, "grpcs://localhost:8500"),
+        ("unix:/run/tfkit.sock", GrpcTransport, "unix:/run/tfkit.sock"),
+        ("unix:///run/tfkit.sock", GrpcTransport, "unix:/run/tfkit.sock"),
+        ("http://localhost:8501", HttpTransport, "http://localhost:8501"),
+        ("http://localhost:8501/", HttpTransport, "http://localhost:8501"),
+        ("https://host/prefix", HttpTransport, "https://host/prefix"),
+        ("HTTPS://host", HttpTransport, "HTTPS://host"),
     ],
 )
 def test_scheme_decides_the_protocol(url, kind, shown):
     with connect(url) as client:
-        assert isinstance(client, kind)
+        assert isinstance(client._transport, kind)
         assert client.url == shown
 
     async def twin():

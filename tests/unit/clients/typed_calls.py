@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from tfserve_kit import (
     BatchPrediction,
     Classification,
-    Client,
     Metadata,
     Prediction,
     Regression,
@@ -19,12 +18,12 @@ from tfserve_kit import (
     connect_async,
 )
 from tfserve_kit.clients.aio import AsyncClient
-from tfserve_kit.clients.sync import SyncClient
+from tfserve_kit.clients.sync import Client
 
 
 def blocking() -> None:
     with connect("grpc://h:1", retries=0, check=False, ca_file=None) as client:
-        assert_type(client, SyncClient)
+        assert_type(client, Client)
         narrow: Client = client
         narrow.status(Target("m"))
         answer = client.predict("m", np.zeros(3), timeout_s=5)
