@@ -20,7 +20,7 @@ import services_pb2_grpc
 
 from tfserve_kit import Client, Target, connect
 from tfserve_kit import deployment as spec
-from tfserve_kit.clients.labels import top_scores
+from tfserve_kit.clients.classifier import top_scores
 from tfserve_kit.engines import registry
 from tfserve_kit.errors import (
     DeadlineExceeded,

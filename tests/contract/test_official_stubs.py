@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.grpc import GrpcProtocol
 
 pytestmark = pytest.mark.tensorflow
 
@@ -189,7 +189,7 @@ def test_official_stub_replaces_the_models(apis, tfkit_server, models):
 # Our client, the official classes
 
 
-WIRE = GrpcWire("grpc://h:1")
+WIRE = GrpcProtocol("grpc://h:1")
 
 
 def test_predict_request_is_read_by_the_official_class(apis):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.contract import lying_servers
-from tfserve_kit.clients import outputs
+from tfserve_kit.clients import files
 from tfserve_kit.errors import UsageError
 from tfserve_kit.tensors import to_proto
 
@@ -89,5 +89,5 @@ def test_strings_that_one_long_one_would_make_huge_are_not_stored(tmp_path):
     array = np.full(1_000_000, b"", object)
     array[0] = b"x" * 10_000
     with pytest.raises(UsageError, match="10,000 bytes"):
-        outputs.write_npz(tmp_path / "a.npz", {"y": array})
+        files.write_npz(tmp_path / "a.npz", {"y": array})
     assert not (tmp_path / "a.npz").exists()

@@ -151,8 +151,8 @@ def test_light_packages_do_not_bring_tensorflow_along():
     program = (
         "import sys, tfserve_kit\n"
         "import tfserve_kit.protos, tfserve_kit.tensors.json, tfserve_kit.savedmodel\n"
-        "import tfserve_kit.clients.grpc_channel, tfserve_kit.clients.rest_messages\n"
-        "import tfserve_kit.clients.grpc_messages, tfserve_kit.repository\n"
+        "import tfserve_kit.clients.grpc_channel, tfserve_kit.clients.rest\n"
+        "import tfserve_kit.clients.grpc, tfserve_kit.repository\n"
         "tfserve_kit.protos.PredictRequest()\n"
         "print([name for name in sys.modules if name.startswith('tensorflow')])"
     )

@@ -87,9 +87,10 @@ def _looked_into(error: TfkitError) -> TfkitError:
     """Return an error that also says what answers in place of a server that could not be asked."""
     if not isinstance(error, ServerUnreachable) or not error.url:
         return error
-    from tfserve_kit.clients import addresses, probing
+    from tfserve_kit.clients import addresses
+    from tfserve_kit.clients import addresses as probing
 
-    found = probing.another(addresses.read(error.url))
+    found = probing.other_protocol(addresses.read(error.url))
     if found is None:
         return error
     what, remedy = found

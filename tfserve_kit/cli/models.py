@@ -14,7 +14,7 @@ from tfserve_kit.cli.options import access_options, json_option, server_options,
 from tfserve_kit.cli.target import base_path_of, destination, server_of
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.clients.classifier import choose_signature
-from tfserve_kit.clients.inputs import Arrays, read_inputs
+from tfserve_kit.clients.files import Arrays, read_inputs
 from tfserve_kit.errors import Problem, PushRefused, ServerFailed, UsageError, did_you_mean, listed
 from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.pictures.graph import PictureGraph
@@ -223,7 +223,7 @@ def _traffic(client: Client, model: str, base_path: Path | None, watch: _Watch) 
     inputs = None
     if watch.inputs:
         from tfserve_kit.clients.classifier import choose_signature
-        from tfserve_kit.clients.inputs import read_inputs
+        from tfserve_kit.clients.files import read_inputs
         from tfserve_kit.pictures.graph import PictureGraph
         from tfserve_kit.pictures.preprocessing import Preprocessing
 

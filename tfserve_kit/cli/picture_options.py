@@ -129,7 +129,7 @@ def preprocessing(
     Raises:
         UsageError: the labels cannot be read.
     """
-    from tfserve_kit.clients.labels import read_labels
+    from tfserve_kit.clients.classifier import read_labels
 
     height, width = size or (None, None)
     return Preprocessing(

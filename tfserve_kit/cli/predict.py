@@ -20,8 +20,13 @@ from tfserve_kit.cli.options import (
 from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
 from tfserve_kit.cli.predictions import Shown
 from tfserve_kit.cli.target import destination
-from tfserve_kit.clients.classifier import Classifier, choose_signature
-from tfserve_kit.clients.many_pictures import Outcome, choose_batch_rows, classify_all
+from tfserve_kit.clients.classifier import (
+    Classifier,
+    Outcome,
+    choose_batch_rows,
+    choose_signature,
+    classify_all,
+)
 from tfserve_kit.errors import RequestError
 from tfserve_kit.pictures.files import find
 from tfserve_kit.pictures.graph import PictureGraph

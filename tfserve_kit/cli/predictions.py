@@ -5,8 +5,7 @@ import time
 from typing import Any
 
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.clients.classifier import Classified, Classifier
-from tfserve_kit.clients.many_pictures import Outcome
+from tfserve_kit.clients.classifier import Classified, Classifier, Outcome
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.printable import csv_cell
 

@@ -17,8 +17,7 @@ from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Prediction
 from tfserve_kit.clients.classifier import choose_signature
-from tfserve_kit.clients.inputs import read_inputs
-from tfserve_kit.clients.outputs import describe, require_few, values, write_npz
+from tfserve_kit.clients.files import describe, read_inputs, require_few, values, write_npz
 from tfserve_kit.errors import UsageError
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing

@@ -50,13 +50,13 @@ def connect(url: str, **options: Unpack[OptionNames]) -> Client:
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
         from tfserve_kit.clients.http_connections import HttpTransport
-        from tfserve_kit.clients.rest_messages import RestWire
+        from tfserve_kit.clients.rest import RestProtocol
 
-        return Client(RestWire(address.url), HttpTransport(address.url, chosen), chosen)
+        return Client(RestProtocol(address.url), HttpTransport(address.url, chosen), chosen)
+    from tfserve_kit.clients.grpc import GrpcProtocol
     from tfserve_kit.clients.grpc_channel import GrpcTransport
-    from tfserve_kit.clients.grpc_messages import GrpcWire
 
-    return Client(GrpcWire(address.url), GrpcTransport(address.url, chosen), chosen)
+    return Client(GrpcProtocol(address.url), GrpcTransport(address.url, chosen), chosen)
 
 
 def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
@@ -74,13 +74,15 @@ def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
         from tfserve_kit.clients.http_aio import AsyncHttpTransport
-        from tfserve_kit.clients.rest_messages import RestWire
+        from tfserve_kit.clients.rest import RestProtocol
 
-        return AsyncClient(RestWire(address.url), AsyncHttpTransport(address.url, chosen), chosen)
+        return AsyncClient(
+            RestProtocol(address.url), AsyncHttpTransport(address.url, chosen), chosen
+        )
+    from tfserve_kit.clients.grpc import GrpcProtocol
     from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport
-    from tfserve_kit.clients.grpc_messages import GrpcWire
 
-    return AsyncClient(GrpcWire(address.url), AsyncGrpcTransport(address.url, chosen), chosen)
+    return AsyncClient(GrpcProtocol(address.url), AsyncGrpcTransport(address.url, chosen), chosen)
 
 
 def _address(url: str, options: Options) -> tuple[addresses.Address, Options]:

@@ -1,20 +1,18 @@
-"""The client for asyncio: each method awaits the flow of the same name; the twin of `sync.py`."""
+"""Run flows in an event loop of asyncio; the twin of `driver.py`.
+
+The client for asyncio: each method awaits the flow of the same name; the twin of `sync.py`.
+"""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from tfserve_kit.clients.async_driver import AsyncTransport, run_async
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, closed
-from tfserve_kit.clients.batches import Batch, OnError, predict_batch
-from tfserve_kit.clients.checking import Inputs
-from tfserve_kit.clients.effects import Flow, with_headers
-from tfserve_kit.clients.examples import Features
-from tfserve_kit.clients.headers import Headers
-from tfserve_kit.clients.operations import Operations
-from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.checking import Features, Inputs
+from tfserve_kit.clients.operations import Batch, OnError, Operations, predict_batch
+from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options, closed_client
+from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
 from tfserve_kit.clients.results import (
     BatchPrediction,
     Classification,
@@ -23,13 +21,62 @@ from tfserve_kit.clients.results import (
     Regression,
     Target,
     VersionStatus,
+    as_target,
 )
-from tfserve_kit.clients.targets import named
-from tfserve_kit.clients.wire import Inferred, Wire
 from tfserve_kit.clock import SystemClock
 from tfserve_kit.errors import UsageError
 
 T = TypeVar("T")
+
+
+class AsyncTransport(Protocol):
+    """Sends requests over connections it keeps, for one event loop."""
+
+    async def send(self, request: Any, timeout_s: float) -> Outcome:
+        """Send a request and return what came of it, within `timeout_s` seconds; never raises."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+async def run_async(flow: Flow[T], transport: AsyncTransport) -> T:
+    """Run a flow to its end and return its result; its errors pass through."""
+    try:
+        effect = next(flow)
+        while True:
+            if isinstance(effect, Send):
+                effect = flow.send(
+                    await transport.send(effect.request, effect.timeout_s)
+                    if effect.hedge_after_s is None
+                    else await _hedged_async(effect, effect.hedge_after_s, transport)
+                )
+            else:
+                await asyncio.sleep(effect.duration_s)
+                effect = flow.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        flow.close()  # a task may be cancelled while it waits
+
+
+async def _hedged_async(effect: Send, hedge_after_s: float, transport: AsyncTransport) -> Outcome:
+    first = asyncio.ensure_future(transport.send(effect.request, effect.timeout_s))
+    tasks = {first}
+    try:
+        await asyncio.wait(tasks, timeout=min(hedge_after_s, effect.timeout_s))
+        left_s = effect.timeout_s - hedge_after_s
+        if first.done() or left_s <= 0 or not (effect.may_hedge and effect.may_hedge()):
+            return await first
+        second = asyncio.ensure_future(transport.send(effect.request, left_s))
+        tasks.add(second)
+        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        best = max((task.result() for task in done), key=lambda outcome: outcome.ok)
+        return best if best.ok or not left else await left.pop()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class AsyncClient:
@@ -43,7 +90,7 @@ class AsyncClient:
         options: how the client behaves.
     """
 
-    def __init__(self, wire: Wire, transport: AsyncTransport, options: Options) -> None:
+    def __init__(self, wire: ServerProtocol, transport: AsyncTransport, options: Options) -> None:
         self.url = wire.url
         self._transport = transport
         self._is_closed = False
@@ -62,7 +109,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> Prediction:
         """Run a signature; see `Client.predict`."""
-        where = named(target, signature)
+        where = as_target(target, signature)
         return await self._run(
             self._operations.predict(where, inputs, output_filter, timeout_s), headers
         )
@@ -81,7 +128,7 @@ class AsyncClient:
     ) -> BatchPrediction:
         """Run a signature on any number of rows; see `Client.predict_batch`."""
         batch = Batch(output_filter, batch_size, on_error)
-        where = named(target, signature)
+        where = as_target(target, signature)
         return await self._run(
             predict_batch(self._operations, where, inputs, batch, timeout_s), headers
         )
@@ -96,7 +143,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> Classification:
         """Return labels and scores of examples; see `Client.classify`."""
-        where = named(target, signature)
+        where = as_target(target, signature)
         return await self._run(self._operations.classify(where, examples, timeout_s), headers)
 
     async def regress(
@@ -109,7 +156,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> Regression:
         """Return a value for each example; see `Client.regress`."""
-        where = named(target, signature)
+        where = as_target(target, signature)
         return await self._run(self._operations.regress(where, examples, timeout_s), headers)
 
     async def multi_inference(
@@ -122,7 +169,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> dict[str, Inferred]:
         """Ask several signatures in one request; see `Client.multi_inference`."""
-        where = named(target, "")
+        where = as_target(target, "")
         return await self._run(
             self._operations.multi_inference(where, tasks, examples, timeout_s), headers
         )
@@ -135,7 +182,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> Metadata:
         """Return the model's signatures, read anew."""
-        return await self._run(self._operations.metadata(named(target, ""), timeout_s), headers)
+        return await self._run(self._operations.metadata(as_target(target, ""), timeout_s), headers)
 
     async def status(
         self,
@@ -145,7 +192,7 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> list[VersionStatus]:
         """Return the state of the model's versions; see `Client.status`."""
-        return await self._run(self._operations.status(named(target, ""), timeout_s), headers)
+        return await self._run(self._operations.status(as_target(target, ""), timeout_s), headers)
 
     async def reload(
         self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Headers | None = None
@@ -171,7 +218,7 @@ class AsyncClient:
 
     async def _run(self, flow: Flow[T], headers: Headers | None) -> T:
         if self._is_closed:
-            raise closed(self.url)
+            raise closed_client(self.url)
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if self._loop is not loop:

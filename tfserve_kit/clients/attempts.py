@@ -1,14 +1,25 @@
-"""One call until it has an answer: deadline, repeated attempts, pauses between them."""
+"""How much may be repeated: a bucket of tokens that requests fill and repeated ones empty.
+
+One call until it has an answer: deadline, repeated attempts, pauses between them.
+"""
 
 import random
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from tfserve_kit.clients.budget import RetryBudget
-from tfserve_kit.clients.effects import Call, Flow, Loss, Lost, Outcome, Send, Sleep
 from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.protocol import (
+    Call,
+    Flow,
+    Loss,
+    Lost,
+    Outcome,
+    Send,
+    ServerProtocol,
+    Sleep,
+)
 from tfserve_kit.clients.results import Target
-from tfserve_kit.clients.wire import Wire
 from tfserve_kit.clock import Clock
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -16,6 +27,38 @@ from tfserve_kit.errors import (
     ServerOverloaded,
     ServerUnreachable,
 )
+
+
+class RetryBudget:
+    """Allows a share of the requests to be sent again. Thread-safe.
+
+    A server that is full answers everybody with a refusal; if everybody asks again, it gets several
+    times the load. So repeated requests are a small part of all of them, on average.
+
+    Args:
+        share: tokens that each request brings.
+        most: tokens that the bucket holds, and holds at first; each repeated request takes one.
+    """
+
+    def __init__(self, share: float, most: float = 10.0) -> None:
+        self._share, self._most = share, most
+        self._tokens = most if share else 0.0
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        """Note a request."""
+        if self._tokens < self._most:
+            with self._lock:
+                self._tokens = min(self._most, self._tokens + self._share)
+
+    def spend(self) -> bool:
+        """Take a token for sending a request again; False if there is none."""
+        with self._lock:
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
 
 T = TypeVar("T")
 
@@ -56,7 +99,7 @@ class Attempts:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: ServerProtocol,
         options: Options,
         clock: Clock,
         chance: Callable[[], float] = random.random,

@@ -6,9 +6,8 @@ from typing import Any
 import grpc
 
 from tfserve_kit import protos
-from tfserve_kit.clients.effects import GrpcRequest, Outcome, Reply
-from tfserve_kit.clients.headers import for_grpc
-from tfserve_kit.clients.options import Options, read_pem
+from tfserve_kit.clients.options import Options, for_grpc, read_pem
+from tfserve_kit.clients.protocol import GrpcRequest, Outcome, Reply
 from tfserve_kit.identity import user_agent
 
 Metadata = tuple[tuple[str, str | bytes], ...]

@@ -3,12 +3,12 @@
 import asyncio
 from collections import deque
 
-from tfserve_kit.clients.effects import HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.http_bodies import TooLarge
 from tfserve_kit.clients.http_connections import was_stale
 from tfserve_kit.clients.http_messages import Endpoint, Response, lost, reading
 from tfserve_kit.clients.http_tls import tls_context
 from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.protocol import HttpRequest, Loss, Lost, Outcome
 
 # What a connection holds unread before it stops the server from sending.
 _MOST_UNREAD_BYTES = 1 << 20

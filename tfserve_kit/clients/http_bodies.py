@@ -3,8 +3,7 @@
 import gzip
 import zlib
 
-from tfserve_kit.clients.headers import for_http, merged
-from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.options import Options, for_http, merged_headers
 from tfserve_kit.identity import user_agent
 
 # Beyond the first, an answer may be so many times as large as what came: zeros compress like that.
@@ -35,7 +34,7 @@ def request_headers(host: str, options: Options, *, has_body: bool) -> dict[str,
     if has_body:
         headers["Content-Type"] = "application/json"
         headers |= {"Content-Encoding": "gzip"} if options.gzip else {}
-    return merged(headers, for_http(options.headers))
+    return merged_headers(headers, for_http(options.headers))
 
 
 def compressed(body: bytes | None, options: Options) -> bytes | None:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from tfserve_kit.clients.effects import HttpRequest, Loss, Lost, Outcome
 from tfserve_kit.clients.http_bodies import TooLarge
 from tfserve_kit.clients.http_messages import Cut, Endpoint, Response, lost, reading
 from tfserve_kit.clients.http_tls import tls_context
 from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.protocol import HttpRequest, Loss, Lost, Outcome
 
 _READ_BYTES = 1 << 18
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from tfserve_kit.clients.effects import HttpRequest, Loss, Lost, Outcome, Reply
-from tfserve_kit.clients.headers import merged
 from tfserve_kit.clients.http_bodies import TooLarge, compressed, inflated, request_headers
-from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.options import Options, merged_headers
+from tfserve_kit.clients.protocol import HttpRequest, Loss, Lost, Outcome, Reply
 
 _MOST_HEAD_BYTES = 1 << 16
 _START = b"HTTP/1."
@@ -83,7 +82,7 @@ class Endpoint:
         body = compressed(request.body, self._options)
         head = self._heads[body is not None]
         if request.headers:
-            head = _lines(merged(self._named[body is not None], dict(request.headers)))
+            head = _lines(merged_headers(self._named[body is not None], dict(request.headers)))
         if body is None:
             return start + head + b"\r\n"
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, head, len(body), body)

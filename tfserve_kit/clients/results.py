@@ -1,7 +1,11 @@
-"""What requests are for, and what comes back: plain values, the same over both protocols."""
+"""What requests are for, and what comes back: plain values, the same over both protocols.
+
+From what a caller writes to the model a request is for.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -154,3 +158,21 @@ def version_statuses(message: Any) -> list[VersionStatus]:
         for each in message.model_version_status
     ]
     return sorted(found, key=lambda status: -status.version)
+
+
+def as_target(target: Target | str, signature: str) -> Target:
+    """Return the target of a call.
+
+    Args:
+        target: a target, or the name of a model.
+        signature: the signature to take in place of the target's; empty leaves it.
+    """
+    if isinstance(target, str):
+        return _by_name(target, signature)
+    return replace(target, signature=signature) if signature else target
+
+
+@lru_cache(maxsize=256)
+def _by_name(model: str, signature: str) -> Target:
+    """Return a target; calls mostly repeat it, and nobody changes it."""
+    return Target(model, signature=signature)

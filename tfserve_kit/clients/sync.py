@@ -1,19 +1,18 @@
-"""The client that blocks: each method runs the flow of the same name."""
+"""Run flows in the calling thread, which blocks. Nothing is decided here; see `async_driver.py`.
 
-from collections.abc import Iterable, Mapping, Sequence
+The client that blocks: each method runs the flow of the same name.
+"""
+
+import queue
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.base import DEFAULT_TIMEOUT_S, closed
-from tfserve_kit.clients.batches import Batch, OnError, predict_batch
-from tfserve_kit.clients.checking import Inputs
-from tfserve_kit.clients.driver import Transport, run
-from tfserve_kit.clients.effects import Flow, with_headers
-from tfserve_kit.clients.examples import Features
-from tfserve_kit.clients.headers import Headers
-from tfserve_kit.clients.operations import Operations
-from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.checking import Features, Inputs
+from tfserve_kit.clients.operations import Batch, OnError, Operations, predict_batch
+from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options, closed_client
+from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
 from tfserve_kit.clients.results import (
     BatchPrediction,
     Classification,
@@ -22,12 +21,64 @@ from tfserve_kit.clients.results import (
     Regression,
     Target,
     VersionStatus,
+    as_target,
 )
-from tfserve_kit.clients.targets import named
-from tfserve_kit.clients.wire import Inferred, Wire
 from tfserve_kit.clock import Clock, SystemClock
 
 T = TypeVar("T")
+
+
+class Transport(Protocol):
+    """Sends requests over connections it keeps, and blocks. Thread-safe."""
+
+    def send(self, request: Any, timeout_s: float) -> Outcome:
+        """Send a request and return what came of it, within `timeout_s` seconds; never raises."""
+
+    def start(
+        self, request: Any, timeout_s: float, done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        """Send a request in the background; returns what calls it off, as far as that can be."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def run(flow: Flow[T], transport: Transport, clock: Clock) -> T:
+    """Run a flow to its end and return its result; its errors pass through."""
+    try:
+        effect = next(flow)
+        while True:
+            if type(effect) is Send:
+                effect = flow.send(
+                    transport.send(effect.request, effect.timeout_s)
+                    if effect.hedge_after_s is None
+                    else _hedged(effect, effect.hedge_after_s, transport)
+                )
+            else:
+                clock.sleep(effect.duration_s)  # type: ignore[union-attr]
+                effect = flow.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _hedged(effect: Send, hedge_after_s: float, transport: Transport) -> Outcome:
+    """Send once, and again if there is no answer after a while; the first answer counts."""
+    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    stops = [transport.start(effect.request, effect.timeout_s, outcomes.put)]
+    try:
+        try:
+            return outcomes.get(timeout=min(hedge_after_s, effect.timeout_s))
+        except queue.Empty:
+            left_s = effect.timeout_s - hedge_after_s
+        if left_s <= 0 or not (effect.may_hedge and effect.may_hedge()):
+            return outcomes.get()
+        stops.append(transport.start(effect.request, left_s, outcomes.put))
+        first = outcomes.get()
+        return first if first.ok else outcomes.get()
+    finally:
+        for stop in stops:
+            stop()
 
 
 class Client:
@@ -46,7 +97,11 @@ class Client:
     """
 
     def __init__(
-        self, wire: Wire, transport: Transport, options: Options, clock: Clock | None = None
+        self,
+        wire: ServerProtocol,
+        transport: Transport,
+        options: Options,
+        clock: Clock | None = None,
     ) -> None:
         self.url = wire.url
         self._transport, self._clock = transport, clock or SystemClock()
@@ -75,7 +130,7 @@ class Client:
             timeout_s: deadline, in seconds.
             headers: sent with the requests of this call, and win over those of `connect`.
         """
-        where = named(target, signature)
+        where = as_target(target, signature)
         return self._run(self._operations.predict(where, inputs, output_filter, timeout_s), headers)
 
     def predict_batch(  # noqa: PLR0913 (predict, and how to cut)
@@ -106,7 +161,7 @@ class Client:
             headers: as for `predict`.
         """
         batch = Batch(output_filter, batch_size, on_error)
-        where = named(target, signature)
+        where = as_target(target, signature)
         return self._run(predict_batch(self._operations, where, inputs, batch, timeout_s), headers)
 
     def classify(
@@ -129,7 +184,7 @@ class Client:
             headers: as for `predict`.
         """
         return self._run(
-            self._operations.classify(named(target, signature), examples, timeout_s), headers
+            self._operations.classify(as_target(target, signature), examples, timeout_s), headers
         )
 
     def regress(
@@ -143,7 +198,7 @@ class Client:
     ) -> Regression:
         """Return a value for each example; arguments as for `classify`."""
         return self._run(
-            self._operations.regress(named(target, signature), examples, timeout_s), headers
+            self._operations.regress(as_target(target, signature), examples, timeout_s), headers
         )
 
     def multi_inference(
@@ -170,7 +225,7 @@ class Client:
         Raises:
             UsageError: the client speaks REST, or a task is neither.
         """
-        where = named(target, "")
+        where = as_target(target, "")
         return self._run(
             self._operations.multi_inference(where, tasks, examples, timeout_s), headers
         )
@@ -183,7 +238,7 @@ class Client:
         headers: Headers | None = None,
     ) -> Metadata:
         """Return the model's signatures, read anew."""
-        return self._run(self._operations.metadata(named(target, ""), timeout_s), headers)
+        return self._run(self._operations.metadata(as_target(target, ""), timeout_s), headers)
 
     def status(
         self,
@@ -196,7 +251,7 @@ class Client:
 
         It is asked once and never again, so that it says how the server is now.
         """
-        return self._run(self._operations.status(named(target, ""), timeout_s), headers)
+        return self._run(self._operations.status(as_target(target, ""), timeout_s), headers)
 
     def reload(
         self, config: Any, *, timeout_s: float = DEFAULT_TIMEOUT_S, headers: Headers | None = None
@@ -232,5 +287,5 @@ class Client:
 
     def _run(self, flow: Flow[T], headers: Headers | None) -> T:
         if self._is_closed:
-            raise closed(self.url)
+            raise closed_client(self.url)
         return run(with_headers(flow, headers), self._transport, self._clock)

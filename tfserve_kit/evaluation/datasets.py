@@ -24,13 +24,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import numpy_files
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation import tables
 from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
 from tfserve_kit.evaluation.tables import Given
 from tfserve_kit.pictures.files import is_picture
 from tfserve_kit.pictures.labels import shown
+from tfserve_kit.tensors import numpy_files
 
 # What operating systems leave in folders and archives, in lower case; hidden files beside it.
 _DEBRIS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",

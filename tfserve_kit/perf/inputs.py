@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf.payloads import Inputs, recorded_inputs, several_random_inputs
 from tfserve_kit.pictures.graph import PictureGraph

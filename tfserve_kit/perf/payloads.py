@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients.headers import Headers
+from tfserve_kit.clients.options import Headers
 from tfserve_kit.errors import UsageError
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfserve_kit import protos
 from tfserve_kit.clients.classifier import choose_signature
-from tfserve_kit.clients.inputs import inputs_of_body
+from tfserve_kit.clients.files import inputs_of_body
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf.payloads import Inputs
 from tfserve_kit.savedmodel import Signature, prediction_log, tfrecord

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.effects import GrpcRequest
-from tfserve_kit.clients.grpc_messages import GrpcWire
-from tfserve_kit.clients.headers import Headers, for_grpc, for_http
-from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients.grpc import GrpcProtocol
+from tfserve_kit.clients.options import Headers, for_grpc, for_http
+from tfserve_kit.clients.protocol import GrpcRequest
+from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.sending.load import Payload, Protocol
 
@@ -41,7 +41,7 @@ def predict(
         UsageError: a header cannot be sent.
         InvalidRequest: an input cannot be sent.
     """
-    wire = GrpcWire(url) if protocol == "grpc" else RestWire(url)
+    wire = GrpcProtocol(url) if protocol == "grpc" else RestProtocol(url)
     sent = wire.predict(target, inputs, (), None).request
     if isinstance(sent, GrpcRequest):
         return Payload(protos.METHODS[sent.method].path, _metadata(headers), sent.body, expects)

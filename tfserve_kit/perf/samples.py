@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import numpy_files
 from tfserve_kit.errors import UsageError
+from tfserve_kit.tensors import numpy_files
 
 # Times are nanoseconds since the start of the run, on one monotonic clock for all workers.
 SAMPLE = np.dtype([

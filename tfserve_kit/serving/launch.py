@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.readiness import Readiness, ask, readiness
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import Finding, Severity, lint
@@ -26,6 +25,7 @@ from tfserve_kit.errors import (
 )
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access
+from tfserve_kit.serving.readiness import Readiness, ask, readiness
 
 LOG_TAIL = 15
 _POLL_S = 0.05

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.clients.readiness import ask
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
@@ -25,6 +24,7 @@ from tfserve_kit.errors import RequestError, ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import scan
 from tfserve_kit.serving.access import NOTHING, Access, connect
+from tfserve_kit.serving.readiness import ask
 
 _POLL_S = 0.05
 _RESTORE_S = 10.0

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from tfserve_kit import savedmodel, strict_json
 from tfserve_kit.clients import Target, VersionStatus
-from tfserve_kit.clients.readiness import ask
 from tfserve_kit.deployment.schema import Model, Spec, VersionPolicy
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing
@@ -30,6 +29,7 @@ from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import retention, scan
 from tfserve_kit.serving import access, reload
 from tfserve_kit.serving.access import NOTHING, Access, connect, of_server
+from tfserve_kit.serving.readiness import ask
 from tfserve_kit.serving.waiting import wait, wait_gone
 
 CANARY, STABLE = "canary", "stable"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import deployment, processes, savedmodel
 from tfserve_kit.clients import Target, connect
-from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, ServerHandle, process

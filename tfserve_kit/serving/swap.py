@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients.base import Client, Target
+from tfserve_kit.clients import Client, Target
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import (
     ModelNotFound,

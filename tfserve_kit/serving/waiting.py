@@ -8,10 +8,10 @@ it is END with the error, and its number is not loaded again before the server i
 from dataclasses import dataclass
 
 from tfserve_kit.clients import Client, VersionStatus
-from tfserve_kit.clients.readiness import ask
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.errors import ServerFailed
 from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.serving.readiness import ask
 
 DEFAULT_WAIT_S = 120.0
 _POLL_S = 0.05

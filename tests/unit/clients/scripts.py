@@ -1,12 +1,11 @@
 """Flows run over scripts: a list of outcomes, a clock that only moves when it is told to."""
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.batches import Batch, predict_batch
-from tfserve_kit.clients.effects import Lost, Reply, Send
-from tfserve_kit.clients.grpc_messages import GrpcWire
-from tfserve_kit.clients.operations import Operations
+from tfserve_kit.clients.grpc import GrpcProtocol
+from tfserve_kit.clients.operations import Batch, Operations, predict_batch
 from tfserve_kit.clients.options import Options
-from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients.protocol import Lost, Reply, Send
+from tfserve_kit.clients.rest import RestProtocol
 
 __all__ = ["Batch", "FakeClock", "Run", "attempts", "failed", "operations", "predict_batch"]
 
@@ -22,7 +21,7 @@ class FakeClock:
         self.time_s += duration_s
 
 
-WIRES = {"grpc": GrpcWire("grpc://h:1"), "rest": RestWire("http://h:1")}
+WIRES = {"grpc": GrpcProtocol("grpc://h:1"), "rest": RestProtocol("http://h:1")}
 
 
 def attempts(clock, wire="grpc", chance=1.0, **options):

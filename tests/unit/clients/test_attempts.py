@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit.clients.scripts import FakeClock, Run, attempts, failed, lost
-from tfserve_kit.clients.budget import RetryBudget
-from tfserve_kit.clients.effects import Call, GrpcRequest, Loss, Reply
+from tfserve_kit.clients.attempts import RetryBudget
+from tfserve_kit.clients.protocol import Call, GrpcRequest, Loss, Reply
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import (
     DeadlineExceeded,

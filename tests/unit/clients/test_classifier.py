@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from tfserve_kit.clients import Prediction, Target
-from tfserve_kit.clients.classifier import Classifier, choose_signature
-from tfserve_kit.clients.labels import ClassScore
+from tfserve_kit.clients.classifier import Classifier, ClassScore, choose_signature
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
 from tfserve_kit.pictures.graph import PictureFacts
 from tfserve_kit.pictures.labels import parse

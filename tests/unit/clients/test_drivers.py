@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from tests.unit.clients.scripts import FakeClock, failed
-from tfserve_kit.clients.async_driver import run_async
-from tfserve_kit.clients.driver import run
-from tfserve_kit.clients.effects import GrpcRequest, Reply, Send, Sleep
+from tfserve_kit.clients.aio import run_async
+from tfserve_kit.clients.protocol import GrpcRequest, Reply, Send, Sleep
+from tfserve_kit.clients.sync import run
 
 REQUEST = GrpcRequest("Predict", b"")
 FIRST, SECOND = Reply(True, b"first"), Reply(True, b"second")

@@ -7,11 +7,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfserve_kit.clients.effects import Loss, Lost, Reply
-from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.http_bodies import TooLarge
 from tfserve_kit.clients.http_messages import Cut, Malformed, reading
-from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients.protocol import Loss, Lost, Reply
+from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import RequestError, ServerFault
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -74,7 +74,7 @@ JSON = st.recursive(
 @SOME
 @given(JSON)
 def test_json_of_any_kind_is_an_answer_or_a_fault(document):
-    wire, body = RestWire("http://h"), json.dumps(document).encode()
+    wire, body = RestProtocol("http://h"), json.dumps(document).encode()
     calls = [
         wire.predict(TARGET, {"x": [1.0]}, (), SIGNATURE),
         wire.classify(TARGET, []),
@@ -98,7 +98,7 @@ def test_protobuf_of_any_kind_is_an_answer_or_a_fault(change):
     body = change if isinstance(change, bytes) else bytearray(GOOD)
     if isinstance(body, bytearray):
         body[change[0]] = change[1]
-    wire = GrpcWire("grpc://h:1")
+    wire = GrpcProtocol("grpc://h:1")
     calls = [
         wire.predict(TARGET, {"x": [1.0]}, (), None),
         wire.classify(TARGET, []),
@@ -113,5 +113,5 @@ def test_protobuf_of_any_kind_is_an_answer_or_a_fault(change):
 
 
 def test_outcome_of_another_protocol_is_a_fault_too():
-    error = GrpcWire("grpc://h:1").error(Lost(Loss.BROKEN, "why"), TARGET, 1.0)
+    error = GrpcProtocol("grpc://h:1").error(Lost(Loss.BROKEN, "why"), TARGET, 1.0)
     assert isinstance(error, ServerFault)

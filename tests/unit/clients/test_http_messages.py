@@ -4,10 +4,10 @@ import gzip
 
 import pytest
 
-from tfserve_kit.clients.effects import HttpRequest, Loss
 from tfserve_kit.clients.http_bodies import TooLarge, inflated
 from tfserve_kit.clients.http_messages import Cut, Endpoint, Malformed, lost, reading
 from tfserve_kit.clients.options import Options
+from tfserve_kit.clients.protocol import HttpRequest, Loss
 from tfserve_kit.errors import UsageError
 
 MOST = 1000

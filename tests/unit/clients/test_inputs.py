@@ -11,7 +11,7 @@ from tests.unit.saved_models import meta_graph, tensor
 from tests.unit.saved_models import write as write_model
 from tests.unit.signatures import RAGGED, made
 from tfserve_kit import protos
-from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing

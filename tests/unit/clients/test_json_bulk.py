@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tfserve_kit.clients import json_bulk, json_text
-from tfserve_kit.clients.rest_messages import RestWire
+from tfserve_kit.clients import json_text
+from tfserve_kit.clients import json_text as json_bulk
+from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import ServerFault
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -125,7 +126,7 @@ def test_memory_holds_little_beside_the_array(monkeypatch):
 
 def wire(outputs):
     specs = {alias: TensorSpec(alias, dtype, None) for alias, dtype in outputs.items()}
-    return RestWire("http://h:1").predict(
+    return RestProtocol("http://h:1").predict(
         Target("m"), {"x": [1]}, (), Signature("s", {}, specs, "")
     )
 

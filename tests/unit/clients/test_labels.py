@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfserve_kit.clients.labels import ClassScore, read_labels, top_scores
+from tfserve_kit.clients.classifier import ClassScore, read_labels, top_scores
 from tfserve_kit.errors import UsageError
 
 

@@ -5,9 +5,13 @@ import threading
 import numpy as np
 import pytest
 
-from tfserve_kit.clients import many_pictures
-from tfserve_kit.clients.classifier import Classified, PreparedPicture
-from tfserve_kit.clients.many_pictures import choose_batch_rows, classify_all
+from tfserve_kit.clients import classifier as many_pictures
+from tfserve_kit.clients.classifier import (
+    Classified,
+    PreparedPicture,
+    choose_batch_rows,
+    classify_all,
+)
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,

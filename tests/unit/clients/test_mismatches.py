@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.certificates import Authority
-from tfserve_kit.clients import connect, connect_async, mismatches, probing
+from tfserve_kit.clients import addresses, connect, connect_async, server_messages
 from tfserve_kit.clients.addresses import Address
-from tfserve_kit.clients.effects import Reply
-from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients.grpc import GrpcProtocol
+from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, ServerUnreachable
 
@@ -117,7 +117,7 @@ def test_other_protocol_is_named_and_the_right_address(ports, pair, scheme, behi
 @pytest.mark.parametrize("behind", ["grpc", "grpcs", "http", "https"])
 @pytest.mark.parametrize("scheme", ["grpc", "grpcs", "http", "https"])
 def test_what_answers_is_found_out_by_asking(ports, scheme, behind):
-    found = probing.another(Address(f"{scheme}://localhost:{ports[behind]}/x"))
+    found = addresses.other_protocol(Address(f"{scheme}://localhost:{ports[behind]}/x"))
     if scheme == behind:
         assert found is None
     else:
@@ -127,9 +127,9 @@ def test_what_answers_is_found_out_by_asking(ports, scheme, behind):
 def test_nothing_is_found_where_nobody_listens_and_where_nobody_speaks():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert probing.another(Address(f"grpc://127.0.0.1:{port}")) is None
+        assert addresses.other_protocol(Address(f"grpc://127.0.0.1:{port}")) is None
     for url in (f"grpc://127.0.0.1:{port}", "unix:/x", "http://h"):
-        assert probing.another(Address(url)) is None
+        assert addresses.other_protocol(Address(url)) is None
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -213,19 +213,19 @@ def test_page_of_a_proxy_for_grpc_is_told_as_such(status, kind, said, remedy):
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED"])
 def test_refusal_for_want_of_a_header_says_how_to_send_one(code):
-    error = GrpcWire("grpc://h:1").error(Reply(False, b"", code, "who?"), Target("m"), 1.0)
+    error = GrpcProtocol("grpc://h:1").error(Reply(False, b"", code, "who?"), Target("m"), 1.0)
     assert isinstance(error, InvalidRequest) and "--header" in error.remedy
 
 
 def test_words_of_a_model_are_not_taken_for_those_of_a_connection():
     reply = Reply(False, b"", "INTERNAL", "Socket closed by op")
-    error = GrpcWire("grpc://h:1").error(reply, Target("m"), 1.0)
+    error = GrpcProtocol("grpc://h:1").error(reply, Target("m"), 1.0)
     assert "TLS" not in error.remedy
 
 
 @given(st.binary(max_size=200), st.text(max_size=200))
 def test_any_words_and_pages_can_be_looked_at(body, text):
-    mismatches.page(body)
-    mismatches.page(b"<html>" + body)
+    server_messages.page(body)
+    server_messages.page(b"<html>" + body)
     for scheme in ("grpc", "grpcs", "http", "https"):
-        mismatches.explained(f"{scheme}://h:1", text)
+        server_messages.explained(f"{scheme}://h:1", text)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.clients.scripts import Batch, FakeClock, Run, failed, operations, predict_batch
 from tfserve_kit import protos
-from tfserve_kit.clients.effects import Reply
+from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import (
     DeadlineExceeded,

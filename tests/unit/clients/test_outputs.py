@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tfserve_kit.clients.outputs import describe, shortest, values, write_npz
+from tfserve_kit.clients.files import describe, shortest, values, write_npz
 from tfserve_kit.errors import UsageError
 
 OUTPUTS = {

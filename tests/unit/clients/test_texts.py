@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.clients import json_text, server_texts
-from tfserve_kit.clients.effects import Reply
-from tfserve_kit.clients.examples import to_examples, to_json
-from tfserve_kit.clients.grpc_messages import GrpcWire
+from tfserve_kit.clients import json_text, server_messages
+from tfserve_kit.clients.checking import to_examples, to_json
+from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.options import OptionNames, Options, read_pem
-from tfserve_kit.clients.results import Target
-from tfserve_kit.clients.targets import named
+from tfserve_kit.clients.protocol import Reply
+from tfserve_kit.clients.results import Target, as_target
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.tensors import json as tensor_json
 
@@ -137,10 +136,10 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_target_of_a_call():
-    assert named("m", "") == Target("m")
-    assert named("m", "s") == Target("m", signature="s")
-    assert named(Target("m", 1, signature="a"), "s") == Target("m", 1, signature="s")
-    assert named(Target("m", 1, signature="a"), "") == Target("m", 1, signature="a")
+    assert as_target("m", "") == Target("m")
+    assert as_target("m", "s") == Target("m", signature="s")
+    assert as_target(Target("m", 1, signature="a"), "s") == Target("m", 1, signature="s")
+    assert as_target(Target("m", 1, signature="a"), "") == Target("m", 1, signature="a")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +153,14 @@ def test_target_of_a_call():
     ],
 )
 def test_batch_limit_is_found_in_the_words(text, limit):
-    assert server_texts.batch_limit(text) == limit
+    assert server_messages.batch_limit(text) == limit
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(1, "send one row"), (12, "send at most 12 rows")])
 def test_remedy_for_too_many_rows_names_the_limit(limit, rows):
     text = f"Task size 20 is larger than maximum input batch size {limit}"
-    assert server_texts.remedy(text).startswith(rows)
-    assert server_texts.remedy("Task size") is None
+    assert server_messages.remedy(text).startswith(rows)
+    assert server_messages.remedy("Task size") is None
 
 
 @pytest.mark.parametrize(
@@ -177,18 +176,20 @@ def test_remedy_for_too_many_rows_names_the_limit(limit, rows):
     ],
 )
 def test_refusal_of_a_full_server_names_the_flag_that_helps(text, flag):
-    assert flag in server_texts.remedy(text)
+    assert flag in server_messages.remedy(text)
     reply = Reply(False, b"", "RESOURCE_EXHAUSTED", text)
-    assert flag in GrpcWire("grpc://h:1").error(reply, Target("m"), 1.0).remedy
+    assert flag in GrpcProtocol("grpc://h:1").error(reply, Target("m"), 1.0).remedy
 
 
 def test_other_words_of_servers():
     full = "The batch scheduling queue to which this task was submitted is full; currently 1"
-    assert server_texts.is_full_queue(full)
-    assert server_texts.is_full_queue("Run() timeout exceeded while waiting in batching queue")
-    assert not server_texts.is_full_queue("connection refused")
-    assert server_texts.is_message_too_large("CLIENT: Received message larger than max (5 vs. 4)")
-    assert not server_texts.is_message_too_large("out of memory")
+    assert server_messages.is_full_queue(full)
+    assert server_messages.is_full_queue("Run() timeout exceeded while waiting in batching queue")
+    assert not server_messages.is_full_queue("connection refused")
+    assert server_messages.is_message_too_large(
+        "CLIENT: Received message larger than max (5 vs. 4)"
+    )
+    assert not server_messages.is_message_too_large("out of memory")
 
 
 def test_metadata_tells_which_inputs_are_optional():

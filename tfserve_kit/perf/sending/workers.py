@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfserve_kit.clients import server_texts
+from tfserve_kit.clients import server_messages
 from tfserve_kit.errors import TfkitError, UsageError
 from tfserve_kit.perf.samples import Samples, status_name
 from tfserve_kit.perf.sending.driving import Driver
@@ -110,7 +110,7 @@ def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
 
 def _tell(notes: dict[int, str], progress: Progress) -> None:
     for status, message in sorted(notes.items()):
-        advice = server_texts.remedy(message)
+        advice = server_messages.remedy(message)
         said = f"{status_name(status)}: {message or 'no message'}"
         progress.note(f"{said}\n  Try: {advice}" if advice else said)
 

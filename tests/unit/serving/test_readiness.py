@@ -3,7 +3,6 @@
 import pytest
 
 from tfserve_kit.clients import Target, VersionStatus
-from tfserve_kit.clients.readiness import Readiness, ask, readiness
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -11,6 +10,7 @@ from tfserve_kit.errors import (
     ServerFault,
     ServerUnreachable,
 )
+from tfserve_kit.serving.readiness import Readiness, ask, readiness
 
 READY, NOT_YET, FAILED = Readiness.READY, Readiness.NOT_YET, Readiness.FAILED
 

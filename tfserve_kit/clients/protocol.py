@@ -3,14 +3,22 @@
 An operation is a `Flow`, a generator that does no input or output itself. It yields a `Send` or a
 `Sleep`, is resumed with what came of it, and returns its result. `driver.py` and `async_driver.py`
 run flows over a transport; tests run them over lists.
+
+What the two protocols have in common: requests out of plain values, and errors out of outcomes.
+
+Nothing here does input or output: a protocol is tested on bytes.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from tfserve_kit.clients.headers import Headers, for_grpc, for_http
-from tfserve_kit.clients.results import Target
+from numpy.typing import NDArray
+
+from tfserve_kit.clients.options import Headers, for_grpc, for_http
+from tfserve_kit.clients.results import Classification, Metadata, Regression, Target, VersionStatus
+from tfserve_kit.errors import RequestError
+from tfserve_kit.savedmodel import Signature
 
 T = TypeVar("T")
 
@@ -143,3 +151,54 @@ class Call(NamedTuple, Generic[T]):
     read: Callable[[bytes], T]
     about: Target
     is_probe: bool = False
+
+
+Arrays = Mapping[str, NDArray[Any]]
+Answer = tuple[Arrays, int | None]
+"""Output arrays and the version that answered, None where the protocol does not say."""
+Inferred = Classification | Regression
+
+
+class ServerProtocol(Protocol):
+    """A protocol that model servers speak. `url` names the server in errors.
+
+    Attributes:
+        needs_signature: whether answers can be read only by who knows the signature.
+        takes_defaults: whether inputs for which the model has defaults may be left out.
+    """
+
+    url: str
+    needs_signature: bool
+    takes_defaults: bool
+
+    def predict(
+        self,
+        target: Target,
+        inputs: Mapping[str, Any],
+        output_filter: Sequence[str],
+        signature: Signature | None,
+    ) -> Call[Answer]:
+        """Ask for outputs; `signature` is None where it is not known."""
+
+    def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
+        """Ask for the classes of tf.Example messages."""
+
+    def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
+        """Ask for a value of each of some tf.Example messages."""
+
+    def multi_inference(
+        self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
+    ) -> Call[dict[str, Inferred]]:
+        """Ask several signatures (name to `classify` or `regress`) about the same examples."""
+
+    def metadata(self, target: Target) -> Call[Metadata]:
+        """Ask for the signatures."""
+
+    def status(self, target: Target) -> Call[list[VersionStatus]]:
+        """Ask for the state of the versions."""
+
+    def reload(self, config: Any) -> Call[None]:
+        """Replace the configuration by a ModelServerConfig message."""
+
+    def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
+        """Return the error that an outcome without answer means; `timeout_s` is the whole time."""

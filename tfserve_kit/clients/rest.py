@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import json_bulk, mismatches, server_texts
-from tfserve_kit.clients.effects import Call, HttpRequest, Loss, Lost, Outcome
-from tfserve_kit.clients.examples import to_json
+from tfserve_kit.clients import json_text, server_messages
+from tfserve_kit.clients.checking import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
+from tfserve_kit.clients.protocol import Answer, Call, HttpRequest, Inferred, Loss, Lost, Outcome
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
     MAX_SIGNATURES,
@@ -29,7 +29,6 @@ from tfserve_kit.clients.results import (
     require_about,
     version_statuses,
 )
-from tfserve_kit.clients.wire import Answer, Inferred
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -50,8 +49,8 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "400": (InvalidRequest, "compare the input with `tfkit metadata`"),
     "404": (ModelNotFound, "`tfkit status` lists what the server has"),
     "501": (InvalidRequest, "the REST API of this server cannot do it; gRPC may"),
-    "401": (InvalidRequest, mismatches.LOG_IN),
-    "403": (InvalidRequest, mismatches.LOG_IN),
+    "401": (InvalidRequest, server_messages.LOG_IN),
+    "403": (InvalidRequest, server_messages.LOG_IN),
     "413": (InvalidRequest, "send fewer rows at once"),
     "502": (ServerFault, "a proxy answers, the server behind it does not: look at both"),
     "429": (ServerOverloaded, "send less at once, or repeat later"),
@@ -68,7 +67,7 @@ _BYTES = (
 )
 
 
-class RestWire:
+class RestProtocol:
     """TensorFlow Serving's REST API; see `Wire`.
 
     Args:
@@ -113,7 +112,7 @@ class RestWire:
         call = self._call("POST", _path(target) + ":predict", target, read, body)
 
         def read_body(data: bytes) -> Answer:
-            found = json_bulk.read(data, dtypes)
+            found = json_text.read(data, dtypes)
             return call.read(data) if found is None else chosen(found)
 
         return call._replace(read=read_body)
@@ -185,13 +184,13 @@ class RestWire:
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
-        if shown := mismatches.page(outcome.body):
+        if shown := server_messages.page(outcome.body):
             kind = ServerFault if kind is ModelNotFound else kind
-            details, remedy = shown, mismatches.page_remedy(outcome.status)
-        details = server_texts.shortened(str(details))
-        if shown and (told := mismatches.explained(self.url, details)):
+            details, remedy = shown, server_messages.page_remedy(outcome.status)
+        details = server_messages.shortened(str(details))
+        if shown and (told := server_messages.explained(self.url, details)):
             details, remedy = f"{told[0]} ({details})", told[1]
-        remedy = server_texts.remedy(details) or remedy
+        remedy = server_messages.remedy(details) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
 
@@ -202,8 +201,8 @@ class RestWire:
         if outcome.how is Loss.TOO_LARGE:
             text = f"{target} at {self.url}: {outcome.text}"
             return InvalidRequest(text, remedy="send fewer rows at once, or raise max_answer_bytes")
-        if mismatches.explained(self.url, outcome.text):
-            return mismatches.unreachable(self.url, outcome.text)
+        if server_messages.explained(self.url, outcome.text):
+            return server_messages.unreachable(self.url, outcome.text)
         if outcome.how is Loss.GARBLED:
             return ServerFault(
                 f"{self.url} sent an unreadable answer: {outcome.text}",
@@ -215,7 +214,7 @@ class RestWire:
                 f"{outcome.text}",
                 remedy="look at the server's log; is this a model server's REST port?",
             )
-        return mismatches.unreachable(self.url, outcome.text)
+        return server_messages.unreachable(self.url, outcome.text)
 
     def _call(
         self,
@@ -240,9 +239,9 @@ class RestWire:
                     text = f"{self.url} answered with bytes that are no text, in an output of text"
                     raise ServerFault(text, remedy=_BYTES) from error
                 start = data[:320].decode("utf-8", "replace")[:80]
-                shown = mismatches.page(data)
+                shown = server_messages.page(data)
                 text = f"{self.url} did not answer with JSON but with {shown or repr(start)}"
-                remedy = mismatches.page_remedy("200") if shown else ""
+                remedy = server_messages.page_remedy("200") if shown else ""
                 raise ServerFault(text, remedy=remedy) from error
             try:
                 return read(document)

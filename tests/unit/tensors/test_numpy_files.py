@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfserve_kit import numpy_files
-from tfserve_kit.clients.inputs import read_inputs
+from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.datasets import open_npz
 from tfserve_kit.perf import replay, samples
 from tfserve_kit.pictures import files
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors import dtypes, numpy_files
 
 X = {"x": TensorSpec("x:0", dtypes.by_name("float"), (None,))}
 SIGNATURE = Signature("serving_default", X, X, "tensorflow/serving/predict")

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import mismatches, server_texts
-from tfserve_kit.clients.effects import Call, GrpcRequest, Outcome, Reply
+from tfserve_kit.clients import server_messages
+from tfserve_kit.clients.protocol import Answer, Call, GrpcRequest, Inferred, Outcome, Reply
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
     MAX_SIGNATURES,
@@ -21,7 +21,6 @@ from tfserve_kit.clients.results import (
     require_about,
     version_statuses,
 )
-from tfserve_kit.clients.wire import Answer, Inferred
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -43,8 +42,8 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "raise --timeout"),
     "RESOURCE_EXHAUSTED": (ServerOverloaded, "send less at once, or repeat later"),
     "CANCELLED": (ServerFault, "was the client closed meanwhile?"),
-    "UNAUTHENTICATED": (InvalidRequest, mismatches.LOG_IN),
-    "PERMISSION_DENIED": (InvalidRequest, mismatches.LOG_IN),
+    "UNAUTHENTICATED": (InvalidRequest, server_messages.LOG_IN),
+    "PERMISSION_DENIED": (InvalidRequest, server_messages.LOG_IN),
     "UNIMPLEMENTED": (InvalidRequest, "is this a model server's gRPC port?"),
 }
 # Codes that grpcio gives to answers which are no gRPC.
@@ -52,7 +51,7 @@ _FROM_ELSEWHERE = frozenset({"UNKNOWN", "UNIMPLEMENTED"})
 _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
 
-class GrpcWire:
+class GrpcProtocol:
     """TensorFlow Serving's PredictionService and ModelService; see `Wire`.
 
     Args:
@@ -131,19 +130,19 @@ class GrpcWire:
     def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
         """Return what a code means; see `Wire.error`."""
         code = outcome.status if isinstance(outcome, Reply) else "UNKNOWN"
-        details = server_texts.shortened(outcome.text or "(no details)")
-        if code == "UNAVAILABLE" and not server_texts.is_full_queue(details):
-            return mismatches.unreachable(self.url, details)
+        details = server_messages.shortened(outcome.text or "(no details)")
+        if code == "UNAVAILABLE" and not server_messages.is_full_queue(details):
+            return server_messages.unreachable(self.url, details)
         kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log"))
         if code == "UNAVAILABLE":
             kind, remedy = _ERRORS["RESOURCE_EXHAUSTED"]
         if code == "DEADLINE_EXCEEDED":
             details = f"no answer within {timeout_s:g} s"
-        if code == "RESOURCE_EXHAUSTED" and server_texts.is_message_too_large(details):
+        if code == "RESOURCE_EXHAUSTED" and server_messages.is_message_too_large(details):
             kind, remedy = InvalidRequest, "send fewer rows at once, or raise max_answer_bytes"
-        if code in _FROM_ELSEWHERE and (told := mismatches.explained(self.url, details)):
+        if code in _FROM_ELSEWHERE and (told := server_messages.explained(self.url, details)):
             details, remedy = f"{told[0]} ({details})", told[1]
-        remedy = server_texts.remedy(details) or remedy
+        remedy = server_messages.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)
 
     def _call(
