@@ -136,8 +136,8 @@ def _json(dtype: type[np.generic], scratch: Path) -> Iterator[Sides]:
     try:
         import orjson
 
-        from tfserve_kit.embedded.call import Call
-        from tfserve_kit.embedded.json_request import PredictBody
+        from tfserve_kit.embedded.json_reader import PredictBody
+        from tfserve_kit.embedded.ledger import Call
     except ImportError as error:
         raise Unavailable(str(error)) from error
     pixels = (np.random.default_rng(0).random(_PICTURE, np.float32) * 255).astype(dtype)

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler
-from tfserve_kit.embedded.batching_servable import BatchingServable
+from tfserve_kit.embedded.batching import BatchingServable, BatchOptions, BatchScheduler
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 

@@ -43,7 +43,7 @@ NEIGHBOURS = {
 
 # Who may import what from outside: top-level name -> modules or packages of ours.
 ONLY = {
-    "tensorflow": {"embedded.loader", "embedded.tflite", "protos.generate"},
+    "tensorflow": {"embedded.loader", "protos.generate"},
     "tensorflow_serving": {"protos.generate"},
     "google": {"protos"},
     "google_crc32c": {"savedmodel.tfrecord"},

@@ -1,7 +1,8 @@
 """The embedded engine: a model server on the tensorflow wheel that speaks TensorFlow Serving.
 
-Bottom to top: `status`, `settings` (flags) -> `servable` -> `loader`, `tflite` (import tensorflow)
--> `versions` (what to do next) -> `source` (what is on disk) -> `manager` (does it) -> `handlers`
-(requests as plain values) -> `grpc_surface`, `rest_surface` (bytes to bytes) -> `grpc_transport`,
-`http_connection`, `http_transport` (sockets) -> `server` (puts them together) -> `__main__`.
+Bottom to top: `limits`, `status`, `ledger` (what a request may hold), `metrics` -> `servable` (a
+loaded version), `batching` (around one) -> `settings` (flags) -> `manager` (which versions are
+loaded, lends them) -> `handlers` (requests as plain values) -> `messages`, `json_reader`,
+`json_writer`, `json_process` -> `grpc_surface`, `rest_surface` (bytes to bytes) -> the transports
+(sockets) -> `server` (puts them together) -> `__main__`. `loader` alone imports tensorflow.
 """

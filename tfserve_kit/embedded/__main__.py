@@ -51,13 +51,13 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(flags.usage())
     sys.stdout.flush()
     try:
-        from tfserve_kit.embedded import json_text
+        from tfserve_kit.embedded import json_reader
         from tfserve_kit.embedded.http_transport import allow_many_connections
         from tfserve_kit.embedded.loader import skip_package_import
         from tfserve_kit.embedded.server import EmbeddedServer
         from tfserve_kit.embedded.settings import from_flags
 
-        json_text.allow_deep()
+        json_reader.allow_deep()
         sys.setswitchinterval(_SWITCH_S)
         allow_many_connections()
         skip_package_import()

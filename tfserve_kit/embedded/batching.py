@@ -1,22 +1,200 @@
-"""Batching: queues in which requests wait for others, and the threads that run full batches.
+"""Batching: requests wait for others in queues, and full batches run.
+
+Bottom to top: arrays of several requests to one batch and back; the `BatchScheduler`, one for all
+models; and the `BatchingServable` around each version, with a queue for each signature.
 
 Source: tensorflow/core/kernels/batching_util/shared_batch_scheduler.h (queues, splitting, threads,
-texts). One scheduler serves all models; each signature of each version has a queue of its own, see
-`batching_servable`.
+texts), tensorflow_serving/batching/batching_session.cc and batching_util.cc (checks, timeouts,
+metrics). One deviation, on purpose: where a batch of several requests fails, each of them is run
+again alone, so that only those that are bad themselves fail.
 """
 
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfserve_kit.clock import Clock, SystemClock
-from tfserve_kit.embedded import batch_arrays
-from tfserve_kit.embedded.batch_arrays import Arrays, Feeds
-from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded import ledger
+from tfserve_kit.embedded.ledger import Account, Call
+from tfserve_kit.embedded.limits import MOST_FILLED_BYTES, UNCOUNTED_BYTES
+from tfserve_kit.embedded.metrics import (
+    INPUT_BATCH_SIZE,
+    PADDING_SIZE,
+    PROCESSED_BATCH_SIZE,
+    QUEUING_LATENCY,
+    WRAPPED_RUN_COUNT,
+    Metrics,
+)
+from tfserve_kit.embedded.servable import Servable
 from tfserve_kit.embedded.status import Code, ServingError, invalid
+
+Arrays = Sequence[NDArray[Any]]
+Feeds = Mapping[str, NDArray[Any]]
+
+
+def row_count(feeds: Feeds) -> int:
+    """Return the batch size that all inputs share.
+
+    Raises:
+        ServingError: an input has no first axis, or they differ, or there is no row at all (the
+            official server never answers such a request, and its queue is stuck from then on).
+    """
+    if any(array.ndim == 0 for array in feeds.values()):
+        raise invalid("Batching Run() input tensors must have at least one dimension")
+    sizes = {len(array) for array in feeds.values()}
+    if len(sizes) != 1:
+        raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
+    (size,) = sizes
+    if not size:
+        raise invalid("Batching Run() input tensors must have at least one row")
+    return size
+
+
+def cut_feeds(feeds: Feeds, sizes: Sequence[int]) -> list[Feeds]:
+    """Return the feeds cut along the first axis into pieces of these sizes."""
+    if len(sizes) == 1:
+        return [feeds]
+    cut = {name: _cut(array, sizes) for name, array in feeds.items()}
+    return [{name: parts[i] for name, parts in cut.items()} for i in range(len(sizes))]
+
+
+def merge_costs(parts: Sequence[Feeds], padding: int) -> list[int]:
+    """Return how many bytes each request takes of a merged batch; the last one bears the padding.
+
+    Args:
+        parts: feeds of each request, with the same names.
+        padding: how many rows are added.
+    """
+    found = [0] * len(parts)
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if len({array.ndim for array in arrays}) > 1:
+            continue  # they are not merged
+        row_size = math.prod(map(max, zip(*(array.shape[1:] for array in arrays), strict=True)))
+        for index, array in enumerate(arrays):
+            size = len(array) * row_size
+            found[index] += _filled_bytes(array, size)
+        if padding:
+            first = arrays[-1][:1]
+            texts = ledger.text_bytes(first) if first.dtype.char == "O" else 0
+            found[-1] += padding * (_filled_bytes(first, row_size) + texts)
+    return found
+
+
+def _filled_bytes(array: NDArray[Any], size: int) -> int:
+    """Return what an array takes that is filled up to `size` elements with its first one."""
+    text = len(array.flat[0]) if array.size and array.dtype.char == "O" else 0
+    return size * array.itemsize + (size - array.size) * text
+
+
+def merge_feeds(
+    parts: Sequence[Feeds],
+    padding: int,
+    *,
+    equal_lengths: bool,
+    charge: Callable[[Sequence[int]], object] = bool,
+) -> Feeds:
+    """Return the feeds of several requests as those of one.
+
+    Args:
+        parts: feeds of each request, with the same names.
+        padding: how many rows to add; each is the first one of the last request.
+        equal_lengths: fill up the other axes to the longest of them.
+        charge: told the `costs` of each request before anything is made; may raise.
+
+    Raises:
+        ServingError: the inputs of the requests differ in shape, or far more would be filled in
+            than was sent: one long row makes all others as long.
+    """
+    if len(parts) == 1 and not padding:
+        return parts[0]
+    each = merge_costs(parts, padding)
+    filled_bytes = sum(each) - sum(array.nbytes for part in parts for array in part.values())
+    if filled_bytes > MOST_FILLED_BYTES:
+        raise ServingError(
+            Code.RESOURCE_EXHAUSTED,
+            f"Padding the batch would take {filled_bytes} bytes; {MOST_FILLED_BYTES} at most are "
+            "filled in",
+        )
+    charge(each)
+    return {
+        name: _merged(name, [part[name] for part in parts], padding, equal_lengths=equal_lengths)
+        for name in parts[0]
+    }
+
+
+def split_outputs(outputs: Arrays, sizes: Sequence[int], padding: int) -> list[Arrays]:
+    """Return the rows of each request, without the padding.
+
+    Raises:
+        ServingError: an output has no row for each row of the input.
+    """
+    for output in outputs:
+        if output.ndim == 0:
+            raise ServingError(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
+        if len(output) != sum(sizes) + padding:
+            raise ServingError(
+                Code.FAILED_PRECONDITION,
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th "
+                "dimension sizes of the input tensors",
+            )
+    cut = [_cut(output, sizes) for output in outputs]
+    return [[parts[i] for parts in cut] for i in range(len(sizes))]
+
+
+def _cut(array: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(array[start : start + size])
+        start += size
+    return parts
+
+
+def _merged(
+    name: str, arrays: list[NDArray[Any]], padding: int, *, equal_lengths: bool
+) -> NDArray[Any]:
+    if len({array.shape[1:] for array in arrays}) > 1:
+        if not equal_lengths:
+            raise ServingError(
+                Code.FAILED_PRECONDITION,
+                f"Tensors with name '{name}' from different tasks have different shapes and "
+                "padding is turned off.Set pad_variable_length_inputs to true, or ensure that "
+                "all tensors with the same namehave equal dimensions starting with the first dim.",
+            )
+        return _equally_long(name, arrays, padding)
+    if padding:
+        last = arrays[-1][:1]
+        arrays = [*arrays, np.broadcast_to(last, (padding, *last.shape[1:]))]
+    return np.concatenate(arrays)
+
+
+def _equally_long(name: str, arrays: list[NDArray[Any]], padding: int) -> NDArray[Any]:
+    """Merge with every axis as long as the longest, filled up with each array's first element."""
+    if len({array.ndim for array in arrays}) > 1:
+        raise invalid(f"Ranks of tensors with name '{name}' from different tasks differ")
+    longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
+    merged = np.empty((sum(map(len, arrays)) + padding, *longest), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        mine = merged[start : start + len(array)]
+        mine[...] = array.flat[0] if array.size else _nothing(array)
+        mine[(slice(None), *map(slice, array.shape[1:]))] = array
+        start += len(array)
+    merged[start:] = mine[:1]
+    return merged
+
+
+def _nothing(array: NDArray[Any]) -> Any:
+    return b"" if array.dtype.char == "O" else np.zeros((), array.dtype)[()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +418,7 @@ class BatchScheduler:
             sizes, now_s = queue.piece_sizes(size), self._clock.now_s()
             tasks = [
                 Task(piece, rows, now_s, now_s + timeout_s, account)
-                for piece, rows in zip(batch_arrays.pieces(feeds, sizes), sizes, strict=True)
+                for piece, rows in zip(cut_feeds(feeds, sizes), sizes, strict=True)
             ]
             for task in tasks:
                 queue.put(task)
@@ -280,3 +458,155 @@ class BatchScheduler:
                 if self._stopping:
                     return None
                 self._changed.wait(min(soonest_s - now_s, threading.TIMEOUT_MAX))
+
+
+# The official server leaves the thread pool's name empty (CreateBatchingSession).
+_NO_POOL = ("",)
+
+
+class BatchingServable:
+    """A servable whose signatures run in batches; implements `Servable`.
+
+    Args:
+        servable: what runs the batches.
+        scheduler: says when.
+        options: how large they become.
+        metrics: told of requests, batches and runs.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        scheduler: BatchScheduler,
+        options: BatchOptions,
+        metrics: Metrics,
+    ) -> None:
+        self._servable = servable
+        self._scheduler = scheduler
+        self._options = options
+        self._metrics = metrics
+        self._queues = {}
+        for feeds, fetches in set(map(_names, servable.signatures.values())):
+            process = partial(self._process, sorted(fetches))
+            self._queues[feeds, fetches] = scheduler.add(options, process)
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """SignatureDef messages by name."""
+        return self._servable.signatures
+
+    def run(self, feeds: Feeds, fetches: Sequence[str], *, call: Call | None = None) -> Arrays:
+        """Compute `fetches` from `feeds` in a batch; see `Servable.run`.
+
+        What is no whole signature (some of its outputs only) runs by itself, as in the official
+        server. What has waited in the queue until its timeout does not run, unless others of its
+        batch may still wait.
+        """
+        queue = self._queues.get((frozenset(feeds), frozenset(fetches)))
+        if queue is None or not feeds:
+            return self._servable.run(feeds, fetches, call=call)
+        size = row_count(feeds)
+        for _ in feeds:
+            self._metrics.observe(INPUT_BATCH_SIZE, size)
+        if size > self._options.max_batch_size:
+            raise invalid(
+                f"Task size {size} is larger than maximum input batch size "
+                f"{self._options.max_batch_size}"
+            )
+        timeout_s = call.timeout_s if call else None
+        if timeout_s is not None and timeout_s <= 0:
+            raise _expired()
+        limit_s = math.inf if timeout_s is None else timeout_s
+        account = call.account if call else None
+        tasks = self._scheduler.schedule(queue, feeds, size, limit_s, account)
+        return _outcome(tasks, fetches, account)
+
+    def close(self) -> None:
+        """Remove the queues, then free the wrapped servable."""
+        for queue in self._queues.values():
+            self._scheduler.remove(queue)
+        self._servable.close()
+
+    def _process(self, fetches: Sequence[str], tasks: Sequence[Task], now_s: float) -> None:
+        for task in tasks:
+            self._metrics.observe(QUEUING_LATENCY, (now_s - task.queued_s) * 1e6, _NO_POOL)
+        if all(task.deadline_s <= now_s for task in tasks):
+            for task in tasks:
+                task.end(error=_expired())
+        else:
+            self._run(fetches, tasks)
+
+    def _run(self, fetches: Sequence[str], tasks: Sequence[Task]) -> None:
+        """Run tasks as one batch and end each of them."""
+        try:
+            results = self._results(fetches, tasks)
+        except ServingError as error:
+            if len(tasks) == 1:
+                tasks[0].end(error=error)
+                return
+            for task in tasks:  # find out which of them is at fault
+                self._run(fetches, [task])
+        except Exception as error:  # noqa: BLE001 (the thread must live, every caller must hear)
+            for task in tasks:
+                task.end(error=ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+        else:
+            for task, outputs in zip(tasks, results, strict=True):
+                task.end(outputs)
+
+    def _results(self, fetches: Sequence[str], tasks: Sequence[Task]) -> list[Arrays]:
+        """Run tasks as one batch and return each one's rows."""
+        options, sizes = self._options, [task.size for task in tasks]
+        padded = options.padded(sum(sizes))
+        padding = padded - sum(sizes)
+        self._metrics.observe(PADDING_SIZE, padding, (str(padded),))
+        self._metrics.observe(PROCESSED_BATCH_SIZE, padded)
+        parts = [task.feeds for task in tasks]
+        with ExitStack() as charged:
+            merged = merge_feeds(
+                parts,
+                padding,
+                equal_lengths=options.pad_variable_length_inputs,
+                charge=partial(_charge, charged, tasks),
+            )
+            try:
+                outputs = self._servable.run(merged, fetches)
+            finally:
+                self._metrics.add(WRAPPED_RUN_COUNT)
+                del merged
+        return split_outputs(outputs, sizes, padding)
+
+
+def _expired() -> ServingError:
+    text = "Run() timeout exceeded while waiting in batching queue"
+    return ServingError(Code.RESOURCE_EXHAUSTED, text)
+
+
+def _charge(charged: ExitStack, tasks: Sequence[Task], costs: Sequence[int]) -> None:
+    """Take from each request's account its part of a batch; `charged` gives it back."""
+    for task, cost in zip(tasks, costs, strict=True):
+        if cost > UNCOUNTED_BYTES and task.account is not None:
+            task.account.take(cost, "its part of a batch")
+            charged.callback(task.account.give, cost)
+
+
+def _outcome(tasks: Sequence[Task], fetches: Sequence[str], account: Account | None) -> Arrays:
+    """Wait for all pieces of a request; return its outputs or raise the first error."""
+    for task in tasks:
+        task.ended.wait()
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+    if account is not None and len(tasks) > 1:
+        parts_bytes = ledger.cost_of_arrays(chain.from_iterable(task.outputs for task in tasks))
+        account.take(parts_bytes, "the outputs of its parts")
+    order = {name: index for index, name in enumerate(sorted(set(fetches)))}
+    parts = [[task.outputs[order[name]] for task in tasks] for name in fetches]
+    return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+
+def _names(definition: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the tensors that a signature feeds and fetches."""
+    return (
+        frozenset(info.name for info in definition.inputs.values()),
+        frozenset(info.name for info in definition.outputs.values()),
+    )

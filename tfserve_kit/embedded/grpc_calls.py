@@ -11,11 +11,10 @@ from typing import Any
 import grpc
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
 from tfserve_kit.embedded.lanes import BlockingTurn, Lane, Lanes
-from tfserve_kit.embedded.ledger import Account, Ledger
+from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES, MOST_INFLATED_TIMES, MOST_UNHEARD
 from tfserve_kit.embedded.status import Code, ServingError, encoded
 from tfserve_kit.tensors import varint

@@ -5,14 +5,13 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import calls, claims, examples
-from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded import ledger, messages
 from tfserve_kit.embedded.handlers import (
     Classified,
     Handlers,
@@ -20,13 +19,12 @@ from tfserve_kit.embedded.handlers import (
     ModelRef,
     Regressed,
 )
-from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
+from tfserve_kit.embedded.messages import PredictInputs, status_message
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.rest_surface import status_message
 from tfserve_kit.embedded.status import Code, encoded, invalid, told
-from tfserve_kit.tensors import from_proto, predict_response
-from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError
+from tfserve_kit.tensors import predict_response
 
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -101,7 +99,7 @@ class GrpcSurface:
         held_bytes, model = call.account.held_bytes, ""
         try:
             if len(request) > UNCOUNTED_BYTES:
-                call.account.take(claims.of_message(name, request), "the message")
+                call.account.take(ledger.cost_of_message(name, request), "the message")
             message = protos.message_class(method.request).FromString(request)
             if name in _COUNTED:
                 model = message.model_spec.name
@@ -129,7 +127,9 @@ class GrpcSurface:
         )
         spec = _encoded_spec(model.name, result.version, result.signature)
         outputs = result.outputs.values()
-        call.account.take(claims.of_answer(outputs, as_text=not self._as_content), "the answer")
+        call.account.take(
+            ledger.cost_of_answer(outputs, as_text=not self._as_content), "the answer"
+        )
         return predict_response(result.outputs, spec, as_content=self._as_content)
 
     def _metadata(self, request: Any, call: Call) -> bytes:
@@ -174,7 +174,7 @@ class GrpcSurface:
         found = handler(
             model,
             request.model_spec.signature_name,
-            lambda: examples.from_input(request.input, call.account),
+            lambda: messages.examples_from_input(request.input, call.account),
             call=call,
         )
         _fill_spec(response.model_spec, model, found)
@@ -189,7 +189,7 @@ class GrpcSurface:
             for task in request.tasks
         ]
         results = self._handlers.multi_inference(
-            tasks, lambda: examples.from_input(request.input, call.account), call=call
+            tasks, lambda: messages.examples_from_input(request.input, call.account), call=call
         )
         response = protos.MultiInferenceResponse()
         for found in results:
@@ -228,54 +228,6 @@ def _encoded_spec(name: str, version: int, signature: str) -> bytes:
     spec = protos.ModelSpec(name=name, version={"value": version}, signature_name=signature)
     encoded: bytes = spec.SerializeToString()
     return encoded
-
-
-class PredictInputs(Mapping[str, Any]):
-    """The inputs of a PredictRequest, each read when it is asked for.
-
-    Args:
-        request: the message.
-        account: charged with what they claim beyond what was sent.
-
-    Raises:
-        ServingError: when asked for a tensor that contradicts itself, or with which all claim far
-            more than was sent, or more than there is room for.
-    """
-
-    def __init__(self, request: Any, account: Account) -> None:
-        self._tensors = request.inputs
-        self._account = account
-        # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
-        self._spare_bytes = MAX_FILLED_BYTES
-        self._sent_bytes = cache(request.ByteSize)  # it looks through the whole message
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __contains__(self, alias: object) -> bool:
-        return alias in self._tensors
-
-    def __getitem__(self, alias: str) -> Any:
-        if alias not in self._tensors:  # a map of messages would make one
-            raise KeyError(alias)
-        tensor = self._tensors[alias]
-        try:
-            array = from_proto(tensor, fill=self._fill)
-        except ForeignTensorError as error:
-            return calls.Foreign(error.number)
-        except ValueError as error:  # a TensorError, or more dimensions than numpy knows
-            raise calls.unreadable(alias) from error
-        self._spare_bytes -= array.nbytes
-        if self._spare_bytes < 0 and self._spare_bytes + 8 * self._sent_bytes() < 0:
-            raise calls.unreadable(alias)
-        return array
-
-    def _fill(self, size_bytes: int) -> None:
-        if size_bytes > UNCOUNTED_BYTES:
-            self._account.take(size_bytes, "values that were left out")
 
 
 def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> None:

@@ -15,10 +15,9 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
-from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.http_request import Reader, Request
 from tfserve_kit.embedded.lanes import Lane, Lanes, Turn
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, STEADY_BYTES
 from tfserve_kit.embedded.rest_surface import Reply, page, timed_out
 from tfserve_kit.embedded.status import ServingError

@@ -15,8 +15,7 @@ import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE
+from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE, Call
 from tfserve_kit.embedded.limits import MOST_WAITING
 from tfserve_kit.embedded.status import Code, ServingError
 

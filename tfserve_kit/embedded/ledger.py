@@ -1,7 +1,8 @@
-"""Who makes the server hold how many bytes: one ledger for all clients and both protocols.
+"""What a request may make the server hold, and how long it is wanted.
 
-Whatever a client's words make the server keep is taken from an account before it is made, so that
-a request that claims too much gets an error, where the machine would run out of memory.
+One ledger for all clients and both protocols: whatever a client's words make the server keep is
+taken from an account before it is made, so that a request that claims too much gets an error, where
+the machine would run out of memory.
 
 Shares: one client may hold at most four times what is still free. A client that is alone (a gateway
 with everybody's traffic) gets nearly all; as others come less is free, so whoever holds most is
@@ -9,13 +10,27 @@ refused first and the others are served. Nothing need be known about the clients
 hardly anything is set aside: a sixteenth, which only clients that hold next to nothing may use, so
 that several who hold all they may do not shut out the next one. This is how switches share the
 memory for packets among their ports (dynamic thresholds; Choudhury and Hahne, 1998).
+
+Costs (`cost_of_...`) are told from a request's bytes before anything is made of them: two bytes of
+a message can become a hundred as an object, and a JSON object takes thirty times its text. All
+figures are upper bounds that were measured. What is small is not counted: as many requests as run
+at once cannot make it matter.
 """
 
+import math
 import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tensors import varint
 
 TIMES_WHAT_IS_FREE = 4
 _SET_ASIDE = 16  # a sixteenth
@@ -183,3 +198,233 @@ class Account:
     def close(self) -> None:
         """Give everything back, and lend nothing from now on; idempotent, never raises."""
         self._ledger.close(self)
+
+
+# A field of so many bytes or more that holds plain bytes costs them twice: in the message, and as
+# an array or string of its own.
+_BULK_BYTES = 1024
+_BULK_TIMES = 2
+# So many fields are looked at; the rest counts as if it were all made of the smallest.
+_MOST_FIELDS = 500
+
+_JSON_TIMES = 4
+_JSON_WIDE_TIMES = 16  # text beyond ASCII may take four bytes a character, whole and in parts
+_JSON_VALUE_BYTES = 130  # per bracket, comma or colon
+_BULK_JSON_TIMES = 6  # where the tokens are, and copies
+_BULK_NUMBER_BYTES = 40  # as a token, as a double, and as what it is to be
+_STRING_BYTES = 64  # a string as an object, and once more within tensorflow
+
+_ANSWERED_NUMBER_BYTES = 64  # as a Python number, as text, and as a piece of the answer
+_ANSWERED_STRING_BYTES = 200
+_RESULT_BYTES = 300  # a class or a value, and a row of them: a pair, a message, a piece of text
+_ESCAPED_TIMES = 8  # a control character in JSON takes six bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What a message costs: `times` its bytes, but for fields of plain bytes and within others."""
+
+    times: int
+    bulk: frozenset[int] = frozenset()
+    inner: "dict[int, _Message]" = field(default_factory=dict)
+
+
+# Field numbers: tensorflow/core/framework/tensor.proto, tensorflow/core/example/*.proto,
+# tensorflow_serving/apis/{predict,classification,regression,inference,input}.proto.
+_TENSOR = _Message(28, bulk=frozenset({4, 5, 6, 8, 9, 12}))
+_VALUES = _Message(28, bulk=frozenset({1}))
+_FEATURE = _Message(28, inner={1: _VALUES, 2: _VALUES})
+_EXAMPLE = _Message(28, inner={1: _Message(28, inner={1: _Message(28, inner={2: _FEATURE})})})
+_INPUT = _Message(
+    28, inner={1: _Message(28, inner={1: _EXAMPLE}), 2: _Message(28, inner={1: _EXAMPLE})}
+)
+_EXAMPLES = _Message(28, inner={2: _INPUT})
+_PREDICT = _Message(90, inner={2: _Message(90, inner={2: _TENSOR})})
+_OTHER = _Message(150)
+# tensorflow_serving/apis/prediction_log.proto, of which the requests are read.
+_LOG = _Message(
+    150,
+    inner={
+        **{number: _Message(150, inner={1: _EXAMPLES}) for number in (2, 3, 4)},
+        6: _Message(150, inner={1: _PREDICT}),
+    },
+)
+_MESSAGES = {
+    "Predict": _PREDICT,
+    "Classify": _EXAMPLES,
+    "Regress": _EXAMPLES,
+    "MultiInference": _EXAMPLES,
+    "PredictionLog": _LOG,
+}
+
+
+def cost_of_message(method: str, body: bytes) -> int:
+    """Return what a serialized request becomes when it is parsed and its tensors are read.
+
+    Args:
+        method: such as `Predict`; or `PredictionLog`, a request as it is stored.
+        body: the request; need not be valid.
+    """
+    if len(body) <= UNCOUNTED_BYTES:
+        return 0
+    left, cost = _MOST_FIELDS, 0
+    stack = [(_MESSAGES.get(method, _OTHER), 0, len(body))]
+    while stack:
+        message, at, end = stack.pop()
+        while at < end:
+            start, left = at, left - 1
+            if left < 0:
+                cost += message.times * (end - at)
+                break
+            number, begin, at = _field(body, at, end)
+            if at - begin >= _BULK_BYTES and number in message.inner:
+                stack += [(message, at, end), (message.inner[number], begin, at)]
+                break
+            bulk = at - begin >= _BULK_BYTES and number in message.bulk
+            cost += (_BULK_TIMES if bulk else message.times) * (at - start)
+    return cost
+
+
+def _field(body: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Return a field's number, and where its content begins and ends; all of the rest if bad."""
+    try:
+        tag, begin = varint.decode(body, at, bits=32)
+        match tag & 7:
+            case 0:
+                _, stop = varint.decode(body, begin, bits=64)
+            case 1:
+                stop = begin + 8
+            case 2:
+                size, begin = varint.decode(body, begin, bits=32)
+                stop = begin + size
+            case 5:
+                stop = begin + 4
+            case _:
+                return 0, at, end
+    except ValueError:
+        return 0, at, end
+    return tag >> 3, begin, min(stop, end)
+
+
+def cost_of_json(body: bytes) -> int:
+    """Return what a JSON text becomes when it is parsed into Python objects."""
+    if len(body) <= UNCOUNTED_BYTES:
+        return 0
+    values = len(body) - len(body.translate(None, b"[{,:"))
+    times = _JSON_TIMES if body.isascii() else _JSON_WIDE_TIMES
+    return times * len(body) + _JSON_VALUE_BYTES * values
+
+
+def cost_of_json_numbers(body: bytes) -> int:
+    """Return what a JSON text takes while it is read as one array of numbers."""
+    if len(body) <= UNCOUNTED_BYTES:
+        return 0
+    numbers = np.count_nonzero(np.frombuffer(body, np.uint8) == ord(","))
+    return _BULK_JSON_TIMES * len(body) + _BULK_NUMBER_BYTES * int(numbers)
+
+
+def cost_of_arrays(arrays: Iterable[NDArray[Any]]) -> int:
+    """Return what arrays take, here and as tensors, the strings in string arrays included."""
+    size_bytes = 0
+    for array in arrays:
+        size_bytes += array.nbytes
+        if array.dtype.char == "O":
+            size_bytes += _STRING_BYTES * array.size + text_bytes(array)
+    return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
+
+
+def cost_of_answer(arrays: Iterable[NDArray[Any]], *, as_text: bool) -> int:
+    """Return what encoding outputs takes, the answer included.
+
+    Args:
+        arrays: the outputs.
+        as_text: whether each number becomes an object: in JSON, and in typed fields that are no
+            plain bytes.
+    """
+    size_bytes = 0
+    for array in arrays:
+        size, kind = array.size, array.dtype.char
+        if not size and as_text:  # lists of nothing are something
+            size_bytes += _ANSWERED_NUMBER_BYTES * math.prod(filter(None, array.shape))
+        elif kind == "O":
+            size_bytes += _ANSWERED_STRING_BYTES * size + _ESCAPED_TIMES * text_bytes(array)
+        elif as_text or kind not in "fd?":
+            size_bytes += _ANSWERED_NUMBER_BYTES * size
+        else:
+            size_bytes += 2 * array.nbytes
+    return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
+
+
+def cost_of_results(arrays: Iterable[NDArray[Any]]) -> int:
+    """Return what classes, scores and values take, and become as objects and in the answer."""
+    size_bytes = 0
+    for array in arrays:
+        size_bytes += _RESULT_BYTES * (array.size + len(array) if array.ndim else 1)
+        if array.dtype.char == "O":
+            size_bytes += _ESCAPED_TIMES * text_bytes(array)
+    return size_bytes if size_bytes > UNCOUNTED_BYTES else 0
+
+
+def text_bytes(array: NDArray[Any]) -> int:
+    """Return the length of all strings; one that stands for all (a stride of 0) is asked once."""
+    if array.size and not any(array.strides):
+        return len(array.flat[0]) * array.size
+    return sum(map(len, np.ravel(array).tolist()))
+
+
+def _never() -> bool:
+    return False
+
+
+def _nobody(told: Callable[[], object]) -> None:
+    del told
+
+
+@dataclass(slots=True)  # one for each request: frozen ones take four times as long to make
+class Call:
+    """One request on its way through the server, handed down from the transport.
+
+    Attributes:
+        account: what it makes the server hold; the transport opens and closes it.
+        deadline_s: until when somebody waits for the answer, by `time.monotonic()`; None for ever.
+        is_cancelled: says whether the client has gone.
+        on_cancel: has something called when the client has gone, perhaps also when the call ends.
+    """
+
+    account: Account
+    deadline_s: float | None = None
+    is_cancelled: Callable[[], bool] = _never
+    on_cancel: Callable[[Callable[[], object]], object] = _nobody
+
+    @classmethod
+    def unbounded(cls) -> "Call":
+        """Return a call without any limit, for use within the process."""
+        return cls(Ledger(1 << 62).account(""))
+
+    @classmethod
+    def within(
+        cls,
+        timeout_s: float | None,
+        account: Account,
+        is_cancelled: Callable[[], bool] = _never,
+        on_cancel: Callable[[Callable[[], object]], object] = _nobody,
+    ) -> "Call":
+        """Return a call whose client waits `timeout_s` seconds from now; None for ever."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        return cls(account, deadline_s, is_cancelled, on_cancel)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long somebody still waits, in seconds, 0 at least; None for ever."""
+        return None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic())
+
+    def check(self) -> None:
+        """Raise where nobody waits any more; to be asked before anything costly.
+
+        Raises:
+            ServingError: CANCELLED or DEADLINE_EXCEEDED.
+        """
+        if self.is_cancelled():
+            raise ServingError(Code.CANCELLED, "The client has cancelled the request")
+        if self.deadline_s is not None and self.deadline_s <= time.monotonic():
+            raise ServingError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")

@@ -1,29 +1,66 @@
-"""Loads SavedModels with tensorflow: with `tflite` the only module that imports it.
+"""Loads versions from disk and makes them ready; the only module that imports tensorflow.
 
-The v1 session is what the official server runs models in
-(tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc), and its compiled callables
-are an order of magnitude faster for small models than calling a restored function.
+SavedModels are loaded into v1 sessions, which is what the official server runs models in
+(tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc); their compiled callables
+are an order of magnitude faster for small models than calling a restored function. Then batching is
+put around a version, and the requests stored with it are replayed (saved_model_warmup_util.cc: at
+most 1,000 PredictionLog records, and any that fails fails the load).
 """
 
 import logging
 import os
+import struct
 import sys
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.session import Runtime, SessionServable, compiled_call, translated
-from tfserve_kit.embedded.settings import SessionOptions
-from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.embedded import handlers, messages
+from tfserve_kit.embedded.batching import BatchingServable, BatchScheduler, batch_options
+from tfserve_kit.embedded.ledger import (
+    BudgetExceeded,
+    Call,
+    Ledger,
+    cost_of_arrays,
+    cost_of_message,
+)
+from tfserve_kit.embedded.limits import MOST_BODY_BYTES, MOST_REQUEST_BYTES, most_held_bytes
+from tfserve_kit.embedded.messages import PredictInputs
+from tfserve_kit.embedded.metrics import (
+    LOAD_ATTEMPTS,
+    LOAD_LATENCY,
+    WARMUP_LATENCY,
+    WARMUP_RECORDS,
+    Metrics,
+    micros_since,
+)
+from tfserve_kit.embedded.servable import (
+    Loader,
+    Runtime,
+    Servable,
+    SessionServable,
+    TfLiteServable,
+    compiled_call,
+    translated,
+)
+from tfserve_kit.embedded.settings import Batching, SessionOptions, read_text_proto
+from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX
+from tfserve_kit.savedmodel.tfrecord import masked_crc
+from tfserve_kit.savedmodel.warmup import MAX_RECORDS, WARMUP_FILE
 
 _log = logging.getLogger(__name__)
 
+TFLITE_FILE = "model.tflite"
 # The releases whose inner modules are known to work without the package's own import.
 _KNOWN_RELEASES = ("2.21.",)
 
@@ -163,3 +200,259 @@ def _compiled_calls_work(tf: Runtime) -> bool:
             except Exception:  # noqa: BLE001 (private: it may change in any way)
                 return False
             return bool(np.array_equal(fast, session.run(y, {x: value})))
+
+
+class TfLiteLoader:
+    """Loads `model.tflite` where a version has one, else what `otherwise` loads.
+
+    Args:
+        otherwise: the loader of SavedModels.
+        interpreters: how many requests a model can compute at once.
+    """
+
+    def __init__(self, otherwise: Loader, interpreters: int) -> None:
+        self._otherwise = otherwise
+        self._interpreters = interpreters
+
+    def __call__(self, version_dir: Path) -> Servable:
+        """Load a version.
+
+        Raises:
+            ServingError: it cannot be loaded.
+        """
+        file = version_dir / TFLITE_FILE
+        if not file.is_file():
+            return self._otherwise(version_dir)
+        model = file.read_bytes()
+        try:
+            interpreters = [_interpreter(model) for _ in range(self._interpreters)]
+        except (ValueError, RuntimeError) as error:
+            raise invalid(f"cannot load {file}: {error}") from error
+        return TfLiteServable(interpreters)
+
+
+def _interpreter(model: bytes) -> Any:
+    from tensorflow.lite.python.interpreter import Interpreter
+
+    with warnings.catch_warnings():
+        # It announces its successor; the one in the wheel is what fits the wheel.
+        warnings.simplefilter("ignore")
+        return Interpreter(model_content=model, num_threads=1)
+
+
+_HEAD_BYTES, _FOOT_BYTES = 12, 4  # length and its checksum; checksum of the data
+
+
+def warmup_records(file: Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file (tensorflow/core/lib/io/record_reader.cc).
+
+    A file that ends within the head of a record counts as complete.
+
+    Raises:
+        ServingError: the file is damaged.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        while len(head := stream.read(_HEAD_BYTES)) == _HEAD_BYTES:
+            start = stream.tell() - _HEAD_BYTES
+            if masked_crc(head[:8]) != head[8:]:
+                hint = "" if start else " (Is this even a TFRecord file?)"
+                raise _lost(f"corrupted record at {start}{hint}")
+            (length,) = struct.unpack("<Q", head[:8])
+            if stream.tell() + length + _FOOT_BYTES > size:
+                reason = "Read less bytes than requested"
+                raise _lost(f"truncated record at {start}' failed with {reason}")
+            if length > MOST_BODY_BYTES:
+                text = f"Warmup record at {start} of {file} has {length} bytes"
+                raise invalid(f"{text}; {MOST_BODY_BYTES} at most can be sent")
+            data = stream.read(length)
+            if stream.read(_FOOT_BYTES) != masked_crc(data):
+                raise _lost(f"corrupted record at {start + _HEAD_BYTES}")
+            yield data
+
+
+def replay_warmup(
+    file: Path, send: Callable[[str, Any, Call], None], *, passes: int, ledger: Ledger
+) -> int:
+    """Send every stored request `passes` times.
+
+    Args:
+        file: the stored requests.
+        send: takes the name of the method (`Predict`, `Classify`, `Regress`, `MultiInference`),
+            the request message and the call; raises ServingError.
+        passes: how often each request is sent.
+        ledger: what each request may make the server hold.
+
+    Returns:
+        How many records there were.
+
+    Raises:
+        ServingError: the file cannot be read, or a request failed or claims too much.
+    """
+    count = 0
+    for count, data in enumerate(warmup_records(file), 1):
+        try:
+            _replay(data, file, send, passes, ledger)
+        except BudgetExceeded as error:
+            raise ServingError(
+                error.code, f"Warmup record {count} of {file}: {error.message}"
+            ) from error
+        if count > MAX_RECORDS:
+            raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}")
+    return count
+
+
+def _replay(
+    data: bytes, file: Path, send: Callable[[str, Any, Call], None], passes: int, ledger: Ledger
+) -> None:
+    with ledger.account("warm-up") as account:
+        account.take(len(data) + cost_of_message("PredictionLog", data), "the message")
+        method, message = _request(data, file)
+        held_bytes = account.held_bytes
+        for _ in range(passes):
+            send(method, message, Call(account))
+            account.keep(held_bytes)
+
+
+_METHODS = {
+    "predict_log": "Predict",
+    "classify_log": "Classify",
+    "regress_log": "Regress",
+    "multi_inference_log": "MultiInference",
+}
+
+
+def _request(data: bytes, file: Path) -> tuple[str, Any]:
+    try:
+        log = protos.PredictionLog.FromString(data)
+    except protos.DecodeError as error:
+        text = data.decode("utf-8", "replace")
+        raise invalid(f"Failed to parse warmup record: {text} from {file}") from error
+    kind = log.WhichOneof("log_type")
+    if kind not in _METHODS:
+        raise ServingError(
+            Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind or 'LOG_TYPE_NOT_SET'}"
+        )
+    return _METHODS[kind], getattr(log, kind).request
+
+
+def _lost(what: str) -> ServingError:
+    text = f"{what}. Please verify your warmup data is in TFRecord format."
+    return ServingError(Code.DATA_LOSS, text)
+
+
+_PER_MODEL_FILE = "batching_params.pbtxt"
+
+
+class PreparingLoader:
+    """Loads a version, puts batching around it and warms it up; implements `Loader`.
+
+    Args:
+        loader: what really loads.
+        metrics: told of loads and warm-ups.
+        batching: how requests are batched, None if they are not.
+        scheduler: runs the batches; needed with `batching`.
+        warmup_passes: how often stored requests are replayed.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        metrics: Metrics,
+        *,
+        batching: Batching | None = None,
+        scheduler: BatchScheduler | None = None,
+        warmup_passes: int = 0,
+    ) -> None:
+        self._loader = loader
+        self._metrics = metrics
+        self._batching = batching
+        self._scheduler = scheduler
+        self._warmup_passes = warmup_passes
+
+    def __call__(self, version_dir: Path) -> Servable:
+        """Load a version and make it ready.
+
+        Raises:
+            ServingError: it cannot be loaded, its batching options cannot work, or a warm-up
+                request fails.
+        """
+        servable = self._load(version_dir)
+        try:
+            servable = self._batched(version_dir, servable)
+            self._warm_up(version_dir, servable)
+        except BaseException:
+            servable.close()
+            raise
+        return servable
+
+    def _load(self, version_dir: Path) -> Servable:
+        path, started_ns = str(version_dir), time.perf_counter_ns()
+        try:
+            servable = self._loader(version_dir)
+        except ServingError:
+            self._metrics.add(LOAD_ATTEMPTS, (path, "fail"))
+            raise
+        self._metrics.add(LOAD_ATTEMPTS, (path, "success"))
+        self._metrics.add(LOAD_LATENCY, (path,), int(micros_since(started_ns)))
+        return servable
+
+    def _batched(self, version_dir: Path, servable: Servable) -> Servable:
+        """Put batching around a servable; with options per model, only where it brings some.
+
+        Source: tensorflow_serving/servables/tensorflow/bundle_factory_util.cc.
+        """
+        if self._batching is None or self._scheduler is None:
+            return servable
+        options = self._batching.options
+        if self._batching.per_model:
+            own = version_dir / _PER_MODEL_FILE
+            if not own.is_file():
+                return servable
+            options = batch_options(read_text_proto("BatchingParameters", str(own)))
+        return BatchingServable(servable, self._scheduler, options, self._metrics)
+
+    def _warm_up(self, version_dir: Path, servable: Servable) -> None:
+        path, file = str(version_dir), version_dir / WARMUP_FILE
+        if not self._warmup_passes or not file.is_file():
+            return
+        started_ns, status = time.perf_counter_ns(), "OK"
+        try:
+            # Of its own: what clients hold must not fail a load, nor a load their requests.
+            ledger = Ledger(most_held_bytes(), MOST_REQUEST_BYTES)
+            send = partial(_send, servable)
+            count = replay_warmup(file, send, passes=self._warmup_passes, ledger=ledger)
+            self._metrics.add(WARMUP_RECORDS, (path,), count)
+        except ServingError as error:
+            status = error.code.name
+            raise
+        finally:
+            self._metrics.observe(WARMUP_LATENCY, micros_since(started_ns), (path, status))
+
+
+def _send(servable: Servable, method: str, request: Any, call: Call) -> None:
+    """Run a stored request; the model it names does not matter."""
+    signatures, run = servable.signatures, partial(_run, servable, call)
+    if method == "Predict":
+        name, inputs = request.model_spec.signature_name, PredictInputs(request, call.account)
+        handlers.run_signature(signatures, run, name, inputs, request.output_filter)
+        return
+    if method == "MultiInference":
+        named = [(task.method_name, task.model_spec.signature_name) for task in request.tasks]
+        tasks = handlers.checked_tasks(signatures, named, check_method=False)
+    else:
+        name = request.model_spec.signature_name
+        tasks = [handlers.checked_task(signatures, _KINDS[method], name, check_method=False)]
+    rows = messages.examples_from_input(request.input, call.account)
+    handlers.run_inference(run, tasks, rows, call.account)
+
+
+def _run(
+    servable: Servable, call: Call, feeds: handlers.Arrays, fetches: Sequence[str]
+) -> Sequence[NDArray[Any]]:
+    values = servable.run(feeds, fetches, call=call)
+    call.account.take(cost_of_arrays(values), "the outputs")
+    return values
+
+
+_KINDS = {"Classify": handlers.CLASSIFY, "Regress": handlers.REGRESS}

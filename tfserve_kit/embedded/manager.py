@@ -1,38 +1,333 @@
 """Loads and unloads model versions in the background and lends them to requests.
 
-Source: tensorflow_serving/core/aspired_versions_manager.cc and basic_manager.cc. One deviation, on
-purpose: a failed load waits for its next try without holding up the loads of other models.
+From bottom to top: what a base path holds and a policy asks for; the threads that look; which
+version to load or unload next; version labels; and the `Manager` that does it all.
+
+Source: tensorflow_serving/core/aspired_versions_manager.cc, basic_manager.cc and
+availability_preserving_policy.cc, sources/storage_path/file_system_storage_path_source.cc,
+model_servers/server_core.cc (labels). One deviation, on purpose: a failed load waits for its next
+try without holding up the loads of other models.
 """
 
 import logging
+import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent import futures
+from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tfserve_kit.clock import Clock, SystemClock
-from tfserve_kit.embedded import labels, source
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import (
-    MOST_ENDED,
-    Entry,
-    Lease,
-    VersionStatus,
-    aspire,
-    failures,
-    is_served,
-)
-from tfserve_kit.embedded.model_config import check_changes, check_logging, check_platforms
-from tfserve_kit.embedded.poller import Poller
-from tfserve_kit.embedded.servable import Loader
-from tfserve_kit.embedded.settings import Settings
-from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import Load, State, VersionView, next_action
+from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.servable import Loader, Servable
+from tfserve_kit.embedded.settings import Settings, check_changes, check_logging, check_platforms
+from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.repository.versions import scan
+
+
+def aspired_versions(config: Any) -> dict[int, Path]:
+    """Return the versions a model should have loaded now: number to directory.
+
+    Args:
+        config: a ModelConfig message.
+
+    Raises:
+        ServingError: NOT_FOUND, the base path does not exist.
+    """
+    try:
+        found = {version.number: version.path for version in scan(_local(config.base_path))}
+    except OSError as error:
+        raise ServingError(
+            Code.NOT_FOUND,
+            f"Could not find base path {config.base_path} for servable {config.name} "
+            f"with error NOT_FOUND: {config.base_path} not found",
+        ) from error
+    policy = config.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            wanted = list(found)
+        case "specific":
+            wanted = [number for number in policy.specific.versions if number in found]
+        case _:
+            wanted = sorted(found)[-max(1, policy.latest.num_versions) :]
+    return {number: found[number] for number in wanted}
+
+
+def _local(base_path: str) -> Path:
+    """Return where a base path is on this machine; other schemes than `file` lead nowhere."""
+    return Path(re.sub(r"^file://[^/]*", "", base_path))
+
+
+def check_directory(version_dir: Path, servable: str) -> None:
+    """Refuse what is no directory as the official server does when it reserves memory for it.
+
+    Args:
+        version_dir: what bears the version's name.
+        servable: how messages call it.
+
+    Raises:
+        ServingError: it is a file, or a link to nothing.
+    """
+    text = f"Error while attempting to reserve resources to load servable {servable}: "
+    if not version_dir.exists():
+        raise ServingError(Code.NOT_FOUND, f"{text}{version_dir} not found")
+    if not version_dir.is_dir():
+        raise ServingError(Code.FAILED_PRECONDITION, f"{text}{version_dir}; Not a directory")
+
 
 _log = logging.getLogger(__name__)
+
+# So many base paths may hang before the others are not looked at any more.
+_MOST_THREADS = 16
+
+
+class Poller:
+    """Has every model looked at once a round. Thread-safe.
+
+    A model whose configuration is replaced while it is looked at is looked at once more afterwards.
+    Each round adds a thread if those before are still busy; so a base path that hangs costs one
+    thread, and the models beside it are looked at by the next.
+
+    Args:
+        look: told a model's name and its ModelConfig message.
+    """
+
+    def __init__(self, look: Callable[[str, Any], object]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._due: OrderedDict[str, Any] = OrderedDict()
+        self._busy: dict[str, Any] = {}
+        self._threads = 0
+
+    def ask(self, configs: Mapping[str, Any]) -> None:
+        """Begin a round; returns at once.
+
+        Args:
+            configs: ModelConfig message by name; models being looked at are left out.
+        """
+        with self._lock:
+            self._due = OrderedDict(
+                (name, config)
+                for name, config in configs.items()
+                if self._busy.get(name) is not config
+            )
+            if self._due.keys() <= self._busy.keys() or self._threads >= _MOST_THREADS:
+                return
+            self._threads += 1
+        try:
+            threading.Thread(target=self._work, name="poll", daemon=True).start()
+        except RuntimeError:  # the system has no more; the next round tries again
+            with self._lock:
+                self._threads -= 1
+            raise
+
+    def stop(self) -> None:
+        """Look at no further model."""
+        self.ask({})
+
+    def _work(self) -> None:
+        while found := self._take():
+            name, config = found
+            try:
+                self._look(name, config)
+            except Exception:  # noqa: BLE001 (the other models want to be looked at)
+                _log.exception("looking at the base path of %s failed", name)
+            with self._lock:
+                del self._busy[name]
+
+    def _take(self) -> tuple[str, Any] | None:
+        with self._lock:
+            name = next((name for name in self._due if name not in self._busy), None)
+            if name is None:
+                self._threads -= 1
+                return None
+            config = self._busy[name] = self._due.pop(name)
+            return name, config
+
+
+class State(IntEnum):
+    """Life of a version; the numbers are those of ModelVersionStatus.State."""
+
+    UNKNOWN = 0
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclass(frozen=True, slots=True)
+class VersionView:
+    """What a decision needs to know of a version."""
+
+    number: int
+    state: State
+    aspired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load this version."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Unload this version."""
+
+    number: int
+
+
+def next_action(versions: Iterable[VersionView]) -> Load | Unload | None:
+    """Return the next step towards the aspired versions, None if there is nothing to do now.
+
+    Versions nobody aspires to are unloaded, lowest first, once an aspired one is available or none
+    is aspired at all; then aspired ones are loaded, highest first.
+    """
+    versions = list(versions)
+    aspired = [version for version in versions if version.aspired]
+    replaced = not aspired or any(version.state is State.AVAILABLE for version in aspired)
+    surplus = [
+        version.number
+        for version in versions
+        if not version.aspired and version.state is State.AVAILABLE
+    ]
+    if replaced and surplus:
+        return Unload(min(surplus))
+    waiting = [version.number for version in aspired if version.state is State.START]
+    return Load(max(waiting)) if waiting else None
+
+
+# Versions of a model, and models, that have ended and are still known by their state.
+MOST_ENDED = 1000
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One version of a model; guarded by the manager's lock."""
+
+    model: str
+    number: int
+    path: Path
+    state: State = State.START
+    aspired: bool = True
+    servable: Servable | None = None
+    error: ServingError | None = None
+    failures: int = 0
+    retry_at_s: float | None = None
+    leases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """State of a version, and why its load failed if it did."""
+
+    number: int
+    state: State
+    error: ServingError | None
+
+
+class Lease:
+    """A version on loan to a request during a `with` block; it is not unloaded before that ends."""
+
+    __slots__ = ("_give_back", "model", "servable", "version")
+
+    def __init__(
+        self, model: str, version: int, servable: Servable, give_back: Callable[[], object]
+    ) -> None:
+        self.model, self.version, self.servable = model, version, servable
+        self._give_back = give_back
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._give_back()
+
+
+def mark_aspired(model: str, entries: dict[int, Entry], wanted: Mapping[int, Path]) -> None:
+    """Mark what is wanted; a number that was unloaded in health may come back, a failed one not."""
+    for entry in entries.values():
+        entry.aspired = entry.number in wanted
+    for number, path in wanted.items():
+        known = entries.get(number)
+        if known is None or (known.state is State.END and known.error is None):
+            entries[number] = Entry(model, number, path)
+    if len(entries) > MOST_ENDED:
+        ended = sorted(n for n, e in entries.items() if e.state is State.END and not e.aspired)
+        for number in ended[:-MOST_ENDED]:
+            del entries[number]
+
+
+def is_served(entries: Mapping[int, Entry]) -> bool:
+    """Say whether a model can answer."""
+    return any(entry.aspired and entry.state is State.AVAILABLE for entry in entries.values())
+
+
+def load_failures(model: str, entries: Mapping[int, Entry]) -> list[str]:
+    """Return what went wrong with each version, if all that a model needs have failed."""
+    aspired = [entry for entry in entries.values() if entry.aspired]
+    if not all(entry.state is State.END and entry.error for entry in aspired):
+        return []
+    return [
+        f"{{{{name: {model} version: {entry.number}}} due to error: {entry.error}}}, "
+        for entry in aspired
+    ]
+
+
+LabelMap = Mapping[str, Mapping[str, int]]
+
+
+def assign_labels(
+    configs: Iterable[Any],
+    current: LabelMap,
+    is_available: Callable[[str, int], bool],
+    *,
+    allow_unavailable: bool,
+) -> LabelMap:
+    """Return the labels that a new configuration gives out: model to label to version.
+
+    Args:
+        configs: ModelConfig messages.
+        current: the labels that are given out now.
+        is_available: whether a model's version can be called now.
+        allow_unavailable: let a label that is new, or stays where it is, name any version.
+
+    Raises:
+        ServingError: FAILED_PRECONDITION, a label would name a version that cannot be called.
+    """
+    assigned: dict[str, dict[str, int]] = {}
+    for config in configs:
+        for label, version in sorted(config.version_labels.items()):
+            before = current.get(config.name, {}).get(label)
+            lenient = allow_unavailable and before in {None, version}
+            if not lenient and not is_available(config.name, version):
+                raise ServingError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {config.name}, "
+                    "which is not currently available for inference",
+                )
+            assigned.setdefault(config.name, {})[label] = version
+    return assigned
+
+
+def resolve_label(labels: LabelMap, model: str, label: str) -> int:
+    """Return the version a label stands for.
+
+    Raises:
+        ServingError: the model has no such label.
+    """
+    try:
+        return labels[model][label]
+    except KeyError:
+        raise invalid(f"Unrecognized servable version label: {label}") from None
+
 
 # How long the background thread rests when nothing is due, in seconds.
 _TICK_S = 0.05
@@ -52,7 +347,7 @@ class Manager:
         self._clock = clock or SystemClock()
         self._configs = {config.name: config for config in settings.models}
         self._entries: dict[str, dict[int, Entry]] = {name: {} for name in self._configs}
-        self._labels: labels.LabelMap = {}
+        self._labels: LabelMap = {}
         self._changed = threading.Condition()
         self._touched: dict[str, None] = {}  # models that something has happened to, in order
         self._troubled: set[str] = set()  # models with a version that failed for good
@@ -119,7 +414,7 @@ class Manager:
             ServingError: no such version is available, or the model has no such label.
         """
         if label is not None:
-            version = labels.resolve(self._labels, model, label)
+            version = resolve_label(self._labels, model, label)
         entry = self._take(model, version)
         assert entry.servable is not None  # noqa: S101 (available versions have one)
         return Lease(model, entry.number, entry.servable, partial(self._give_back, entry))
@@ -222,7 +517,7 @@ class Manager:
         with self._changed:
             self._await(list(self._configs), "servable(s)", None, lambda: None)
 
-    def _assigned_labels(self, configs: Iterable[Any]) -> labels.LabelMap:
+    def _assigned_labels(self, configs: Iterable[Any]) -> LabelMap:
         """Return the labels of a configuration."""
 
         def is_available(model: str, version: int) -> bool:
@@ -231,7 +526,7 @@ class Manager:
             return entry is not None and entry.state is State.AVAILABLE
 
         lenient = self._settings.allow_labels_for_unavailable
-        return labels.assign(configs, self._labels, is_available, allow_unavailable=lenient)
+        return assign_labels(configs, self._labels, is_available, allow_unavailable=lenient)
 
     def _await(
         self,
@@ -246,7 +541,9 @@ class Manager:
         while not self._stopping:
             check()
             bad = [name for name in models if name in self._troubled] if self._troubled else []
-            failed = [text for name in bad for text in failures(name, self._entries.get(name, {}))]
+            failed = [
+                text for name in bad for text in load_failures(name, self._entries.get(name, {}))
+            ]
             if failed:
                 text = f"{len(failed)} {what} did not become available: "
                 raise ServingError(Code.UNKNOWN, text + "{" + "".join(failed) + "}")
@@ -283,7 +580,7 @@ class Manager:
     def _poll(self, name: str, config: Any) -> None:
         """Compare a base path with what is known; one that vanished changes nothing."""
         try:
-            wanted = source.aspired(config)
+            wanted = aspired_versions(config)
         except ServingError as error:
             _log.error("%s", error.message)
             return
@@ -298,7 +595,7 @@ class Manager:
     def _aspire(self, name: str, wanted: Mapping[int, Path]) -> None:
         """Note which versions of a model are wanted; the caller holds the lock."""
         entries = self._entries.setdefault(name, {})
-        aspire(name, entries, wanted)
+        mark_aspired(name, entries, wanted)
         self._touched[name] = None
         self._changed.notify_all()
 
@@ -364,7 +661,7 @@ class Manager:
     def _load(self, entry: Entry) -> None:
         name = f"{{name: {entry.model} version: {entry.number}}}"
         try:
-            source.check_directory(entry.path, name)
+            check_directory(entry.path, name)
             servable = self._loader(entry.path)
         except ServingError as error:
             _log.error("Loading servable: %s failed: %s", name, error)

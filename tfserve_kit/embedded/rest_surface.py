@@ -12,15 +12,13 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import claims, json_answer
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import VersionStatus
+from tfserve_kit.embedded import json_writer, ledger
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
-from tfserve_kit.embedded.large_json import LargeJson
-from tfserve_kit.embedded.ledger import BudgetExceeded
+from tfserve_kit.embedded.json_process import LargeJson
+from tfserve_kit.embedded.ledger import BudgetExceeded, Call
+from tfserve_kit.embedded.messages import status_message
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.status import Code, ServingError, encoded, invalid, told
-from tfserve_kit.embedded.versions import State
+from tfserve_kit.embedded.status import Code, ServingError, invalid, told
 from tfserve_kit.repository.versions import MAX_VERSION
 
 JSON = {"Content-Type": "application/json"}
@@ -187,16 +185,16 @@ class RestSurface:
         signature, rows = self._json.examples(body, call)
         if verb == "classify":
             classified = self._handlers.classify(model, signature, lambda: rows, call=call)
-            return Reply(200, json_answer.classifications(classified.classes))
+            return Reply(200, json_writer.classifications(classified.classes))
         regressed = self._handlers.regress(model, signature, lambda: rows, call=call)
-        return Reply(200, json_answer.regressions(regressed.values))
+        return Reply(200, json_writer.regressions(regressed.values))
 
     def _predict(self, model: ModelRef, body: bytes, call: Call) -> Reply:
         request = self._json.predict_body(
             body, lambda name: _inputs(self._handlers.metadata(model).signatures, name), call
         )
         result = self._handlers.predict(model, request.signature, request.inputs, call=call)
-        cost_bytes = claims.of_answer(result.outputs.values(), as_text=True)
+        cost_bytes = ledger.cost_of_answer(result.outputs.values(), as_text=True)
         call.account.take(cost_bytes, "the answer")
         answer = self._json.predictions(
             result.outputs, cost_bytes, call, row_format=request.row_format
@@ -221,20 +219,10 @@ class RestSurface:
 
 
 def _failure(error: ServingError) -> Reply:
-    body = json_answer.error(error.message) if error.message else b""
+    body = json_writer.error_body(error.message) if error.message else b""
     if isinstance(error, BudgetExceeded):
         return Reply(503 if error.is_passing else 413, body)
     return Reply(_HTTP_STATUS.get(error.code, 500), body)
-
-
-def status_message(status: VersionStatus) -> Any:
-    """Return a ModelVersionStatus message."""
-    message = protos.ModelVersionStatus(version=status.number, state=int(status.state))
-    message.status.SetInParent()
-    if status.error is not None and status.state is State.END:
-        message.status.error_code = int(status.error.code)
-        message.status.error_message = encoded(status.error.message).decode()
-    return message
 
 
 def _model(name: str | None, version: str | None, label: str | None) -> ModelRef:

@@ -1,14 +1,34 @@
-"""What the embedded engine needs of a loaded model."""
+"""Loaded model versions: what the engine needs of one, and the two kinds there are.
 
-from collections.abc import Mapping, Sequence
+A SavedModel runs in a session. Nothing reaches tensorflow's native code that would end the process:
+its conversion to and from numpy does not look at how many dimensions an array of strings has (it
+walks them with an iterator that knows 32, and reads through a null pointer for more). Numbers are
+copied whole, and what else does not fit (types, names, sizes) is refused with a text.
+
+A TensorFlow Lite model runs in the wheel's interpreter
+(tensorflow_serving/servables/tensorflow/tflite_session.cc).
+"""
+
+import contextlib
+import ctypes
+import gc
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.limits import MOST_STRING_DIMENSIONS
-from tfserve_kit.embedded.status import ServingError, invalid
+from tfserve_kit import protos
+from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_DIMENSIONS, MOST_STRING_DIMENSIONS
+from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
+from tfserve_kit.tensors import dtypes
 
 
 class Servable(Protocol):
@@ -57,3 +77,303 @@ def too_deep(tensor: str, dimensions: int) -> ServingError:
         f"Tensor {tensor} has {dimensions} dimensions; strings can have at most "
         f"{MOST_STRING_DIMENSIONS} here"
     )
+
+
+Compiled = Callable[..., Sequence[NDArray[Any]]]
+
+# Runs the operations in the calling thread: a request has a thread of its own already.
+_CALLERS_THREAD = -1
+# What numpy can hold of an output: our table, and quantized integers as the plain ones they are.
+_QUANTIZED = {11, 12, 13, 15, 16}
+_ANSWERED = {row.number for row in dtypes.TABLE} | _QUANTIZED
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The few parts of tensorflow that serving needs."""
+
+    config_pb2: Any
+    errors: Any
+    graph: Any
+    session: Any
+    reader: Any
+    placeholder: Any
+    multiply: Any
+    reshape: Any
+    shape: Any
+
+
+class SessionServable:
+    """A SavedModel in a session; implements `Servable`.
+
+    Args:
+        tf: tensorflow.
+        session: the session, with a graph that may be added to.
+        signatures: SignatureDef messages by name.
+        compiled: whether calls are compiled; otherwise they go through Session.run.
+    """
+
+    def __init__(
+        self, tf: Runtime, session: Any, signatures: Mapping[str, Any], *, compiled: bool
+    ) -> None:
+        self._tf = tf
+        self._session = session
+        self._signatures = signatures
+        self._make = compiled_call if compiled else _plain_call
+        self._lock = threading.Lock()
+        # Clients choose outputs and their order, and each choice is compiled by itself.
+        self._call = lru_cache(MOST_CALLABLES)(self._new_call)
+        self._flattened: dict[str, tuple[str, str]] = {}
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """SignatureDef messages by name."""
+        return self._signatures
+
+    def run(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        fetches: Sequence[str],
+        *,
+        call: Call | None = None,
+    ) -> Sequence[NDArray[Any]]:
+        """Compute `fetches` from `feeds`; see `Servable.run`.
+
+        The deadline changes nothing: a compiled call cannot be interrupted.
+        """
+        del call
+        for name, value in feeds.items():
+            if value.ndim > MOST_STRING_DIMENSIONS and value.dtype.kind not in dtypes.NUMBERS:
+                raise too_deep(name, value.ndim)
+        try:
+            return self._call(tuple(feeds), tuple(fetches))(*feeds.values())
+        except Exception as error:
+            raise translated(self._tf, error) from error
+
+    def close(self) -> None:
+        """Free the session's variables and graph."""
+        self._call.cache_clear()
+        self._session.close()
+        _return_memory()
+
+    def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
+        """Return what computes `fetches`; strings are computed flat, and their shapes beside."""
+        with self._lock:
+            parts = [self._parts(name) for name in fetches]
+            wanted = [name for each in parts for name in each]
+            call = self._make(self._tf, self._session, feeds, wanted)
+        if len(wanted) == len(fetches):
+            return call
+
+        def run(*values: NDArray[Any]) -> list[NDArray[Any]]:
+            found = iter(call(*values))
+            return [
+                next(found) if len(each) == 1 else _shaped(next(found), next(found))
+                for each in parts
+            ]
+
+        return run
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """Return the tensors that a tensor of the graph is fetched as; checks its type."""
+        graph = self._session.graph
+        try:
+            tensor = graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+        except (KeyError, ValueError, TypeError) as error:
+            raise invalid(
+                f"Tensor {name}, specified in either feed_devices or fetch_devices was not found "
+                "in the Graph"
+            ) from error
+        number = tensor.dtype.base_dtype.as_datatype_enum
+        if number != dtypes.STRING.number:
+            if number not in _ANSWERED:
+                text = f"Output tensor {name} cannot be answered: it is {tensor.dtype.name}"
+                raise ServingError(Code.UNIMPLEMENTED, text)
+            return (name,)
+        if name not in self._flattened:
+            with graph.as_default():
+                flat = self._tf.reshape(tensor, [-1])
+                shape = self._tf.shape(tensor, out_type="int64")
+            self._flattened[name] = flat.name, shape.name
+        return self._flattened[name]
+
+
+def _shaped(flat: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    try:
+        return flat.reshape(tuple(shape.tolist()))
+    except ValueError as error:  # numpy knows fewer dimensions than tensorflow
+        raise invalid(f"An output has {len(shape)} dimensions, more than numpy has") from error
+
+
+def _return_memory() -> None:
+    """Give an unloaded model's memory back to the system.
+
+    A graph is a ring of references, which only the collector finds; and glibc by itself keeps what
+    was freed for later.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def compiled_call(
+    tf: Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Compiled:
+    """Return a compiled call, through an interface of tensorflow that is private."""
+    options = tf.config_pb2.RunOptions(inter_op_thread_pool=_CALLERS_THREAD)
+    callable_options = tf.config_pb2.CallableOptions(feed=feeds, fetch=fetches, run_options=options)
+    made: Compiled = session._make_callable_from_options(callable_options)  # noqa: SLF001
+    return made
+
+
+def _plain_call(
+    tf: Runtime, session: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Compiled:
+    del tf
+    return lambda *values: session.run(list(fetches), dict(zip(feeds, values, strict=True)))
+
+
+def translated(tf: Runtime, error: BaseException) -> BaseException:
+    """Return what tensorflow raised in the server's terms; what is not tensorflow's passes."""
+    if isinstance(error, tf.errors.OpError):
+        return ServingError(Code(error.error_code), error.message)
+    if isinstance(error, UnicodeDecodeError):  # of a text that quotes bytes; its code is lost
+        return invalid(error.object.decode("utf-8", "surrogateescape"))
+    if isinstance(error, OSError | RuntimeError | ValueError | TypeError):
+        return ServingError(Code.INVALID_ARGUMENT, str(error))
+    return error
+
+
+_METHOD_NAME = "tensorflow/serving/predict"
+_MOST_SIZE = (1 << 31) - 1  # of a dimension
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What can be called: index per tensor name, and the subgraph that they are in."""
+
+    subgraph: int
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+class TfLiteServable:
+    """A TensorFlow Lite model; implements `Servable`. Each call borrows one of the interpreters."""
+
+    def __init__(self, interpreters: Sequence[Any]) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for interpreter in interpreters:
+            self._free.put(interpreter)
+        self._definitions: dict[str, Any] = {}
+        self._calls: dict[frozenset[str], _Signature] = {}
+        for name in interpreters[0].get_signature_list() or [None]:
+            self._add(interpreters[0], name)
+
+    def _add(self, interpreter: Any, name: str | None) -> None:
+        inputs, outputs = _tensors(interpreter, name)
+        definition = protos.SignatureDef(method_name=_METHOD_NAME)
+        for aliases, found in ((definition.inputs, inputs), (definition.outputs, outputs)):
+            for alias, tensor in found.items():
+                _describe(aliases[alias], tensor)
+        self._definitions[name or DEFAULT_SIGNATURE] = definition
+        subgraph = 0 if name is None else _native(interpreter).GetSubgraphIndexFromSignature(name)
+        indices = [
+            {each["name"]: each["index"] for each in found.values()} for found in (inputs, outputs)
+        ]
+        self._calls[frozenset(indices[0])] = _Signature(subgraph, *indices)
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """SignatureDef messages by name."""
+        return self._definitions
+
+    def run(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        fetches: Sequence[str],
+        *,
+        call: Call | None = None,
+    ) -> Sequence[NDArray[Any]]:
+        """Compute `fetches` from `feeds`; see `Servable.run`. All inputs must be given."""
+        del call
+        signature = self._calls.get(frozenset(feeds))
+        if signature is None:
+            raise invalid(f"no signature takes the inputs {', '.join(sorted(feeds))}")
+        interpreter = self._free.get()
+        try:
+            return _called(interpreter, signature, feeds, fetches)
+        except (ValueError, RuntimeError) as error:
+            raise ServingError(Code.INTERNAL, f"Failed to invoke TfLite model: {error}") from error
+        finally:
+            self._free.put(interpreter)
+
+    def close(self) -> None:
+        """Free the interpreters."""
+        while not self._free.empty():
+            self._free.get()
+
+
+def _tensors(interpreter: Any, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the details of a signature's inputs and outputs, by alias."""
+    if name is not None:
+        runner = interpreter.get_signature_runner(name)
+        return runner.get_input_details(), runner.get_output_details()
+    details = (interpreter.get_input_details(), interpreter.get_output_details())
+    inputs, outputs = ({each["name"]: each for each in found} for found in details)
+    return inputs, outputs
+
+
+def _native(interpreter: Any) -> Any:
+    """Return what alone reaches other subgraphs than the first: the interpreter's inside."""
+    return interpreter._interpreter  # noqa: SLF001
+
+
+def _called(
+    interpreter: Any,
+    signature: _Signature,
+    feeds: Mapping[str, NDArray[Any]],
+    fetches: Sequence[str],
+) -> list[NDArray[Any]]:
+    """Do what the interpreter's own runner does, with a look at the outputs before they are read.
+
+    It crashes on numbers of more dimensions than numpy has.
+    """
+    native, subgraph = _native(interpreter), signature.subgraph
+    values = {signature.inputs[name]: _fed(name, array) for name, array in feeds.items()}
+    for index, array in values.items():
+        native.ResizeInputTensor(index, np.array(array.shape, np.int32), False, subgraph)
+    native.AllocateTensors(subgraph)
+    for index, array in values.items():
+        native.SetTensor(index, array, subgraph)
+    native.Invoke(subgraph)
+    outputs = []
+    for name in fetches:
+        index = signature.outputs[name]
+        if (dimensions := len(native.TensorSize(index, subgraph))) > MOST_DIMENSIONS:
+            raise invalid(f"Output {name} has {dimensions} dimensions, more than numpy has")
+        outputs.append(np.asarray(native.GetTensor(index, subgraph)))
+    return outputs
+
+
+def _fed(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as the interpreter can take it.
+
+    It crashes on strings of more than 32 dimensions, and reads none at all from a scalar object.
+
+    Raises:
+        ServingError: it cannot take it.
+    """
+    if max(array.shape, default=0) > _MOST_SIZE:
+        raise invalid(f"Input tensor {name} has a dimension of more than {_MOST_SIZE}")
+    if array.dtype.kind not in dtypes.NUMBERS:
+        if array.ndim > MOST_STRING_DIMENSIONS:
+            raise too_deep(name, array.ndim)
+        return array if array.ndim else array.astype(np.bytes_)
+    return array
+
+
+def _describe(info: Any, tensor: Mapping[str, Any]) -> None:
+    info.name = tensor["name"]
+    info.dtype = dtypes.by_numpy(tensor["dtype"]).number
+    for size in tensor["shape_signature"]:
+        info.tensor_shape.dim.add(size=int(size))

@@ -19,16 +19,13 @@ from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
-from tfserve_kit.embedded.loader import SavedModelLoader
+from tfserve_kit.embedded.loader import PreparingLoader, SavedModelLoader, TfLiteLoader
 from tfserve_kit.embedded.manager import Manager
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.model_config import read_models
-from tfserve_kit.embedded.prepare import PreparingLoader
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
-from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path
+from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path, read_models
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.tflite import TfLiteLoader
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import batch_arrays
-from tfserve_kit.embedded.batching import BatchOptions, BatchScheduler, batch_options
-from tfserve_kit.embedded.batching_servable import BatchingServable
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded import batching as batch_arrays
+from tfserve_kit.embedded.batching import (
+    BatchingServable,
+    BatchOptions,
+    BatchScheduler,
+    batch_options,
+)
+from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -433,48 +436,48 @@ def test_stop_runs_what_waits_and_ends_the_threads(clock):
     ],
 )  # fmt: skip
 def test_inputs_that_have_no_batch_size_are_refused(feeds, text):
-    assert refusal(batch_arrays.rows, feeds) == (Code.INVALID_ARGUMENT, text)
+    assert refusal(batch_arrays.row_count, feeds) == (Code.INVALID_ARGUMENT, text)
 
 
 def test_padding_repeats_the_first_row_of_the_last_request():
-    merged = batch_arrays.merge([rows(1, 2), rows(3, 4)], 2, equal_lengths=False)
+    merged = batch_arrays.merge_feeds([rows(1, 2), rows(3, 4)], 2, equal_lengths=False)
     assert merged["x"].tolist() == [1, 2, 3, 4, 3, 3]
 
 
 def test_lone_request_without_padding_is_not_copied():
     feeds = rows(1, 2)
-    assert batch_arrays.merge([feeds], 0, equal_lengths=True)["x"] is feeds["x"]
-    assert batch_arrays.pieces(feeds, [2]) == [feeds]
+    assert batch_arrays.merge_feeds([feeds], 0, equal_lengths=True)["x"] is feeds["x"]
+    assert batch_arrays.cut_feeds(feeds, [2]) == [feeds]
 
 
 def test_inputs_of_other_shapes_are_refused_unless_they_may_be_filled_up():
     parts = [{"x": np.int64([[1, 2]])}, {"x": np.int64([[3, 4, 5], [6, 7, 8]])}]
-    code, text = refusal(batch_arrays.merge, parts, 0, equal_lengths=False)
+    code, text = refusal(batch_arrays.merge_feeds, parts, 0, equal_lengths=False)
     assert code is Code.FAILED_PRECONDITION
     assert text.startswith("Tensors with name 'x' from different tasks have different shapes")
-    merged = batch_arrays.merge(parts, 0, equal_lengths=True)
+    merged = batch_arrays.merge_feeds(parts, 0, equal_lengths=True)
     assert merged["x"].tolist() == [[1, 2, 1], [3, 4, 5], [6, 7, 8]]
 
 
 def test_every_axis_is_filled_up_also_of_strings_and_of_nothing():
     one = np.array([[[b"a", b"b"]]], object)
     parts = [{"x": one}, {"x": np.full((1, 3, 1), b"c", object)}]
-    merged = batch_arrays.merge(parts, 1, equal_lengths=True)["x"]
+    merged = batch_arrays.merge_feeds(parts, 1, equal_lengths=True)["x"]
     assert merged.shape == (3, 3, 2)
     assert merged[0].tolist() == [[b"a", b"b"], [b"a", b"a"], [b"a", b"a"]]
     empty = [{"x": np.zeros((1, 0), np.int64)}, {"x": np.int64([[7]])}]
-    assert batch_arrays.merge(empty, 0, equal_lengths=True)["x"].tolist() == [[0], [7]]
+    assert batch_arrays.merge_feeds(empty, 0, equal_lengths=True)["x"].tolist() == [[0], [7]]
 
 
 def test_inputs_of_other_ranks_are_refused():
     parts = [{"x": np.int64([[1]])}, {"x": np.int64([1])}]
-    code, _ = refusal(batch_arrays.merge, parts, 0, equal_lengths=True)
+    code, _ = refusal(batch_arrays.merge_feeds, parts, 0, equal_lengths=True)
     assert code is Code.INVALID_ARGUMENT
 
 
 def test_outputs_are_cut_to_the_rows_of_each_request():
     outputs = [np.arange(5), np.arange(10).reshape(5, 2)]
-    (first, second) = batch_arrays.split(outputs, [1, 3], 1)
+    (first, second) = batch_arrays.split_outputs(outputs, [1, 3], 1)
     assert [each.tolist() for each in first] == [[0], [[0, 1]]]
     assert [each.tolist() for each in second] == [[1, 2, 3], [[2, 3], [4, 5], [6, 7]]]
 
@@ -490,7 +493,7 @@ def test_outputs_are_cut_to_the_rows_of_each_request():
     ],
 )  # fmt: skip
 def test_outputs_without_a_row_for_each_row_are_refused(output, text):
-    found = refusal(batch_arrays.split, [np.arange(4), output], [1, 2], 1)
+    found = refusal(batch_arrays.split_outputs, [np.arange(4), output], [1, 2], 1)
     assert found == (Code.FAILED_PRECONDITION, text)
 
 
@@ -670,10 +673,10 @@ def test_long_row_does_not_make_the_others_as_long_without_a_limit(
     monkeypatch.setattr(batch_arrays, "MOST_FILLED_BYTES", 10_000)
     arrays = [np.zeros((1, size), np.float32) for size in (1, 1, 2_000)]
     with pytest.raises(ServingError, match="Padding the batch would take 15992 bytes"):
-        batch_arrays.merge([{"x": array} for array in arrays], 0, equal_lengths=True)
+        batch_arrays.merge_feeds([{"x": array} for array in arrays], 0, equal_lengths=True)
     with pytest.raises(ServingError, match="Padding the batch would take 72000 bytes"):
-        batch_arrays.merge([{"x": arrays[2]}], 9, equal_lengths=False)
-    assert len(batch_arrays.merge([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
+        batch_arrays.merge_feeds([{"x": arrays[2]}], 9, equal_lengths=False)
+    assert len(batch_arrays.merge_feeds([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
 
 
 def asked_with(servable, scheduler, requests):
@@ -752,11 +755,13 @@ def test_outputs_of_pieces_are_charged_before_they_are_put_together(scheduler, c
 
 def test_long_string_that_would_fill_up_others_counts_each_time():
     parts = [{"x": np.array([[b"s" * 10_000]], object)}, {"x": np.full((1, 1000), b"", object)}]
-    first, second = batch_arrays.costs(parts, 2)
+    first, second = batch_arrays.merge_costs(parts, 2)
     assert first == 1000 * 8 + 999 * 10_000
     assert second == 3 * 1000 * 8
-    assert batch_arrays.costs(parts[:1], 5) == [6 * 8 + 5 * 10_000]
-    merged = batch_arrays.merge([{"x": np.zeros((1, 0), object)}, parts[0]], 0, equal_lengths=True)
+    assert batch_arrays.merge_costs(parts[:1], 5) == [6 * 8 + 5 * 10_000]
+    merged = batch_arrays.merge_feeds(
+        [{"x": np.zeros((1, 0), object)}, parts[0]], 0, equal_lengths=True
+    )
     assert merged["x"].tolist() == [[b""], [b"s" * 10_000]]
 
 

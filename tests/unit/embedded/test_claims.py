@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import claims, inference, json_answer, json_text
-from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded import handlers, json_reader, json_writer
+from tfserve_kit.embedded import ledger as claims
 from tfserve_kit.embedded.grpc_surface import GrpcSurface, PredictInputs
 from tfserve_kit.embedded.handlers import Predicted
-from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
+from tfserve_kit.embedded.ledger import BudgetExceeded, Call, Ledger
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
@@ -45,7 +45,7 @@ PIECES = {
 
 @pytest.mark.parametrize(("method", "body"), PIECES.values(), ids=PIECES)
 def test_message_of_tiny_pieces_counts_many_times(method, body):
-    assert claims.of_message(method, body) >= 20 * len(body)
+    assert claims.cost_of_message(method, body) >= 20 * len(body)
 
 
 def test_message_of_one_array_counts_twice():
@@ -53,7 +53,7 @@ def test_message_of_one_array_counts_twice():
     request.inputs["x"].CopyFrom(to_proto(np.zeros((50, 20_000), np.float32)))
     request.inputs["s"].string_val.extend([b"picture" * 10_000] * 50)
     body = request.SerializeToString()
-    assert 2 * len(body) <= claims.of_message("Predict", body) <= 2.1 * len(body)
+    assert 2 * len(body) <= claims.cost_of_message("Predict", body) <= 2.1 * len(body)
 
 
 def test_examples_with_pictures_count_twice():
@@ -62,13 +62,13 @@ def test_examples_with_pictures_count_twice():
         feature = request.input.example_list.examples.add().features.feature["x"]
         feature.bytes_list.value.append(b"picture" * 10_000)
     body = request.SerializeToString()
-    assert 2 * len(body) <= claims.of_message("Classify", body) <= 2.1 * len(body)
+    assert 2 * len(body) <= claims.cost_of_message("Classify", body) <= 2.1 * len(body)
 
 
 @given(st.binary(max_size=200), st.sampled_from(["Predict", "Classify", "GetModelStatus"]))
 def test_any_bytes_count_for_themselves_at_least(start, method):
     body = start + bytes(70_000)
-    assert claims.of_message(method, body) >= 2 * len(body)
+    assert claims.cost_of_message(method, body) >= 2 * len(body)
 
 
 TEXTS = {
@@ -89,11 +89,11 @@ def test_json_never_becomes_more_than_was_told(text, odd):
     body = b'{"x": ' + text.encode() + b', "y": "' + odd + b'"}'
     tracemalloc.start()
     try:
-        json_text.parse_object(body, Call.unbounded().account)
+        json_reader.parse_object(body, Call.unbounded().account)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak <= claims.of_json(body)
+    assert peak <= claims.cost_of_json(body)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ def test_json_never_becomes_more_than_was_told(text, odd):
     ],
 )
 def test_arrays_count_with_their_strings(array, least):
-    for counted in (claims.of_arrays([array]), claims.of_answer([array], as_text=True)):
+    for counted in (claims.cost_of_arrays([array]), claims.cost_of_answer([array], as_text=True)):
         assert counted >= least
 
 
 def test_answer_of_nothing_in_many_lists_counts_them():
-    assert claims.of_answer([np.zeros((1 << 30, 0), np.uint8)], as_text=True) >= 1 << 30
+    assert claims.cost_of_answer([np.zeros((1 << 30, 0), np.uint8)], as_text=True) >= 1 << 30
 
 
 def test_what_is_small_is_not_counted():
     small = np.zeros(100, np.float32)
-    assert claims.of_message("Predict", b"\x12\0" * 1000) == 0
-    assert claims.of_json(b"[{}]") == claims.of_arrays([small]) == 0
-    assert claims.of_answer([small], as_text=True) == 0
+    assert claims.cost_of_message("Predict", b"\x12\0" * 1000) == 0
+    assert claims.cost_of_json(b"[{}]") == claims.cost_of_arrays([small]) == 0
+    assert claims.cost_of_answer([small], as_text=True) == 0
 
 
 def test_values_that_were_left_out_are_taken_before_they_are_filled_in():
@@ -137,8 +137,8 @@ def test_stored_request_counts_as_one_that_is_sent():
     log.predict_log.request.inputs["x"].CopyFrom(to_proto(np.zeros((50, 20_000), np.float32)))
     log.predict_log.request.output_filter.extend([""] * MANY)
     body = log.SerializeToString()
-    sent = claims.of_message("Predict", log.predict_log.request.SerializeToString())
-    assert sent <= claims.of_message("PredictionLog", body) <= 1.01 * sent
+    sent = claims.cost_of_message("Predict", log.predict_log.request.SerializeToString())
+    assert sent <= claims.cost_of_message("PredictionLog", body) <= 1.01 * sent
 
 
 @pytest.mark.parametrize("shape", [(2000, 20), (20_000, 1)])
@@ -148,17 +148,19 @@ def test_results_never_become_more_than_was_told(label, shape):
     scores = np.ones(shape, np.float32)
     outputs = {"classes": labels, "scores": scores}
     assert_within(
-        claims.of_results(outputs.values()),
-        lambda: _answers_of_classes(inference.classes(outputs, len(scores))),
+        claims.cost_of_results(outputs.values()),
+        lambda: _answers_of_classes(handlers.class_scores(outputs, len(scores))),
     )
     assert_within(
-        claims.of_results([scores]),
-        lambda: _answers_of_classes(inference.classes({"scores": scores}, len(scores))),
+        claims.cost_of_results([scores]),
+        lambda: _answers_of_classes(handlers.class_scores({"scores": scores}, len(scores))),
     )
     values = np.ones(40_000, np.float32)
     assert_within(
-        claims.of_results([values]),
-        lambda: json_answer.regressions(inference.values({"outputs": values}, len(values))),
+        claims.cost_of_results([values]),
+        lambda: json_writer.regressions(
+            handlers.regression_values({"outputs": values}, len(values))
+        ),
     )
 
 
@@ -168,7 +170,7 @@ def _answers_of_classes(classes):
         message = response.result.classifications.add()
         for name, score in row:
             message.classes.add(label=name.decode(), score=score)
-    return response.SerializeToString(), json_answer.classifications(classes)
+    return response.SerializeToString(), json_writer.classifications(classes)
 
 
 def assert_within(told, make):

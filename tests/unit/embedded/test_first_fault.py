@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.entries import Lease
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.handlers import Handlers
+from tfserve_kit.embedded.manager import Lease
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError, invalid

@@ -14,13 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.entries import Lease, VersionStatus
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.handlers import Handlers
+from tfserve_kit.embedded.manager import Lease, State, VersionStatus
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH, Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import State
 from tfserve_kit.tensors import dtypes, from_proto
 
 FUZZ = settings(

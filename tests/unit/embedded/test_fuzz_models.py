@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from tests.unit.embedded.test_fuzz import TOKENS
 from tfserve_kit import protos
-from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.manager import Lease
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
 from tfserve_kit.embedded.handlers import (
     Classified,
@@ -14,10 +12,10 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import State
 from tfserve_kit.tensors import from_proto, to_proto
 
 SIGNATURES = protos.from_text(

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import labels
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import Lease, VersionStatus
+from tfserve_kit.embedded import manager as labels
 from tfserve_kit.embedded.handlers import (
     Handlers,
     InferenceTask,
@@ -16,10 +14,10 @@ from tfserve_kit.embedded.handlers import (
     ModelRef,
     Predicted,
 )
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.manager import Lease, State, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import State
 from tfserve_kit.tensors import to_proto
 
 SIGNATURE = """
@@ -64,7 +62,7 @@ class OneModelManager:
     @contextlib.contextmanager
     def lease(self, model, version=None, label=None):
         if label is not None:
-            version = labels.resolve({"m": {"good": 4}}, model, label)
+            version = labels.resolve_label({"m": {"good": 4}}, model, label)
         if model != "m" or version not in {None, 4}:
             raise ServingError(Code.NOT_FOUND, f"no {model} {version}")
         self.out += 1

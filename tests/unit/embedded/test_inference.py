@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.inference import (
+from tfserve_kit.embedded.handlers import (
     CLASSIFY,
     REGRESS,
     Fetches,
-    classes,
-    classification,
-    regression,
-    values,
+    class_scores,
+    classification_fetches,
+    regression_fetches,
+    regression_values,
 )
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -45,7 +45,7 @@ BOTH = ["classes", "scores"]
 @pytest.mark.parametrize("outputs", [BOTH, ["classes"], ["scores"], ["scores", "other"]])
 @pytest.mark.parametrize("check", [True, False])
 def test_classification_fetches_labels_and_scores_as_far_as_there_are_any(outputs, check):
-    found = classification(signature(CLASSIFY, ["inputs"], outputs), check_method=check)
+    found = classification_fetches(signature(CLASSIFY, ["inputs"], outputs), check_method=check)
     expected = {alias: f"{alias}:0" for alias in BOTH if alias in outputs}
     assert found == Fetches("inputs:0", expected)
     assert list(found.outputs) == list(expected)
@@ -53,39 +53,65 @@ def test_classification_fetches_labels_and_scores_as_far_as_there_are_any(output
 
 @pytest.mark.parametrize("check", [True, False])
 def test_regression_fetches_its_output(check):
-    found = regression(signature(REGRESS, ["inputs"], ["outputs"]), check_method=check)
+    found = regression_fetches(signature(REGRESS, ["inputs"], ["outputs"]), check_method=check)
     assert found == Fetches("inputs:0", {"outputs": "outputs:0"})
 
 
 @pytest.mark.parametrize(
     ("call", "method", "wanted", "outputs"),
     [
-        (classification, REGRESS, CLASSIFY, BOTH),
-        (regression, CLASSIFY, REGRESS, ["outputs"]),
+        (classification_fetches, REGRESS, CLASSIFY, BOTH),
+        (regression_fetches, CLASSIFY, REGRESS, ["outputs"]),
     ],
 )
 def test_method_name_is_looked_at_only_where_that_is_wanted(call, method, wanted, outputs):
     definition = signature(method, ["inputs"], outputs)
     call(definition, check_method=False)
     text = refusal(call, definition, check_method=True)
-    assert text == (f"Expected {call.__name__} signature method_name to be {wanted}. Was: {method}")
+    kind = call.__name__.removesuffix("_fetches")
+    assert text == f"Expected {kind} signature method_name to be {wanted}. Was: {method}"
 
 
 @pytest.mark.parametrize(
     ("call", "inputs", "outputs", "text"),
     [
-        (classification, [], BOTH, "Expected one input Tensor."),
-        (classification, ["inputs", "x"], BOTH, "Expected one input Tensor."),
-        (classification, ["inputs"], [], "Expected one or two output Tensors, found 0"),
-        (classification, ["inputs"], [*BOTH, "x"], "Expected one or two output Tensors, found 3"),
-        (classification, ["x"], BOTH, "No classification inputs found in SignatureDef: inputs {"),
-        (classification, ["inputs"], ["x"], "Expected classification signature outputs to contain"),
-        (regression, [], ["outputs"], "Expected one input Tensor."),
-        (regression, ["inputs", "x"], ["outputs"], "Expected one input Tensor."),
-        (regression, ["inputs"], [], "Expected one output Tensor."),
-        (regression, ["inputs"], ["outputs", "x"], "Expected one output Tensor."),
-        (regression, ["x"], ["outputs"], "No regression inputs found in SignatureDef: inputs {"),
-        (regression, ["inputs"], ["x"], "No regression outputs found in SignatureDef: inputs {"),
+        (classification_fetches, [], BOTH, "Expected one input Tensor."),
+        (classification_fetches, ["inputs", "x"], BOTH, "Expected one input Tensor."),
+        (classification_fetches, ["inputs"], [], "Expected one or two output Tensors, found 0"),
+        (
+            classification_fetches,
+            ["inputs"],
+            [*BOTH, "x"],
+            "Expected one or two output Tensors, found 3",
+        ),
+        (
+            classification_fetches,
+            ["x"],
+            BOTH,
+            "No classification inputs found in SignatureDef: inputs {",
+        ),
+        (
+            classification_fetches,
+            ["inputs"],
+            ["x"],
+            "Expected classification signature outputs to contain",
+        ),
+        (regression_fetches, [], ["outputs"], "Expected one input Tensor."),
+        (regression_fetches, ["inputs", "x"], ["outputs"], "Expected one input Tensor."),
+        (regression_fetches, ["inputs"], [], "Expected one output Tensor."),
+        (regression_fetches, ["inputs"], ["outputs", "x"], "Expected one output Tensor."),
+        (
+            regression_fetches,
+            ["x"],
+            ["outputs"],
+            "No regression inputs found in SignatureDef: inputs {",
+        ),
+        (
+            regression_fetches,
+            ["inputs"],
+            ["x"],
+            "No regression outputs found in SignatureDef: inputs {",
+        ),
     ],
 )
 def test_signature_of_another_kind_is_refused(call, inputs, outputs, text):
@@ -106,7 +132,7 @@ LABELS, SCORES = strings([[b"a", b"b"], [b"c", b"d"]]), np.float32([[0.25, 0.5],
     ],
 )  # fmt: skip
 def test_classes_pair_labels_with_scores(outputs, expected):
-    assert classes(outputs, 2) == (expected or [[], []])
+    assert class_scores(outputs, 2) == (expected or [[], []])
 
 
 @pytest.mark.parametrize(
@@ -125,12 +151,12 @@ def test_classes_pair_labels_with_scores(outputs, expected):
     ],
 )  # fmt: skip
 def test_classes_of_another_form_are_refused(outputs, text):
-    assert refusal(classes, outputs, 2) == text
+    assert refusal(class_scores, outputs, 2) == text
 
 
 @pytest.mark.parametrize("array", [np.float32([1.5, 2]), np.float32([[1.5], [2]])])
 def test_values_are_one_for_each_example(array):
-    found = values({"outputs": array}, 2)
+    found = regression_values({"outputs": array}, 2)
     assert found == [1.5, 2.0]
     assert all(type(value) is float for value in found)
 
@@ -150,4 +176,4 @@ def test_values_are_one_for_each_example(array):
     ],
 )  # fmt: skip
 def test_values_of_another_form_are_refused(array, text):
-    assert refusal(values, {"outputs": np.asarray(array)}, 2) == text
+    assert refusal(regression_values, {"outputs": np.asarray(array)}, 2) == text

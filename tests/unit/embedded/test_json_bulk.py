@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_bulk
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.json_request import PredictBody
+from tfserve_kit.embedded import json_reader
+from tfserve_kit.embedded.json_reader import PredictBody
+from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import dtypes
 
@@ -27,14 +27,14 @@ def info_of(dtype, *aliases):
 def general(body, info):
     """What the parser says that is responsible for everything else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_bulk, "LEAST_BYTES", len(body) + 1)
+        patch.setattr(json_reader, "LEAST_BYTES", len(body) + 1)
         return PredictBody(body, info, ACCOUNT)
 
 
 def same(body, dtype):
     """Return the array, if both parsers read the same; None where the fast one passes."""
     info = info_of(dtype)
-    fast = json_bulk.read(body, info)
+    fast = json_reader.read_bulk(body, info)
     if fast is None:
         return None
     slow = general(body, info)
@@ -102,7 +102,7 @@ def test_ragged_lists_are_left_to_the_general_parser(value):
     ],
 )
 def test_anything_else_is_left_to_the_general_parser(body):
-    assert json_bulk.read(body, info_of("float")) is None
+    assert json_reader.read_bulk(body, info_of("float")) is None
 
 
 @pytest.mark.parametrize(
@@ -112,41 +112,45 @@ def test_anything_else_is_left_to_the_general_parser(body):
 )  # fmt: skip
 def test_numbers_the_type_cannot_be_are_left_to_the_general_parser(dtype, number):
     body = json.dumps({"instances": [1, number]}).encode()
-    assert json_bulk.read(body, info_of(dtype)) is None
+    assert json_reader.read_bulk(body, info_of(dtype)) is None
 
 
 def test_other_types_and_several_inputs_are_left_to_the_general_parser():
     body = b'{"instances": [1]}'
-    assert json_bulk.read(body, info_of("bool")) is None
-    assert json_bulk.read(body, info_of("string")) is None
-    assert json_bulk.read(body, info_of("double")) is None
-    assert json_bulk.read(body, info_of("float", "x", "y")) is None
-    assert json_bulk.read(body, info_of("float")) is not None
+    assert json_reader.read_bulk(body, info_of("bool")) is None
+    assert json_reader.read_bulk(body, info_of("string")) is None
+    assert json_reader.read_bulk(body, info_of("double")) is None
+    assert json_reader.read_bulk(body, info_of("float", "x", "y")) is None
+    assert json_reader.read_bulk(body, info_of("float")) is not None
 
 
 def test_signature_is_the_one_asked_for_and_an_unknown_one_is_refused_at_once():
     body = b'{"instances": [1], "signature_name": "other"}'
-    assert json_bulk.read(body, info_of("float")).signature == "other"
-    assert json_bulk.read(b'{"inputs": [1]}', info_of("float")).signature == "serving_default"
+    assert json_reader.read_bulk(body, info_of("float")).signature == "other"
+    assert (
+        json_reader.read_bulk(b'{"inputs": [1]}', info_of("float")).signature == "serving_default"
+    )
 
     def unknown(name):
         raise ServingError(Code.INVALID_ARGUMENT, name)
 
     with pytest.raises(ServingError, match="other"):
-        json_bulk.read(body, unknown)
+        json_reader.read_bulk(body, unknown)
 
 
 def test_deep_lists_are_left_to_the_general_parser():
     for depth in (33, 2000):
         body = b'{"inputs": ' + b"[" * depth + b"1" + b"]" * depth + b"}"
-        assert json_bulk.read(body, info_of("float")) is None
+        assert json_reader.read_bulk(body, info_of("float")) is None
 
 
 def test_large_requests_take_the_fast_way_and_the_parser_serves_again():
     array = np.random.default_rng(1).random((1, 40, 40, 3), np.float32)
     body = json.dumps({"instances": array.tolist()}).encode()
     for _ in range(3):
-        kept = json_bulk.read(body, info_of("float")).inputs["x"]  # alive while the next is read
+        kept = json_reader.read_bulk(body, info_of("float")).inputs[
+            "x"
+        ]  # alive while the next is read
         np.testing.assert_array_equal(
             PredictBody(body, info_of("float"), ACCOUNT).inputs["x"], array
         )

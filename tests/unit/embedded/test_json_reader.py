@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit.embedded import json_reader
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.json_echo import echo
-from tfserve_kit.embedded.json_reader import Fault, members
-from tfserve_kit.embedded.json_text import parse_object
+from tfserve_kit.embedded.json_reader import Fault, members, parse_object
+from tfserve_kit.embedded.json_writer import echo
+from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.status import ServingError
 
 # Body, RapidJSON's words, and where it found the fault.
@@ -165,7 +164,7 @@ ECHOES = [
 @pytest.mark.parametrize(("body", "reason", "offset"), FAULTS)
 def test_fault_is_named_as_rapidjson_names_it(body, reason, offset):
     with pytest.raises(Fault) as caught:
-        json_reader.read(body)
+        json_reader.read_exactly(body)
     assert (caught.value.reason, caught.value.offset) == (reason, offset)
     with pytest.raises(ServingError) as refused:
         parse_object(body, Call.unbounded().account)
@@ -174,7 +173,7 @@ def test_fault_is_named_as_rapidjson_names_it(body, reason, offset):
 
 @pytest.mark.parametrize(("body", "expected"), ECHOES)
 def test_value_is_echoed_as_rapidjson_prints_it(body, expected):
-    text = echo(json_reader.read(body))
+    text = echo(json_reader.read_exactly(body))
     assert text.encode("utf-8", "surrogateescape") == expected
 
 
@@ -188,7 +187,7 @@ def test_body_that_is_no_object_is_quoted(body, expected):
 
 def test_members_keep_a_key_that_repeats_and_the_first_counts():
     fast = parse_object(b'{"a": 1, "b": 2, "a": 3}', Call.unbounded().account)
-    slow = json_reader.read(b'{"a": 1, "b": 2, "a": 3}')
+    slow = json_reader.read_exactly(b'{"a": 1, "b": 2, "a": 3}')
     for document in (fast, slow):
         assert document == {"a": 1, "b": 2}
         assert members(document) == [("a", 1), ("b", 2), ("a", 3)]
@@ -196,7 +195,7 @@ def test_members_keep_a_key_that_repeats_and_the_first_counts():
 
 
 def test_large_body_that_is_no_json_is_refused_by_the_fast_parser(monkeypatch):
-    monkeypatch.setattr("tfserve_kit.embedded.json_text._MOST_READ_AGAIN_BYTES", 10)
+    monkeypatch.setattr("tfserve_kit.embedded.json_reader._MOST_READ_AGAIN_BYTES", 10)
     monkeypatch.setattr(json_reader, "read", pytest.fail)
     with pytest.raises(ServingError) as refused:
         parse_object(b'{"a": [1, 2, 3}', Call.unbounded().account)
@@ -214,16 +213,16 @@ values = st.recursive(
 @given(values, st.booleans())
 def test_json_of_any_shape_reads_as_it_was_written(value, ascii_only):
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
-    assert json_reader.read(body) == value
+    assert json_reader.read_exactly(body) == value
 
 
 @given(st.floats(allow_nan=False))
 def test_double_is_read_to_the_last_bits(value):
-    found = json_reader.read(repr(value).replace("inf", "Infinity").encode())
+    found = json_reader.read_exactly(repr(value).replace("inf", "Infinity").encode())
     assert found == value or math.isclose(found, value, rel_tol=1e-15, abs_tol=1e-300)
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused(body):
     with contextlib.suppress(Fault):
-        assert len(echo(json_reader.read(body))) < 1000
+        assert len(echo(json_reader.read_exactly(body))) < 1000

@@ -3,7 +3,7 @@
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import labels
+from tfserve_kit.embedded import manager
 from tfserve_kit.embedded.status import Code, ServingError
 
 
@@ -12,7 +12,7 @@ def config(name, **versions):
 
 
 def assign(configs, current=None, *, available=(), allow_unavailable=False):
-    return labels.assign(
+    return manager.assign_labels(
         configs,
         current or {},
         lambda model, version: (model, version) in available,
@@ -68,12 +68,12 @@ def test_label_may_move_to_an_available_version():
 
 
 def test_label_stands_for_its_version():
-    assert labels.resolve({"a": {"stable": 3}}, "a", "stable") == 3
+    assert manager.resolve_label({"a": {"stable": 3}}, "a", "stable") == 3
 
 
 @pytest.mark.parametrize(("model", "label"), [("a", "canary"), ("b", "stable"), ("a", "")])
 def test_unknown_label_is_refused(model, label):
     with pytest.raises(ServingError) as caught:
-        labels.resolve({"a": {"stable": 3}}, model, label)
+        manager.resolve_label({"a": {"stable": 3}}, model, label)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message == f"Unrecognized servable version label: {label}"

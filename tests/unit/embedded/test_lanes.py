@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfserve_kit.embedded.call import Call
 from tfserve_kit.embedded.lanes import BlockingTurn, Lane
-from tfserve_kit.embedded.ledger import Ledger
+from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0

@@ -9,15 +9,11 @@ import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.embedded import source
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import MOST_ENDED, aspire
-from tfserve_kit.embedded.ledger import Ledger
-from tfserve_kit.embedded.manager import Manager
-from tfserve_kit.embedded.poller import Poller
+from tfserve_kit.embedded import manager as source
+from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.manager import MOST_ENDED, Manager, Poller, State, mark_aspired
 from tfserve_kit.embedded.settings import Settings
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import State
 
 PATIENCE_S = 10.0
 RETRY_S = 60.0
@@ -914,7 +910,7 @@ def test_reload_that_another_one_follows_ends_as_aborted(world):
 
 def test_base_path_that_hangs_holds_up_no_other_model(world, monkeypatch):
     world.put("m/1", "n/1", "stuck/1")
-    go, aspired = threading.Event(), source.aspired
+    go, aspired = threading.Event(), source.aspired_versions
 
     def hanging(config):
         if config.name == "stuck":
@@ -996,7 +992,7 @@ def test_load_without_a_thread_fails_and_is_tried_again(world, monkeypatch):
 def test_versions_that_have_ended_are_forgotten_one_day():
     entries = {}
     for number in range(1, 3000):
-        aspire("m", entries, {number: None})
+        mark_aspired("m", entries, {number: None})
         entries[number].state = State.AVAILABLE
         if number > 1:
             entries[number - 1].state = State.END

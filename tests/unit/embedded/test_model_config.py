@@ -5,12 +5,12 @@ import logging
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.model_config import (
+from tfserve_kit.embedded.settings import (
     check_changes,
     check_logging,
     check_models,
     check_platforms,
-    platform,
+    platform_of,
     read_models,
     read_text_proto,
 )
@@ -180,7 +180,7 @@ def test_platform_of_a_model_that_is_there_may_not_change(text, message):
 
 def test_deprecated_type_is_the_same_platform():
     check_changes({"m": config()}, [config('name: "m" model_type: TENSORFLOW')])
-    assert platform(config("model_type: TENSORFLOW")) == platform(config()) == "tensorflow"
+    assert platform_of(config("model_type: TENSORFLOW")) == platform_of(config()) == "tensorflow"
 
 
 def test_logging_is_refused_whatever_it_says():

@@ -5,7 +5,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from tfserve_kit.embedded.poller import Poller
+from tfserve_kit.embedded.manager import Poller
 
 PATIENCE_S = 10.0
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_answer, json_text
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.json_request import PredictBody
+from tfserve_kit.embedded import json_reader, json_writer
+from tfserve_kit.embedded.json_reader import PredictBody
+from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import dtypes
 
@@ -106,10 +106,10 @@ def test_recorded_request_gets_the_recorded_answer(model, request_, response):
     try:
         body = PredictBody(body_of(request_), lambda name: known[name].inputs, ACCOUNT)
         outputs = in_recorded_order(computed(model, body), expected)
-        answer = json_answer.predictions(outputs, row_format=body.row_format)
+        answer = json_writer.predictions(outputs, row_format=body.row_format)
         failed = False
     except ServingError as error:
-        answer = json_answer.error(error.message)
+        answer = json_writer.error_body(error.message)
         failed = True
     assert answer == expected
     assert failed == (response["status"] != 200)
@@ -313,7 +313,7 @@ def test_regular_lists_read_alike_on_the_quick_and_on_the_careful_way(rows):
     ],
 )
 def test_echo_prints_as_rapidjson_until_the_limit_has_been_reached(value, expected):
-    assert json_text.echo(value) == expected
+    assert json_reader.echo(value) == expected
 
 
 # Answers
@@ -324,7 +324,7 @@ def test_echo_prints_as_rapidjson_until_the_limit_has_been_reached(value, expect
 def test_printed_floats_read_back_exactly(width, data):
     kind = {32: np.float32, 64: np.float64}[width]
     number = kind(data.draw(st.floats(width=width, allow_nan=False, allow_subnormal=False)))
-    text = json_answer.predictions({"y": np.array([number])}, row_format=False)
+    text = json_writer.predictions({"y": np.array([number])}, row_format=False)
     (found,) = json.loads(text)["outputs"]
     assert kind(found) == number
     assert isinstance(found, float)
@@ -354,7 +354,7 @@ def test_printed_floats_read_back_exactly(width, data):
     ],
 )
 def test_scalar_is_printed_as(value, text):
-    answer = json_answer.predictions({"y": np.asarray(value)}, row_format=False)
+    answer = json_writer.predictions({"y": np.asarray(value)}, row_format=False)
     assert answer.decode() == '{\n    "outputs": ' + text + "\n}"
 
 
@@ -371,7 +371,7 @@ def test_scalar_is_printed_as(value, text):
 def test_rows_need_one_batch_size(outputs, message):
     arrays = {alias: np.asarray(value) for alias, value in outputs.items()}
     with pytest.raises(ServingError) as caught:
-        json_answer.predictions(arrays, row_format=True)
+        json_writer.predictions(arrays, row_format=True)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, message)
 
 
@@ -380,25 +380,25 @@ def test_rows_need_one_batch_size(outputs, message):
 def test_type_that_json_cannot_carry_is_refused(dtype, row_format):
     value = np.zeros(2, {"half": "float16"}.get(dtype, dtype))
     with pytest.raises(ServingError) as caught:
-        json_answer.predictions({"y": value}, row_format=row_format)
+        json_writer.predictions({"y": value}, row_format=row_format)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message == f"Failed to write JSON value for tensor type: {dtype}"
 
 
 def test_type_that_json_cannot_carry_matters_to_nobody_without_a_value():
-    answer = json_answer.predictions({"y": np.zeros((0, 2), np.complex64)}, row_format=False)
+    answer = json_writer.predictions({"y": np.zeros((0, 2), np.complex64)}, row_format=False)
     assert json.loads(answer) == {"outputs": []}
 
 
 def test_output_names_are_escaped():
-    answer = json_answer.predictions({'a"b': np.zeros(1), "é": np.zeros(1)}, row_format=True)
+    answer = json_writer.predictions({'a"b': np.zeros(1), "é": np.zeros(1)}, row_format=True)
     assert json.loads(answer) == {"predictions": [{'a"b': 0.0, "é": 0.0}]}
 
 
 def test_bytes_within_a_row_are_indented_by_their_depth():
     rows = np.empty((1, 2), object)
     rows[:] = b"a"
-    answer = json_answer.predictions({"x_bytes": rows}, row_format=True)
+    answer = json_writer.predictions({"x_bytes": rows}, row_format=True)
     assert answer.decode().splitlines() == [
         "{",
         '    "predictions": [[{',
@@ -414,7 +414,7 @@ def test_bytes_within_a_row_are_indented_by_their_depth():
 def test_bytes_within_a_named_column_are_indented_by_their_depth():
     column = np.empty(1, object)
     column[:] = [b"a"]
-    answer = json_answer.predictions({"x_bytes": column, "y": np.zeros(1)}, row_format=False)
+    answer = json_writer.predictions({"x_bytes": column, "y": np.zeros(1)}, row_format=False)
     assert answer.decode().splitlines() == [
         "{",
         '    "outputs": {',
@@ -442,13 +442,13 @@ def test_bytes_within_a_named_column_are_indented_by_their_depth():
     ],
 )
 def test_rows_of_any_rank_are_printed_on_one_line(value, rows):
-    answer = json_answer.predictions({"y": value}, row_format=True)
+    answer = json_writer.predictions({"y": value}, row_format=True)
     end = "\n    ]\n}" if len(value) else "]\n}"
     assert answer.decode() == '{\n    "predictions": [' + rows + end
 
 
 def test_error_message_that_holds_raw_bytes_passes_them():
-    assert json_answer.error("a\udcff\n") == b'{\n    "error": "a\xff\\n"\n}'
+    assert json_writer.error_body("a\udcff\n") == b'{\n    "error": "a\xff\\n"\n}'
 
 
 def test_deep_tensor_that_is_looked_at_leaf_by_leaf_costs_no_step_per_level():

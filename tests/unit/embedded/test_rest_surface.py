@@ -5,8 +5,6 @@ import json
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.entries import VersionStatus
 from tfserve_kit.embedded.handlers import (
     Classified,
     Metadata,
@@ -14,10 +12,11 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
+from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.embedded.versions import State
 
 SIGNATURES = protos.from_text(
     "SignatureDefMap",

@@ -3,7 +3,7 @@
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import source
+from tfserve_kit.embedded import manager
 from tfserve_kit.embedded.status import Code, ServingError
 
 
@@ -37,34 +37,34 @@ def base(tmp_path):
     ],
 )
 def test_policy_asks_for_the_versions(base, policy, expected):
-    assert source.aspired(config(base, policy)) == {n: base / str(n) for n in expected}
+    assert manager.aspired_versions(config(base, policy)) == {n: base / str(n) for n in expected}
 
 
 def test_no_policy_at_all_asks_for_the_highest_by_number_not_by_name(base):
     message = protos.ModelConfig(name="m", base_path=str(base))
-    assert set(source.aspired(message)) == {10}
+    assert set(manager.aspired_versions(message)) == {10}
 
 
 def test_leading_zeros_name_the_directory_that_is_there(tmp_path):
     (tmp_path / "007").mkdir()
-    assert source.aspired(config(tmp_path)) == {7: tmp_path / "007"}
+    assert manager.aspired_versions(config(tmp_path)) == {7: tmp_path / "007"}
 
 
 @pytest.mark.parametrize("prefix", ["file://", "file://localhost"])
 def test_scheme_of_files_is_a_path_of_this_machine(base, prefix):
-    assert source.aspired(config(f"{prefix}{base}")) == {10: base / "10"}
+    assert manager.aspired_versions(config(f"{prefix}{base}")) == {10: base / "10"}
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/m", "file:///nowhere/at/all", "s3://b"])
 def test_other_schemes_lead_nowhere(path):
     with pytest.raises(ServingError) as caught:
-        source.aspired(config(path))
+        manager.aspired_versions(config(path))
     assert caught.value.code is Code.NOT_FOUND
     assert f"Could not find base path {path} for servable m" in caught.value.message
 
 
 def test_empty_base_path_asks_for_nothing(tmp_path):
-    assert source.aspired(config(tmp_path)) == {}
+    assert manager.aspired_versions(config(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -73,7 +73,7 @@ def test_base_path_that_cannot_be_listed_is_not_found(tmp_path, kind):
     if kind == "file":
         path.write_text("")
     with pytest.raises(ServingError) as caught:
-        source.aspired(config(path))
+        manager.aspired_versions(config(path))
     assert caught.value.code is Code.NOT_FOUND
     assert caught.value.message == (
         f"Could not find base path {path} for servable m with error NOT_FOUND: {path} not found"
@@ -82,8 +82,8 @@ def test_base_path_that_cannot_be_listed_is_not_found(tmp_path, kind):
 
 def test_version_that_is_a_directory_may_be_loaded(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    source.check_directory(tmp_path, "{s}")
-    source.check_directory(tmp_path / "link", "{s}")
+    manager.check_directory(tmp_path, "{s}")
+    manager.check_directory(tmp_path / "link", "{s}")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_version_that_is_no_directory_is_refused_in_the_official_words(tmp_path,
     if kind == "dangling link":
         path.symlink_to(tmp_path / "gone")
     with pytest.raises(ServingError) as caught:
-        source.check_directory(path, "{name: m version: 7}")
+        manager.check_directory(path, "{name: m version: 7}")
     assert caught.value.code is code
     assert caught.value.message == (
         "Error while attempting to reserve resources to load servable {name: m version: 7}: "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfserve_kit.embedded.versions import Load, State, Unload, VersionView, next_action
+from tfserve_kit.embedded.manager import Load, State, Unload, VersionView, next_action
 
 START, LOADING, AVAILABLE = State.START, State.LOADING, State.AVAILABLE
 UNLOADING, END = State.UNLOADING, State.END

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import warmup
+from tfserve_kit.embedded import loader
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.savedmodel.tfrecord import masked_crc
@@ -45,7 +45,7 @@ def written(tmp_path):
 
 def replay(file, passes=1):
     sent = []
-    count = warmup.replay(
+    count = loader.replay_warmup(
         file,
         lambda method, message, call: sent.append((method, message)),
         passes=passes,
@@ -66,7 +66,7 @@ def refusal(file):
 @pytest.mark.parametrize("datas", [[], [b"one"], [b"one", b"", b"three" * 1000]])
 def test_records_are_read_one_after_the_other(written, datas):
     file = written(b"".join(map(record, datas)))
-    assert list(warmup.records(file)) == datas
+    assert list(loader.warmup_records(file)) == datas
 
 
 def error_of(read):
@@ -100,9 +100,9 @@ def test_damage_is_reported_as_the_server_reports_it(written):
     for content in files:
         file = written(content)
         count, message = said(file)
-        assert error_of(lambda file=file: list(warmup.records(file))) == message, content
+        assert error_of(lambda file=file: list(loader.warmup_records(file))) == message, content
         if not message:
-            assert len(list(warmup.records(file))) == count
+            assert len(list(loader.warmup_records(file))) == count
 
 
 def test_record_that_claims_to_be_enormous_is_not_read(written):
@@ -162,7 +162,7 @@ def test_failing_request_ends_the_replay(written):
 
     file = written(b"".join(record(log(signature=name)) for name in ("good", "bad", "good")))
     with pytest.raises(ServingError, match="no"):
-        warmup.replay(file, send, passes=1, ledger=Ledger(1 << 20))
+        loader.replay_warmup(file, send, passes=1, ledger=Ledger(1 << 20))
     assert sent == ["good", "bad"]
 
 
@@ -175,7 +175,7 @@ def test_each_pass_of_a_record_has_what_one_request_may_and_more_is_refused_by_i
 
     file = written(record(log(signature="a")) * 3 + record(log(signature="b")))
     with pytest.raises(ServingError) as caught:
-        warmup.replay(file, send, passes=2, ledger=ledger)
+        loader.replay_warmup(file, send, passes=2, ledger=ledger)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert caught.value.message.startswith(
         f"Warmup record 4 of {file}: The request is too large: with 900000 bytes for y"

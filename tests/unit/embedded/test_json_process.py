@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_answer, large_json
-from tfserve_kit.embedded.call import Call
-from tfserve_kit.embedded.json_process import JsonProcess
-from tfserve_kit.embedded.json_request import PredictBody
-from tfserve_kit.embedded.large_json import LargeJson
-from tfserve_kit.embedded.ledger import BudgetExceeded, Ledger
-from tfserve_kit.embedded.process_pipe import packed, receive, send, unpacked
+from tfserve_kit.embedded import json_process, json_writer
+from tfserve_kit.embedded.json_process import (
+    JsonProcess,
+    LargeJson,
+    packed,
+    receive,
+    send,
+    unpacked,
+)
+from tfserve_kit.embedded.json_reader import PredictBody
+from tfserve_kit.embedded.ledger import BudgetExceeded, Call, Ledger
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import dtypes
 
@@ -72,7 +76,7 @@ class Elsewhere:
         def do(*arguments, **named):
             with pytest.MonkeyPatch.context() as patch:
                 for each in ("LARGE_BYTES", "LARGE_BULK_BYTES", "LARGE_ANSWER_BYTES"):
-                    patch.setattr(large_json, each, 0)
+                    patch.setattr(json_process, each, 0)
                 return getattr(self._large, name)(*arguments, **named)
 
         return do
@@ -202,7 +206,7 @@ def test_answer_written_elsewhere_is_the_same(outputs, row_format, elsewhere):
         except ServingError as error:
             return error.code, error.message
 
-    expected = printed(lambda: json_answer.predictions(outputs, row_format=row_format))
+    expected = printed(lambda: json_writer.predictions(outputs, row_format=row_format))
     got = printed(lambda: elsewhere.predictions(outputs, 0, call(), row_format=row_format))
     assert got == expected
 

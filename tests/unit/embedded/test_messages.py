@@ -5,8 +5,8 @@ import math
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import examples
-from tfserve_kit.embedded.call import Call
+from tfserve_kit.embedded import messages
+from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.status import Code, ServingError
 
 ACCOUNT = Call.unbounded().account
@@ -44,7 +44,7 @@ def refusal(call, argument):
 
 
 def test_examples_of_a_list_come_in_order():
-    found = examples.from_input(
+    found = messages.examples_from_input(
         message(f"example_list {{ examples {example(a=1)} examples {example(b=2)} }}"),
         ACCOUNT,
     )
@@ -56,7 +56,7 @@ def test_examples_of_a_list_come_in_order():
 
 
 def test_context_is_merged_into_each_example_which_wins():
-    found = examples.from_input(
+    found = messages.examples_from_input(
         message(
             f"example_list_with_context {{ examples {example(a=1)} examples {example(b=2, c=3)} "
             f"context {example(a=9, b=9)} }}"
@@ -79,7 +79,7 @@ def test_context_is_merged_into_each_example_which_wins():
     ],
 )
 def test_input_without_examples_is_refused(text):
-    assert refusal(examples.from_input, message(text)) == "Input is empty."
+    assert refusal(messages.examples_from_input, message(text)) == "Input is empty."
 
 
 # JSON
@@ -105,13 +105,13 @@ def test_input_without_examples_is_refused(text):
     ],
 )
 def test_json_value_becomes_a_feature_of_its_kind(value, expected):
-    (found,) = examples.from_json({"examples": [{"x": value}]}, ACCOUNT)
+    (found,) = messages.examples_from_json({"examples": [{"x": value}]}, ACCOUNT)
     assert features(found) == {"x": expected}
 
 
 def test_json_context_is_merged_into_each_example_which_wins():
     document = {"context": {"a": 9, "b": 9}, "examples": [{"a": 1}, {}]}
-    assert [features(each) for each in examples.from_json(document, ACCOUNT)] == [
+    assert [features(each) for each in messages.examples_from_json(document, ACCOUNT)] == [
         {"a": ("int64_list", [1]), "b": ("int64_list", [9])},
         {"a": ("int64_list", [9]), "b": ("int64_list", [9])},
     ]
@@ -127,7 +127,7 @@ def test_json_context_is_merged_into_each_example_which_wins():
     ],
 )
 def test_json_without_a_list_of_examples_is_refused(document, end):
-    text = refusal(examples.from_json, document)
+    text = refusal(messages.examples_from_json, document)
     assert text.startswith("JSON Value: {")
     assert text.endswith(end)
 
@@ -152,4 +152,4 @@ def test_json_without_a_list_of_examples_is_refused(document, end):
     ],
 )  # fmt: skip
 def test_json_that_is_no_example_is_refused(document, text):
-    assert refusal(examples.from_json, document) == text
+    assert refusal(messages.examples_from_json, document) == text

@@ -1,28 +1,90 @@
-"""tf.Example inputs of classify and regress, from messages and from JSON, as serialized strings.
+"""What both surfaces and the warm-up read from messages and write into them.
 
-Source: tensorflow_serving/servables/tensorflow/util.cc (context features) and
+Inputs of Predict, tf.Example inputs of Classify and Regress from messages and from JSON, and the
+status of versions. Source: tensorflow_serving/servables/tensorflow/util.cc (context features) and
 tensorflow_serving/util/json_tensor.cc (JSON).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import json_request
-from tfserve_kit.embedded.json_echo import echo
-from tfserve_kit.embedded.json_reader import members
+from tfserve_kit.embedded import handlers, json_reader
+from tfserve_kit.embedded.json_writer import echo, members
 from tfserve_kit.embedded.ledger import Account
-from tfserve_kit.embedded.status import invalid
-from tfserve_kit.tensors import varint
-from tfserve_kit.tensors.proto import MAX_FILLED_BYTES
+from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
+from tfserve_kit.embedded.manager import State, VersionStatus
+from tfserve_kit.embedded.status import encoded, invalid
+from tfserve_kit.tensors import from_proto, varint
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError
+
+
+class PredictInputs(Mapping[str, Any]):
+    """The inputs of a PredictRequest, each read when it is asked for.
+
+    Args:
+        request: the message.
+        account: charged with what they claim beyond what was sent.
+
+    Raises:
+        ServingError: when asked for a tensor that contradicts itself, or with which all claim far
+            more than was sent, or more than there is room for.
+    """
+
+    def __init__(self, request: Any, account: Account) -> None:
+        self._tensors = request.inputs
+        self._account = account
+        # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
+        self._spare_bytes = MAX_FILLED_BYTES
+        self._sent_bytes = cache(request.ByteSize)  # it looks through the whole message
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, alias: object) -> bool:
+        return alias in self._tensors
+
+    def __getitem__(self, alias: str) -> Any:
+        if alias not in self._tensors:  # a map of messages would make one
+            raise KeyError(alias)
+        tensor = self._tensors[alias]
+        try:
+            array = from_proto(tensor, fill=self._fill)
+        except ForeignTensorError as error:
+            return handlers.Foreign(error.number)
+        except ValueError as error:  # a TensorError, or more dimensions than numpy knows
+            raise handlers.unreadable(alias) from error
+        self._spare_bytes -= array.nbytes
+        if self._spare_bytes < 0 and self._spare_bytes + 8 * self._sent_bytes() < 0:
+            raise handlers.unreadable(alias)
+        return array
+
+    def _fill(self, size_bytes: int) -> None:
+        if size_bytes > UNCOUNTED_BYTES:
+            self._account.take(size_bytes, "values that were left out")
+
+
+def status_message(status: VersionStatus) -> Any:
+    """Return a ModelVersionStatus message."""
+    message = protos.ModelVersionStatus(version=status.number, state=int(status.state))
+    message.status.SetInParent()
+    if status.error is not None and status.state is State.END:
+        message.status.error_code = int(status.error.code)
+        message.status.error_message = encoded(status.error.message).decode()
+    return message
+
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
 
-def from_input(message: Any, account: Account) -> NDArray[Any]:
+def examples_from_input(message: Any, account: Account) -> NDArray[Any]:
     """Return the examples of an Input message, the context merged into each.
 
     Args:
@@ -43,7 +105,7 @@ def from_input(message: Any, account: Account) -> NDArray[Any]:
     return _merged((each.SerializeToString() for each in given.examples), context, account)
 
 
-def from_json(document: dict[str, Any], account: Account) -> NDArray[Any]:
+def examples_from_json(document: dict[str, Any], account: Account) -> NDArray[Any]:
     """Return the examples of a REST body: `examples`, and `context` for features of all.
 
     Args:
@@ -88,11 +150,11 @@ def _merged(examples: Iterable[bytes], context: bytes, account: Account) -> NDAr
 def _example(value: Any) -> bytes:
     """Return a JSON object as a serialized tf.Example; names of features may be any bytes."""
     if not isinstance(value, dict):
-        kind = json_request.type_name(value)
+        kind = json_reader.type_name(value)
         raise invalid(f"Example must be JSON object but got JSON {kind}")
     features: dict[str, bytes] = {}
     for key, content in members(value):
-        name, feature = json_request.c_string(key), protos.Feature()
+        name, feature = json_reader.c_string(key), protos.Feature()
         for element in content if isinstance(content, list) else [content]:
             _add(feature, name, element)
         features[name] = feature.SerializeToString()
@@ -126,10 +188,10 @@ def _kind(name: str, element: Any) -> str:
             return "float_list"
         case str():
             return "bytes_list"
-        case dict() if json_request.is_bytes(element):
+        case dict() if json_reader.is_bytes(element):
             return "bytes_list"
     raise invalid(
-        f"Feature: {name} has element with unexpected JSON type: {json_request.type_name(element)}"
+        f"Feature: {name} has element with unexpected JSON type: {json_reader.type_name(element)}"
     )
 
 
@@ -139,7 +201,7 @@ def _feature_value(name: str, element: Any) -> Any:
     if isinstance(element, str):
         return element.encode("utf-8", "surrogateescape")
     if isinstance(element, dict):
-        return json_request.from_base64(element["b64"])
+        return json_reader.from_base64(element["b64"])
     if element >= 1 << 63:
         raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
     return int(element)

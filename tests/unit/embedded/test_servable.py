@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.session import SessionServable
+from tfserve_kit.embedded.servable import SessionServable
 from tfserve_kit.embedded.status import Code, ServingError
 
 pytestmark = pytest.mark.tensorflow
@@ -209,7 +209,7 @@ def lite():
     """Models that give what they are fed a shape: strings and numbers."""
     import tensorflow as tf
 
-    from tfserve_kit.embedded.tflite import TfLiteServable, _interpreter
+    from tfserve_kit.embedded.servable import TfLiteServable, _interpreter
 
     def converted(dtype):
         class Shaper(tf.Module):
@@ -328,7 +328,7 @@ LIES = {
 @pytest.mark.parametrize("signature", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("kind", ["float", "strings", "nothing"])
 def test_signature_that_lies_leads_to_an_error(tmp_path, signature, kind):
-    from tfserve_kit.embedded import calls
+    from tfserve_kit.embedded import handlers
     from tfserve_kit.embedded.loader import SavedModelLoader
     from tfserve_kit.embedded.settings import SessionOptions
 
@@ -337,4 +337,4 @@ def test_signature_that_lies_leads_to_an_error(tmp_path, signature, kind):
     inputs = {"float": {"x": np.ones(2, np.float32)}, "strings": {"x": strings(2)}, "nothing": {}}
     is_lie = not ("defaults" in signature and kind == "float")
     with pytest.raises(ServingError) if is_lie else nullcontext():
-        calls.predict(servable.signatures, servable.run, "", inputs[kind])
+        handlers.run_signature(servable.signatures, servable.run, "", inputs[kind])

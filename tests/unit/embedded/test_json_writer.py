@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfserve_kit.embedded.json_number import double_text
+from tfserve_kit.embedded.json_writer import double_text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,392 @@
+"""REST answers as JSON, in the official server's layout, and JSON values as error texts quote them.
+
+Source: tensorflow_serving/util/json_tensor.cc (what has been printed is looked at before each
+value, so the last one may go beyond JsonWriterWithLimit's limit) and rapidjson/prettywriter.h of
+release 1.1.0: lists on one line, a member of an object on each.
+
+Quoted doubles are printed by Grisu2 (Loitsch, "Printing Floating-Point Numbers Quickly and
+Accurately with Integers", 2010), as RapidJSON does: in one case of a thousand its digits are not
+the shortest or not the closest ones, so no other algorithm prints the same. Speed does not matter
+there: powers of ten are computed where RapidJSON looks them up.
+"""
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserve_kit.embedded.status import encoded, invalid
+from tfserve_kit.tensors import dtypes
+
+_BITS = 64
+_FRACTION_BITS = 52
+_HIDDEN_BIT = 1 << _FRACTION_BITS
+_BIAS = 1075
+_MOST_INTEGER_DIGITS = 21
+_MOST_LEADING_ZEROS = 6
+# RapidJSON 1.1.0 has a short table here; beyond it the last digit stays as it was generated.
+_POWERS_KEPT = 9
+
+# A number significand * 2**exponent.
+_Scaled = tuple[int, int]
+
+
+def double_text(value: float) -> str:
+    """Return the text of a finite double."""
+    sign = "-" if math.copysign(1, value) < 0 else ""
+    if value == 0:
+        return sign + "0.0"
+    digits, exponent = _shortest(abs(value))
+    return sign + _laid_out(digits, exponent)
+
+
+def _shortest(value: float) -> tuple[str, int]:
+    """Return digits and the decimal exponent of the last one, by Grisu2."""
+    fraction, exponent = math.frexp(value)
+    exponent = max(exponent - _FRACTION_BITS - 1, 1 - _BIAS)  # that of subnormals is fixed
+    significand = int(math.ldexp(value, -exponent)) if fraction else 0
+    upper = _normalized(2 * significand + 1, exponent - 1)
+    even_gap = significand == _HIDDEN_BIT and exponent > 1 - _BIAS
+    lower, lower_exponent = (
+        (4 * significand - 1, exponent - 2) if even_gap else (2 * significand - 1, exponent - 1)
+    )
+    power, decimal = _power_of_ten(upper[1])
+    exact = _product(_normalized(significand, exponent), power)
+    high, high_exponent = _product(upper, power)
+    low, _ = _product((lower << (lower_exponent - upper[1]), upper[1]), power)
+    high, low = high - 1, low + 1
+    digits, shift = _digits(high, high_exponent, high - low, high - exact[0])
+    return digits, decimal + shift
+
+
+def _digits(high: int, exponent: int, delta: int, distance: int) -> tuple[str, int]:
+    """Generate digits of `high * 2**exponent` until what is left is within `delta`."""
+    one = 1 << -exponent
+    whole, rest = divmod(high, one)
+    digits = str(whole)
+    for length in range(1, len(digits) + 1):
+        unit = 10 ** (len(digits) - length)
+        left = whole % unit * one + rest
+        if left <= delta:
+            kept = int(digits[:length])
+            return _rounded(kept, delta, left, unit * one, distance), len(digits) - length
+    kept, shift = whole, 0
+    while True:
+        rest, delta, shift = rest * 10, delta * 10, shift - 1
+        digit, rest = divmod(rest, one)
+        kept = kept * 10 + digit
+        if rest < delta:
+            far = distance * 10**-shift if -shift < _POWERS_KEPT else 0
+            return _rounded(kept, delta, rest, one, far), shift
+
+
+def _rounded(kept: int, delta: int, rest: int, unit: int, distance: int) -> str:
+    """Lower the last digit as long as that brings the number closer to the exact one."""
+    while (
+        rest < distance
+        and delta - rest >= unit
+        and (rest + unit < distance or distance - rest > rest + unit - distance)
+    ):
+        kept -= 1
+        rest += unit
+    return str(kept)
+
+
+def _power_of_ten(exponent: int) -> tuple[_Scaled, int]:
+    """Return a power of ten that brings `exponent` near -61, and its negative decimal exponent."""
+    wanted = math.ceil((-61 - exponent) * 0.30102999566398114 + 347)
+    decimal = ((wanted >> 3) + 1) * 8 - 348
+    # Exact, then rounded to 64 bits.
+    numerator, denominator = (10**decimal, 1) if decimal >= 0 else (1, 10**-decimal)
+    shift = _BITS + 2 - numerator.bit_length() + denominator.bit_length()
+    scaled = (numerator << shift if shift >= 0 else numerator >> -shift) // denominator
+    spare = scaled.bit_length() - _BITS
+    significand = (scaled + (1 << (spare - 1))) >> spare
+    return (significand, spare - shift), -decimal
+
+
+def _normalized(significand: int, exponent: int) -> _Scaled:
+    shift = _BITS - significand.bit_length()
+    return significand << shift, exponent - shift
+
+
+def _product(a: _Scaled, b: _Scaled) -> _Scaled:
+    """Return the upper 64 bits of a product, rounded."""
+    return (a[0] * b[0] + (1 << (_BITS - 1))) >> _BITS, a[1] + b[1] + _BITS
+
+
+def _laid_out(digits: str, exponent: int) -> str:
+    """Put the decimal point where RapidJSON puts it."""
+    point = len(digits) + exponent
+    if exponent >= 0 and point <= _MOST_INTEGER_DIGITS:
+        return digits + "0" * exponent + ".0"
+    if 0 < point <= _MOST_INTEGER_DIGITS:
+        return f"{digits[:point]}.{digits[point:]}"
+    if -_MOST_LEADING_ZEROS < point <= 0:
+        return "0." + "0" * -point + digits
+    mantissa = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
+    return f"{mantissa}e{point - 1}"
+
+
+_MOST_BYTES = 256
+_INDENT = "    "
+
+_ESCAPES = {byte: f"\\u{byte:04X}" for byte in range(0x20)} | {
+    0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\",
+}  # fmt: skip
+
+
+class Members(dict[str, Any]):
+    """An object with a key more than once: the first of each counts, and `pairs` has them all."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(reversed(pairs))
+        self.pairs = pairs
+
+
+def members(value: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return an object's members in the order of the text, also those whose key repeats."""
+    return value.pairs if isinstance(value, Members) else list(value.items())
+
+
+def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some members."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Members(pairs)
+
+
+def quoted(text: str) -> str:
+    """Print a string; what is beyond ASCII, Unicode or not, goes out as it is."""
+    return '"' + text.translate(_ESCAPES) + '"'
+
+
+def echo(value: Any) -> str:
+    """Print a value: a string whole, else until 256 bytes or a NaN have been reached."""
+    printer = _Printer()
+    printer.add("", value, 0)
+    return "".join(printer.pieces)
+
+
+class _Printer:
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self._size_bytes = 0
+
+    def add(self, before: str, value: Any, level: int) -> bool:
+        """Print a value behind its comma or key; say whether there may be more."""
+        if isinstance(value, list):
+            return self._list(before, value, level)
+        if isinstance(value, dict):
+            return self._object(before, value, level)
+        if isinstance(value, float) and not math.isfinite(value):
+            self._put(before)
+            return False
+        return self._put(before + _scalar(value))
+
+    def _list(self, before: str, items: list[Any], level: int) -> bool:
+        return (
+            self._put(before + "[")
+            and all(
+                self.add(", " if index else "", item, level + 1) for index, item in enumerate(items)
+            )
+            and self._put("]")
+        )
+
+    def _object(self, before: str, value: dict[str, Any], level: int) -> bool:
+        inner, pairs = "\n" + _INDENT * (level + 1), members(value)
+        end = "\n" + _INDENT * level + "}" if pairs else "}"
+        return (
+            self._put(before + "{")
+            and all(
+                self._put(("," if index else "") + inner + quoted(key))
+                and self.add(": ", member, level + 1)
+                for index, (key, member) in enumerate(pairs)
+            )
+            and self._put(end)
+        )
+
+    def _put(self, text: str) -> bool:
+        """Print what belongs together, unless the limit was reached before."""
+        if self._size_bytes >= _MOST_BYTES:
+            return False
+        self.pieces.append(text)
+        self._size_bytes += len(text.encode("utf-8", "surrogateescape"))
+        return True
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, float):
+        return double_text(value)
+    return _LITERALS[value] if value is None or isinstance(value, bool) else str(value)
+
+
+_LITERALS = {None: "null", True: "true", False: "false"}
+
+
+def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> bytes:
+    """Print the outputs of a predict call.
+
+    Args:
+        outputs: array per output alias; in row format all [batch, ...].
+        row_format: `predictions` row by row, else `outputs` tensor by tensor.
+
+    Raises:
+        ServingError: the row format needs one batch size on every output, or a dtype that JSON
+            cannot carry.
+    """
+    if row_format:
+        return _predictions(outputs)
+    if len(outputs) == 1:
+        ((alias, array),) = outputs.items()
+        value = _column(_leaves(alias, array, 1 + array.ndim), array.shape, _INDENT)
+    else:
+        members = [
+            _member(alias, 2)
+            + _column(_leaves(alias, array, 2 + array.ndim), array.shape, _INDENT * 2)
+            for alias, array in outputs.items()
+        ]
+        value = b"{\n" + b",\n".join(members) + b"\n" + _INDENT.encode() + b"}"
+    return b'{\n    "outputs": ' + value + b"\n}"
+
+
+def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
+    batch = _batch_size(outputs)
+    level = 1 if len(outputs) == 1 else 2
+    leaves = {alias: _leaves(alias, array, level + array.ndim) for alias, array in outputs.items()}
+    shapes = {alias: array.shape[1:] for alias, array in outputs.items()}
+    if len(outputs) == 1:
+        ((alias, items),) = leaves.items()
+        rows = _split(items, batch)
+        body = b", ".join(_inline(row, shapes[alias]) for row in rows)
+    else:
+        split = {alias: _split(items, batch) for alias, items in leaves.items()}
+        objects = [
+            b",\n".join(
+                _member(alias, 3) + _inline(split[alias][row], shapes[alias]) for alias in outputs
+            )
+            for row in range(batch)
+        ]
+        pad = (_INDENT * 2).encode()
+        body = b",".join(b"\n" + pad + b"{\n" + each + b"\n" + pad + b"}" for each in objects)
+    end = b"\n    ]\n}" if batch else b"]\n}"
+    return b'{\n    "predictions": [' + body + end
+
+
+def _member(alias: str, level: int) -> bytes:
+    """Print the name of an object's member."""
+    return (_INDENT * level).encode() + _quoted(alias.encode()) + b": "
+
+
+def _batch_size(outputs: Mapping[str, NDArray[Any]]) -> int:
+    batch: int | None = None
+    for alias, array in reversed(list(outputs.items())):
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {alias} has no shape information ")
+        if batch is not None and len(array) != batch:
+            raise invalid(
+                f"Tensor name: {alias} has inconsistent batch size: {len(array)} expecting: {batch}"
+            )
+        batch = len(array)
+    return batch or 0
+
+
+def _split(items: list[bytes], batch: int) -> list[list[bytes]]:
+    size = len(items) // batch if batch else 0
+    return [items[row * size : (row + 1) * size] for row in range(batch)]
+
+
+def _inline(items: list[bytes], shape: tuple[int, ...]) -> bytes:
+    """Print nested lists on one line."""
+    if not shape:
+        return items[0]
+    if len(shape) == 1:
+        return b"[" + b", ".join(items) + b"]"
+    return b"[" + b", ".join(_inline(part, shape[1:]) for part in _split(items, shape[0])) + b"]"
+
+
+def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
+    """Print nested lists with an element on each line."""
+    if not shape:
+        return items[0]
+    if not shape[0]:
+        return b"[]"
+    inner = indent + _INDENT
+    pad = b"\n" + inner.encode()
+    parts = [_column(part, shape[1:], inner) for part in _split(items, shape[0])]
+    return b"[" + pad + (b"," + pad).join(parts) + b"\n" + indent.encode() + b"]"
+
+
+def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
+    """Print each element, in C order; `level` counts the lists and objects around it."""
+    dtype = dtypes.by_numpy(array.dtype)
+    flat = array.ravel().tolist()
+    if dtype is dtypes.STRING:
+        if alias.endswith("_bytes"):
+            return [_base64_object(item, _INDENT * level) for item in flat]
+        return [_quoted(item) for item in flat]
+    if dtype.name in {"float", "double"}:
+        digits = 9 if dtype.name == "float" else 17
+        tiny = float(np.finfo(array.dtype).tiny)
+        round_trip = np.float32 if dtype.name == "float" else float
+        return [_decimal(item, digits, tiny, round_trip).encode() for item in flat]
+    if dtype.name == "bool":
+        return [b"true" if item else b"false" for item in flat]
+    if array.dtype.kind in "iu" and dtype.name != "uint16":
+        return [str(item).encode() for item in flat]
+    if not flat:  # lists of nothing are of no type
+        return []
+    raise invalid(f"Failed to write JSON value for tensor type: {dtype.name}")
+
+
+def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any], Any]) -> str:
+    """Print a float with six digits where these suffice, else with `digits`."""
+    if value != value:  # noqa: PLR0124 (NaN is the only value unlike itself)
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "Infinity" if value > 0 else "-Infinity"
+    if 0 < abs(value) < tiny:
+        value = 0.0
+    text = f"{value:.6g}"
+    if round_trip(text) != value:
+        text = f"{value:.{digits}g}"
+    return text if "." in text or "e" in text else text + ".0"
+
+
+def _quoted(item: bytes) -> bytes:
+    """Print a string; bytes that are no UTF-8 go out as they are."""
+    return quoted(item.decode("latin-1")).encode("latin-1")
+
+
+def _base64_object(item: bytes, indent: str) -> bytes:
+    encoded = base64.b64encode(item).decode()
+    return f'{{\n{indent}{_INDENT}"b64": "{encoded}"\n{indent}}}'.encode()
+
+
+def error_body(message: str) -> bytes:
+    """Print an error."""
+    text = encoded(message, errors="surrogateescape")  # what was no UTF-8 goes back as it came
+    return b'{\n    "error": ' + _quoted(text) + b"\n}"
+
+
+def classifications(examples: Sequence[Sequence[tuple[bytes, float]]]) -> bytes:
+    """Print the answer to classify: (label, score) per class and example."""
+    rows = [
+        b"[" + b", ".join(b"[" + _quoted(n) + b", " + _float32(v) + b"]" for n, v in classes) + b"]"
+        for classes in examples
+    ]
+    return b'{\n    "results": [' + b", ".join(rows) + b"\n    ]\n}"
+
+
+def regressions(values: Sequence[float]) -> bytes:
+    """Print the answer to regress: a value per example."""
+    return b'{\n    "results": [' + b", ".join(map(_float32, values)) + b"]\n}"
+
+
+def _float32(value: float) -> bytes:
+    (text,) = _leaves("", np.array([value], np.float32), 0)
+    return text
