@@ -49,7 +49,7 @@ def connect(url: str, **options: Unpack[OptionNames]) -> Client:
     """
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        from tfserve_kit.clients.http_connections import HttpTransport
+        from tfserve_kit.clients.http_transport import HttpTransport
         from tfserve_kit.clients.rest import RestProtocol
 
         return Client(RestProtocol(address.url), HttpTransport(address.url, chosen), chosen)
@@ -73,7 +73,7 @@ def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
 
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        from tfserve_kit.clients.http_aio import AsyncHttpTransport
+        from tfserve_kit.clients.http_transport import AsyncHttpTransport
         from tfserve_kit.clients.rest import RestProtocol
 
         return AsyncClient(

@@ -8,7 +8,7 @@ import grpc
 from tfserve_kit import protos
 from tfserve_kit.clients.options import Options, for_grpc, read_pem
 from tfserve_kit.clients.protocol import GrpcRequest, Outcome, Reply
-from tfserve_kit.identity import user_agent
+from tfserve_kit.http.messages import user_agent
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -64,12 +64,6 @@ def for_grpc(headers: Headers) -> tuple[tuple[str, str | bytes], ...]:
     return tuple(_metadatum(name, value) for name, value in headers.items())
 
 
-def merged_headers(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return headers of which the later win, whatever the case of their names."""
-    won = {name.lower() for name in after}
-    return {name: value for name, value in before.items() if name.lower() not in won} | dict(after)
-
-
 def _metadatum(given: str, value: str | bytes) -> tuple[str, str | bytes]:
     _require_text(given, value)
     name = given.lower()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tfserve_kit.clients.options import Headers, for_grpc, for_http
 from tfserve_kit.clients.results import Classification, Metadata, Regression, Target, VersionStatus
 from tfserve_kit.errors import RequestError
+from tfserve_kit.http.messages import HttpRequest
 from tfserve_kit.savedmodel import Signature
 
 T = TypeVar("T")
@@ -29,15 +30,6 @@ class GrpcRequest(NamedTuple):
     method: str
     body: bytes
     headers: tuple[tuple[str, str | bytes], ...] = ()
-
-
-class HttpRequest(NamedTuple):
-    """An HTTP request: verb, path from `/v1` on, body, headers of this request alone."""
-
-    verb: str
-    path: str
-    body: bytes | None = None
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 Request = GrpcRequest | HttpRequest

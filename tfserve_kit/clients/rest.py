@@ -15,7 +15,7 @@ from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import json_text, server_messages
 from tfserve_kit.clients.checking import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
-from tfserve_kit.clients.protocol import Answer, Call, HttpRequest, Inferred, Loss, Lost, Outcome
+from tfserve_kit.clients.protocol import Answer, Call, Inferred, Loss, Lost, Outcome
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
     MAX_SIGNATURES,
@@ -39,6 +39,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
     UsageError,
 )
+from tfserve_kit.http.messages import HttpRequest
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
 from tfserve_kit.tensors import TensorError
 from tfserve_kit.tensors import json as tensor_json

@@ -11,7 +11,7 @@ src/cpp/server/server_cc.cc (threads) and chttp2's server (connections, memory).
 What a failed connection says of its address: another protocol, no TLS, another certificate.
 
 The words are those of grpcio (its core's chttp2 and tsi), of OpenSSL as Python tells them, and of
-`http_messages.py`. Where none is known the plain failure stands.
+`http/messages.py`. Where none is known the plain failure stands.
 """
 
 import html

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
-from tfserve_kit.clients.http_connections import HttpTransport
+from tfserve_kit.clients.http_transport import HttpTransport
 from tfserve_kit.clients.options import Options
-from tfserve_kit.clients.protocol import HttpRequest, Reply
+from tfserve_kit.clients.protocol import Reply
+from tfserve_kit.http.messages import HttpRequest
 from tfserve_kit.perf.usage import Usage
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tfserve_kit import redaction
 from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.identity import user_agent
+from tfserve_kit.http.messages import user_agent
 
 if TYPE_CHECKING:
     import requests

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfserve_kit import redaction
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.identity import user_agent
+from tfserve_kit.http.messages import user_agent
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
 from tfserve_kit.repository.places import scheme

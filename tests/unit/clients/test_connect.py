@@ -9,7 +9,7 @@ import pytest
 import tfserve_kit
 from tfserve_kit import connect, connect_async
 from tfserve_kit.clients.grpc_channel import GrpcTransport
-from tfserve_kit.clients.http_connections import HttpTransport
+from tfserve_kit.clients.http_transport import HttpTransport
 from tfserve_kit.errors import UsageError
 
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit.clients.grpc import GrpcProtocol
-from tfserve_kit.clients.http_bodies import TooLarge
-from tfserve_kit.clients.http_messages import Cut, Malformed, reading
 from tfserve_kit.clients.protocol import Loss, Lost, Reply
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import RequestError, ServerFault
+from tfserve_kit.http.messages import Cut, Malformed, TooLarge, read_response
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes, predict_response
 
@@ -35,7 +34,7 @@ ANSWERS = st.tuples(HEADS, st.lists(LINES | st.binary(max_size=20), max_size=8))
 
 
 def read(text, size):
-    reader = reading(50)
+    reader = read_response(50)
     next(reader)
     try:
         for at in range(0, len(text), size):

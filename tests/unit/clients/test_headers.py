@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tfserve_kit import protos
 from tfserve_kit.clients import connect, connect_async
-from tfserve_kit.clients.options import for_grpc, for_http, merged_headers
+from tfserve_kit.clients.options import for_grpc, for_http
 from tfserve_kit.errors import UsageError
 
 STATUS = protos.message_class("GetModelStatusResponse")(
@@ -78,9 +78,6 @@ class TestWhatCanBeSent:
         except UsageError:
             return
         assert not set("\r\n\0") & set("".join([*found, *found.values()]))
-
-    def test_later_headers_win_whatever_the_case_of_their_names(self):
-        assert merged_headers({"Host": "a", "X": "1"}, {"host": "b"}) == {"X": "1", "host": "b"}
 
 
 @contextmanager

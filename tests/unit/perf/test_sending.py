@@ -225,7 +225,7 @@ class TestHeads:
     CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
     def response(self, body, *, stays_open=True):
-        from tfserve_kit.clients.http_messages import Response
+        from tfserve_kit.http.messages import Response
 
         return Response(200, "OK", body, stays_open)
 

@@ -1,7 +1,7 @@
 """Our own REST client: many HTTP/1.1 connections that stay open, in one thread.
 
 Requests are bytes that are built before the start. Answers are read by the clients' own reader of
-HTTP (`clients.http_messages`); heads that repeat, as those of a model server do, are recognised.
+HTTP (`http.messages`); heads that repeat, as those of a model server do, are recognised.
 """
 
 import resource
@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from tfserve_kit.clients.http_bodies import TooLarge
-from tfserve_kit.clients.http_messages import Response, reading
-from tfserve_kit.clients.http_tls import tls_context
 from tfserve_kit.errors import ServerUnreachable, UsageError
+from tfserve_kit.http.connections import tls_context
+from tfserve_kit.http.messages import Response, TooLarge, read_response
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
 from tfserve_kit.perf.sending import statuses
 from tfserve_kit.perf.sending.judging import Judges
@@ -99,8 +98,12 @@ class Http1Pool:
         self.judges = Judges(payloads, is_rest=True)
         self._judge = self.judges.judge
         self.sends_at_once = True
+        options = load.options
         self._tls = (
-            (tls_context(load.options), load.options.server_name or host)
+            (
+                tls_context(options.ca_file, options.cert_file, options.key_file),
+                options.server_name or host,
+            )
             if load.is_secure
             else None
         )
@@ -234,7 +237,7 @@ class Http1Pool:
                 self._finish(line, status, now_ns, known[1])
                 self._release(line, is_open=True)
                 return
-            line.reader = reading(self._most_bytes)
+            line.reader = read_response(self._most_bytes)
             next(line.reader)
         try:
             line.reader.send(data)

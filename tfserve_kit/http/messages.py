@@ -1,18 +1,17 @@
-"""HTTP/1.1 as pure functions: requests to bytes, bytes to answers; no input or output here.
+"""HTTP/1.1 as pure functions: requests to bytes, bytes to responses; no input or output here.
 
 As much of RFC 9112 as one needs to talk to a model server and the proxies before it. Anything that
-could make two readers see two different answers is refused, not guessed at.
+could make two readers see two different responses is refused, not guessed at.
 """
 
 import re
+import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import urlsplit
-
-from tfserve_kit.clients.http_bodies import TooLarge, compressed, inflated, request_headers
-from tfserve_kit.clients.options import Options, merged_headers
-from tfserve_kit.clients.protocol import HttpRequest, Loss, Lost, Outcome, Reply
 
 _MOST_HEAD_BYTES = 1 << 16
 _START = b"HTTP/1."
@@ -23,6 +22,19 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*"
 _DIGITS = re.compile(rb"\d{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
 _PORTS = {"http": 80, "https": 443}
+# Beyond the first, a body may be so many times as large as what came: zeros compress like that.
+_FREE_BYTES, _MOST_TIMES = 1 << 26, 256
+# zlib's way to say: with gzip's header.
+_GZIP_WINDOW = 31
+
+
+class HttpRequest(NamedTuple):
+    """An HTTP request: verb, path from `/v1` on, body, headers of this request alone."""
+
+    verb: str
+    path: str
+    body: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Malformed(ValueError):
@@ -41,6 +53,17 @@ class Cut(ConnectionError):
         self.has_begun = has_begun
 
 
+class TooLarge(Exception):
+    """An answer is larger than the client accepts.
+
+    Args:
+        most: how many bytes that would have been.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the answer has more than {most:,} bytes (max_answer_bytes)")
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """An answer: status, reason, body as it was meant, and whether the connection stays of use."""
@@ -50,49 +73,82 @@ class Response:
     body: bytes
     stays_open: bool
 
-    def outcome(self) -> Outcome:
-        """Return what a flow is told."""
-        return Reply(self.status == HTTPStatus.OK, self.body, str(self.status), self.reason)
-
 
 class Endpoint:
     """Where requests go, and how they are written.
 
     Args:
         url: `http://host:port` or `https://host:port`, with a path if a proxy wants one.
-        options: headers, compression.
+        headers: sent with every request.
+        gzip: compress what is sent, and ask for compressed responses.
+        server_name: name that the certificate must have; that of the URL if None.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        gzip: bool = False,
+        server_name: str | None = None,
+    ) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.port = parts.port or _PORTS[parts.scheme]
-        self.server_name = options.server_name or self.host
+        self.server_name = server_name or self.host
         self._prefix = parts.path.rstrip("/")
-        self._options = options
-        self._named = {
-            has_body: request_headers(parts.netloc, options, has_body=has_body)
-            for has_body in (False, True)
-        }
-        self._heads = {has_body: _lines(named) for has_body, named in self._named.items()}
+        self._gzip = gzip
+        basic = {"Host": parts.netloc, "Accept-Encoding": "gzip" if gzip else "identity"}
+        basic["User-Agent"] = user_agent()
+        of_body = {"Content-Type": "application/json"}
+        of_body |= {"Content-Encoding": "gzip"} if gzip else {}
+        self._bare = merged_headers(basic, headers)
+        self._full = merged_headers(basic | of_body, headers)
+        self._bare_lines, self._full_lines = _lines(self._bare), _lines(self._full)
 
     def written(self, request: HttpRequest) -> bytes:
         """Return a request as bytes."""
         start = f"{request.verb} {self._prefix}{request.path} HTTP/1.1\r\n".encode()
-        body = compressed(request.body, self._options)
-        head = self._heads[body is not None]
+        body = request.body
+        head = self._bare_lines if body is None else self._full_lines
         if request.headers:
-            head = _lines(merged_headers(self._named[body is not None], dict(request.headers)))
+            named = self._bare if body is None else self._full
+            head = _lines(merged_headers(named, dict(request.headers)))
         if body is None:
             return start + head + b"\r\n"
+        if self._gzip:
+            body = _compressed(body)
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, head, len(body), body)
+
+
+@cache
+def user_agent() -> str:
+    """Return how tfkit names itself to servers: `tfkit/VERSION (tfserve-kit)`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"tfkit/{version('tfserve-kit')} (tfserve-kit)"
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "tfkit (tfserve-kit)"
+
+
+def merged_headers(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return headers of which the later win, whatever the case of their names."""
+    won = {name.lower() for name in after}
+    return {name: value for name, value in before.items() if name.lower() not in won} | dict(after)
+
+
+def _compressed(body: bytes) -> bytes:
+    import gzip  # few ask for it
+
+    return gzip.compress(body, 1)  # level 1 is quick and makes numbers half as long
 
 
 def _lines(headers: Mapping[str, str]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
-def reading(most: int) -> Generator[None, bytes, Response]:
+def read_response(most: int) -> Generator[None, bytes, Response]:
     """Read one answer: yields when it wants bytes, takes what came, b"" at the connection's end.
 
     Args:
@@ -221,14 +277,30 @@ def _rest(buffer: bytearray, most: int) -> Generator[None, bytes, bytes]:
     return body
 
 
-def lost(error: Exception, how: Loss) -> Lost:
-    """Return what a flow is told of a failure; `how` is what a broken connection means."""
-    if isinstance(error, TimeoutError):
-        how = Loss.LATE
-    elif isinstance(error, TooLarge):
-        how = Loss.TOO_LARGE
-    elif isinstance(error, ValueError) and not isinstance(
-        error, OSError
-    ):  # a bad certificate is both
-        how = Loss.GARBLED
-    return Lost(how, str(error) or type(error).__name__, error)
+def inflated(body: bytes, encoding: str, most: int) -> bytes:
+    """Return a body as it was meant.
+
+    Args:
+        body: as it came.
+        encoding: value of Content-Encoding.
+        most: how many bytes it may have.
+
+    Raises:
+        ValueError: it is compressed in another way, damaged or cut off.
+        TooLarge: it is larger, or suspiciously much larger than what came.
+    """
+    if encoding.lower() in {"", "identity"}:
+        return body
+    if encoding.lower() != "gzip":
+        raise ValueError(f"the answer is compressed as {encoding!r}")
+    most = min(most, max(_FREE_BYTES, _MOST_TIMES * len(body)))
+    unpacking = zlib.decompressobj(_GZIP_WINDOW)
+    try:
+        found = unpacking.decompress(body, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"the compressed answer is damaged: {error}") from error
+    if len(found) > most:
+        raise TooLarge(most)
+    if not unpacking.eof:
+        raise ValueError("the compressed answer is cut off")
+    return found
