@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.deployment.flags import FLAGS
 from tfserve_kit.deployment.lint import RULES, Severity
-from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.settings import MOOT, OTHERWISE, REFUSED
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.integration import images
-from tfserve_kit import deployment as spec
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.serving import launch
 
@@ -89,7 +89,7 @@ def serve(tmp_path_factory):
         models = {name: {"base_path": name} for name in names.split()}
         models["half_plus_two"]["versions"] = "all"
         server = {"name": f"session-{os.getpid()}", "grpc_port": 0, "rest_port": 0}
-        deployment = spec.build(
+        deployment = build(
             {"models": models, "server": server, **sections},
             source="tests",
             folder=DATA / "models",

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit.deployment.schema import Server
+from tfserve_kit.deployment.spec import Server
 from tfserve_kit.engines import Phase, ServerHandle, docker, process, registry
 from tfserve_kit.engines.base import Availability
 from tfserve_kit.engines.records import state_folder

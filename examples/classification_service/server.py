@@ -19,8 +19,8 @@ import services_pb2
 import services_pb2_grpc
 
 from tfserve_kit import Client, Target, connect
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients.classifier import top_scores
+from tfserve_kit.deployment import Spec, build
 from tfserve_kit.engines import registry
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -77,7 +77,7 @@ class Classifier(services_pb2_grpc.ClassifierServicer):  # type: ignore[misc] # 
         )
 
 
-def deployment(options: argparse.Namespace) -> spec.Spec:
+def deployment(options: argparse.Namespace) -> Spec:
     """Return what the flags ask for, as tfkit's deployment.
 
     Raises:
@@ -90,11 +90,11 @@ def deployment(options: argparse.Namespace) -> spec.Spec:
     }
     if options.use_batching:
         document["batching"] = {name: getattr(options, name) for name in BATCHING}
-    return spec.build(document, source="flags", folder=Path.cwd())
+    return build(document, source="flags", folder=Path.cwd())
 
 
 @contextmanager
-def backend(wanted: spec.Spec) -> Iterator[str]:
+def backend(wanted: Spec) -> Iterator[str]:
     """Run the model server for a `with` block and give its address."""
     engine, _ = registry.choose(wanted.server.engine, docker=wanted.docker)
     handle = launch.up(wanted, engine)
@@ -104,7 +104,7 @@ def backend(wanted: spec.Spec) -> Iterator[str]:
         handle.stop()
 
 
-def serve(options: argparse.Namespace, wanted: spec.Spec) -> None:
+def serve(options: argparse.Namespace, wanted: Spec) -> None:
     """Answer calls until Ctrl-C or SIGTERM."""
     version = max(int(each.name) for each in options.model.iterdir() if each.name.isdecimal())
     labels = Preprocessing.read(options.model / str(version)).labels
@@ -121,7 +121,7 @@ def serve(options: argparse.Namespace, wanted: spec.Spec) -> None:
             server.stop(grace=1).wait()
 
 
-def _described(wanted: spec.Spec) -> str:
+def _described(wanted: Spec) -> str:
     if wanted.batching is None:
         return "off"
     return ", ".join(f"{name}={getattr(wanted.batching, name)}" for name in BATCHING)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract.blocking import Blocking
 from tfserve_kit import connect
-from tfserve_kit import deployment as spec
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.serving import launch
@@ -69,7 +69,7 @@ def deployment(docker_options):
         server = {"name": name, "grpc_port": 0, "rest_port": 0, **server}
         models = {"half_plus_two": {"base_path": str(MODELS / "half_plus_two")}}
         document = {"server": server, "models": models, "docker": docker_options}
-        return launch.settle_ports(spec.build(document, source="test", folder=MODELS))
+        return launch.settle_ports(build(document, source="test", folder=MODELS))
 
     return make
 

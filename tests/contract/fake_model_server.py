@@ -95,9 +95,9 @@ def status_of(configs, life):
     import grpc
 
     from tfserve_kit import protos
-    from tfserve_kit.repository import scan
+    from tfserve_kit.repository import list_versions
 
-    newest = {each.name: max(scan(Path(each.base_path))).number for each in configs}
+    newest = {each.name: max(list_versions(Path(each.base_path))).number for each in configs}
     state = {
         "loading": {"state": "LOADING"},
         "failed": {"state": "END", "status": {"error_code": 11, "error_message": "cut off"}},

@@ -12,8 +12,8 @@ import pytest
 
 from tests.contract.conftest import MODELS
 from tfserve_kit import connect
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients.results import LabelScore
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.errors import InvalidRequest, ModelNotFound, ServerUnreachable, UsageError
 from tfserve_kit.serving import launch
@@ -33,7 +33,7 @@ def batching_server(require, tmp_path_factory):
         "models": models,
         "batching": {"max_batch_size": 4, "batch_timeout_micros": 0},
     }  # fmt: skip
-    deployment = spec.build(document, source="test", folder=MODELS)
+    deployment = build(document, source="test", folder=MODELS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFKIT_STATE_DIR", str(folder / "state"))
         handle = launch.up(deployment, process.embedded())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.sync import Client
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.serving import launch
 
@@ -27,7 +27,7 @@ def endpoints(tmp_path_factory):
     models = {name: {"base_path": name} for name in NAMES}
     models["half_plus_two"]["versions"] = "all"
     document = {"models": models, "server": {"name": "page", "grpc_port": 0, "rest_port": 0}}
-    deployment = spec.build(document, source="page", folder=MODELS)
+    deployment = build(document, source="page", folder=MODELS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFKIT_STATE_DIR", str(tmp_path_factory.mktemp("page")))
         handle = launch.up(deployment, process.embedded())

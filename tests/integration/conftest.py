@@ -11,9 +11,8 @@ import pytest
 
 from tests.integration.commands import PATIENCE_S, Done
 from tests.integration.images import docker
-from tfserve_kit import deployment as spec
 from tfserve_kit.cli import main
-from tfserve_kit.deployment import render
+from tfserve_kit.deployment import build, render
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.process import ProcessEngine
@@ -107,7 +106,7 @@ def container_deployment(docker_image, containers, models, name):
             "models": {"half_plus_two": {"base_path": str(base_path)}},
             "docker": {"image": docker_image, **(docker or {})},
         }
-        return spec.build(document, source="test", folder=models)
+        return build(document, source="test", folder=models)
 
     return make
 
@@ -156,6 +155,6 @@ def deployment(models):
         server = {"name": "web", "grpc_port": 0, "rest_port": 0, **server}
         model = {"base_path": str(base_path), "versions": versions}
         document = {"server": server, "models": {"half_plus_two": model}}
-        return spec.build(document, source="test", folder=models)
+        return build(document, source="test", folder=models)
 
     return make

@@ -18,9 +18,9 @@ from PIL import Image
 from tests.integration.commands import PATIENCE_S, running
 from tests.integration.conftest import new_name
 from tests.integration.images import docker
-from tfserve_kit import deployment as spec
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.deployment.schema import Docker
+from tfserve_kit.deployment import build
+from tfserve_kit.deployment.spec import Docker
 from tfserve_kit.engines import Phase, State, container, registry
 from tfserve_kit.engines.container import default_user
 from tfserve_kit.engines.docker import DockerEngine
@@ -55,7 +55,7 @@ def served(docker_image, tmp_path_factory):
         "models": {name: {"base_path": name} for name in ("half_plus_two", "image")},
         "docker": {"image": docker_image, "cpus": 1.5, "memory": "1g", "env": {"A": "b c"}},
     }
-    deployment = spec.build(document, source="test", folder=MODELS)
+    deployment = build(document, source="test", folder=MODELS)
     handle = launch.up(deployment, DockerEngine(deployment.docker, folder=folder))
     yield handle, folder
     handle.stop()

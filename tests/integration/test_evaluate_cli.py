@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target, connect
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.evaluation import datasets
 from tfserve_kit.pictures.preprocessing import Preprocessing
@@ -34,7 +34,7 @@ def colours(tmp_path_factory, models):
     model = {"base_path": str(base_path), "versions": "all",
              "labels": {"stable": 1, "canary": 2}}  # fmt: skip
     server = {"name": "colours", "grpc_port": 0, "rest_port": 0}
-    deployment = spec.build({"models": {"colour": model}, "server": server}, source="test",
+    deployment = build({"models": {"colour": model}, "server": server}, source="test",
                             folder=base_path)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFKIT_STATE_DIR", str(tmp_path_factory.mktemp("colours")))

@@ -14,11 +14,11 @@ import pytest
 import tfserve_kit
 from tests.integration import images as stock
 from tests.integration.images import docker
-from tfserve_kit import deployment as spec
 from tfserve_kit.cli import images as build_image_module
 from tfserve_kit.cli import main
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import images
 from tfserve_kit.engines.images import Variant
 from tfserve_kit.errors import ModelNotFound, ServerFailed, ServerUnreachable
@@ -239,7 +239,7 @@ class TestCommandWithoutDocker:
     )
     def test_tag_is_made_from_the_servers_name(self, models, name, tag):
         document = {"server": {"name": name}, "models": {"m": {"base_path": "m"}}}
-        made = spec.build(document, source="test", folder=models) if name else None
+        made = build(document, source="test", folder=models) if name else None
         assert build_image_module._tag(made) == tag
 
 
@@ -254,7 +254,7 @@ def test_rendered_folder_builds_by_itself_with_odd_names_and_all_configs(
         "batching": {"max_batch_size": 4},
         "monitoring": {"path": "/metrics"},
     }
-    deployment = spec.build(document, source="test", folder=models)
+    deployment = build(document, source="test", folder=models)
     images.render_context(deployment, tmp_path / "context", Variant(docker_image))
     tag = f"tfkit-test-{uuid.uuid4().hex[:12]}"
     docker("build", "--quiet", "--tag", tag, ".", cwd=tmp_path / "context")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.integration.answering import answering, sent_while
 from tfserve_kit import connect, repository
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.perf import payloads
 from tfserve_kit.perf.samples import CANCELLED_AT_END, CONNECTION_LOST, Run
@@ -163,7 +163,7 @@ class TestVersionSwap:
             "server": {"name": f"swapped-{os.getpid()}", "grpc_port": 0, "rest_port": 0},
             "models": {"half": {"base_path": str(base_path)}},
         }
-        deployment = spec.build(document, source="test", folder=base_path)
+        deployment = build(document, source="test", folder=base_path)
         handle = launch.up(deployment, process.embedded())
         yield handle
         handle.stop(grace_s=5)

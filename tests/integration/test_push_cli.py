@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from tfserve_kit import deployment as spec
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
-from tfserve_kit.repository import push, retention, scan
+from tfserve_kit.repository import list_versions, push, versions
 from tfserve_kit.serving import launch
 
 SHARD = "variables/variables.data-00000-of-00001"
@@ -24,7 +24,7 @@ def model(models):
 
 
 def numbers(base):
-    return [version.number for version in scan(base)]
+    return [version.number for version in list_versions(base)]
 
 
 def flip(file):
@@ -101,7 +101,7 @@ def served(model, base, state_dir):
         "rest_port": 0,
         "flags": {"file_system_poll_wait_seconds": 1, "max_num_load_retries": 0},
     }
-    deployment = spec.build(
+    deployment = build(
         {"models": {"half": {"base_path": str(base)}}, "server": server},
         source="tests",
         folder=base,
@@ -142,7 +142,7 @@ class TestWatched:
         done = tfkit("push-model", broken, "--model", "half", how, "--rollback")
         assert done.code == 5, done.err + done.out
         assert numbers(base) == [1]
-        assert retention.retired(base) == [2]
+        assert versions.retired(base) == [2]
         again = tfkit("push-model", model, "--model", "half", "--wait", "--json")
         assert again.data["version"] == 3  # a retired number is not given out again
 

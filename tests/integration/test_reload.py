@@ -7,9 +7,9 @@ import pytest
 
 from tests.integration.commands import Caller, running
 from tfserve_kit import connect
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import Spec, build
 from tfserve_kit.engines import Phase, process, registry
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFailed, UsageError
@@ -60,7 +60,7 @@ def deployment(docker_options, folder, name, state_dir):
             "models": {name: {"base_path": name, **keys} for name, keys in models.items()},
             "docker": docker_options,
         }
-        return spec.build(document, source="test", folder=folder)
+        return build(document, source="test", folder=folder)
 
     return make
 
@@ -182,7 +182,7 @@ def test_model_that_cannot_be_loaded_leaves_the_old_ones(deployment, up, folder)
 @pytest.mark.parametrize(("section", "keys"), [("batching", {}), ("monitoring", {})])
 def test_what_is_read_at_the_start_only_is_refused(deployment, up, section, keys):
     handle = up(deployment(a={}))
-    wanted = spec.Spec.model_validate({**deployment(a={}).model_dump(), section: keys})
+    wanted = Spec.model_validate({**deployment(a={}).model_dump(), section: keys})
     with pytest.raises(UsageError) as caught:
         reload.reload(handle, wanted)
     assert f"[{section}] differs" in caught.value.message

@@ -15,12 +15,12 @@ import pytest
 
 from tests.integration.commands import Caller
 from tfserve_kit import connect
-from tfserve_kit import deployment as spec
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until
+from tfserve_kit.deployment import build
 from tfserve_kit.engines import Phase, process
 from tfserve_kit.errors import PushRefused, RequestError, ServerFailed, UsageError
-from tfserve_kit.repository import push, retention, scan
+from tfserve_kit.repository import list_versions, push, versions
 from tfserve_kit.serving import launch, reload, rollback, swap
 from tfserve_kit.serving.rollback import Place, Reason, bring_back, claims, roll_back
 
@@ -56,7 +56,7 @@ def add(base_path, models):
     """Push the next version, or one of this number; return its number."""
 
     def push_next(version="next"):
-        number = version if version != "next" else scan(base_path)[-1].number + 1
+        number = version if version != "next" else list_versions(base_path)[-1].number + 1
         content = models / "half_plus_two" / ("1" if number % 2 else "2")
         return push(content, base_path, version=number).version
 
@@ -68,7 +68,7 @@ def add_broken(base_path):
     """Add a version whose load fails: its checkpoint has the right length and a wrong content."""
 
     def place():
-        number = scan(base_path)[-1].number + 1
+        number = list_versions(base_path)[-1].number + 1
         hidden = shutil.copytree(base_path / "1", base_path / f".{uuid.uuid4()}")
         (hidden / SHARD).write_bytes(b"x" * (hidden / SHARD).stat().st_size)
         hidden.rename(base_path / str(number))
@@ -85,9 +85,7 @@ def serve(engine, base_path):
     def up(**keys):
         server = {"name": "web", "grpc_port": 0, "rest_port": 0, "flags": FLAGS}
         models = {"half": {"base_path": str(base_path), **keys}}
-        deployment = spec.build(
-            {"server": server, "models": models}, source="test", folder=base_path
-        )
+        deployment = build({"server": server, "models": models}, source="test", folder=base_path)
         handles.append(launch.up(deployment, engine))
         return handles[-1]
 
@@ -137,7 +135,7 @@ def test_swap_after_swap_loses_no_request_and_gives_no_wrong_answer(serve, grpc,
             assert report.passed, report.as_text()
             assert (report.old, report.new) == (number - 1, number)
             assert report.answers[report.old] and report.answers[report.new]
-            retention.prune(base_path, 3)  # as in a long life
+            versions.prune(base_path, 3)  # as in a long life
             assert settled(lambda value=2.5 + (number + 1) % 2: caller.answers[-1] == value)
     assert caller.errors == []
     changes = sum(a != b for a, b in zip(caller.answers, caller.answers[1:], strict=False))
@@ -204,7 +202,7 @@ def test_roll_back_refuses_what_a_label_or_a_pinned_version_names(serve, add, ba
     with pytest.raises(PushRefused, match="version 2 is pinned by server 'web'") as caught:
         roll_back(base_path)
     assert "tfkit promote" in caught.value.remedy
-    assert [version.number for version in scan(base_path)] == [1, 2]
+    assert [version.number for version in list_versions(base_path)] == [1, 2]
     assert roll_back(base_path, is_forced=True).retired == (2,)
 
 
@@ -343,7 +341,7 @@ def test_prune_command_spares_what_is_served(serve, add, tfkit, base_path):
     assert done.code == 0
     assert done.out.splitlines()[0] == f"Deleted 2 of {base_path}"
     assert "version 1 is served by server 'web'" in done.out
-    assert [version.number for version in scan(base_path)] == [1, 3]
+    assert [version.number for version in list_versions(base_path)] == [1, 3]
     handle.stop(grace_s=5)  # and forgotten: nobody needs version 1 any more
     assert tfkit("prune", base_path, "--keep", 1, "--json").data["deleted"] == [1]
 
@@ -410,7 +408,7 @@ def test_prune_command_spares_what_the_deployment_file_names(tfkit, tmp_path, ba
     assert {"version": 4, "who": "the deployment file", "reason": "among the latest"} in done.data[
         "needed"
     ]
-    assert len(scan(base_path)) == 5
+    assert len(list_versions(base_path)) == 5
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.integration.commands import running
 from tfserve_kit import processes, protos
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import Gate, push, scan
+from tfserve_kit.repository import Gate, list_versions, push
 from tfserve_kit.savedmodel import tfrecord
 from tfserve_kit.savedmodel.warmup import WARMUP_FILE
 from tfserve_kit.serving.smoke import trial
@@ -153,7 +153,7 @@ class TestRefused:
 class TestPassed:
     def test_model_that_does_no_harm(self, tried, base):
         assert tried("harmless").remarks == ()
-        assert [version.number for version in scan(base)] == [1]
+        assert [version.number for version in list_versions(base)] == [1]
 
     def test_error_answer_is_remarked(self, tried):
         (remark,) = tried("demanding").remarks

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.torture.versions_on_disk import left_overs, make_model, tree, violations
-from tfserve_kit.repository import push, scan
-from tfserve_kit.repository.retention import prune, retire, rollback
+from tfserve_kit.repository import list_versions, push
+from tfserve_kit.repository.versions import prune, retire, rollback
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Stage:
         self.older = {version.number: tree(version.path) for version in self._versions()}
 
     def _versions(self):
-        return scan(self._template) if self.scenario.older else []
+        return list_versions(self._template) if self.scenario.older else []
 
     def reset(self):
         """Put everything back to how it was before."""
@@ -95,7 +95,11 @@ class Stage:
 
     def visible(self):
         """Return the numbers a server would see."""
-        return tuple(version.number for version in scan(self.base)) if self.base.exists() else ()
+        return (
+            tuple(version.number for version in list_versions(self.base))
+            if self.base.exists()
+            else ()
+        )
 
     def harm(self):
         """Return what is wrong with what a server would see, at any moment."""

@@ -12,7 +12,7 @@ import pytest
 from tests.torture.driver import ROOT, environment
 from tests.torture.operations import Meddler, observed
 from tests.torture.versions_on_disk import HALF_PLUS_TWO, incomplete, left_overs, tree
-from tfserve_kit.repository import push, scan, staging
+from tfserve_kit.repository import list_versions, push, staging
 
 PUSHERS = 8
 
@@ -64,7 +64,7 @@ class Poller:
     def look(self):
         """Look once: at all that is new, and again at one of the others."""
         self.looks += 1
-        there = scan(self.base_path)
+        there = list_versions(self.base_path)
         numbers = {version.number for version in there}
         self.harm += [f"{number} is gone" for number in self.known - numbers]
         chosen = [version for version in there if version.number not in self.known]
@@ -97,10 +97,12 @@ def test_pushers_at_once_get_all_numbers_and_nobody_sees_half_a_version(crowd, b
     assert poller.harm == []
     assert poller.looks > len(pushed) / 4
     assert sorted(push["version"] for push in pushed) == list(range(1, PUSHERS * times + 1))
-    assert [version.number for version in scan(base)] == list(range(1, PUSHERS * times + 1))
+    assert [version.number for version in list_versions(base)] == list(
+        range(1, PUSHERS * times + 1)
+    )
     assert left_overs(base) == []
     wanted = tree(source).keys()
-    assert all(wanted <= tree(version.path).keys() for version in scan(base))
+    assert all(wanted <= tree(version.path).keys() for version in list_versions(base))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -124,7 +126,7 @@ def test_killed_pusher_harms_no_other(crowd, base, source, long, seed):
     numbers = [push["version"] for process in victims for push in told(process)[0]]
     numbers += [push["version"] for pushes, _ in ends for push in pushes]
     assert max(Counter(numbers).values()) == 1
-    assert set(numbers) <= {version.number for version in scan(base)}
+    assert set(numbers) <= {version.number for version in list_versions(base)}
     push(source, base)
     assert left_overs(base) == []
 
@@ -146,5 +148,5 @@ def test_living_push_that_is_swept_by_mistake_is_refused_not_published_in_part(
         with observed(Meddler("unlink", 2, publish)):
             staging.sweep(base)
     assert [type(end) for end in ends] == [FileNotFoundError]
-    assert scan(base) == []
+    assert list_versions(base) == []
     assert left_overs(base) == []

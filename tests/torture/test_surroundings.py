@@ -14,8 +14,8 @@ from tests.torture.operations import Count, Meddler, observed
 from tests.torture.versions_on_disk import make_model, tree, violations
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import push, scan
-from tfserve_kit.repository.retention import retire
+from tfserve_kit.repository import list_versions, push
+from tfserve_kit.repository.versions import retire
 
 STEPS = ("checking", "copying", "checking the copy", "writing")
 NOBODY = 65534
@@ -109,7 +109,7 @@ class TestDisk:
         push(source, disk)
         older = {1: tree(disk / "1")}
         refusal(source, disk, progress=At(step, lambda: remount(disk, "ro")))
-        assert [version.number for version in scan(disk)] == [1]
+        assert [version.number for version in list_versions(disk)] == [1]
         assert violations(disk, older=older) == []
         remount(disk, "rw")
         assert push(source, disk).version == 2
@@ -128,7 +128,7 @@ class TestDisk:
         with pytest.raises(PushRefused, match="cross-device"):  # it would have to be copied
             retire(base_path, 1)
         assert violations(base_path, older=older) == []
-        assert [version.number for version in scan(base_path)] == [1, 2]
+        assert [version.number for version in list_versions(base_path)] == [1, 2]
 
 
 class TestLimits:
@@ -137,7 +137,7 @@ class TestLimits:
         before = tree(base)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         refused, limit = [], 3
-        while len(scan(base)) == 1 and limit < 2000:
+        while len(list_versions(base)) == 1 and limit < 2000:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             try:
                 with contextlib.suppress(PushRefused):
@@ -238,7 +238,7 @@ class TestBasePath:
         assert "was moved, replaced or deleted" in text
         assert tree(moved) == before
         if base.exists():
-            assert [version.number for version in scan(base)] == [1] * ("copy" in by)
+            assert [version.number for version in list_versions(base)] == [1] * ("copy" in by)
             assert violations(base) == []
 
     @pytest.mark.parametrize("nth", [1, 2])
@@ -263,7 +263,7 @@ class TestBasePath:
             base.symlink_to(moved)
 
         assert push(source, base, progress=At("writing", move)).version == 2
-        assert [version.number for version in scan(moved)] == [1, 2]
+        assert [version.number for version in list_versions(moved)] == [1, 2]
 
     def test_folder_that_somebody_else_made_anew_stays(self, source, quick_folder):
         base = quick_folder / "deep" / "new"
@@ -355,7 +355,7 @@ class TestSource:
                 assert copy in (whole, tree(source))
                 shutil.rmtree(made)
             ended = meddler.names.count("read") < nth
-            assert [version.number for version in scan(base)] == [1]
+            assert [version.number for version in list_versions(base)] == [1]
             assert violations(base) == []
             (source / name).unlink(missing_ok=True)
             (source / name).write_bytes(whole[name])

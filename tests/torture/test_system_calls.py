@@ -11,7 +11,7 @@ import pytest
 from tests.torture.driver import ROOT, environment, spread
 from tests.torture.operations import Count, observed
 from tests.torture.versions_on_disk import left_overs, make_model, tree, violations
-from tfserve_kit.repository import push, scan
+from tfserve_kit.repository import list_versions, push
 
 CALLS = (
     "openat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,write,pwrite64,"
@@ -97,5 +97,5 @@ def test_killed_at_a_system_call_shows_no_half_version(strace, source, quick_fol
         assert violations(base, older=older) == [], calls[nth - 1]
         push(source, base)
         assert left_overs(base) == [], calls[nth - 1]
-        for version in scan(base)[1:]:
+        for version in list_versions(base)[1:]:
             shutil.rmtree(version.path)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tfserve_kit import savedmodel
-from tfserve_kit.repository import scan
+from tfserve_kit.repository import list_versions
 from tfserve_kit.repository.manifest import Manifest, differences
 
 HALF_PLUS_TWO = Path(__file__).parents[1] / "data" / "models" / "half_plus_two" / "1"
@@ -39,7 +39,7 @@ def violations(base_path, *, older=None):
         older: what those that were there before must hold: version number to its tree.
     """
     found = []
-    versions = scan(base_path) if base_path.exists() else []
+    versions = list_versions(base_path) if base_path.exists() else []
     for version in versions:
         if older and version.number in older:
             if tree(version.path) != older[version.number]:

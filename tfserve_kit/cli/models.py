@@ -26,16 +26,16 @@ from tfserve_kit.repository import (
     Source,
     Version,
     VersionChoice,
+    list_versions,
     push,
-    retention,
-    scan,
+    versions,
 )
+from tfserve_kit.repository.disk import translate_os_errors
 from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
 from tfserve_kit.repository.intake import Limits, parse_size
 from tfserve_kit.repository.manifest import Manifest, differences
+from tfserve_kit.repository.object_store import pin_line
 from tfserve_kit.repository.push import Approve
-from tfserve_kit.repository.refusals import refusing
-from tfserve_kit.repository.remote import pin_line
 from tfserve_kit.repository.versions import parse_version
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec, tfrecord, warmup
 from tfserve_kit.savedmodel.batch_axes import batch_axes, obstacles
@@ -293,13 +293,13 @@ def versions_command(base_path: str, as_json: bool) -> None:
 
 def _version_rows(base_path: Path) -> list[dict[str, object]]:
     try:
-        return [_version_row(version) for version in scan(base_path)]
+        return [_version_row(version) for version in list_versions(base_path)]
     except OSError as error:
         raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
 
 
 def _remote_rows(url: str) -> list[dict[str, object]]:
-    from tfserve_kit.repository import remote
+    from tfserve_kit.repository import object_store
 
     return [
         {
@@ -307,7 +307,7 @@ def _remote_rows(url: str) -> list[dict[str, object]]:
             "state": "complete" if version.complete else f"{savedmodel.GRAPH_FILE}: is missing",
             "path": version.url,
         }
-        for version in remote.versions(url)
+        for version in object_store.remote_versions(url)
     ]
 
 
@@ -343,7 +343,7 @@ def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> 
 
 def _chosen(base_path: Path, numbers: Sequence[int]) -> list[Version]:
     try:
-        there = {version.number: version for version in scan(base_path)}
+        there = {version.number: version for version in list_versions(base_path)}
     except OSError as error:
         raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
     for number in numbers:
@@ -471,7 +471,7 @@ def prune_command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> N
         needed = claims(
             base_path, deployment.load(file) if file.is_file() else None, progress=progress
         )
-    gone = retention.prune(base_path, keep, {claim.version for claim in needed}, dry_run=dry_run)
+    gone = versions.prune(base_path, keep, {claim.version for claim in needed}, dry_run=dry_run)
     did = "Would delete" if dry_run else "Deleted"
     numbers = ", ".join(map(str, gone)) or "no version"
     lines = [f"{did} {numbers} of {base_path}", *(f"  {claim}" for claim in needed)]
@@ -507,7 +507,7 @@ def inspect_command(
     is meant, or the name of a model below models/.
     """
     gate = Gate(tag=tag)
-    with processes.bounded_memory(), refusing("inspect", place):
+    with processes.bounded_memory(), translate_os_errors("inspect", place):
         found = inspect(find(place), gate, against=against and find(against))
     refused = refusals(found, gate)
     if strict and refused:

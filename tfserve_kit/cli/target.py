@@ -76,10 +76,12 @@ class Destination:
 
 def base_path_of(given: Path) -> Path:
     """Return the base path that an argument means: itself, or models/NAME for a bare name."""
-    from tfserve_kit.repository import scan  # slow to import, and `predict` needs none of it
+    from tfserve_kit.repository import (
+        list_versions,  # slow to import, and `predict` needs none of it
+    )
 
     inside = Path("models") / given
-    is_bare = len(given.parts) == 1 and not (given.is_dir() and scan(given))
+    is_bare = len(given.parts) == 1 and not (given.is_dir() and list_versions(given))
     return inside if is_bare and inside.is_dir() else given
 
 

@@ -24,7 +24,7 @@ from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.serving.access import Access, reached_by
 
 if TYPE_CHECKING:  # numpy comes with them
-    from tfserve_kit.deployment.schema import Spec
+    from tfserve_kit.deployment.spec import Spec
     from tfserve_kit.tuning import Goal, Tuned
 
 _count = click.IntRange(min=1)

@@ -1,7 +1,7 @@
 """The deployment as data: `tfkit.toml` and what it means."""
 
-from tfserve_kit.deployment.files import DEFAULT_FILE, build, load
-from tfserve_kit.deployment.schema import (
+from tfserve_kit.deployment.spec import (
+    DEFAULT_FILE,
     Batching,
     Client,
     Model,
@@ -9,6 +9,8 @@ from tfserve_kit.deployment.schema import (
     Server,
     Spec,
     VersionPolicy,
+    build,
+    load,
 )
 
 __all__ = [

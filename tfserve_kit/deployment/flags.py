@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tfserve_kit.errors import Problem, did_you_mean
 
 if TYPE_CHECKING:  # at run time the spec imports this module
-    from tfserve_kit.deployment.schema import Spec
+    from tfserve_kit.deployment.spec import Spec
 
 FlagValue = bool | int | float | str
 

@@ -15,7 +15,7 @@ import jinja2
 
 from tfserve_kit import protos
 from tfserve_kit.deployment.flags import BATCHING_CONFIG, MODEL_CONFIG, MONITORING_CONFIG
-from tfserve_kit.deployment.schema import Batching, Spec
+from tfserve_kit.deployment.spec import Batching, Spec
 from tfserve_kit.errors import Problem, SpecError
 
 # The message each file must parse as.

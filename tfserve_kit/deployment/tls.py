@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.deployment.schema import Client, Spec
+from tfserve_kit.deployment.spec import Client, Spec
 from tfserve_kit.errors import Problem, SpecError
 
 FLAG = "ssl_config_file"

@@ -27,7 +27,7 @@ from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.settings import Settings, check_changes, check_logging, check_platforms
 from tfserve_kit.embedded.status import Code, ServingError, invalid
-from tfserve_kit.repository.versions import scan
+from tfserve_kit.repository.versions import list_versions
 
 
 def aspired_versions(config: Any) -> dict[int, Path]:
@@ -40,7 +40,9 @@ def aspired_versions(config: Any) -> dict[int, Path]:
         ServingError: NOT_FOUND, the base path does not exist.
     """
     try:
-        found = {version.number: version.path for version in scan(_local(config.base_path))}
+        found = {
+            version.number: version.path for version in list_versions(_local(config.base_path))
+        }
     except OSError as error:
         raise ServingError(
             Code.NOT_FOUND,

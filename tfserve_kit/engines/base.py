@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
-    from tfserve_kit.deployment.schema import Server, Spec
+    from tfserve_kit.deployment.spec import Server, Spec
 
 
 class Phase(Enum):

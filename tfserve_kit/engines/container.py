@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from tfserve_kit import redaction
 from tfserve_kit.deployment import flags
-from tfserve_kit.deployment.schema import Docker, Spec
+from tfserve_kit.deployment.spec import Docker, Spec
 from tfserve_kit.engines.base import Endpoints, Plan, endpoints
 
 # The release that the embedded engine is held to, see docs/embedded.md.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tfserve_kit.deployment.schema import Docker, Spec
+from tfserve_kit.deployment.spec import Docker, Spec
 from tfserve_kit.engines import container as containers
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
 from tfserve_kit.engines.container import ContainerPlan, default_user, hand_over, unreadable

@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from tfserve_kit.deployment import flags, render
-from tfserve_kit.deployment.schema import Spec, VersionPolicy
+from tfserve_kit.deployment.spec import Spec, VersionPolicy
 from tfserve_kit.engines.container import official_image, with_image_ports
 from tfserve_kit.engines.docker import connected
 from tfserve_kit.errors import Problem, ServerFailed, SpecError, UsageError
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import Version, scan
+from tfserve_kit.repository import Version, list_versions
 
 PYTHON_IMAGE = "python:3.12-slim"
 _CONFIG = "/tfkit/config"
@@ -87,7 +87,7 @@ def choose(spec: Spec) -> dict[str, list[Version]]:
 def _choose(base_path: str, policy: VersionPolicy) -> list[Version]:
     if "://" in base_path:
         raise ValueError(f"{base_path} is not on this machine")
-    there = scan(Path(base_path))
+    there = list_versions(Path(base_path))
     if missing := set(policy.specific) - {each.number for each in there}:
         raise ValueError(f"{base_path} does not hold {sorted(missing)}")
     if not there:

@@ -24,7 +24,7 @@ import psutil
 from tfserve_kit import processes
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.deployment import flags
-from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State, endpoints
 from tfserve_kit.engines.records import (
     CONFIG,

@@ -1,6 +1,6 @@
 """Which engines there are, which one `auto` means, and which of them holds a server."""
 
-from tfserve_kit.deployment.schema import Docker
+from tfserve_kit.deployment.spec import Docker
 from tfserve_kit.engines import process
 from tfserve_kit.engines.base import Engine, ServerHandle
 from tfserve_kit.engines.docker import DockerEngine

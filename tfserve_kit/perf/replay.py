@@ -16,7 +16,7 @@ from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import inputs_of_body
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf.payloads import Inputs
-from tfserve_kit.savedmodel import Signature, prediction_log, tfrecord
+from tfserve_kit.savedmodel import Signature, tfrecord, warmup
 from tfserve_kit.tensors import from_proto
 
 _MOST_LINE_BYTES = 1 << 28
@@ -102,7 +102,7 @@ def _records(file: Path, signatures: Mapping[str, Signature]) -> Iterator[Record
 
 
 def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> Recorded:
-    for fault in prediction_log.faults(record, signatures):
+    for fault in warmup.faults(record, signatures):
         raise InvalidRequest(f"{place} {fault}", remedy="give a log of requests to this model")
     log: Any = protos.PredictionLog.FromString(record)
     kind = log.WhichOneof("log_type")

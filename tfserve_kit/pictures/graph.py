@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.savedmodel.graph.graph import MAIN, Graph, node_name
-from tfserve_kit.savedmodel.graph.origins import FIRST_ARGUMENT
+from tfserve_kit.savedmodel.graph import FIRST_ARGUMENT, MAIN, Graph, node_name
 from tfserve_kit.tensors.proto import from_proto
 
 

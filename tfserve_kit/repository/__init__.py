@@ -1,10 +1,10 @@
 """The model repository on disk: versions, and how a new one gets there."""
 
-from tfserve_kit.repository.gate import Gate
+from tfserve_kit.repository.inspection import Gate
 from tfserve_kit.repository.push import Pushed, push
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import VersionChoice
-from tfserve_kit.repository.versions import Version, parse_version, scan
+from tfserve_kit.repository.versions import Version, list_versions, parse_version
 
 __all__ = [
     "Gate",
@@ -12,7 +12,7 @@ __all__ = [
     "Source",
     "Version",
     "VersionChoice",
+    "list_versions",
     "parse_version",
     "push",
-    "scan",
 ]

@@ -5,7 +5,11 @@ they come (see `intake`); links, devices and encrypted members are refused, mode
 taken over.
 
 Memory stays below 300 MiB, whatever the archive holds: 1 MiB for each of a few buffers, at most
-128 MiB for the window of xz or zstd, and about 1 KiB for each of the 100,000 files allowed.
+128 MiB for the window of xz or zstd, and about 1 KiB for each of the 100,000 files allowed. The
+standard library's reader of tar keeps whole headers in memory, however long, and takes a damaged
+header for the end; the one here refuses both.
+
+Source: the POSIX pax format (ustar headers, `x` and `g` records) and GNU's `L` and `K` records.
 """
 
 import bz2
@@ -21,14 +25,130 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import tar
 from tfserve_kit.repository.intake import CHUNK_BYTES, Intake, Limits
 from tfserve_kit.repository.manifest import File
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+_MAX_RECORD_BYTES = 1 << 20
+_FILES = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
+_LINKS = {tarfile.LNKTYPE, tarfile.SYMTYPE}
+_PAX = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
+_SKIPPED = {tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK, b"V"}
+_RECORDS = {*_PAX, *_SKIPPED, tarfile.GNUTYPE_LONGNAME}
+
+
+class Reader(Protocol):
+    """Gives the bytes of a stream."""
+
+    def read(self, size_bytes: int, /) -> bytes:
+        """Return as many bytes as asked for, fewer only at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry: its name, its kind (`file`, `folder`, `link` or `special`), its length."""
+
+    name: str
+    kind: str
+    size_bytes: int
+
+
+def looks_like_tar(block: bytes) -> bool:
+    """Say whether a file starts as a tar archive does."""
+    try:
+        tarfile.TarInfo.frombuf(block[:BLOCK_BYTES], "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+def tar_members(stream: Reader) -> Iterator[Member]:
+    """Yield the entries of an archive; of each the content must be read before the next is taken.
+
+    Raises:
+        ValueError: it is truncated, damaged, or uses a form not supported; `tarfile.TarError` too.
+    """
+    named: dict[str, str] = {}
+    while (header := _header(stream)) is not None:
+        if header.type in _RECORDS:
+            named |= _record(stream, header)
+            continue
+        if any(key.startswith("GNU.sparse") for key in named) or header.type in tarfile.GNU_TYPES:
+            raise ValueError("it holds a sparse file (or another of GNU tar's own forms)")
+        size_bytes = int(named.get("size", header.size))
+        if size_bytes < 0:
+            raise ValueError(f"a file of {size_bytes} bytes")
+        kind = _kind(header)
+        stored = size_bytes if kind == "file" else 0
+        yield Member(named.get("path", header.name), kind, stored)
+        _exactly(stream, -stored % BLOCK_BYTES)
+        named = {}
+
+
+def tar_content(stream: Reader, member: Member, chunk_bytes: int) -> Iterator[bytes]:
+    """Yield the bytes of the member that was yielded last, in chunks."""
+    left = member.size_bytes
+    while left:
+        chunk = _exactly(stream, min(left, chunk_bytes))
+        left -= len(chunk)
+        yield chunk
+
+
+def _kind(header: tarfile.TarInfo) -> str:
+    if header.type in _FILES:
+        return "file"
+    if header.type in _LINKS:
+        return "link"
+    return "folder" if header.type == tarfile.DIRTYPE else "special"
+
+
+def _header(stream: Reader) -> tarfile.TarInfo | None:
+    """Return the next header, None at the end of the archive."""
+    block = _exactly(stream, BLOCK_BYTES)
+    if not any(block):
+        return None
+    return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+
+
+def _exactly(stream: Reader, size_bytes: int) -> bytes:
+    data = stream.read(size_bytes)
+    if len(data) != size_bytes:
+        raise ValueError("it ends too early")
+    return data
+
+
+def _record(stream: Reader, header: tarfile.TarInfo) -> dict[str, str]:
+    """Read what an entry without a file says of the next one."""
+    if not 0 <= header.size <= _MAX_RECORD_BYTES:
+        raise ValueError(f"a header of {header.size:,} bytes")
+    data = _exactly(stream, header.size)
+    _exactly(stream, -header.size % BLOCK_BYTES)
+    if header.type in _PAX:
+        return _pax(data)
+    if header.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    return {}
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """Parse records: length, blank, key, `=`, value, end of line."""
+    found: dict[str, str] = {}
+    while data:
+        head, blank, _ = data.partition(b" ")
+        length = int(head)
+        key, equals, value = data[len(head) + 1 : length].partition(b"=")
+        if not (blank and equals and value.endswith(b"\n") and 0 < length <= len(data)):
+            raise ValueError("a damaged pax header")
+        found[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return found
+
 
 _WINDOW_BYTES = 128 << 20
 _MAX_DIRECTORY_BYTES = 64 << 20
@@ -48,11 +168,11 @@ _MAGIC = {
 def kind(file: Path) -> str | None:
     """Return `zip`, `tar`, `gzip`, `bzip2`, `xz` or `zstd`; None for what is no archive."""
     with file.open("rb") as stream:
-        start = stream.read(tar.BLOCK_BYTES)
+        start = stream.read(BLOCK_BYTES)
     for magic, name in _MAGIC.items():
         if start.startswith(magic):
             return name
-    return "tar" if tar.looks_like_tar(start) else None
+    return "tar" if looks_like_tar(start) else None
 
 
 def zip_names(file: Path, limits: Limits, name: str) -> set[str]:
@@ -239,12 +359,12 @@ def _zip_content(member: Any, size_bytes: int, intake: Intake) -> Iterator[bytes
 
 
 def _untar(stream: _Metered, intake: Intake, at: list[str]) -> None:
-    for member in tar.members(stream):
+    for member in tar_members(stream):
         at.append(member.name)
         if member.kind == "folder":
             _keep_folder(member.name, intake)
         elif member.kind == "file":
-            _keep(member.name, tar.content(stream, member, CHUNK_BYTES), intake)
+            _keep(member.name, tar_content(stream, member, CHUNK_BYTES), intake)
         else:
             text = f"{member.name!a} is a {member.kind} in the archive"
             raise PushRefused(text.replace("special", "device"), remedy=_UNLINKED)

@@ -8,7 +8,7 @@ from tfserve_kit.errors import PushRefused
 from tfserve_kit.http.messages import user_agent
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
-from tfserve_kit.repository.places import scheme
+from tfserve_kit.repository.locate import scheme
 
 if TYPE_CHECKING:
     import requests

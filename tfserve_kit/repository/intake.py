@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit.errors import PushRefused, UsageError
-from tfserve_kit.repository.copying import write_all
+from tfserve_kit.repository.disk import write_all
 from tfserve_kit.repository.manifest import File
 
 CHUNK_BYTES = 1 << 20

@@ -2,24 +2,28 @@
 
 ::
 
-    source ──▶ gate ──▶ hidden folder of the base path ──▶ manifest ──▶ disk ──▶ one rename ──▶ 7/
+    source ──▶ hidden folder of the base path ──▶ gate ──▶ approval ──▶ manifest
+           ──▶ disk ──▶ one rename ──▶ 7/
+
+For an object store the folder is a temporary one, and an upload takes the place of the rename.
 """
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import redaction
-from tfserve_kit.errors import Problem
+from tfserve_kit.errors import Problem, PushRefused, listed
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import places, remote
-from tfserve_kit.repository.durable import sync, sync_path
-from tfserve_kit.repository.gate import Gate
-from tfserve_kit.repository.preparing import Approve, prepare
-from tfserve_kit.repository.refusals import refusing
+from tfserve_kit.repository import locate, object_store
+from tfserve_kit.repository.disk import sync, sync_path, translate_os_errors
+from tfserve_kit.repository.inspection import Gate, check_gate
+from tfserve_kit.repository.manifest import MANIFEST_PATH, Files, Manifest
+from tfserve_kit.repository.object_store import Store
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import (
     VersionChoice,
@@ -30,9 +34,10 @@ from tfserve_kit.repository.staging import (
     sweep,
     taken_numbers,
 )
-from tfserve_kit.repository.versions import scan
+from tfserve_kit.repository.versions import list_versions
 
-__all__ = ["Approve", "Pushed", "push"]
+Approve = Callable[[Path], Sequence[Problem] | None]
+"""Looks at a staged version before it becomes visible: returns remarks, or raises to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Pushed:
         size_bytes: length of its files together.
         remarks: what the gate found worth telling.
         atomic: whether it became visible all at once. Where not (in object stores), a server that
-            loads the latest version may have seen it half; `remote.pin_line` says what helps.
+            loads the latest version may have seen it half; `object_store.pin_line` says what helps.
     """
 
     version: int
@@ -74,7 +79,7 @@ def push(
     Args:
         source: where the SavedModel is: a directory, an archive, a URL; see `Source`.
         base_path: the folder of the model's versions, made where it is missing, or its URL in an
-            object store (see `remote`), as text.
+            object store (see `object_store`), as text.
         version: a number >= 1, `next` (highest + 1) or `epoch` (seconds since 1970).
         gate: what the version must satisfy.
         approve: looks at the staged copy last of all.
@@ -88,39 +93,123 @@ def push(
             positive int64 or exists, or the file system refuses. Nothing visible has changed then.
     """
     source = source if isinstance(source, Source) else Source(str(source))
-    gate = gate or Gate()
-    if isinstance(base_path, str) and places.scheme(base_path):
-        with refusing("push to", redaction.url(base_path)):
-            sent = remote.push(source, base_path, version, gate, approve=approve, progress=progress)
-        return Pushed(sent.version, sent.url, sent.size_bytes, sent.remarks, atomic=False)
-    return _push(source, places.local(str(base_path)), version, gate, approve, progress)
+    pushing = _Push(source, version, gate or Gate(), approve, progress)
+    if isinstance(base_path, str) and locate.scheme(base_path):
+        with translate_os_errors("push to", redaction.url(base_path)):
+            return pushing.to_store(base_path)
+    folder = locate.local(str(base_path))
+    with translate_os_errors("push to", folder):
+        return pushing.to_folder(folder)
 
 
-def _push(
-    source: Source,
-    base_path: Path,
-    version: VersionChoice,
-    gate: Gate,
-    approve: Approve | None,
-    progress: Progress,
-) -> Pushed:
-    def serving() -> Path | None:
-        older = [each.path for each in scan(base_path) if each.path.is_dir()]
-        return older[-1] if older else None
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """What is pushed, and on which conditions; see `push`."""
 
-    with refusing("push to", base_path), _made(base_path), held(base_path) as base:
-        taken = taken_numbers(base_path)
-        choose_version(taken, version, base_path)  # rather now than after copying
-        sweep(base_path)
-        with staging_folder(base) as folder:
-            ready = prepare(
-                source, folder, gate, serving=serving, approve=approve, progress=progress
+    source: Source
+    version: VersionChoice
+    gate: Gate
+    approve: Approve | None
+    progress: Progress
+
+    def to_folder(self, base_path: Path) -> Pushed:
+        """Stage a version in a hidden folder of the base path, then rename it."""
+
+        def serving() -> Path | None:
+            older = [each.path for each in list_versions(base_path) if each.path.is_dir()]
+            return older[-1] if older else None
+
+        with _made(base_path), held(base_path) as base:
+            choose_version(taken_numbers(base_path), self.version, base_path)  # before copying
+            sweep(base_path)
+            with staging_folder(base) as folder:
+                root, manifest, remarks = self._prepare(folder, serving)
+                root.chmod(0o755)  # the staging folder is private; servers may be other users
+                self.progress.step("writing to disk")
+                sync(root)
+                number = publish(root, base, self.version)
+        return Pushed(number, base_path / str(number), manifest.size_bytes, remarks)
+
+    def to_store(self, url: str) -> Pushed:
+        """Stage a version in a temporary folder, then upload it."""
+        store = Store(url)
+        with tempfile.TemporaryDirectory(prefix="tfkit-push-") as folder:
+            staging, older = Path(folder) / "new", Path(folder) / "older"
+            staging.mkdir()
+            with store.talking():
+                there = store.files()
+                taken = object_store.taken_in(there)
+                choose_version(taken, self.version, store.shown)  # before copying
+                object_store.sweep_claims(store, there)
+            root, manifest, remarks = self._prepare(
+                staging, lambda: object_store.download_serving(store, there, older)
             )
-            ready.root.chmod(0o755)  # the staging folder is private; servers may be other users
-            progress.step("writing to disk")
-            sync(ready.root)
-            number = publish(ready.root, base, version)
-    return Pushed(number, base_path / str(number), ready.manifest.size_bytes, ready.remarks)
+            with store.talking(), object_store.claimed(store, self.version, taken) as number:
+                object_store.upload(store, number, root, manifest, self.progress)
+        shown = f"{redaction.url(url).rstrip('/')}/{number}"
+        return Pushed(number, shown, manifest.size_bytes, remarks, atomic=False)
+
+    def _prepare(
+        self, folder: Path, serving: Callable[[], Path | None]
+    ) -> tuple[Path, Manifest, tuple[Problem, ...]]:
+        """Bring the model into a folder, and see whether it may be published.
+
+        Args:
+            folder: an empty folder, which may be left with other things as well.
+            serving: gives the directory of the version in service, None where there is none.
+
+        Returns:
+            The version's directory, its manifest, which lies there already, and the remarks of the
+            gate and the approval.
+        """
+        root, files = self.source.fetch(folder, tag=self.gate.tag, progress=self.progress)
+        _require_room(files)
+        self.progress.step("checking the copy")
+        verdict = check_gate(root, self.gate, serving=serving())
+        remarks = self._told(verdict.remarks)
+        if verdict.refusals:
+            raise PushRefused(f"the model is refused:{listed(verdict.refusals)}")
+        if self.approve is not None:
+            remarks += self._told(self.approve(root) or ())
+        _require_as_pushed(root, files)
+        manifest = Manifest.of(files, self.source.described())
+        manifest.write(root)
+        return root, manifest, remarks
+
+    def _told(self, remarks: Sequence[Problem]) -> tuple[Problem, ...]:
+        for remark in remarks:
+            self.progress.note(f"Note: {remark}")
+        return tuple(remarks)
+
+
+def _require_room(files: Files) -> None:
+    """Refuse a model that has something else where the manifest goes."""
+    extra = MANIFEST_PATH.parent.as_posix()
+    if extra in files:
+        raise PushRefused(
+            f"{extra} is a file in the model, and must be a folder", remedy=f"rename {extra}"
+        )
+
+
+def _require_as_pushed(root: Path, files: Files) -> None:
+    """Refuse a copy of a pushed version that is not as it was pushed."""
+    try:
+        before = Manifest.read(root)
+    except ValueError as error:
+        raise PushRefused(f"{MANIFEST_PATH} {error}", remedy="remove it") from error
+    if before is None:
+        return
+    differ = sorted(
+        name
+        for name in (files.keys() | before.files.keys()) - {MANIFEST_PATH.as_posix()}
+        if files.get(name) != before.files.get(name)
+    )
+    if differ:
+        raise PushRefused(
+            f"{', '.join(differ[:10])} differ from the manifest that the model was pushed with "
+            "before",
+            remedy=f"push an undamaged copy; if the change was meant, remove {MANIFEST_PATH}",
+        )
 
 
 @contextlib.contextmanager

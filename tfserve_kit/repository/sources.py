@@ -1,31 +1,110 @@
-"""Where a model comes from, and how it gets into a staging folder."""
+"""Where a model comes from, and how it gets into a staging folder.
+
+Models as Keras saves them are exported to a SavedModel by Keras itself, in a process of its own.
+"""
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from tfserve_kit import redaction, savedmodel
+from tfserve_kit import processes, redaction, savedmodel
 from tfserve_kit.errors import PushRefused, listed
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import archives, keras_files, layout, places
-from tfserve_kit.repository.copying import checksums, copy_tree
+from tfserve_kit.repository import archives, locate
+from tfserve_kit.repository.disk import checksums, copy_tree
 from tfserve_kit.repository.downloads import download
 from tfserve_kit.repository.intake import Intake, Limits
+from tfserve_kit.repository.locate import look_around
 from tfserve_kit.repository.manifest import Files
 from tfserve_kit.repository.object_store import Store
-from tfserve_kit.repository.surroundings import look_around
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_TIMEOUT_S = 1800
+_MEMBERS = {"config.json", "model.weights.h5"}
+
+# Before 3.11.3 safe_mode could be got around, and did nothing for HDF5 files.
+_EXPORT = """
+import sys, keras
+numbers = tuple(int(part) for part in keras.__version__.split(".")[:3] if part.isdigit())
+if numbers < (3, 11, 3):
+    sys.exit(f"keras {keras.__version__} is installed; files are loaded safely from 3.11.3 on")
+model = keras.saving.load_model(sys.argv[1], compile=False, safe_mode=True)
+model.export(sys.argv[2], format="tf_saved_model", verbose=False)
+"""
+
+
+def keras_suffix(file: Path, limits: Limits, name: str) -> str | None:
+    """Return `.keras` or `.h5` for a file of this kind, None for others; the content says it.
+
+    Raises:
+        PushRefused: it is a damaged zip archive, which errors call `name`.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_HDF5)) == _HDF5:
+            return ".h5"
+    if archives.kind(file) == "zip" and archives.zip_names(file, limits, name) >= _MEMBERS:
+        return ".keras"
+    return None
+
+
+def export_keras(file: Path, directory: Path, name: str, most_bytes: int) -> None:
+    """Export a Keras file to a SavedModel directory that is made.
+
+    Code in the file is not run: models with Lambda layers are refused.
+
+    Args:
+        file: it; its name ends as `suffix` says.
+        directory: the SavedModel.
+        name: what errors call the file.
+        most_bytes: how long each file of the SavedModel may be.
+
+    Raises:
+        PushRefused: Keras is not installed here, or refuses.
+    """
+    if find_spec("keras") is None or find_spec("tensorflow") is None:
+        raise PushRefused(
+            f"{name} is a Keras file, and Keras is not installed to export it",
+            remedy="pip install 'tfserve-kit[embedded]', or give what model.export() writes",
+        )
+    quiet = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", _EXPORT, str(file), str(directory)]
+    try:
+        done = subprocess.run(
+            processes.confined(command, processes.free_memory_bytes(), most_bytes),
+            env=os.environ | quiet,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _refusal(name, f"it took longer than {_TIMEOUT_S} s") from None
+    if done.returncode:
+        raise _refusal(name, done.stderr)
+
+
+def _refusal(name: str, log: str) -> PushRefused:
+    lines = [line for line in log.splitlines() if line.strip()] or ["it ended without a word"]
+    if "safe_mode" in log or "unsafe" in log:
+        return PushRefused(
+            f"{name} holds code (such as a Lambda layer), which is not run",
+            remedy="export the model where you trust it, with model.export(), and push that",
+        )
+    return PushRefused(
+        f"Keras cannot export {name}: {lines[-1]}",
+        remedy="export the model yourself, with model.export(), and push that",
+    )
+
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A SavedModel in a staging folder: its directory there, and its files."""
-
-    root: Path
-    files: Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +129,9 @@ class Source:
         """Return the place without secrets, to be remembered."""
         return redaction.url(self.place)
 
-    def fetch(self, folder: Path, *, tag: str = "serve", progress: Progress = SILENT) -> Fetched:
+    def fetch(
+        self, folder: Path, *, tag: str = "serve", progress: Progress = SILENT
+    ) -> tuple[Path, Files]:
         """Bring the model into a folder.
 
         Args:
@@ -58,17 +139,20 @@ class Source:
             tag: the graph a server will load.
             progress: told the steps and the bytes.
 
+        Returns:
+            Its directory in the folder, and its files.
+
         Raises:
             PushRefused: there is no complete SavedModel, it exceeds the limits, its checksum is
                 another, or it cannot be reached.
             OSError: the file system refuses.
         """
-        scheme = places.scheme(self.place)
+        scheme = locate.scheme(self.place)
         if scheme in {"http", "https"}:
             return self._from_web(folder, progress)
         if scheme:
             return self._from_store(folder, progress)
-        path = places.local(self.place)
+        path = locate.local(self.place)
         if not path.exists():
             raise PushRefused(
                 f"there is no {path}", remedy="give a SavedModel directory, an archive or a URL"
@@ -77,7 +161,7 @@ class Source:
             return self._from_file(path, folder, progress)
         return self._from_directory(path, folder, tag, progress)
 
-    def _from_web(self, folder: Path, progress: Progress) -> Fetched:
+    def _from_web(self, folder: Path, progress: Progress) -> tuple[Path, Files]:
         progress.step(f"downloading {self.described()}")
         file = folder / "download"
         encrypted = download(self.place, file, self.limits, progress=progress)
@@ -85,7 +169,7 @@ class Source:
             progress.note("Downloaded over plain HTTP: give --sha256 to be sure of the content")
         return self._from_file(file, folder, progress)
 
-    def _from_store(self, folder: Path, progress: Progress) -> Fetched:
+    def _from_store(self, folder: Path, progress: Progress) -> tuple[Path, Files]:
         store = Store(self.place)
         progress.step(f"downloading {store.shown}")
         with store.talking():
@@ -100,42 +184,46 @@ class Source:
         intake = Intake(root, self.limits)
         with store.talking():
             there = store.files()
-            inner = layout.choose(layout.models_among(there), self.version, store.shown, progress)
+            inner = locate.choose_model(
+                locate.models_among(there), self.version, store.shown, progress
+            )
             store.download(_below(there, inner), intake, progress)
-        return Fetched(root, intake.files)
+        return root, intake.files
 
-    def _from_directory(self, path: Path, folder: Path, tag: str, progress: Progress) -> Fetched:
+    def _from_directory(
+        self, path: Path, folder: Path, tag: str, progress: Progress
+    ) -> tuple[Path, Files]:
         self._require_no_checksum()
         progress.step(f"checking {path}")
-        models = list(layout.models_in(path))
+        models = list(locate.models_in(path))
         if not models and (found := look_around(path)):
             raise PushRefused(
                 f"{path} is no complete SavedModel: it {found.what}",
                 remedy=found.push or found.serve,
             )
-        directory = path / layout.choose(models, self.version, str(path), progress)
+        directory = path / locate.choose_model(models, self.version, str(path), progress)
         _require_complete(directory, tag)
         _require_apart(directory, folder)
         root = folder / "model"
         root.mkdir()
         progress.step(f"copying to {folder.parent}")
-        return Fetched(root, copy_tree(directory, root, progress))
+        return root, copy_tree(directory, root, progress)
 
-    def _from_file(self, file: Path, folder: Path, progress: Progress) -> Fetched:
+    def _from_file(self, file: Path, folder: Path, progress: Progress) -> tuple[Path, Files]:
         name = self.described()
         self._require_checksum(file)
         root = folder / "model"
-        if (suffix := keras_files.suffix(file, self.limits, name)) is not None:
+        if (suffix := keras_suffix(file, self.limits, name)) is not None:
             progress.step(f"exporting {name} with Keras")
             named = folder / f"source{suffix}"  # Keras goes by the name
             named.symlink_to(file.absolute())
-            keras_files.export(named, root, name, self.limits.max_size_bytes)
-            return Fetched(root, checksums(root))
+            export_keras(named, root, name, self.limits.max_size_bytes)
+            return root, checksums(root)
         progress.step(f"unpacking {name}")
         root.mkdir()
         files = archives.unpack(file, root, self.limits, name=name, progress=progress)
-        inner = layout.choose(layout.models_among(files), self.version, name, progress)
-        return Fetched(root / inner, _below(files, inner))
+        inner = locate.choose_model(locate.models_among(files), self.version, name, progress)
+        return root / inner, _below(files, inner)
 
     def _require_checksum(self, file: Path) -> None:
         if self.sha256 is None:

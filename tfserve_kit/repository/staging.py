@@ -23,9 +23,8 @@ from typing import Literal
 
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository.durable import rename_in
-from tfserve_kit.repository.retention import retired
-from tfserve_kit.repository.versions import HIDDEN_PREFIX, MAX_VERSION, scan
+from tfserve_kit.repository.disk import rename_in
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, MAX_VERSION, list_versions, retired
 
 STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
 _SWEPT_PREFIX = f"{HIDDEN_PREFIX}swept-"
@@ -156,7 +155,7 @@ def choose_version(taken: Collection[int], choice: VersionChoice, base_path: obj
 
 def taken_numbers(base_path: Path) -> list[int]:
     """Return the numbers that a base path holds, under any spelling, and those retired."""
-    return [version.number for version in scan(base_path)] + retired(base_path)
+    return [version.number for version in list_versions(base_path)] + retired(base_path)
 
 
 def _free_second(taken: Collection[int]) -> int:

@@ -19,7 +19,7 @@ from tfserve_kit.engines.records import DEPLOYMENT, Record, records
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tfserve_kit.deployment.schema import Client, Spec
+    from tfserve_kit.deployment.spec import Client, Spec
 
 ENVIRONMENT, FILE = "env:", "file:"
 _TRUSTED, _TLS = "trusted.pem", "tls.json"
@@ -156,9 +156,11 @@ def of_file(file: Path) -> Access:
             return NOTHING
     except OSError:
         return NOTHING
-    from tfserve_kit.deployment import files  # slow to import, and most files have no such section
+    from tfserve_kit.deployment import (
+        spec as files,  # slow to import, and most files have no such section
+    )
 
-    return Access.of(files.client(file))
+    return Access.of(load_client(file))
 
 
 def at(server: Endpoints, address: addresses.Address) -> bool:

@@ -11,7 +11,7 @@ from tfserve_kit.clients import Client, Target
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import Finding, Severity, lint
-from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import process, registry
 from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
 from tfserve_kit.errors import (

@@ -17,12 +17,12 @@ from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.flags import MODEL_CONFIG
-from tfserve_kit.deployment.schema import Model, Spec, VersionPolicy
+from tfserve_kit.deployment.spec import Model, Spec, VersionPolicy
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.engines.records import CONFIG, DEPLOYMENT, Record, write_private
 from tfserve_kit.errors import RequestError, ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import scan
+from tfserve_kit.repository import list_versions
 from tfserve_kit.serving.access import NOTHING, Access, connect
 from tfserve_kit.serving.readiness import ask
 
@@ -137,7 +137,7 @@ def _wanted(model: Model) -> list[int]:
     """Return the versions that a model's policy loads now; none known for a remote base path."""
     if "://" in model.base_path:
         return []
-    return model.versions.loads(version.number for version in scan(Path(model.base_path)))
+    return model.versions.loads(version.number for version in list_versions(Path(model.base_path)))
 
 
 def _config(spec: Spec, templates: Path | None) -> Any:

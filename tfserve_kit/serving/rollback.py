@@ -21,12 +21,13 @@ from pathlib import Path
 
 from tfserve_kit import savedmodel, strict_json
 from tfserve_kit.clients import Target, VersionStatus
-from tfserve_kit.deployment.schema import Model, Spec, VersionPolicy
+from tfserve_kit.deployment.spec import Model, Spec, VersionPolicy
 from tfserve_kit.engines.base import ServerHandle
 from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing
 from tfserve_kit.errors import PushRefused, RequestError, UsageError, did_you_mean, listed
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import retention, scan
+from tfserve_kit.repository import list_versions
+from tfserve_kit.repository import versions as retention
 from tfserve_kit.serving import access, reload
 from tfserve_kit.serving.access import NOTHING, Access, connect, of_server
 from tfserve_kit.serving.readiness import ask
@@ -198,7 +199,7 @@ def _require_sound(spec: Spec, model: str, version: int) -> None:
 def _there(now: Model) -> dict[int, Path]:
     """Return the versions in a base path, number to directory; none known for a remote one."""
     try:
-        return {version.number: version.path for version in scan(Path(now.base_path))}
+        return {version.number: version.path for version in list_versions(Path(now.base_path))}
     except OSError:
         return {}
 
@@ -282,7 +283,7 @@ def claims(
         UsageError: the base path cannot be read.
     """
     try:
-        numbers = [version.number for version in scan(base_path)]
+        numbers = [version.number for version in list_versions(base_path)]
     except OSError as error:
         raise UsageError(f"cannot read {base_path}: {error.strerror or error}") from error
     found: set[Claim] = set()

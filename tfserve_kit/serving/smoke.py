@@ -37,8 +37,8 @@ from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
-from tfserve_kit.savedmodel import graph as graphscan
-from tfserve_kit.savedmodel.prediction_log import CLASSIFY, REGRESS
+from tfserve_kit.savedmodel import scan as graphscan
+from tfserve_kit.savedmodel.warmup import CLASSIFY, REGRESS
 from tfserve_kit.serving import launch
 from tfserve_kit.tensors import dtypes
 

@@ -28,7 +28,8 @@ from tfserve_kit.perf import pacing, payloads, runner
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.stats import quantile
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import Pushed, retention, scan
+from tfserve_kit.repository import Pushed, list_versions
+from tfserve_kit.repository import versions as retention
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.serving.waiting import DEFAULT_WAIT_S, SwapTime, wait, wait_gone
 
@@ -773,7 +774,7 @@ def _take_back(
         return f"version {pushed.version} stays in its object store; pin the one before"
     try:
         retention.retire(to.base_path, pushed.version)
-        older = [version.number for version in scan(to.base_path)]
+        older = [version.number for version in list_versions(to.base_path)]
         if not older:
             return f"version {pushed.version} was retired, and no older one is there"
         wait(to.client, to.model, older[-1], timeout_s=timeout_s, clock=clock, progress=progress)

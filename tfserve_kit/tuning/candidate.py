@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfserve_kit.deployment.flags import handler_threads
-from tfserve_kit.deployment.schema import Batching, Spec
+from tfserve_kit.deployment.spec import Batching, Spec
 from tfserve_kit.perf.sending.load import Protocol
 
 BATCHING = "batching"

@@ -10,7 +10,7 @@ from tomlkit.items import Table
 
 from tfserve_kit.deployment import DEFAULT_FILE, render
 from tfserve_kit.deployment.flags import BATCHING_CONFIG
-from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.errors import UsageError
 from tfserve_kit.tuning.candidate import Candidate
 from tfserve_kit.tuning.goals import Goal, Point, front

@@ -10,7 +10,7 @@ from pathlib import Path
 from tfserve_kit import processes
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clock import Clock, SystemClock
-from tfserve_kit.deployment.schema import Spec
+from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
 from tfserve_kit.perf import intervals, sending, stats

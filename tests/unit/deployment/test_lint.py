@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.saved_models import meta_graph, tensor, write
-from tfserve_kit import deployment as spec
 from tfserve_kit import protos
+from tfserve_kit.deployment import build
 from tfserve_kit.deployment.lint import RULES, Machine, Severity, lint
 
 ROOMY = Machine(cpus=4, memory_bytes=10**12)
@@ -32,7 +32,7 @@ def found(base_path):
             **sections,
         }
         rules = {}
-        deployment = spec.build(document, source="test", folder=base_path.parent)
+        deployment = build(document, source="test", folder=base_path.parent)
         for finding in lint(deployment, machine=machine):
             rules.setdefault(finding.rule, []).append(finding)
         return rules
@@ -76,12 +76,12 @@ def test_good_deployment_has_no_findings(found, versions):
 )
 def test_models_of_the_tests_have_no_findings(models, name):
     document = {"models": {name: {"base_path": name}}}
-    assert lint(spec.build(document, source="test", folder=models), machine=ROOMY) == []
+    assert lint(build(document, source="test", folder=models), machine=ROOMY) == []
 
 
 def test_this_machine_is_looked_at_where_none_is_given(models):
     document = {"models": {"mlp": {"base_path": "mlp"}}}
-    assert lint(spec.build(document, source="test", folder=models)) == []
+    assert lint(build(document, source="test", folder=models)) == []
     assert Machine.here().cpus >= 1
 
 
@@ -564,7 +564,7 @@ def nothing(signatures):
 def test_operation_that_a_push_refuses_is_told_where_it_was_copied_by_hand(tmp_path):
     write(tmp_path / "m" / "1", meta_graph(("y", "EagerPyFunc", "x")))
     document = {"models": {"m": {"base_path": "m"}}}
-    findings = lint(spec.build(document, source="test", folder=tmp_path), machine=ROOMY)
+    findings = lint(build(document, source="test", folder=tmp_path), machine=ROOMY)
     (found,) = [each for each in findings if each.rule == "refused-operation"]
     assert "EagerPyFunc: calls Python code" in found.message
     assert found.path == "models.m.base_path"
@@ -599,7 +599,7 @@ def test_ragged_model_cannot_be_batched(tmp_path):
     function.tuple_value.values.add().type_spec_value.type_spec_class = 3
     write(tmp_path / "m" / "1", graph)
     document = {"models": {"m": {"base_path": "m"}}, "batching": {}}
-    found = lint(spec.build(document, source="test", folder=tmp_path), machine=ROOMY)
+    found = lint(build(document, source="test", folder=tmp_path), machine=ROOMY)
     assert any(each.rule == "cannot-batch" and "ragged" in each.message for each in found)
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from tests.certificates import Authority, Pair, ssl_config
-from tfserve_kit import deployment as spec
-from tfserve_kit.deployment import tls
+from tfserve_kit.deployment import build, tls
 from tfserve_kit.deployment.lint import lint
 from tfserve_kit.errors import SpecError
 
@@ -30,13 +29,13 @@ def deployment(tmp_path):
             "server": {"flags": {"ssl_config_file": "ssl.txt"}},
             "client": {key: str(value) for key, value in client.items()},
         }
-        return spec.build(document, source="test", folder=tmp_path)
+        return build(document, source="test", folder=tmp_path)
 
     return make
 
 
 def test_server_without_tls_has_none(tmp_path):
-    plain = spec.build({"models": {"m": {"base_path": "m"}}}, source="t", folder=tmp_path)
+    plain = build({"models": {"m": {"base_path": "m"}}}, source="t", folder=tmp_path)
     assert tls.of_deployment(plain) is None
 
 

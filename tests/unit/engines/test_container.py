@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tfserve_kit import deployment as spec
-from tfserve_kit.deployment.schema import Docker
+from tfserve_kit.deployment import Spec, build
+from tfserve_kit.deployment.spec import Docker
 from tfserve_kit.engines import container
 from tfserve_kit.engines.container import default_user, hand_over, unreadable
 from tfserve_kit.engines.docker import DockerEngine
@@ -29,7 +29,7 @@ def plan(docker=None, *, files=FILES, models=None, **server):
         "models": models,
         "docker": docker or {},
     }
-    deployment = spec.build(document, source="test", folder=Path("/"))
+    deployment = build(document, source="test", folder=Path("/"))
     return container.plan(deployment, files, config=CONFIG, folder=STATE, user="7:8")
 
 
@@ -274,7 +274,7 @@ def test_command_ends_with_image_and_server_arguments():
 def test_plan_is_a_value_that_knows_its_deployment():
     assert plan({"cpus": 2.0}) == plan({"cpus": 2.0})
     made = plan({"cpus": 2.0})
-    assert spec.Spec.model_validate_json(made.deployment).docker.cpus == 2.0
+    assert Spec.model_validate_json(made.deployment).docker.cpus == 2.0
     assert made.files == {f"{CONFIG}/model_config.txt": "text"}
 
 
@@ -358,7 +358,7 @@ class TestUnreadable:
     def test_server_is_not_started_and_the_remedy_named(self, base, tmp_path):
         base.chmod(0o700)
         document = {"models": {"m": {"base_path": str(base)}}, "docker": {"user": "65534:65534"}}
-        deployment = spec.build(document, source="test", folder=tmp_path)
+        deployment = build(document, source="test", folder=tmp_path)
         with pytest.raises(EngineUnavailable, match="65534:65534, who cannot read") as caught:
             DockerEngine(folder=tmp_path / "state").prepare(deployment)
         assert "chmod -R o+rX" in caught.value.remedy

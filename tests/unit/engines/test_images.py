@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from tfserve_kit import deployment as spec
 from tfserve_kit import protos
+from tfserve_kit.deployment import build
 from tfserve_kit.deployment.flags import handler_threads
 from tfserve_kit.engines import images
 from tfserve_kit.engines.images import Variant, choose, files, folder_name
@@ -64,7 +64,7 @@ def deployment(base_path):
     def make(*names, versions="latest", **sections):
         model = {"base_path": str(base_path), "versions": versions}
         document = {"models": {name: dict(model) for name in names or ("m",)}, **sections}
-        return spec.build(document, source="test", folder=base_path.parent)
+        return build(document, source="test", folder=base_path.parent)
 
     return make
 
@@ -117,7 +117,7 @@ class TestVersions:
             "short": {"base_path": str(base_path), "versions": {"specific": [2, 77]}},
         }
         with pytest.raises(SpecError) as caught:
-            choose(spec.build({"models": models}, source="test", folder=base_path))
+            choose(build({"models": models}, source="test", folder=base_path))
         said = {problem.path.split(".")[1]: problem.message for problem in caught.value.problems}
         assert list(said) == list(models)
         assert "11 is no folder" in said["file"]

@@ -6,7 +6,7 @@ import pytest
 from tests.unit.saved_models import add, function, meta_graph, write
 from tfserve_kit import savedmodel
 from tfserve_kit.pictures.graph import PictureGraph, picture_facts, score_kind
-from tfserve_kit.savedmodel.graph.graph import Graph
+from tfserve_kit.savedmodel.graph import Graph
 from tfserve_kit.tensors import to_proto
 
 WHOLE, UNIT, SIGNED = (0, 255), (0, 1), (-1, 1)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.saved_models import FLOAT, STRING, tensor
 from tfserve_kit import protos
-from tfserve_kit.savedmodel import graph
+from tfserve_kit.savedmodel import scan
 from tfserve_kit.savedmodel.compatibility import changes
 
 INT64 = 9
@@ -116,5 +116,5 @@ def test_signatures_that_come_and_go_breaking_ones_first():
 
 
 def test_versions_of_a_model_are_compatible(models):
-    one, two = (graph.meta_graph(models / "half_plus_two" / each) for each in "12")
+    one, two = (scan.meta_graph(models / "half_plus_two" / each) for each in "12")
     assert changes(one.signature_def, two.signature_def) == []

@@ -9,8 +9,8 @@ import pytest
 
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.progress import SILENT
-from tfserve_kit.repository import copying
-from tfserve_kit.repository.copying import checksums, copy_tree
+from tfserve_kit.repository import disk
+from tfserve_kit.repository.disk import checksums, copy_tree
 from tfserve_kit.repository.manifest import File
 
 SMALL, LARGE = os.urandom(3000), os.urandom((1 << 20) + 12_345)
@@ -144,7 +144,7 @@ class TestWays:
         read, write = os.read, os.write
         monkeypatch.setattr(os, "read", lambda fd, size: read(fd, min(size, 1000)))
         monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:700])))
-        monkeypatch.setattr(copying, "_SMALL_BYTES", 1 << 30)
+        monkeypatch.setattr(disk, "_SMALL_BYTES", 1 << 30)
         assert copy_tree(source, target, SILENT) == described(FILES)
         assert tree(target) == FILES
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.saved_models import add, meta_graph, tensor, write
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.errors import Problem, TfkitError
-from tfserve_kit.repository.gate import Gate, check
+from tfserve_kit.repository.inspection import Gate, check_gate
 from tfserve_kit.savedmodel import warmup
 
 HEALTHY = (
@@ -31,11 +31,11 @@ ORDINARY = Gate()
 
 
 def refused(folder, gate=ORDINARY, **options):
-    return {each.path for each in check(folder, gate, **options).refusals}
+    return {each.path for each in check_gate(folder, gate, **options).refusals}
 
 
 def said(folder, gate=ORDINARY):
-    return "\n".join(str(each) for each in check(folder, gate).refusals)
+    return "\n".join(str(each) for each in check_gate(folder, gate).refusals)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def put_note(folder, **content):
 
 @pytest.mark.parametrize("model", HEALTHY)
 def test_healthy_model_passes(models, model):
-    verdict = check(models / model / "1", Gate())
+    verdict = check_gate(models / model / "1", Gate())
     assert verdict.refusals == ()
     assert [each.path for each in verdict.remarks] == (
         ["serving_default"] if model == "nodefault" else []
@@ -85,7 +85,7 @@ def test_unreadable_candidate_is_refused(half, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr("pathlib.Path.read_bytes", fail)
-    (problem,) = check(half, Gate()).refusals
+    (problem,) = check_gate(half, Gate()).refusals
     assert "Permission denied" in problem.message
 
 
@@ -99,21 +99,21 @@ def test_asset_with_an_impossible_name_is_refused(tmp_path, filename):
 class TestSignatures:
     def test_wanted_signature_must_exist(self, half):
         assert refused(half, Gate(signatures=("serving_default",))) == set()
-        (problem,) = check(half, Gate(signatures=("serving_defualt",))).refusals
+        (problem,) = check_gate(half, Gate(signatures=("serving_defualt",))).refusals
         assert problem.path == "serving_defualt"
         assert "did you mean serving_default?" in problem.remedy
 
     def test_breaking_change_is_refused_or_remarked(self, models, half):
         other = models / "mlp" / "1"
-        verdict = check(half, Gate(), serving=other)
+        verdict = check_gate(half, Gate(), serving=other)
         assert "serving_default.inputs.x" in {each.path for each in verdict.refusals}
         assert "serving_default.outputs.y" in {each.path for each in verdict.remarks}
-        allowed = check(half, Gate(allow_breaking=True), serving=other)
+        allowed = check_gate(half, Gate(allow_breaking=True), serving=other)
         assert allowed.refusals == ()
         assert len(allowed.remarks) == len(verdict.refusals) + len(verdict.remarks)
 
     def test_same_signatures_are_no_remark(self, models, half):
-        assert check(half, Gate(), serving=models / "half_plus_two" / "2").remarks == ()
+        assert check_gate(half, Gate(), serving=models / "half_plus_two" / "2").remarks == ()
 
     @pytest.mark.parametrize("damage", ["missing", "broken", "othertag"])
     def test_version_in_service_that_cannot_be_read_is_a_remark(
@@ -125,7 +125,7 @@ class TestSignatures:
             (serving / "saved_model.pb").write_bytes(b"\xff")
         elif damage == "othertag":
             serving = models / "othertag" / "1"
-        verdict = check(half, Gate(), serving=serving)
+        verdict = check_gate(half, Gate(), serving=serving)
         assert verdict.refusals == ()
         (remark,) = verdict.remarks
         assert "cannot be compared" in remark.message
@@ -160,7 +160,7 @@ class TestSignaturesThatCannotAnswer:
         self, tmp_path, signatures, broken, gate, refuses
     ):
         folder = self.model(tmp_path / "m", *signatures, broken=broken)
-        verdict = check(folder, gate)
+        verdict = check_gate(folder, gate)
         refusals = [each for each in verdict.refusals if each.path in broken]
         remarks = [each for each in verdict.remarks if each.path in broken]
         assert bool(refusals) is refuses
@@ -182,14 +182,14 @@ class TestGraphAsText:
         return folder
 
     def test_is_a_model_like_any_other(self, as_text, half):
-        assert check(as_text, ORDINARY) == check(half, ORDINARY)
+        assert check_gate(as_text, ORDINARY) == check_gate(half, ORDINARY)
         assert savedmodel.read(as_text).signatures == savedmodel.read(half).signatures
 
     def test_binary_one_beside_it_wins_as_in_the_server(self, as_text, half):
         (as_text / "saved_model.pbtxt").write_text("no text proto {")
         assert "not the text of a SavedModel" in said(as_text)
         shutil.copy(half / "saved_model.pb", as_text)
-        assert check(as_text, ORDINARY) == check(half, ORDINARY)
+        assert check_gate(as_text, ORDINARY) == check_gate(half, ORDINARY)
 
     def test_graph_in_chunks_is_refused_by_name(self, tmp_path):
         (tmp_path / "saved_model.cpb").write_bytes(b"chunks")
@@ -206,7 +206,7 @@ class TestOperations:
 
     @pytest.mark.parametrize("allowed", [("ReadFile",), ("*",), ("WriteFile", "ReadFile")])
     def test_allowed_one_is_a_remark(self, reader, allowed):
-        verdict = check(reader, Gate(allow_ops=allowed))
+        verdict = check_gate(reader, Gate(allow_ops=allowed))
         assert verdict.refusals == ()
         assert [each.path for each in verdict.remarks] == ["ReadFile"]
 
@@ -220,7 +220,7 @@ class TestOperations:
     def test_warning_is_a_remark_and_info_is_not(self, tmp_path):
         graph = meta_graph(("y", "Print", "x"))
         add(graph.graph_def.node, "idle", "WriteFile")
-        verdict = check(write(tmp_path, graph), Gate())
+        verdict = check_gate(write(tmp_path, graph), Gate())
         assert verdict.refusals == ()
         assert [each.path for each in verdict.remarks] == ["Print"]
 
@@ -326,7 +326,7 @@ def test_damaged_models_never_break_the_gate(models, tmp_path):
         folder = next(each for each in copies if file.is_relative_to(each))
         started_s = time.process_time()
         try:
-            refusals += bool(check(folder, Gate(), serving=dice.choice(copies)).refusals)
+            refusals += bool(check_gate(folder, Gate(), serving=dice.choice(copies)).refusals)
         except TfkitError:
             refusals += 1
         slowest_s = max(slowest_s, time.process_time() - started_s)
@@ -355,4 +355,4 @@ class TestLabelsOfANote:
         for alias, shape in outputs.items():
             tensor(signature.outputs[alias], "y:0", shape)
         put_note(write(tmp_path / "m", graph), labels=labels)
-        assert bool(check(tmp_path / "m", ORDINARY).refusals) is not fits
+        assert bool(check_gate(tmp_path / "m", ORDINARY).refusals) is not fits

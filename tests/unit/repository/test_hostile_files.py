@@ -20,12 +20,11 @@ from tfserve_kit import protos
 from tfserve_kit.errors import PushRefused, SpecError
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository import push
-from tfserve_kit.repository.gate import Gate
-from tfserve_kit.repository.inspection import inspect
+from tfserve_kit.repository.inspection import Gate, inspect
 from tfserve_kit.repository.intake import Limits, checked_name
 from tfserve_kit.repository.manifest import Manifest
 from tfserve_kit.savedmodel import checkpoint, tfrecord
-from tfserve_kit.savedmodel.graph import scan
+from tfserve_kit.savedmodel.scan import scan_graph
 from tfserve_kit.tensors import varint
 
 DEEP = 100_000
@@ -277,7 +276,7 @@ class TestGraphs:
     @staticmethod
     def quick(graph):
         began = time.process_time()
-        found = scan(graph)
+        found = scan_graph(graph)
         assert time.process_time() - began < 60
         return found
 

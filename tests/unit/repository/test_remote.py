@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tfserve_kit import deployment, processes
 from tfserve_kit.cli.models import versions_command
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import Gate, push, remote
+from tfserve_kit.repository import Gate, object_store, push
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest
 
 BASE = "memory://bucket/models/half"
@@ -152,7 +152,7 @@ class TestSuccess:
         assert pushed.atomic
 
     def test_line_that_pins_a_version_is_understood_by_the_deployment_file(self, tmp_path):
-        text = f'[models.half]\nbase_path = "half"\n{remote.pin_line(7)}\n'
+        text = f'[models.half]\nbase_path = "half"\n{object_store.pin_line(7)}\n'
         (tmp_path / "tfkit.toml").write_text(text)
         assert deployment.load(tmp_path / "tfkit.toml").models["half"].versions.specific == (7,)
 
@@ -166,11 +166,11 @@ class TestVersions:
         push(source, BASE)
         store.pipe_file("/bucket/models/half/2/variables/x", b"x")
         store.pipe_file("/bucket/models/half/v3/saved_model.pb", b"x")
-        assert remote.versions(BASE) == [
-            remote.RemoteVersion(1, f"{BASE}/1", complete=True),
-            remote.RemoteVersion(2, f"{BASE}/2", complete=False),
+        assert object_store.remote_versions(BASE) == [
+            object_store.RemoteVersion(1, f"{BASE}/1", complete=True),
+            object_store.RemoteVersion(2, f"{BASE}/2", complete=False),
         ]
-        assert remote.versions("memory://bucket/none") == []
+        assert object_store.remote_versions("memory://bucket/none") == []
 
     def test_command_lists_them(self, store, source):
         push(source, BASE)

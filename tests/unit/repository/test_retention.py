@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import retention, scan
+from tfserve_kit.repository import list_versions
+from tfserve_kit.repository import versions as retention
 
 SHARD = Path("variables") / "variables.data-00000-of-00001"
 
@@ -28,7 +29,7 @@ def base(tmp_path, models):
 
 
 def visible(base_path):
-    return [version.number for version in scan(base_path)]
+    return [version.number for version in list_versions(base_path)]
 
 
 def names(base_path):

@@ -19,7 +19,7 @@ import pytest
 
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import PushRefused
-from tfserve_kit.repository import Source, keras_files, layout, push
+from tfserve_kit.repository import Source, locate, push, sources
 from tfserve_kit.repository.downloads import download
 from tfserve_kit.repository.intake import Limits
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest
@@ -74,9 +74,9 @@ def tree(folder):
 def assert_is(fetched, folder, expected):
     """The fetched model is the expected one, lies in the folder, and its files are described."""
     found = tree(expected)
-    assert tree(fetched.root) == found
-    assert folder in fetched.root.parents
-    assert {name: file.sha256 for name, file in fetched.files.items()} == {
+    assert tree(fetched[0]) == found
+    assert folder in fetched[0].parents
+    assert {name: file.sha256 for name, file in fetched[1].items()} == {
         name: sha256(data).hexdigest() for name, data in found.items()
     }
 
@@ -114,7 +114,7 @@ class TestFolders:
         for name in ("9", "010", "-3"):
             shutil.copytree(half, tmp_path / "base" / name)
         (tmp_path / "base" / "010" / "mark").touch()
-        assert "mark" in fetch(tmp_path / "base").files
+        assert "mark" in fetch(tmp_path / "base")[1]
 
     def test_version_may_be_chosen(self, fetch, models, half):
         assert_is(fetch(models / "half_plus_two", version=1), fetch.folder, half)
@@ -157,7 +157,7 @@ class TestFolders:
         ],
     )
     def test_models_among_files(self, names, found):
-        assert layout.models_among(names) == found
+        assert locate.models_among(names) == found
 
 
 class TestArchives:
@@ -475,20 +475,20 @@ def keras_zip(folder):
 
 class TestKeras:
     def test_kind_goes_by_content(self, tmp_path, half):
-        assert keras_files.suffix(keras_zip(tmp_path), Limits(), "it") == ".keras"
+        assert sources.keras_suffix(keras_zip(tmp_path), Limits(), "it") == ".keras"
         (tmp_path / "h").write_bytes(b"\x89HDF\r\n\x1a\n1234")
-        assert keras_files.suffix(tmp_path / "h", Limits(), "it") == ".h5"
+        assert sources.keras_suffix(tmp_path / "h", Limits(), "it") == ".h5"
         for data in (zipped(half), tgz(half), gzip.compress(b""), b""):
             (tmp_path / "other").write_bytes(data)
-            assert keras_files.suffix(tmp_path / "other", Limits(), "it") is None
+            assert sources.keras_suffix(tmp_path / "other", Limits(), "it") is None
 
     def test_without_keras_the_command_is_said(self, fetch, tmp_path, monkeypatch):
-        monkeypatch.setattr(keras_files, "find_spec", lambda name: None)
+        monkeypatch.setattr(sources, "find_spec", lambda name: None)
         assert "pip install 'tfserve-kit[embedded]'" in refused(fetch, keras_zip(tmp_path))
 
     def test_what_keras_says_is_told(self, fetch, tmp_path, monkeypatch):
-        monkeypatch.setattr(keras_files, "find_spec", lambda name: True)
-        monkeypatch.setattr(keras_files, "_EXPORT", "raise ValueError('no such layer')")
+        monkeypatch.setattr(sources, "find_spec", lambda name: True)
+        monkeypatch.setattr(sources, "_EXPORT", "raise ValueError('no such layer')")
         assert "ValueError: no such layer" in refused(fetch, keras_zip(tmp_path))
 
 
@@ -519,10 +519,10 @@ class TestKerasExport:
     def test_model_is_exported(self, fetch, saved, tmp_path, name):
         shutil.copy(saved / name, tmp_path / "model.bin")
         fetched = fetch(tmp_path / "model.bin")
-        assert savedmodel.problems(fetched.root) == []
-        (shape,) = [spec.shape for spec in serving(fetched.root).inputs.values()]
+        assert savedmodel.problems(fetched[0]) == []
+        (shape,) = [spec.shape for spec in serving(fetched[0]).inputs.values()]
         assert shape == (None, 3)
-        assert fetched.files.keys() == tree(fetched.root).keys()
+        assert fetched[1].keys() == tree(fetched[0]).keys()
 
     def test_lambda_is_refused(self, fetch, saved):
         assert "Lambda layer" in refused(fetch, saved / "lambda.keras")

@@ -7,7 +7,7 @@ from tfserve_kit.deployment.lint import Machine, lint
 from tfserve_kit.errors import PushRefused, UsageError
 from tfserve_kit.repository import Source
 from tfserve_kit.repository.inspection import find
-from tfserve_kit.repository.surroundings import look_around, renamed
+from tfserve_kit.repository.locate import look_around, renamed
 
 MODEL = ("saved_model.pb", "variables/variables.index", "assets/words.txt")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfserve_kit.repository import Version, parse_version, scan
+from tfserve_kit.repository import Version, list_versions, parse_version
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 BLANK = st.text(st.sampled_from(" \t\n\v\f\r"), max_size=2)
@@ -87,7 +87,7 @@ class TestScan:
     def test_versions_come_lowest_first_with_their_folders(self, tmp_path):
         for name in ("10", "9", "0002", "v3", "1.tmp", ".tfkit-staging-1", "-1"):
             (tmp_path / name).mkdir()
-        assert scan(tmp_path) == [
+        assert list_versions(tmp_path) == [
             Version(-1, tmp_path / "-1"),
             Version(2, tmp_path / "0002"),
             Version(9, tmp_path / "9"),
@@ -98,7 +98,7 @@ class TestScan:
         (tmp_path / "1").touch()
         (tmp_path / "2").symlink_to(tmp_path / "1")
         (tmp_path / "3").symlink_to(tmp_path / "nothing")
-        assert [version.number for version in scan(tmp_path)] == [1, 2, 3]
+        assert [version.number for version in list_versions(tmp_path)] == [1, 2, 3]
 
     @pytest.mark.parametrize(
         ("names", "winner"),
@@ -107,20 +107,20 @@ class TestScan:
     def test_lexicographically_last_spelling_of_a_number_wins(self, tmp_path, names, winner):
         for name in names:
             (tmp_path / name).mkdir()
-        (version,) = scan(tmp_path)
+        (version,) = list_versions(tmp_path)
         assert version.path.name == winner
 
     def test_empty_folder_holds_none(self, tmp_path):
-        assert scan(tmp_path) == []
+        assert list_versions(tmp_path) == []
 
     def test_missing_folder_is_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):
-            scan(tmp_path / "missing")
+            list_versions(tmp_path / "missing")
 
     def test_file_is_no_folder(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(NotADirectoryError):
-            scan(tmp_path / "file")
+            list_versions(tmp_path / "file")
 
     @settings(deadline=None)
     @given(st.sets(st.text("0123456789+-v", min_size=1, max_size=4), max_size=8))
@@ -128,6 +128,6 @@ class TestScan:
         with tempfile.TemporaryDirectory() as folder:
             for name in names:
                 (Path(folder) / name).touch()
-            found = [version.number for version in scan(Path(folder))]
+            found = [version.number for version in list_versions(Path(folder))]
         wanted = {parse_version(name) for name in names} - {None}
         assert found == sorted(wanted)

@@ -11,13 +11,13 @@ from tests.unit.saved_models import (
     meta_graph,
     tensor,
 )
-from tfserve_kit.savedmodel import graph as graphscan
+from tfserve_kit.savedmodel import scan as graphscan
 
 
 class TestWhatRuns:
     def test_operation_that_an_output_needs_is_refused_with_its_place(self):
         graph = meta_graph(("other", "Sqrt", "x"), ("y", "WriteFile", "x", "other"))
-        (finding,) = graphscan.scan(graph).findings
+        (finding,) = graphscan.scan_graph(graph).findings
         assert (finding.severity, finding.op, finding.count) == ("error", "WriteFile", 1)
         assert "node 'y'" in finding.message
         assert "signature 'serving_default'" in finding.message
@@ -48,7 +48,7 @@ class TestWhatRuns:
     def test_too_many_signatures_are_walked_together_as_if_nothing_were_fed(self, monkeypatch):
         graph = meta_graph(("read", "PyFunc"), ("x2", "Identity", "read"), ("y", "Identity", "x2"))
         tensor(graph.signature_def["serving_default"].inputs["x"], "x2:0")
-        monkeypatch.setattr("tfserve_kit.savedmodel.graph.graph._MOST_VISITS", 0)
+        monkeypatch.setattr("tfserve_kit.savedmodel.graph._MOST_VISITS", 0)
         assert found(graph) == {"PyFunc": "error"}
 
     def test_control_input_from_a_fed_node_is_followed(self):
@@ -158,7 +158,7 @@ class TestTheWhole:
         graph = meta_graph(("a", "Sqrt", "x"), ("y", "Sqrt", "a"))
         for node in graph.graph_def.node[1:]:
             node.device = "/job:localhost/device:GPU:0"
-        (finding,) = graphscan.scan(graph).findings
+        (finding,) = graphscan.scan_graph(graph).findings
         assert (finding.severity, finding.count) == ("warning", 2)
 
     def test_functions_for_xla_are_told(self):
@@ -169,7 +169,7 @@ class TestTheWhole:
     def test_operations_are_counted_everywhere_most_frequent_first(self):
         graph = meta_graph(("a", "Sqrt", "x"), ("y", "Sqrt", "a"))
         add(function(graph, "f"), "b", "Sqrt")
-        scan = graphscan.scan(graph)
+        scan = graphscan.scan_graph(graph)
         assert list(scan.operations.items()) == [("Sqrt", 3), ("Placeholder", 1)]
         assert scan.functions == 1
 

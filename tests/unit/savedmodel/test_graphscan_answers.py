@@ -3,8 +3,7 @@
 import pytest
 
 from tests.unit.saved_models import RESOURCE, add, function, init, meta_graph, tensor
-from tfserve_kit.savedmodel.graph.answers import unanswerable
-from tfserve_kit.savedmodel.graph.graph import Graph
+from tfserve_kit.savedmodel.graph import Graph, unanswerable
 
 RESTORE = "save/restore_all"
 

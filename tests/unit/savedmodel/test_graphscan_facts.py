@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.saved_models import asset, meta_graph, write
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.savedmodel import graph as graphscan
+from tfserve_kit.savedmodel import scan as graphscan
 from tfserve_kit.savedmodel.batch_axes import obstacles
 
 

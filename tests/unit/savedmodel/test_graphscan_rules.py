@@ -18,8 +18,8 @@ from tests.unit.saved_models import (
     text,
 )
 from tfserve_kit import protos
-from tfserve_kit.savedmodel import graph as graphscan
-from tfserve_kit.savedmodel.graph import rules
+from tfserve_kit.savedmodel import scan
+from tfserve_kit.savedmodel import scan as graphscan
 
 
 class TestFiles:
@@ -162,25 +162,25 @@ class TestRules:
         assert found(graph) == {}
 
     def test_every_rule_is_about_an_operation_that_exists(self):
-        known = rules.registered() | rules.TEXT_OPS | rules.FOREST_OPS
-        assert rules.table().keys() <= known
+        known = scan.registered() | scan.TEXT_OPS | scan.FOREST_OPS
+        assert scan.rules_by_op().keys() <= known
 
     def test_registry_holds_what_is_served_but_not_what_only_tests_use(self):
-        assert {"MatMul", "StatefulPartitionedCall", "XlaCallModule"} <= rules.registered()
-        assert not {"SleepOp", "Foo1", "ResourceUsingOp"} & rules.registered()
+        assert {"MatMul", "StatefulPartitionedCall", "XlaCallModule"} <= scan.registered()
+        assert not {"SleepOp", "Foo1", "ResourceUsingOp"} & scan.registered()
 
     def test_what_others_add_is_not_in_the_registry(self):
-        assert not (rules.TEXT_OPS | rules.FOREST_OPS) & rules.registered()
+        assert not (scan.TEXT_OPS | scan.FOREST_OPS) & scan.registered()
 
     def test_many_of_one_kind_are_one_finding(self):
         graph = meta_graph(("y", "Identity", "x"), *((f"n{i}", "PyFunc") for i in range(50)))
-        (finding,) = graphscan.scan(graph).findings
+        (finding,) = graphscan.scan_graph(graph).findings
         assert finding.count == 50
         assert "[50 times]" in str(finding.problem)
 
     def test_worst_comes_first(self):
         graph = meta_graph(("a", "XlaCallModule"), ("b", "Print"), ("y", "PyFunc", "a", "b"))
-        severities = [each.severity for each in graphscan.scan(graph).findings]
+        severities = [each.severity for each in graphscan.scan_graph(graph).findings]
         assert severities == ["error", "warning", "info"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tfserve_kit.clients import Metadata, Prediction, VersionStatus
 from tfserve_kit.errors import ModelNotFound, PushRefused, ServerFault, UsageError
-from tfserve_kit.repository import retention, scan
+from tfserve_kit.repository import list_versions, versions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.serving import swap
 from tfserve_kit.serving.swap import Answer, Course, Event, Phase, judge, same
@@ -43,7 +43,7 @@ class Server:
         return Metadata(1, SIGNATURES)
 
     def status(self, target, *, timeout_s=1.0):
-        numbers = [version.number for version in scan(self.base_path)]
+        numbers = [version.number for version in list_versions(self.base_path)]
         served = numbers[-1] if self.loads else 1
         statuses = [VersionStatus(served, "AVAILABLE")] if numbers else []
         if not self.loads and 2 in numbers:
@@ -117,7 +117,7 @@ def test_version_that_does_not_load_is_rolled_back(base_path):
     report = verify(server, roll_back_in=base_path)
     assert report.rolled_back == (2,)
     assert not report.passed and not report.roll_back_failure
-    assert retention.retired(base_path) == [2]
+    assert versions.retired(base_path) == [2]
     assert "version 1 serves again" in report.as_text()
 
 
@@ -198,7 +198,7 @@ def test_number_below_the_served_one_is_a_problem_and_only_it_is_retired(tmp_pat
     report = verify(server, roll_back_in=tmp_path / "m")
     assert "version 2 is below version 5" in report.failure
     assert report.rolled_back == (2,)
-    assert [version.number for version in scan(tmp_path / "m")] == [1, 5]
+    assert [version.number for version in list_versions(tmp_path / "m")] == [1, 5]
 
 
 def test_old_version_that_cannot_be_gone_back_to_is_told(base_path):

@@ -3,13 +3,13 @@
 from contextlib import contextmanager
 
 from tests.unit.perf.runs import queued
-from tfserve_kit import deployment as spec
+from tfserve_kit.deployment import build
 from tfserve_kit.perf.stats import summarize
 from tfserve_kit.progress import SILENT
 
 
 def deployment(folder):
-    return spec.build({"models": {"m": {"base_path": "m"}}}, source="test", folder=folder)
+    return build({"models": {"m": {"base_path": "m"}}}, source="test", folder=folder)
 
 
 class Bed:

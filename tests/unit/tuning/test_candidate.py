@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.tuning.simulated import deployment
 from tfserve_kit.deployment import flags
-from tfserve_kit.deployment.schema import Batching
+from tfserve_kit.deployment.spec import Batching
 from tfserve_kit.tuning import Candidate, Space
 
 SPACE = Space(cpus=4, rows=1, protocol="grpc", patience_s=0.01)

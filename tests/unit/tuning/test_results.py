@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.tuning.simulated import Bed, small_batches_are_best
 from tfserve_kit import deployment, protos
-from tfserve_kit.deployment.schema import Batching
+from tfserve_kit.deployment.spec import Batching
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate
 from tfserve_kit.tuning import Candidate, Effort, HighestRate, LowestLatency, Space, results, tune

@@ -1,17 +1,20 @@
-"""Copying a tree the fastest way the system offers, with each checksum taken in the same pass.
+"""What a push does to the file system: copy a tree, bring it to the disk, translate its errors.
 
-Large files are copied at once with others: shared with the source where the file system can
-(reflink), else by the kernel (copy_file_range), while another thread takes the checksum. Paths are
-strings here: with thousands of files, Path objects take longer than the copying.
+A tree is copied the fastest way the system offers, with each checksum taken in the same pass. Large
+files are copied at once with others: shared with the source where the file system can (reflink),
+else by the kernel (copy_file_range), while another thread takes the checksum. Paths are strings
+there: with thousands of files, Path objects take longer than the copying.
 """
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,3 +200,118 @@ def _copied_in_ranges(reader: int, writer: int, size_bytes: int) -> bool:
             return False
         done += copied
     return True
+
+
+# From here on one sync of the file system is quicker than one of each file.
+_MANY_FILES = 64
+
+
+def rename(before: Path, after: Path) -> None:
+    """Rename within a folder or file system durably, or not at all."""
+    before.rename(after)
+    try:
+        sync_path(after.parent)
+    except BaseException:
+        after.rename(before)
+        raise
+
+
+def rename_in(folder: int, before: str, after: str, *, check: Callable[[], None]) -> None:
+    """Rename within an open folder durably, or not at all, wherever the folder is called what.
+
+    Args:
+        folder: a descriptor of it.
+        before: a path within it.
+        after: a name in it.
+        check: raises where it must not be so, once it is.
+    """
+    os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        os.fsync(folder)
+        check()
+    except BaseException:
+        os.rename(after, before, src_dir_fd=folder, dst_dir_fd=folder)
+        raise
+
+
+def sync(directory: Path) -> None:
+    """Make a tree durable.
+
+    A few files are synced one by one, the folders after what they hold. Many are synced together
+    with all else on their file system: each fsync would be a commit of its own.
+    """
+    places = list(os.walk(directory, topdown=False))
+    if sum(len(names) for _, _, names in places) > _MANY_FILES and _sync_file_system(directory):
+        return
+    for place, _, names in places:
+        for name in names:
+            sync_path(Path(place) / name)
+        sync_path(Path(place))
+
+
+def _sync_file_system(path: Path) -> bool:
+    """Write a whole file system to disk; return False where the system has no such call."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def sync_path(path: Path) -> None:
+    """Make a file's content durable, or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_ACCESS = "do it as a user who may read the model and write to the base path"
+_TAKEN = "another push took this version at the same moment; push another one"
+_ADVICE = {
+    errno.ENOSPC: "free some space, or use another disk",
+    errno.EDQUOT: "free some of your quota, or use another disk",
+    errno.EROFS: "use a folder on a writable file system",
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.ENOTEMPTY: _TAKEN,
+    errno.EEXIST: _TAKEN,
+    errno.ENOENT: "give the folder that holds the version folders",
+    errno.ENOTDIR: "give a folder as base path",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.EIO: "the disk is failing; look at the system's log (dmesg)",
+    errno.EXDEV: "use a plain folder; this file system cannot rename directories",
+}
+
+
+@contextlib.contextmanager
+def translate_os_errors(what: str, base_path: Path | str) -> Iterator[None]:
+    """Translate errors of the file system.
+
+    Args:
+        what: the operation, as in "cannot push to".
+        base_path: where.
+
+    Raises:
+        PushRefused: instead of an OSError, or of a MemoryError.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise PushRefused(
+            f"cannot {what} {base_path}: the model takes more memory than is free",
+            remedy="free some, or do it on a machine that has more",
+        ) from error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise PushRefused(
+            f"cannot {what} {base_path}: {error.strerror or error}{where}",
+            remedy=_ADVICE.get(error.errno or 0, "look at the file system"),
+        ) from error

@@ -9,10 +9,10 @@ from typing import Any
 
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.deployment import flags
-from tfserve_kit.deployment.schema import Batching, Model, Spec
+from tfserve_kit.deployment.spec import Batching, Model, Spec
 from tfserve_kit.errors import Problem
-from tfserve_kit.repository import Version, scan
-from tfserve_kit.savedmodel import graph as graphscan
+from tfserve_kit.repository import Version, list_versions
+from tfserve_kit.savedmodel import scan as graphscan
 
 # Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 TFLITE_FILE = "model.tflite"
@@ -98,7 +98,7 @@ class Base:
         newest = self.loaded[-1] if self.loaded else None
         if newest is None or newest in self.faults or self.serves_tflite(newest):
             return None
-        return graphscan.scan(savedmodel.meta_graph(newest.path, tag=self.tag))
+        return graphscan.scan_graph(savedmodel.meta_graph(newest.path, tag=self.tag))
 
     def serves_tflite(self, version: Version) -> bool:
         """Say whether a version is loaded from `model.tflite`."""
@@ -190,7 +190,7 @@ class Facts:
         path = Path(model.base_path)
         try:
             children = tuple(sorted(path.iterdir(), key=lambda child: child.name))
-            versions = tuple(scan(path))
+            versions = tuple(list_versions(path))
         except OSError as error:
             return error
         prefers_tflite = self.flags["prefer_tflite_model"]
