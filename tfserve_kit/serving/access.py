@@ -156,9 +156,7 @@ def of_file(file: Path) -> Access:
             return NOTHING
     except OSError:
         return NOTHING
-    from tfserve_kit.deployment import (
-        spec as files,  # slow to import, and most files have no such section
-    )
+    from tfserve_kit.deployment.spec import load_client  # slow, and most files have no such section
 
     return Access.of(load_client(file))
 
