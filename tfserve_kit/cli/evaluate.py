@@ -25,7 +25,7 @@ from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.evaluation.tables import SEPARATORS, Given
 from tfserve_kit.pictures.model import Asked
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.printable import csv_cell
+from tfserve_kit.safe_text import csv_cell
 from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:  # numpy and Pillow come with them

@@ -14,10 +14,10 @@ from typing import Any, Self, TextIO
 
 import click
 
-from tfserve_kit import redaction, strict_json
+from tfserve_kit import safe_text, strict_json
 from tfserve_kit.cli import exit_codes
 from tfserve_kit.errors import TfkitError
-from tfserve_kit.printable import in_json, one_line, printable
+from tfserve_kit.safe_text import one_line, printable, printable_json
 
 # Raised when a key of the JSON output changes its meaning or goes away.
 SCHEMA = 1
@@ -78,7 +78,7 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
     if as_json:
         document = {"schema": SCHEMA, "kind": kind, "data": data}
         text = strict_json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))
-        _emit(in_json(text) + "\n")
+        _emit(printable_json(text) + "\n")
     elif text:
         line(text)
 
@@ -96,7 +96,7 @@ def note(text: str) -> None:
 def failure(error: TfkitError, *, as_json: bool) -> None:
     """Show an error: as text on stderr, and with `--json` as an envelope on stdout too."""
     if as_json:
-        message = redaction.text(error.message)
+        message = safe_text.redacted(error.message)
         data = {"error": type(error).__name__, "message": message, "remedy": error.remedy}
         result("error", data, as_json=True, text="")
     fault(str(error))
@@ -124,7 +124,7 @@ class TerminalProgress:
 
     def step(self, text: str) -> None:
         """Show that a step has begun."""
-        self._text = one_line(redaction.text(text))
+        self._text = one_line(safe_text.redacted(text))
         self._show("" if self._live else "\n")
 
     def note(self, text: str) -> None:
@@ -167,7 +167,7 @@ class TerminalProgress:
 
 def _seen(text: str) -> str:
     """Return a remark as it may be seen; what a foreign text says on further lines is indented."""
-    return _LINE_START.sub("\n  ", printable(redaction.text(text)))
+    return _LINE_START.sub("\n  ", printable(safe_text.redacted(text)))
 
 
 def _is_narrow(stream: TextIO) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.clients.classifier import Classified, Classifier, Outcome
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.printable import csv_cell
+from tfserve_kit.safe_text import csv_cell
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 

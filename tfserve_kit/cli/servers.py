@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.cli import options, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import access_options, json_option, name_argument, server_options
@@ -34,7 +34,7 @@ def described(handle: ServerHandle) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "grpc": handle.endpoints.grpc,
         "rest": handle.endpoints.rest,
-        "models": {name: redaction.url(path) for name, path in handle.models.items()},
+        "models": {name: safe_text.redacted_url(path) for name, path in handle.models.items()},
     }
 
 
@@ -129,8 +129,8 @@ def _show_plan(plan: Plan, *, show_secrets: bool, as_json: bool) -> None:
         output.note(f"Note: {note}.")
     argv, files = list(plan.argv), dict(plan.files)
     if not show_secrets:
-        argv = [plan.private.get(each, redaction.text(each)) for each in argv]
-        files = {path: redaction.text(text) for path, text in files.items()}
+        argv = [plan.private.get(each, safe_text.redacted(each)) for each in argv]
+        files = {path: safe_text.redacted(text) for path, text in files.items()}
     if argv != list(plan.argv) or files != plan.files:
         output.note("Note: secrets are hidden as ***; --show-secrets shows them.")
     text = "".join(f"\n# {path}\n{text}" for path, text in files.items())

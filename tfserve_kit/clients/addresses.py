@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import UsageError, did_you_mean
 
 GRPC_PORT, REST_PORT = 8500, 8501
@@ -191,7 +191,7 @@ def _both(place: str) -> str:
 
 
 def _refuse(text: str, why: str, remedy: str = "") -> NoReturn:
-    shown = redaction.url(text) if "://" in text else text
+    shown = safe_text.redacted_url(text) if "://" in text else text
     told = shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + "..."
     raise UsageError(
         f"{told!r} is no address of a model server{f': {why}' if why else ''}",

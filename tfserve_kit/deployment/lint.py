@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import quote
 
-from tfserve_kit import redaction, savedmodel
+from tfserve_kit import safe_text, savedmodel
 from tfserve_kit.deployment import tls
 from tfserve_kit.deployment.facts import TFLITE_FILE, Base, Facts, Machine
 from tfserve_kit.deployment.spec import Batching, Spec
@@ -165,7 +165,7 @@ def _s3_base_path(facts: Facts) -> Iterator[Problem]:
     """S3 left TensorFlow for the tensorflow-io package with 2.7; a C++ server cannot load it."""
     for name, path in facts.remote.items():
         if path.lower().startswith("s3:"):
-            text = f"{redaction.url(path)}: the server cannot read s3:// (since 2.7)"
+            text = f"{safe_text.redacted_url(path)}: the server cannot read s3:// (since 2.7)"
             remedy = "copy the versions to a local folder, and serve that"
             yield Problem(f"models.{name}.base_path", text, remedy)
 
@@ -174,7 +174,7 @@ def _remote_base_path(facts: Facts) -> Iterator[Problem]:
     """Only the server itself can look there."""
     for name, path in facts.remote.items():
         if not path.lower().startswith("s3:"):
-            text = f"{redaction.url(path)} was not looked at: only the server can"
+            text = f"{safe_text.redacted_url(path)} was not looked at: only the server can"
             remedy = f"see that it holds numbered versions; upload {GRAPH_FILE} last"
             yield Problem(f"models.{name}.base_path", text, remedy)
 

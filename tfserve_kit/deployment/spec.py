@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from tfserve_kit import bounded, redaction
+from tfserve_kit import bounded, safe_text
 from tfserve_kit.deployment import flags
 from tfserve_kit.errors import Problem, SpecError, did_you_mean
 
@@ -442,7 +442,7 @@ def _problem(detail: ErrorDetails) -> Problem:
         return Problem(path, "is not a known key", did_you_mean(str(key), _keys(parents)))
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] not in {"missing", "value_error"}:
-        given = redaction.HIDDEN if detail["loc"][:2] in _SECRET else f"{detail['input']!r:.80}"
+        given = safe_text.HIDDEN if detail["loc"][:2] in _SECRET else f"{detail['input']!r:.80}"
         message = f"{message[:1].lower()}{message[1:]}, but is {given}"
     return Problem(path, message, _ADVICE.get(detail["type"], ""))
 

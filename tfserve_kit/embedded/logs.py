@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from tfserve_kit.printable import one_line, printable
+from tfserve_kit.safe_text import one_line, printable
 
 LONGEST_LINE = 8192
 WINDOW_S = 60.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.deployment import flags
 from tfserve_kit.deployment.spec import Docker, Spec
 from tfserve_kit.engines.base import Endpoints, Plan, endpoints
@@ -112,7 +112,7 @@ def plan(
         deployment=spec.model_dump_json(),
         container=container,
         private={
-            f"--env={key}={value}": f"--env={key}={redaction.HIDDEN}"
+            f"--env={key}={value}": f"--env={key}={safe_text.HIDDEN}"
             for key, value in options.env.items()
         },
     )

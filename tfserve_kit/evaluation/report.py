@@ -30,7 +30,7 @@ from tfserve_kit.evaluation.scores import (
 )
 from tfserve_kit.evaluation.scores import worst_mistakes as positions_of_worst
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.printable import in_html
+from tfserve_kit.safe_text import printable_html
 
 # Models with more classes have no matrix that could be read.
 MOST_MATRIX_CLASSES = 40
@@ -352,7 +352,7 @@ def render(report: Report, pictures: Mapping[int, bytes]) -> str:
 
     environment = jinja2.Environment(
         autoescape=True,
-        finalize=in_html,
+        finalize=printable_html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

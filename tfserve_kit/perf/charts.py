@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from tfserve_kit.printable import printable
+from tfserve_kit.safe_text import printable
 
 # Drawn this wide, letters stay readable on a telephone and do not shout on a desk.
 _WIDTH, _HEIGHT = 480, 270

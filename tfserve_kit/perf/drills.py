@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Self
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.perf.samples import Mark
 
 POISON, OVERLOAD = "poison", "overload"
@@ -35,7 +35,7 @@ class Command:
 
 def command_of(during: str) -> Command | None:
     """Return the shell command that a drill is; None for those that change what is sent."""
-    return None if during in {"", POISON, OVERLOAD} else Command(redaction.text(during), during)
+    return None if during in {"", POISON, OVERLOAD} else Command(safe_text.redacted(during), during)
 
 
 class Drill:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.perf import environment
 from tfserve_kit.perf.drills import OVERLOAD, POISON, Command, Drill, command_of
 from tfserve_kit.perf.gate import Gate, judge
@@ -72,7 +72,7 @@ class Bench:
         if self.during == OVERLOAD:
             work = replace(work, is_overload=True)
         if self.during:
-            about["during"] = redaction.text(self.during)
+            about["during"] = safe_text.redacted(self.during)
         load, place = work.load(), environment.describe()
         watch = self.watch() if self.watch else None
         drill = Drill(self.command or command_of(self.during), work.duration_s / 3)

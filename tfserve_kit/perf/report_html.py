@@ -12,7 +12,7 @@ from tfserve_kit.perf.intervals import CONFIDENCE
 from tfserve_kit.perf.samples import Run, latency_ns, succeeded
 from tfserve_kit.perf.series import Slice
 from tfserve_kit.perf.stats import Summary, measured
-from tfserve_kit.printable import in_html
+from tfserve_kit.safe_text import printable_html
 
 _DECADES = ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"))
 _TONES = 6
@@ -56,7 +56,7 @@ def page(runs: Sequence[Named], *, title: str = "Performance report") -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tfserve_kit.perf", "."),
         autoescape=True,
-        finalize=in_html,
+        finalize=printable_html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures import web
 
@@ -81,7 +81,7 @@ def _files(name: str, stdin: BinaryIO, patience: web.Patience) -> Iterator[Pictu
     if name == STDIN:
         yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
     elif name.lower().startswith(("http://", "https://")):
-        shown = redaction.url(name)
+        shown = safe_text.redacted_url(name)
         yield PictureFile(shown, lambda: web.download(name, patience, MAX_BYTES))
     else:
         for path in _paths(name):

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.http.messages import user_agent
 
@@ -105,7 +105,7 @@ def _outcome(url: str, ends_s: float, most: int) -> bytes | InvalidRequest:
     except requests.Timeout:
         return _too_slow(url)
     except Exception as error:  # noqa: BLE001 (whatever a site makes the libraries below stumble over)
-        return _unreadable(url, redaction.text(str(error) or type(error).__name__, url))
+        return _unreadable(url, safe_text.redacted(str(error) or type(error).__name__, url))
 
 
 def _followed(session: "requests.Session", url: str, ends_s: float, most: int) -> bytes:
@@ -125,7 +125,7 @@ def _followed(session: "requests.Session", url: str, ends_s: float, most: int) -
             if not response.ok:
                 raise _refused(url, response.status_code, response.reason)
             if int(response.headers.get("Content-Length") or 0) > most:
-                raise too_large(redaction.url(url), most)
+                raise too_large(safe_text.redacted_url(url), most)
             return body(response.iter_content(_CHUNK_BYTES), url, ends_s, most)
     raise _unreadable(url, f"it redirects more than {_MOST_REDIRECTS} times")
 
@@ -168,23 +168,23 @@ def body(chunks: Iterable[bytes], url: str, ends_s: float, most: int) -> bytes:
     for chunk in chunks:
         data += chunk
         if len(data) > most:
-            raise too_large(redaction.url(url), most)
+            raise too_large(safe_text.redacted_url(url), most)
         if time.monotonic() > ends_s:
             raise _too_slow(url)
     return bytes(data)
 
 
 def _unreadable(url: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"cannot read {redaction.url(url)}: {why}")
+    return InvalidRequest(f"cannot read {safe_text.redacted_url(url)}: {why}")
 
 
 def _too_slow(url: str) -> InvalidRequest:
-    text = f"cannot read {redaction.url(url)} in time"
+    text = f"cannot read {safe_text.redacted_url(url)} in time"
     return InvalidRequest(text, remedy="raise --timeout, which is for all downloads together")
 
 
 def _refused(url: str, status: int, reason: str) -> InvalidRequest:
-    why = redaction.text(f"{status} {reason or ''}".rstrip(), url)
+    why = safe_text.redacted(f"{status} {reason or ''}".rstrip(), url)
     return InvalidRequest(
-        f"cannot read {redaction.url(url)}: {why}", remedy=_REMEDIES.get(status, "")
+        f"cannot read {safe_text.redacted_url(url)}: {why}", remedy=_REMEDIES.get(status, "")
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.http.messages import user_agent
 from tfserve_kit.progress import Progress
@@ -45,7 +45,7 @@ def download(
 
     from tfserve_kit.repository import web_session
 
-    shown = redaction.url(url)
+    shown = safe_text.redacted_url(url)
     timeout = _TIMEOUT_S if timeout_s is None else (timeout_s, timeout_s)
     timeout = (min(timeout[0], limits.max_download_s), min(timeout[1], limits.max_download_s))
     # Archives are wanted as they are, not unpacked on the way.

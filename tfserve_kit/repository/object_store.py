@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import processes, redaction
+from tfserve_kit import processes, safe_text
 from tfserve_kit.errors import PushRefused, TfkitError
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.disk import Count
@@ -58,7 +58,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.shown = redaction.url(url)
+        self.shown = safe_text.redacted_url(url)
         with self.talking():
             import fsspec
 
@@ -82,7 +82,7 @@ class Store:
             if isinstance(error, OSError) and error.errno in _OURS:
                 raise
             raise PushRefused(
-                f"{self.shown}: {redaction.text(_said(error), self.url)}",
+                f"{self.shown}: {safe_text.redacted(_said(error), self.url)}",
                 remedy="check the address, and the credentials its client finds on this machine",
             ) from error
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import Problem, PushRefused, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import locate, object_store
@@ -95,7 +95,7 @@ def push(
     source = source if isinstance(source, Source) else Source(str(source))
     pushing = _Push(source, version, gate or Gate(), approve, progress)
     if isinstance(base_path, str) and locate.scheme(base_path):
-        with translate_os_errors("push to", redaction.url(base_path)):
+        with translate_os_errors("push to", safe_text.redacted_url(base_path)):
             return pushing.to_store(base_path)
     folder = locate.local(str(base_path))
     with translate_os_errors("push to", folder):
@@ -146,7 +146,7 @@ class _Push:
             )
             with store.talking(), object_store.claimed(store, self.version, taken) as number:
                 object_store.upload(store, number, root, manifest, self.progress)
-        shown = f"{redaction.url(url).rstrip('/')}/{number}"
+        shown = f"{safe_text.redacted_url(url).rstrip('/')}/{number}"
         return Pushed(number, shown, manifest.size_bytes, remarks, atomic=False)
 
     def _prepare(

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from tfserve_kit import processes, redaction, savedmodel
+from tfserve_kit import processes, safe_text, savedmodel
 from tfserve_kit.errors import PushRefused, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import archives, locate
@@ -127,7 +127,7 @@ class Source:
 
     def described(self) -> str:
         """Return the place without secrets, to be remembered."""
-        return redaction.url(self.place)
+        return safe_text.redacted_url(self.place)
 
     def fetch(
         self, folder: Path, *, tag: str = "serve", progress: Progress = SILENT

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import requests
 from requests.adapters import HTTPAdapter
 
-from tfserve_kit import redaction
+from tfserve_kit import safe_text
 from tfserve_kit.errors import PushRefused
 
 
@@ -103,9 +103,10 @@ class _Session(requests.Session):
         if target is not None and resp.url.lower().startswith("https:"):
             there = urljoin(resp.url, target)
             if there.lower().startswith("http:"):
+                here, there = safe_text.redacted_url(resp.url), safe_text.redacted_url(there)
                 raise PushRefused(
-                    f"{redaction.url(resp.url)} redirects to {redaction.url(there)}, which is "
-                    "not encrypted: anybody on the way could change the model",
+                    f"{here} redirects to {there}, which is not encrypted: anybody on the way "
+                    "could change the model",
                     remedy="give the https address of the file itself",
                 )
         return target

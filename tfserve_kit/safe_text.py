@@ -1,12 +1,16 @@
-"""What may be secret in addresses and texts, hidden before anybody is shown or told it.
+"""Texts that are safe to show: secrets are hidden, and nothing in them acts on a terminal.
 
-Hidden is the user and password of a URL, its query and its fragment (where signatures and tokens
+Hidden are the user and password of a URL, its query and its fragment (where signatures and tokens
 stand), what is assigned to a name such as `access_token`, what follows `Authorization:`, and
 private keys. Names, hosts and paths stay, so that a message still says what it is about.
+
+A terminal obeys control characters, whoever wrote them, and some of Unicode changes the order of
+the text beside it. Those are shown by their numbers, as Python would write them.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 HIDDEN = "***"
@@ -39,7 +43,7 @@ _PRIVATE_KEY = re.compile(
 _SHORTEST_SECRET = 4  # shorter ones would be found in every other word
 
 
-def url(place: str) -> str:
+def redacted_url(place: str) -> str:
     """Return a URL without what may be secret in it; a path is returned as it is.
 
     Args:
@@ -55,7 +59,7 @@ def _one_url(place: str) -> str:
     return f"{scheme.lower()}://{_without_secrets(rest)}"
 
 
-def text(message: str, *places: str) -> str:
+def redacted(message: str, *places: str) -> str:
     """Return a text without what may be secret in it.
 
     Args:
@@ -63,7 +67,7 @@ def text(message: str, *places: str) -> str:
         places: URLs whose secrets are known, to be hidden wherever and however they stand in it.
     """
     for place in places:
-        message = message.replace(place, url(place))
+        message = message.replace(place, redacted_url(place))
         for secret in sorted(_secrets(place), key=len, reverse=True):
             message = message.replace(secret, HIDDEN)
     message = _URL.sub(_shown_url, message)
@@ -73,7 +77,7 @@ def text(message: str, *places: str) -> str:
     return _PRIVATE_KEY.sub(rf"\1{HIDDEN}\2", message)
 
 
-def values(named: Mapping[str, str]) -> dict[str, str]:
+def redacted_values(named: Mapping[str, str]) -> dict[str, str]:
     """Return names with every value hidden, as for environment variables and headers."""
     return dict.fromkeys(named, HIDDEN)
 
@@ -133,3 +137,49 @@ def _secrets_of_one(place: str) -> Iterator[str]:
         found |= {pair.partition("=")[2] for pair in re.split(r"[&#]", part)}
     found |= {unquote_plus(each) for each in found}
     yield from (each for each in found if len(each) >= _SHORTEST_SECRET)
+
+
+_ACTING = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # directions
+    "\u2028\u2029"  # ends of lines to some, not to others
+    "\ud800-\udfff"  # halves of characters, which no stream takes
+)
+_ACTS = re.compile(f"[{_ACTING}]")
+_ACTS_OR_ENDS = re.compile(f"[\t\n{_ACTING}]")
+# What a spreadsheet takes for a formula when a cell begins so; numbers begin so, too.
+_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)")
+
+
+def printable(text: str) -> str:
+    """Return a text of any number of lines in which no character acts; tabs stay."""
+    return _ACTS.sub(_number, text)
+
+
+def one_line(text: str) -> str:
+    r"""Return a text that stays on its line: newlines and tabs are shown too, as `\n` and `\t`."""
+    return _ACTS_OR_ENDS.sub(_number, text)
+
+
+def printable_json(document: str) -> str:
+    r"""Return a JSON document in which no character acts: there they all have a form, `\u001b`."""
+    return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
+def printable_html(value: Any) -> Any:
+    """Return a value as a page may hold it; for `finalize` of jinja2, which escapes it besides."""
+    text = printable(str(value))
+    return type(value)(text) if hasattr(value, "__html__") else text
+
+
+def csv_cell(text: str) -> str:
+    """Return a cell of CSV as may be seen, and no formula: an apostrophe stands before those."""
+    text = printable(text)
+    if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
+        return "'" + text
+    return text
+
+
+def _number(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
