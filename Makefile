@@ -81,6 +81,10 @@ protos-check: $(VENV)/.dev  ## Compare both with what would be made now
 docs: $(VENV)/.dev  ## Generate the reference pages in docs/
 	$(BIN)/python docs/generate.py
 
+.PHONY: picture
+picture: $(VENV)/.embedded  ## Draw the README's picture of a terminal from a real run
+	$(BIN)/python docs/picture.py
+
 .PHONY: tutorials
 tutorials: $(VENV)/.dev  ## Paste what commands print into the tutorials, and the table of models
 	TFKIT_PASTE=1 $(BIN)/python -m pytest tests/system/test_tutorials.py tests/field/test_page.py

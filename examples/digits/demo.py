@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
-JPEGS = sorted((HERE.parent.parent / "data" / "digits" / "jpeg").glob("*.jpg"))
+ROOT = HERE.parent.parent
+JPEGS = sorted((ROOT / "data" / "digits" / "jpeg").glob("*.jpg"))
 TFKIT = [sys.executable, "-m", "tfserve_kit"]
 ENOUGH_RIGHT = 9
 
@@ -37,8 +38,18 @@ def ask(*command: str | Path, quiet: bool = False) -> Any:
 
 
 def show(command: tuple[str | Path, ...]) -> None:
-    """Print a command as it would be typed."""
-    sys.stdout.write(f"\n$ {shlex.join(map(str, command))}\n")
+    """Print a command as one would type it at the root of the checkout."""
+    jpegs = {str(each) for each in JPEGS}
+    typed = [str(each) for each in command if str(each) not in jpegs]
+    pattern = [f"{JPEGS[0].parent}/*.jpg"] if len(typed) < len(command) else []
+    line = " ".join([*map(shlex.quote, typed), *pattern]).replace(f"{ROOT}{os.sep}", "")
+    sys.stdout.write(f"\n$ {line}\n")
+    sys.stdout.flush()
+
+
+def title(text: str) -> None:
+    """Print what the next commands are about."""
+    sys.stdout.write(f"\n== {text}\n")
     sys.stdout.flush()
 
 
@@ -48,17 +59,20 @@ def _argv(command: tuple[str | Path, ...]) -> list[str]:
 
 
 def classify(protocol: str) -> dict[str, tuple[str, float]]:
-    """Classify the ten held-out digits and print each; return label and score by file name."""
-    found = {}
-    for data in ask("tfkit", "predict", "--protocol", protocol, "--top", "1", *JPEGS):
-        name, best = Path(data["image"]).name, data["scores"][0]
-        found[name] = (best["label"], best["score"])
-        right = "right" if _digit(name) == best["label"] else "WRONG"
-        sys.stdout.write(
-            f"{name}: label {best['label']}, score {best['score']:.4f}, {right}  "
-            f"({protocol}, version {data['version']}, {data['request_ms']:.1f} ms)\n"
-        )
-    return found
+    """Classify the ten held-out digits; return label and score by file name."""
+    predict = ("tfkit", "predict", "--protocol", protocol, "--top", "1")
+    best = {Path(each["image"]).name: each["scores"][0] for each in ask(*predict, *JPEGS)}
+    return {name: (score["label"], score["score"]) for name, score in best.items()}
+
+
+def show_labels(
+    by_grpc: dict[str, tuple[str, float]], by_rest: dict[str, tuple[str, float]]
+) -> None:
+    """Print both answers about each picture."""
+    sys.stdout.write("\nPICTURE      LABEL  SCORE (gRPC)  SCORE (REST)\n")
+    for name, (label, score) in by_grpc.items():
+        right = "" if label == _digit(name) else "  WRONG"
+        sys.stdout.write(f"{name}  {label:5}  {score:<12.4f}  {by_rest[name][1]:.4f}{right}\n")
 
 
 def _digit(name: str) -> str:
@@ -111,7 +125,7 @@ def swap(grpc_url: str, model: Path) -> Traffic:
             time.sleep(0.2)
     run("tfkit", "status")
     counts = ", ".join(f"version {v}: {n}" for v, n in sorted(traffic.answers.items()))
-    sys.stdout.write(f"Answers during the swap: {counts}; failed: {len(traffic.failures)}\n")
+    sys.stdout.write(f"\nAnswers during the swap: {counts}; failed: {len(traffic.failures)}\n")
     return traffic
 
 
@@ -122,15 +136,20 @@ def _status() -> list[dict[str, Any]]:
 
 def demo() -> list[str]:
     """Run it all; return what went wrong, nothing if all is well."""
+    title("Train a model on handwritten digits and push it as version 1")
     run("python", HERE / "train.py", "--out", "digits-v1")
     run("tfkit", "push-model", "digits-v1", "--to", "models/digits")
     try:
+        title("Serve it and classify ten pictures it has not seen, over gRPC and over REST")
         serve = ("tfkit", "serve", "--model", "digits=models/digits", "--detach")
         server = ask(*serve, "--grpc-port", "0", "--rest-port", "0")
         by_grpc, by_rest = classify("grpc"), classify("rest")
+        show_labels(by_grpc, by_rest)
+        title("Train a better model and push it as version 2, while requests keep coming")
         run("python", HERE / "train.py", "--out", "digits-v2", "--steps", "3000")
         traffic = swap(server["grpc"], Path("digits-v2"))
     finally:
+        title("Stop the server")
         run("tfkit", "stop", "--all")
     return _faults(by_grpc, by_rest, traffic)
 
@@ -144,7 +163,8 @@ def _faults(
         for name, (label, score) in by_grpc.items()
     )
     sys.stdout.write(
-        f"\n{right} of {len(by_grpc)} right; gRPC and REST {'agree' if agree else 'DISAGREE'}.\n"
+        f"\n{right} of {len(by_grpc)} pictures right; gRPC and REST "
+        f"{'agree' if agree else 'DISAGREE'}.\n"
     )
     faults = [] if right >= ENOUGH_RIGHT else [f"only {right} digits were right"]
     faults += [] if agree else ["gRPC and REST gave different answers"]

@@ -29,11 +29,13 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-# Tensorflow reads these once, as it is imported; its search for a GPU is logged regardless.
+# Tensorflow reads these once, as it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 with _silent_stderr():
     import tensorflow as tf
+
+    tf.config.list_logical_devices()  # the search for a GPU is logged whatever the level
 
 _BATCH = 128
 

@@ -37,8 +37,10 @@ def _silent_stderr() -> Iterator[None]:
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with _silent_stderr():  # the search for a GPU is logged regardless
+with _silent_stderr():
     import tensorflow as tf
+
+    tf.config.list_logical_devices()  # the search for a GPU is logged whatever the level
 
 _SMALL_SIDE, _USUAL_SIDE = 96, 224
 
