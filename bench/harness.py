@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.report import Figure, Other, Run
 from bench.stats import Goal, Turns, compared, spread, verdict
-from tfserve_kit.perf import environment
+from tfserve_kit.perf import measuring
 
 Side = Callable[[], float]
 """One turn of a side; returns its length in seconds, without what had to be set up for it."""
@@ -135,7 +135,7 @@ def _figure(
 def describe(run: Run) -> Run:
     """Write into a run where it was made: processor, versions, flags and load."""
     flags = {name: os.environ[name] for name in _FLAGS if name in os.environ}
-    run.environment |= environment.describe()
+    run.environment |= measuring.describe_environment()
     run.environment |= {name: _version(name) for name in ("protobuf", "pillow", "tensorflow")}
     run.environment |= flags | {"load before": f"{os.getloadavg()[0]:.1f}"}
     return run

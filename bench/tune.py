@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tfserve_kit.perf import environment
+from tfserve_kit.perf import measuring
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DIGITS = _ROOT / "examples" / "digits" / "train.py"
@@ -28,7 +28,7 @@ _MODELS: dict[str, tuple[list[str], list[str], list[str]]] = {
 
 def main(names: list[str]) -> None:
     """Tune each model in a folder of its own."""
-    for name, value in environment.describe().items():
+    for name, value in measuring.describe_environment().items():
         print(f"{name}: {value}")
     for name in names or _MODELS:
         with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import pytest
 from tfserve_kit import protos
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
-from tfserve_kit.perf import requests, sending
+from tfserve_kit.perf import payloads, sending
 from tfserve_kit.perf.sending import Closed, Load
 from tfserve_kit.perf.workload import Workload
 
@@ -34,7 +34,9 @@ def test_metadata_arrives_from_either_sender(sender):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     url = f"grpc://127.0.0.1:{port}"
-    payload = requests.predict("grpc", url, Target("m"), {"x": np.zeros(1)}, headers=HEADERS)
+    payload = payloads.predict_payload(
+        "grpc", url, Target("m"), {"x": np.zeros(1)}, headers=HEADERS
+    )
     samples = sending.run(Load(url, "grpc", Closed(1, requests=3), sender=sender), [payload])
     server.stop(None)
     assert len(samples) == len(seen) == 3
@@ -61,7 +63,9 @@ def test_headers_arrive_over_rest():
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        payload = requests.predict("rest", url, Target("m"), {"x": np.zeros(1)}, headers=HEADERS)
+        payload = payloads.predict_payload(
+            "rest", url, Target("m"), {"x": np.zeros(1)}, headers=HEADERS
+        )
         sending.run(Load(url, "rest", Closed(1, requests=3)), [payload])
         server.shutdown()
     assert seen == [(SECRET, "AP8=")] * 3

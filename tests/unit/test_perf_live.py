@@ -4,13 +4,13 @@ from array import array
 
 import pytest
 
-from tfserve_kit.cli.perf_live import line, rate
-from tfserve_kit.perf.sending.glances import Glance
+from tfserve_kit.cli.perf import line, rate
+from tfserve_kit.perf.sending.snapshots import Snapshot
 
 MS = 1_000_000
 LATENCIES = array("q", [2 * MS] * 98 + [15 * MS] * 2)
-OPEN = Glance(3_200 * MS, 9_990 * MS, 1234, 2000, 1, 3, 120_000, LATENCIES)
-CLOSED = Glance(500 * MS, None, 10, None, 0, 8, None, array("q"))
+OPEN = Snapshot(3_200 * MS, 9_990 * MS, 1234, 2000, 1, 3, 120_000, LATENCIES)
+CLOSED = Snapshot(500 * MS, None, 10, None, 0, 8, None, array("q"))
 WIDE = 200
 
 

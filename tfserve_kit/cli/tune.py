@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.cli import exit_codes, output, perf_live
+from tfserve_kit.cli import exit_codes, output, perf
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import (
     access_options,
@@ -84,7 +84,7 @@ def tune_command(
     spec = reached_by(spec, access)
     if not models and config is None:
         config = Path(DEFAULT_FILE)
-    with perf_live.shown() as progress:
+    with perf.live_progress() as progress:
         tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
     from tfserve_kit.tuning import results
 
@@ -165,7 +165,7 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
     from tfserve_kit.perf import preparing
     from tfserve_kit.perf.workload import Workload
     from tfserve_kit.serving import launch
-    from tfserve_kit.tuning import Effort, Space, Testbed, tune
+    from tfserve_kit.tuning import CandidateServer, Effort, Space, tune
 
     options, model = asked.options, asked.model()
     spec, batches = _batchable(asked.spec, model, options["signature"])
@@ -192,7 +192,7 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
     effort = Effort(asked.folder, options["trials"], options["rounds"], about, options["seed"])
     launch.prepare(spec, engine, progress=progress)
     with deferred() as interrupts:
-        bed = Testbed(
+        bed = CandidateServer(
             spec, engine, work, preparing.Preparer(requests), goal.quantile, asked.templates,
             progress, interrupts,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.perf import intervals
+from tfserve_kit.perf import stats
 from tfserve_kit.perf.gate import value_of
 from tfserve_kit.perf.samples import Run, Samples, latency_ns, succeeded
 from tfserve_kit.perf.stats import QUANTILES, Summary, measured, summarize
@@ -122,7 +122,7 @@ def _draws(run: Run, source: np.random.Generator) -> dict[str, Floats]:
     np.add.at(table, (block, cells), 1)
     at_most = np.cumsum(chosen @ table, axis=1)
     for q in QUANTILES:
-        if intervals.needed(q) <= len(good):
+        if stats.values_needed(q) <= len(good):
             place = np.argmax(at_most >= q * at_most[:, -1:], axis=1)
             drawn[f"p{q * 100:g}"] = grid[place]
     return drawn

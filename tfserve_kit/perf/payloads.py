@@ -1,23 +1,33 @@
-"""Inputs to send, built before the clock starts."""
+"""What to send: arrays that are drawn, read or cut, and requests as bytes.
 
+All of it is made before the clock starts.
+"""
+
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.clients.options import Headers
+from tfserve_kit import protos
+from tfserve_kit.clients import Target
+from tfserve_kit.clients.files import read_inputs
+from tfserve_kit.clients.grpc import GrpcProtocol
+from tfserve_kit.clients.options import Headers, for_grpc, for_http
+from tfserve_kit.clients.protocol import GrpcRequest
+from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.errors import UsageError
+from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.perf.load import Payload, Protocol
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted
 from tfserve_kit.savedmodel.composites import Composite
 from tfserve_kit.tensors import dtypes
-
-if TYPE_CHECKING:
-    from tfserve_kit.clients.results import Target
-    from tfserve_kit.perf.expectations import Expected
-    from tfserve_kit.perf.sending.load import Payload, Protocol
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -144,22 +154,20 @@ def recorded_inputs(
 
 
 def encoded(
-    protocol: "Protocol",
+    protocol: Protocol,
     url: str,
-    target: "Target",
+    target: Target,
     inputs: Sequence[Inputs],
-    expected: "Sequence[Expected | None] | None" = None,
+    expected: Sequence[Expected | None] | None = None,
     headers: Headers = MappingProxyType({}),
-) -> list["Payload"]:
-    """Return a Predict request for each of several inputs, as bytes; see `requests.predict`.
+) -> list[Payload]:
+    """Return a Predict request for each of several inputs, as bytes; see `predict_payload`.
 
     They are sent in turn: a server that remembers answers, or whose cost depends on the input,
     shows it. `expected` is what the answer to each must hold; left out, none is looked into.
     """
-    from tfserve_kit.perf import requests
-
     pairs = zip(inputs, expected or [None] * len(inputs), strict=True)
-    return [requests.predict(protocol, url, target, *each, headers) for each in pairs]
+    return [predict_payload(protocol, url, target, *each, headers) for each in pairs]
 
 
 def _draw(alias: str, spec: TensorSpec, rows: int, source: np.random.Generator) -> NDArray[Any]:
@@ -183,3 +191,101 @@ def _numpy(alias: str, spec: TensorSpec) -> np.dtype[Any]:
             remedy="give a file with --input: a picture, JSON, .npy or .npz",
         )
     return spec.dtype.numpy
+
+
+RANDOM = "random"
+_DISTINCT = 8  # enough that no cache of the machine holds just one
+
+
+def inputs_of(
+    source: str,
+    signature: Signature,
+    batch: int,
+    note: Preprocessing,
+    graph: PictureGraph | None = None,
+) -> list[Inputs]:
+    """Return the inputs of each distinct request.
+
+    Args:
+        source: `random`; a file as `tfkit request` takes it; or a folder of such files, in the
+            order of their names.
+        signature: the one that will be called.
+        batch: rows in each request; 1 takes a file as it is. A file with one row is repeated, one
+            with more is cut into several requests.
+        note: how pictures are prepared.
+        graph: the version's graph, which tells what the note leaves open.
+
+    Raises:
+        UsageError: there is nothing to send, a file has too few rows, or the signature does not
+            take so many.
+        InvalidRequest: a file cannot be read or does not fit the signature.
+    """
+    if source == RANDOM:
+        return several_random_inputs(signature, batch, seed=0, count=_DISTINCT)
+    path = Path(source)
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"{source} holds no files", remedy="give a file, a folder or random")
+    axes = batch_axes(signature)
+    read = (read_inputs([file], signature, note, graph=graph, any_rows=True) for file in files)
+    return [inputs for arrays in read for inputs in _batches(arrays, batch, axes)]
+
+
+def _batches(arrays: Inputs, batch: int, axes: BatchAxes) -> list[Inputs]:
+    rows = axes.row_counts(arrays)
+    if batch == 1 and axes.fixed_rows is None:
+        return [arrays]
+    batch = axes.fixed_rows or 1 if batch == 1 else batch
+    if axes.fixed_rows not in {None, batch} or not (rows and axes.are_cuttable):
+        why = ", ".join(map(str, axes.composites)) or (
+            f"each request must have {counted(axes.fixed_rows)}"
+            if axes.fixed_rows
+            else "no input has a batch axis"
+        )
+        raise UsageError(
+            f"no requests of {batch} rows can be made: {why}", remedy="leave out --batch"
+        )
+    if set(rows.values()) == {1}:
+        return [axes.taken(arrays, np.zeros(batch, np.intp))]
+    return recorded_inputs(arrays, batch, axes)
+
+
+_JSON = ((b"content-type", b"application/json"),)
+
+
+def predict_payload(
+    protocol: Protocol,
+    url: str,
+    target: Target,
+    inputs: Mapping[str, NDArray[Any]],
+    expects: Expected | None = None,
+    headers: Headers = MappingProxyType({}),
+) -> Payload:
+    """Return a Predict request.
+
+    Args:
+        protocol: `grpc` or `rest`.
+        url: the server, as errors name it.
+        target: model, version or label, and signature.
+        inputs: array per input alias, of the dtype and shape the signature names.
+        expects: what an answer must hold; None if it is not to be looked into.
+        headers: sent along.
+
+    Raises:
+        UsageError: a header cannot be sent.
+        InvalidRequest: an input cannot be sent.
+    """
+    wire = GrpcProtocol(url) if protocol == "grpc" else RestProtocol(url)
+    sent = wire.predict(target, inputs, (), None).request
+    if isinstance(sent, GrpcRequest):
+        return Payload(protos.METHODS[sent.method].path, _metadata(headers), sent.body, expects)
+    more = ((name.encode(), value.encode("latin-1")) for name, value in for_http(headers).items())
+    return Payload(sent.path, (*_JSON, *more), sent.body or b"", expects)
+
+
+def _metadata(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """Return metadata as it stands in HTTP/2: bytes as base64."""
+    return tuple(
+        (name.encode(), b64encode(value) if isinstance(value, bytes) else value.encode())
+        for name, value in for_grpc(headers)
+    )

@@ -9,8 +9,8 @@ from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.perf import expectations, payloads
-from tfserve_kit.perf.inputs import RANDOM, inputs_of
-from tfserve_kit.perf.sending.load import Payload, Protocol
+from tfserve_kit.perf.load import Payload, Protocol
+from tfserve_kit.perf.payloads import RANDOM, inputs_of
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel.batch_axes import batch_axes

@@ -7,9 +7,8 @@ from typing import Any
 from tfserve_kit.perf import metrics
 from tfserve_kit.perf.compare import CONFIDENCE as COMPARED_AT
 from tfserve_kit.perf.compare import Comparison, Difference
-from tfserve_kit.perf.intervals import CONFIDENCE
 from tfserve_kit.perf.samples import Run, latency_ns, service_ns, succeeded
-from tfserve_kit.perf.stats import Distribution, Summary
+from tfserve_kit.perf.stats import CONFIDENCE, Distribution, Summary
 
 _UNKNOWN = "-"
 

@@ -8,10 +8,8 @@ import numpy as np
 
 from tfserve_kit.perf import report
 from tfserve_kit.perf.charts import Axis, Line, Plot, Point, bars, covering
-from tfserve_kit.perf.intervals import CONFIDENCE
 from tfserve_kit.perf.samples import Run, latency_ns, succeeded
-from tfserve_kit.perf.series import Slice
-from tfserve_kit.perf.stats import Summary, measured
+from tfserve_kit.perf.stats import CONFIDENCE, Slice, Summary, measured
 from tfserve_kit.safe_text import printable_html
 
 _DECADES = ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"))

@@ -2,8 +2,14 @@
 
 Latency counts from due to done, service from sent to done. Both are of answers that succeeded;
 requests without an answer at the end count as slower than every answer, errors are counted apart.
+
+Confidence intervals of quantiles assume nothing of the distribution: how many of `n` independent
+values lie below the true quantile `q` is binomial(n, q), so two of the sorted values enclose it
+with a probability that can be computed (see David and Nagaraja, Order Statistics, 3rd edition,
+section 7.1).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.perf import intervals
 from tfserve_kit.perf.samples import (
     CANCELLED_AT_END,
+    OK,
     Nanoseconds,
     Run,
     Samples,
@@ -25,8 +31,160 @@ from tfserve_kit.perf.samples import (
     status_name,
     succeeded,
 )
-from tfserve_kit.perf.series import Slice, series
-from tfserve_kit.perf.steady import Steady, steady_state
+
+_GROUPS = 200  # enough to place the cut within half a percent of the run
+_SMALLEST_GROUP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The part of a run that its numbers are about.
+
+    Attributes:
+        start_ns: requests due before it belong to the warm-up.
+        how: how that was decided, as a half sentence.
+        found: False if latency was still changing in the second half of the run.
+    """
+
+    start_ns: int
+    how: str
+    found: bool = True
+
+
+def steady_state(samples: Samples, warmup_s: float | None) -> Steady:
+    """Return where the warm-up ends.
+
+    Detected, it ends where leaving out more would make the mean of the rest less certain: at the
+    smallest marginal standard error (MSER; White, Simulation 69(6), 1997) of the medians of
+    groups of requests, so that a few outliers late in the run do not pass for a change.
+
+    Args:
+        samples: successful requests.
+        warmup_s: how long the warm-up was declared to be, in seconds; None to detect it.
+    """
+    if warmup_s is not None:
+        how = f"the first {warmup_s:g} s are warm-up, as asked" if warmup_s else "no warm-up"
+        return Steady(round(warmup_s * 1e9), how)
+    ordered = samples[np.argsort(samples["due_ns"], kind="stable")]
+    size = max(_SMALLEST_GROUP, len(ordered) // _GROUPS)
+    count = len(ordered) // size
+    if count < 2 * _SMALLEST_GROUP:
+        return Steady(0, "too few requests to detect a warm-up")
+    values = (ordered["done_ns"] - ordered["due_ns"])[: count * size] / 1e9
+    cut = _least_uncertain(np.median(values.reshape(count, size), axis=1))
+    if cut >= count // 2 - 1:
+        return Steady(0, "no steady state was found: this is about the whole run", found=False)
+    start_ns = int(ordered["due_ns"][cut * size]) if cut else 0
+    how = f"the first {start_ns / 1e9:.2g} s were detected as warm-up" if cut else "no warm-up seen"
+    return Steady(start_ns, how)
+
+
+def _least_uncertain(values: NDArray[np.float64]) -> int:
+    """Return how many values, at most half of them, to leave out at the beginning."""
+    rest = np.arange(len(values), 0, -1)
+    totals = np.cumsum(values[::-1])[::-1]
+    squares = np.cumsum(values[::-1] ** 2)[::-1]
+    spread = np.maximum(squares - totals**2 / rest, 0)
+    return int(np.argmin((spread / rest**2)[: max(1, len(values) // 2)]))
+
+
+# Seven quantiles stand side by side in a report: at 99 % each, seldom is any of them wrong.
+CONFIDENCE = 0.99
+
+_DEVIATIONS = 12  # farther from its mean, a binomial has no weight that a float could hold
+
+
+def rank(count: int, q: float) -> int:
+    """Return where a quantile stands among `count` sorted values, from 0."""
+    return max(0, math.ceil(q * count) - 1)
+
+
+def values_needed(q: float, confidence: float = CONFIDENCE) -> int:
+    """Return how many values a quantile's interval needs at least."""
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(max(q, 1 - q)))
+
+
+def interval_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+    """Return which two of the sorted values enclose a quantile.
+
+    Args:
+        count: number of values, independent of each other.
+        q: 0 < q < 1.
+        confidence: with which probability, at least.
+
+    Returns:
+        Places of both ends, from 0; None if there are too few values.
+    """
+    if count < values_needed(q, confidence):
+        return None
+    spread = _DEVIATIONS * math.sqrt(count * q * (1 - q)) + 2 * _DEVIATIONS
+    first, last = max(0, math.floor(count * q - spread)), min(count, math.ceil(count * q + spread))
+    below = np.arange(first, last)
+    # Each probability by the one before it, so that no factorial overflows.
+    steps = np.log((count - below) / (below + 1.0) * (q / (1 - q)))
+    logs = np.concatenate([[0.0], np.cumsum(steps)])
+    weights = np.exp(logs - logs.max())
+    at_most = np.cumsum(weights) / weights.sum()
+    tail = (1 - confidence) / 2
+    low = first + int(np.searchsorted(at_most, tail, side="right")) - 1
+    high = first + int(np.searchsorted(at_most, 1 - tail))
+    return (low, high) if low >= 0 and high < count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What happened in one slice of a run's time.
+
+    Attributes:
+        at_s: when it began, in seconds since the start of the run.
+        due: requests that were due in it.
+        answered: answers that came in it.
+        failed: errors that came in it.
+        p50_s: median latency of the requests due in it; None without any answer.
+        p99_s: their 99th percentile.
+        max_s: their maximum.
+    """
+
+    at_s: float
+    due: int
+    answered: int
+    failed: int
+    p50_s: float | None
+    p99_s: float | None
+    max_s: float | None
+
+
+def series(samples: Samples, width_s: float) -> tuple[Slice, ...]:
+    """Return what happened in each slice of a run, from its start to its last answer.
+
+    Args:
+        samples: all of a run.
+        width_s: length of a slice, in seconds.
+    """
+    width_ns = round(width_s * 1e9)
+    count = int(end_ns(samples) // width_ns) + 1
+    good = succeeded(samples)
+    due, done = samples["due_ns"] // width_ns, samples["done_ns"] // width_ns
+    all_bins = (due, done[samples["status"] == OK], done[is_error(samples)])
+    numbers = [np.bincount(bins, minlength=count).tolist() for bins in all_bins]
+    when = good["due_ns"] // width_ns
+    order = np.lexsort((latency_ns(good), when))
+    groups = np.split(latency_ns(good)[order] / 1e9, np.searchsorted(when[order], range(1, count)))
+    rows = zip(*numbers, groups, strict=True)
+    return tuple(
+        Slice(i * width_s, due, answered, failed, *_middle_and_ends(group))
+        for i, (due, answered, failed, group) in enumerate(rows)
+    )
+
+
+def _middle_and_ends(
+    values: NDArray[np.float64],
+) -> tuple[float | None, float | None, float | None]:
+    if not len(values):
+        return None, None, None
+    p50, p99 = (float(values[rank(len(values), q)]) for q in (0.5, 0.99))
+    return p50, p99, float(values[-1])
+
 
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
@@ -149,7 +307,7 @@ def quantile(values: Sequence[float], q: float) -> float:
         values: sorted, not empty.
         q: 0 < q <= 1.
     """
-    return values[intervals.rank(len(values), q)]
+    return values[rank(len(values), q)]
 
 
 def measured(run: Run) -> tuple[Samples, Samples, Steady]:
@@ -221,13 +379,13 @@ def distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
 def _quantile(values: NDArray[np.float64], unfinished: int, q: float) -> Quantile:
     """Return a quantile of sorted values and of others larger than all of them."""
     count = len(values) + unfinished
-    ends, needs = intervals.ranks(count, q), intervals.needed(q)
-    if ends is None or intervals.rank(count, q) >= len(values):
+    ends, needs = interval_ranks(count, q), values_needed(q)
+    if ends is None or rank(count, q) >= len(values):
         return Quantile(q, None, None, None, needs)
     low, high = ends
     return Quantile(
         q,
-        value_s=float(values[intervals.rank(count, q)]),
+        value_s=float(values[rank(count, q)]),
         low_s=float(values[low]),
         high_s=float(values[high]) if high < len(values) else None,
         needs=needs,
@@ -295,7 +453,7 @@ def _lag_s(samples: Samples) -> tuple[float, float]:
     if not len(samples):
         return 0.0, 0.0
     lags = np.sort(lag_ns(samples)) / 1e9
-    return float(lags[intervals.rank(len(lags), 0.99)]), float(lags[-1])
+    return float(lags[rank(len(lags), 0.99)]), float(lags[-1])
 
 
 def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import pacing
+from tfserve_kit.perf.load import Closed, Load, Open, Payload, Protocol, Sender
 from tfserve_kit.perf.pacing import Arrivals, Stretch
-from tfserve_kit.perf.sending.load import Closed, Load, Open, Payload, Protocol, Sender
 
 POISON_EVERY = 100
 

@@ -2,17 +2,16 @@
 
 from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, HighestRate, LowestLatency
-from tfserve_kit.tuning.testbed import Testbed
-from tfserve_kit.tuning.tune import Effort, Tuned, tune
+from tfserve_kit.tuning.tune import CandidateServer, Effort, Tuned, tune
 
 __all__ = [
     "Candidate",
+    "CandidateServer",
     "Effort",
     "Goal",
     "HighestRate",
     "LowestLatency",
     "Space",
-    "Testbed",
     "Tuned",
     "tune",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfserve_kit.deployment.flags import handler_threads
 from tfserve_kit.deployment.spec import Batching, Spec
-from tfserve_kit.perf.sending.load import Protocol
+from tfserve_kit.perf.load import Protocol
 
 BATCHING = "batching"
 

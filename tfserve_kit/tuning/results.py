@@ -13,8 +13,7 @@ from tfserve_kit.deployment.flags import BATCHING_CONFIG
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.errors import UsageError
 from tfserve_kit.tuning.candidate import Candidate
-from tfserve_kit.tuning.goals import Goal, Point, front
-from tfserve_kit.tuning.proof import CONFIDENCE, LEAST_ROUNDS, Proof
+from tfserve_kit.tuning.goals import CONFIDENCE, LEAST_ROUNDS, Goal, Point, Proof, front
 from tfserve_kit.tuning.study import Tried
 from tfserve_kit.tuning.tune import DEFAULT, Tuned
 

@@ -1,17 +1,138 @@
 """The search from beginning to end: try, look again at the best, and prove the winner."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tfserve_kit import processes
+from tfserve_kit.clients.options import Options
+from tfserve_kit.clock import Clock, SystemClock
+from tfserve_kit.deployment.spec import Spec
+from tfserve_kit.engines.base import Engine
+from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import ServerFailed
+from tfserve_kit.perf import sending, stats
+from tfserve_kit.perf.measuring import Bench
+from tfserve_kit.perf.preparing import Preparer
+from tfserve_kit.perf.sending.snapshots import SnapshotListener
+from tfserve_kit.perf.stats import Summary
+from tfserve_kit.perf.workload import Workload
+from tfserve_kit.progress import SILENT, Progress, Silent
+from tfserve_kit.serving import access, launch
 from tfserve_kit.tuning.candidate import Candidate, Space
-from tfserve_kit.tuning.goals import Goal, Score
-from tfserve_kit.tuning.proof import Proof
+from tfserve_kit.tuning.goals import Goal, Proof, Score
 from tfserve_kit.tuning.study import Study, Tried
-from tfserve_kit.tuning.testbed import Running, Testbed
+
+_WARMUP_S = 1.0
+_WARMUP_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateServer:
+    """What all candidates have in common.
+
+    Attributes:
+        spec: the deployment whose settings are varied; see `launch.prepare`.
+        engine: what runs the servers.
+        work: how requests are sent; its URL and rate do not count.
+        requests: makes what is sent.
+        quantile: name of the quantile that every run must be long enough for.
+        templates: a folder whose templates replace ours.
+        progress: told what is going on.
+        clock: what the waiting for servers measures with; may raise KeyboardInterrupt where it
+            sleeps.
+        stop: once set, nothing more is measured.
+    """
+
+    __test__ = False  # a name that pytest would collect
+
+    spec: Spec
+    engine: Engine
+    work: Workload
+    requests: Preparer
+    quantile: str
+    templates: Path | None = None
+    progress: Progress = SILENT
+    clock: Clock = field(default_factory=SystemClock)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def serving(self, candidate: Candidate, name: str = "tune") -> Iterator["Running"]:
+        """Run a server with a candidate's settings for a `with` block, on free ports.
+
+        Raises:
+            ServerExists: there is a server of that name, as while another search is going on.
+            ServerFailed: it does not start so.
+            KeyboardInterrupt: the search is to end.
+        """
+        varied = candidate.applied(self.spec)
+        server = varied.server.model_copy(update={"name": name, "grpc_port": 0, "rest_port": 0})
+        todo = varied.model_copy(update={"server": server})
+        handle = launch.start(todo, self.engine, templates=self.templates, clock=self.clock)
+        try:
+            # Callers have processors of their own; a server at its limit must not delay ours.
+            if (record := Record.read(handle.home)) and record.pid:
+                processes.give_way(record.pid)
+            url = getattr(handle.endpoints, self.work.protocol)
+            options = access.of_server(handle.home).options(url)
+            made = self.requests.prepare(url, options)
+            bench = Bench(made.payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop)
+            sender = "grpcio" if url.startswith("grpcs:") else self.work.sender
+            work = replace(self.work, url=url, sender=sender, options=Options(**options))
+            yield Running(bench, work, self.needed(), self.clock)
+        finally:
+            handle.stop()
+
+    def needed(self) -> int:
+        """Return how many requests a run needs, so that its quantile is known."""
+        name = self.quantile
+        least = stats.values_needed(float(name[1:]) / 100) if name[0] == "p" else 1
+        return math.ceil(least + 4 * math.sqrt(least))  # random arrivals may be fewer
+
+
+class _SnapshotsOnly(Silent):
+    """Passes on how runs stand, and not their failures: settings that are too tight have many."""
+
+    def __init__(self, listener: SnapshotListener) -> None:
+        self.snapshot = listener.snapshot
+
+
+class Running:
+    """A server that is being measured.
+
+    Attributes:
+        start_rate: half of what it answered per second while it was warmed up.
+    """
+
+    def __init__(self, bench: Bench, work: Workload, needed: int, clock: Clock) -> None:
+        self._bench, self._work, self._needed, self._clock = bench, work, needed, clock
+        warmup = replace(work, rate=None, concurrency=_WARMUP_IN_FLIGHT, duration_s=_WARMUP_S)
+        self.start_rate = (self._summary(warmup).achieved_rate or 2.0) / 2
+
+    def measure(self, rate: float) -> Summary:
+        """Send at a rate, for as long as was asked and as the quantile needs.
+
+        A run in which the generator lagged is repeated once.
+
+        Raises:
+            KeyboardInterrupt: the search is to end.
+        """
+        duration_s = max(self._work.duration_s, self._needed / rate)
+        work = replace(self._work, rate=rate, duration_s=duration_s)
+        first = self._summary(work)
+        return self._summary(work) if first.invalid else first
+
+    def _summary(self, work: Workload) -> Summary:
+        self._clock.sleep(0)  # where an interrupt strikes that came while a server was started
+        run = self._bench.measure(work)
+        if self._bench.stop is not None and self._bench.stop.is_set():
+            raise KeyboardInterrupt
+        return stats.summarize(run)
+
 
 DEFAULT = 0  # number of the candidate that leaves all to the server
 _FINALISTS = 3
@@ -60,7 +181,7 @@ class Tuned:
         return self.proof is not None and self.proof.outcome == "better"
 
 
-def tune(bed: Testbed, goal: Goal, space: Space, effort: Effort) -> Tuned:
+def tune(bed: CandidateServer, goal: Goal, space: Space, effort: Effort) -> Tuned:
     """Find the best settings for a deployment.
 
     The server's default batching and no batching are tried first. Each candidate has a server of
@@ -100,7 +221,7 @@ def tune(bed: Testbed, goal: Goal, space: Space, effort: Effort) -> Tuned:
 class _Search:
     """One search, step by step."""
 
-    def __init__(self, bed: Testbed, goal: Goal, study: Study) -> None:
+    def __init__(self, bed: CandidateServer, goal: Goal, study: Study) -> None:
         self._bed, self._goal, self._study = bed, goal, study
 
     def best(self) -> Tried | None:

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from tfserve_kit.perf import drills
-from tfserve_kit.perf.drills import Command, Drill, command_of
+from tfserve_kit.perf import measuring
+from tfserve_kit.perf.measuring import Command, Disturbance, command_of
 
 
 def marks(command, *, after_s=0.0):
     """Return what a drill marked, in a run that lasts as long as it does."""
-    with Drill(command, after_s) as drill:
+    with Disturbance(command, after_s) as drill:
         drill.begin(time.monotonic_ns())
         if drill._thread:
             drill._thread.join()
@@ -72,8 +72,8 @@ def test_ctrl_c_does_not_reach_a_program():
 
 
 def test_what_outlives_the_run_too_long_is_killed(monkeypatch):
-    monkeypatch.setattr(drills, "_GRACE_S", 0.1)
-    with Drill(python("import time; time.sleep(600)"), 0.0) as drill:
+    monkeypatch.setattr(measuring, "_GRACE_S", 0.1)
+    with Disturbance(python("import time; time.sleep(600)"), 0.0) as drill:
         drill.begin(time.monotonic_ns())
         while not drill.marks:
             time.sleep(0.01)

@@ -5,8 +5,7 @@ import pytest
 
 from tests.unit.signatures import NESTED, RAGGED, SPARSE, made
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf.inputs import inputs_of
-from tfserve_kit.perf.payloads import assumptions, random_inputs
+from tfserve_kit.perf.payloads import assumptions, inputs_of, random_inputs
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
 ROW, SCALAR = ("float", (None, 2)), ("float", ())

@@ -9,9 +9,9 @@ import pytest
 from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, search
+from tfserve_kit.perf.load import Closed, Open, Payload
 from tfserve_kit.perf.measuring import Bench, keeps
 from tfserve_kit.perf.samples import SAMPLE
-from tfserve_kit.perf.sending.load import Closed, Open, Payload
 from tfserve_kit.perf.stats import summarize
 from tfserve_kit.perf.workload import Workload, poisoned
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.lying_servers import Liar, http
 from tfserve_kit.embedded import metrics as ours
-from tfserve_kit.perf import metrics, usage
+from tfserve_kit.perf import metrics
 
 PAGE = """\
 # TYPE :tensorflow:serving:request_count counter
@@ -112,7 +112,7 @@ def test_a_watch_looks_before_during_and_after(server):
         looks.release()
         return server.page()
 
-    with metrics.Watch(read, usage.of_process(os.getpid()), every_s=0.01) as watch:
+    with metrics.Watch(read, metrics.of_process(os.getpid()), every_s=0.01) as watch:
         answer(server, 1000)
         for _ in range(4):
             assert looks.acquire(timeout=30)
@@ -166,8 +166,8 @@ def test_user_and_password_of_an_address_are_sent_as_such_alone():
 
 
 def test_usage_of_a_process_that_ended_is_unknown():
-    assert usage.of_process(2**22 + 1)() is None
-    assert usage.of_container("no-such-container")() is None
-    own = usage.of_process(os.getpid())()
+    assert metrics.of_process(2**22 + 1)() is None
+    assert metrics.of_container("no-such-container")() is None
+    own = metrics.of_process(os.getpid())()
     assert own.processor_s > 0
     assert own.memory_bytes > 1_000_000

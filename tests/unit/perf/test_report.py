@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.unit.perf.runs import queued, run_of, sample
-from tfserve_kit.perf import charts, environment, report, report_html, stats
+from tfserve_kit.perf import charts, measuring, report, report_html, stats
 from tfserve_kit.perf.compare import compare
 from tfserve_kit.perf.samples import Mark, Run
 
@@ -208,7 +208,7 @@ class TestCharts:
 
 
 def test_environment_names_processor_cores_and_versions():
-    found = environment.describe()
+    found = measuring.describe_environment()
     assert found["cores"] >= 1
     assert {"cpu", "python", "tfkit", "grpcio"} <= found.keys()
 

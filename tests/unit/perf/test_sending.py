@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from tfserve_kit.errors import UsageError
+from tfserve_kit.perf import load as loads
+from tfserve_kit.perf.load import Closed, Load, Open, Payload
 from tfserve_kit.perf.samples import CANCELLED_AT_END
-from tfserve_kit.perf.sending import load as loads
-from tfserve_kit.perf.sending.driving import Driver
-from tfserve_kit.perf.sending.feed import feed
+from tfserve_kit.perf.sending.driving import Driver, feed
 from tfserve_kit.perf.sending.http1 import Heads, _most_connections
-from tfserve_kit.perf.sending.load import Closed, Load, Open, Payload
-from tfserve_kit.perf.sending.statuses import of_rest
 from tfserve_kit.perf.sending.workers import _merged
+from tfserve_kit.perf.statuses import of_rest
 
 MS = 1_000_000
 PAYLOAD = Payload("/m", (), b"ask")

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.perf.runs import MS, queued, run_of, sample
-from tfserve_kit.perf import intervals
+from tfserve_kit.perf import stats
 from tfserve_kit.perf.samples import SAMPLE, Run
-from tfserve_kit.perf.series import series
-from tfserve_kit.perf.stats import QUANTILES, quantile, summarize
+from tfserve_kit.perf.stats import QUANTILES, quantile, series, summarize
 
 
 def even(count, latency_ms=1.0, *, gap_ms=1.0, **settings):
@@ -39,23 +38,23 @@ def test_quantile_covers_its_share_and_no_smaller_value_does(values, q):
 class TestIntervals:
     @pytest.mark.parametrize("q", QUANTILES)
     def test_needs_as_many_values_as_make_one_possible_and_no_more(self, q):
-        assert intervals.ranks(intervals.needed(q), q) is not None
-        assert intervals.ranks(intervals.needed(q) - 1, q) is None
+        assert stats.interval_ranks(stats.values_needed(q), q) is not None
+        assert stats.interval_ranks(stats.values_needed(q) - 1, q) is None
 
     @pytest.mark.parametrize(("count", "q"), [(20, 0.5), (100, 0.75), (528, 0.99), (3000, 0.95)])
     def test_both_ends_are_as_near_as_the_binomial_allows(self, count, q):
-        low, high = intervals.ranks(count, q)
+        low, high = stats.interval_ranks(count, q)
         logs = [
             math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
             + k * math.log(q) + (count - k) * math.log(1 - q) for k in range(count + 1)
         ]  # fmt: skip
         weights = [math.exp(each) for each in logs]
-        tail = (1 - intervals.CONFIDENCE) / 2
+        tail = (1 - stats.CONFIDENCE) / 2
         assert sum(weights[: low + 1]) <= tail < sum(weights[: low + 2])
         assert sum(weights[high + 1 :]) <= tail < sum(weights[high:])
 
     def test_large_counts_overflow_nothing(self):
-        low, high = intervals.ranks(50_000_000, 0.999)
+        low, high = stats.interval_ranks(50_000_000, 0.999)
         assert low < 49_950_000 < high
         assert high - low < 2_000
 
@@ -69,7 +68,7 @@ class TestIntervals:
         hits = 0
         for seed in range(100):
             values = np.sort(draw(np.random.default_rng(seed), 6000))
-            low, high = intervals.ranks(6000, q)
+            low, high = stats.interval_ranks(6000, q)
             hits += values[low] <= true(q) <= values[high]
         assert hits >= 95
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.unit.perf.runs import queued
-from tfserve_kit.perf import metrics, report, report_html, stats, usage
+from tfserve_kit.perf import metrics, report, report_html, stats
 from tfserve_kit.perf.samples import Run
 
 TWO = "37, 1024\n63, 512\n"
@@ -28,7 +28,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def own():
-    return usage.with_gpus(usage.of_process(os.getpid()))()
+    return metrics.with_gpus(metrics.of_process(os.getpid()))()
 
 
 def test_gpus_are_added_up(nvidia_smi):
@@ -56,20 +56,20 @@ def test_a_tool_that_fails_changes_nothing(nvidia_smi, text, code):
 
 def test_without_the_tool_nothing_is_run(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    look = usage.of_process(os.getpid())
-    assert usage.with_gpus(look) is look
+    look = metrics.of_process(os.getpid())
+    assert metrics.with_gpus(look) is look
 
 
 def test_a_process_that_ended_has_no_gpus_either(nvidia_smi):
     nvidia_smi(TWO)
-    assert usage.with_gpus(lambda: None)() is None
+    assert metrics.with_gpus(lambda: None)() is None
 
 
 class TestReports:
     @pytest.fixture
     def run(self, nvidia_smi):
         nvidia_smi(TWO)
-        look = usage.with_gpus(usage.of_process(os.getpid()))
+        look = metrics.with_gpus(metrics.of_process(os.getpid()))
         with metrics.Watch(lambda: None, look, every_s=0.01) as watch:
             watch._look()
             watch._look()
@@ -94,8 +94,8 @@ class TestReports:
 
 
 def test_a_server_that_was_restarted_meanwhile_has_no_negative_usage():
-    looks = iter([usage.Usage(9.0, 1, 5), usage.Usage(9.5, 1, 5), usage.Usage(2.0, 1, 6),
-                  usage.Usage(2.1, 1, 6)])  # fmt: skip
+    looks = iter([metrics.Usage(9.0, 1, 5), metrics.Usage(9.5, 1, 5), metrics.Usage(2.0, 1, 6),
+                  metrics.Usage(2.1, 1, 6)])  # fmt: skip
     watch = metrics.Watch(lambda: None, lambda: next(looks))
     for _ in range(4):
         watch._look()

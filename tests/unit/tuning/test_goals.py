@@ -7,8 +7,7 @@ import pytest
 from tests.unit.tuning.simulated import Running
 from tfserve_kit.perf import gate
 from tfserve_kit.tuning import HighestRate, LowestLatency
-from tfserve_kit.tuning.goals import Point, Score, front
-from tfserve_kit.tuning.proof import Proof
+from tfserve_kit.tuning.goals import Point, Proof, Score, front
 
 GOAL = HighestRate(gate.parse("p95<50ms"))
 

@@ -11,8 +11,7 @@ from tfserve_kit.deployment.spec import Batching
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate
 from tfserve_kit.tuning import Candidate, Effort, HighestRate, LowestLatency, Space, results, tune
-from tfserve_kit.tuning.goals import Point, Score
-from tfserve_kit.tuning.proof import Proof
+from tfserve_kit.tuning.goals import Point, Proof, Score
 from tfserve_kit.tuning.study import Tried
 from tfserve_kit.tuning.tune import Tuned
 

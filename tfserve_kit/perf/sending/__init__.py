@@ -8,8 +8,8 @@ of the CPU, and would measure itself. gRPC with TLS goes through grpcio.
 import threading
 from collections.abc import Callable, Sequence
 
+from tfserve_kit.perf.load import Closed, Load, Open, Payload, check, shares
 from tfserve_kit.perf.samples import Samples
-from tfserve_kit.perf.sending.load import Closed, Load, Open, Payload, check, shares
 from tfserve_kit.progress import SILENT, Progress
 
 __all__ = ["Closed", "Load", "Open", "Payload", "run"]
@@ -38,8 +38,8 @@ def run(
         stop: once set, nothing more is sent; answers are waited for `load.grace_s`, and what is
             still in flight then is cancelled. Ctrl-C does the same, in the main thread; a second
             one raises KeyboardInterrupt.
-        progress: is told how many requests have ended, and the first message of each failure; an
-            Onlooker is told more, see `glances`.
+        progress: is told how many requests have ended, and the first message of each failure; a
+            SnapshotListener is told more, see `snapshots`.
         started: called once all connections stand, with the moment that the samples count from,
             on `time.monotonic_ns`'s clock.
 

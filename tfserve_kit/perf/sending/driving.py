@@ -1,5 +1,7 @@
 """The loop: sends what is due, notes what comes back, gives up what takes too long.
 
+Schedules are state machines without a clock of their own; connections are whatever fits `Pool`.
+
 Times are kept in columns of 64-bit integers, which take a request's worth of memory each, and
 become samples at the end. Nothing here waits busily for long: the loop sleeps until 150 us before
 a request is due and looks at its connections without pause for the rest, because a thread that
@@ -9,21 +11,190 @@ is woken comes up to 100 us late.
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.perf import statuses
+from tfserve_kit.perf.load import Closed, Open
 from tfserve_kit.perf.samples import CANCELLED_AT_END, OK, SAMPLE, Samples
-from tfserve_kit.perf.sending import statuses
-from tfserve_kit.perf.sending.feed import Feed
-from tfserve_kit.perf.sending.glances import Glance
-from tfserve_kit.perf.sending.pool import Pool
+from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.snapshots import Snapshot
+
+_SECOND_NS = 1_000_000_000
+
+
+class Feed(Protocol):
+    """Hands out the requests of a schedule; times are nanoseconds since the start of the run."""
+
+    total: int | None  # how many requests there will be, where that is known
+    end_ns: int | None  # when no more requests will be due, where that is known
+
+    def take(self, now_ns: int) -> list[tuple[int, int]]:
+        """Return the requests to send now: when each was due, and when it could first be sent."""
+
+    def freed(self, done_ns: int) -> None:
+        """Take note that a request is no longer in flight."""
+
+    def wake_ns(self) -> int | None:
+        """Return when the next request is due; None if that depends on answers."""
+
+    def is_over(self, now_ns: int) -> bool:
+        """Say whether no request will come any more."""
+
+    def waiting(self, now_ns: int) -> list[int]:
+        """Return the due times of requests that should have been sent and were not."""
+
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return how long the first of these has waited, 0 without any; None if none ever will."""
+
+
+class ClosedFeed:
+    """A slot that becomes free is a request that is due."""
+
+    def __init__(self, schedule: Closed) -> None:
+        self.total = schedule.requests
+        self._slots_ns = [0] * schedule.concurrency
+        self._left = schedule.requests
+        self.end_ns = (
+            None if schedule.duration_s is None else round(schedule.duration_s * _SECOND_NS)
+        )
+
+    def take(self, now_ns: int) -> list[tuple[int, int]]:
+        """Hand out the free slots."""
+        slots_ns = self._slots_ns
+        if not slots_ns or self.is_over(now_ns):
+            return []
+        if self._left is not None:
+            slots_ns = slots_ns[: self._left]
+            self._left -= len(slots_ns)
+        self._slots_ns = []
+        return [(slot_ns, slot_ns) for slot_ns in slots_ns]
+
+    def freed(self, done_ns: int) -> None:
+        """Make a slot free."""
+        self._slots_ns.append(done_ns)
+
+    def wake_ns(self) -> int | None:
+        """Return None: only answers make room."""
+        return None
+
+    def is_over(self, now_ns: int) -> bool:
+        """Say whether the time is up or all requests were handed out."""
+        return self._left == 0 or (self.end_ns is not None and now_ns >= self.end_ns)
+
+    def waiting(self, now_ns: int) -> list[int]:
+        """Return none: what is due is sent."""
+        del now_ns
+        return []
+
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return None: nobody waits."""
+        del now_ns
+        return None
+
+
+class OpenFeed:
+    """Requests are due when the schedule says so; `max_in_flight` may make them late."""
+
+    def __init__(self, schedule: Open) -> None:
+        self.total: int | None = len(schedule.due_ns)
+        self._due_ns: list[int] = schedule.due_ns.tolist()
+        self.end_ns: int | None = self._due_ns[-1] if self._due_ns else 0
+        self._next = 0
+        self._room = schedule.max_in_flight
+        self._free_since_ns = 0
+
+    def take(self, now_ns: int) -> list[tuple[int, int]]:
+        """Hand out what is due, as far as there is room."""
+        first = self._next
+        if not self._room or first == len(self._due_ns) or self._due_ns[first] > now_ns:
+            return []
+        last = min(bisect_right(self._due_ns, now_ns, first), first + self._room)
+        self._next = last
+        self._room -= last - first
+        since_ns = self._free_since_ns
+        return [(due_ns, max(due_ns, since_ns)) for due_ns in self._due_ns[first:last]]
+
+    def freed(self, done_ns: int) -> None:
+        """Make room for one."""
+        if not self._room:
+            self._free_since_ns = done_ns
+        self._room += 1
+
+    def wake_ns(self) -> int | None:
+        """Return when the next request is due; None if it has no room, or there is none."""
+        if not self._room or self._next == len(self._due_ns):
+            return None
+        return self._due_ns[self._next]
+
+    def is_over(self, now_ns: int) -> bool:
+        """Say whether all requests were handed out."""
+        del now_ns
+        return self._next == len(self._due_ns)
+
+    def waiting(self, now_ns: int) -> list[int]:
+        """Return what was due and found no room."""
+        return self._due_ns[self._next : bisect_right(self._due_ns, now_ns, self._next)]
+
+    def late_ns(self, now_ns: int) -> int | None:
+        """Return how long the first of these has waited."""
+        if self._next == len(self._due_ns):
+            return 0
+        return max(0, now_ns - self._due_ns[self._next])
+
+
+def feed(schedule: Closed | Open) -> Feed:
+    """Return a schedule at its beginning."""
+    return ClosedFeed(schedule) if isinstance(schedule, Closed) else OpenFeed(schedule)
+
+
+# After an attempt to connect has failed, the next one waits this long.
+RETRY_NS = 100_000_000
+
+
+# The end of a request: key, status of a sample, when the first byte of the answer came, when the
+# last one did (both as the pool's clock gives it), and the length of its body or message.
+Finished = tuple[int, int, int, int, int]
+
+
+class Pool(Protocol):
+    """Connections that requests are sent over; used by one thread.
+
+    Requests that have no connection yet, or whose connection takes no more at once, wait inside.
+    Whatever happens, each request that was started is returned by `wait` once, unless it was
+    cancelled before.
+    """
+
+    sends_at_once: bool  # whether `start` sends, rather than `flush`
+    notes: dict[int, str]  # what the server said with the first answer of each status but OK
+    judges: Judges  # of what answers hold
+
+    def open(self, timeout_s: float) -> None:
+        """Connect, before the start; raises ServerUnreachable."""
+
+    def start(self, keys: Sequence[int]) -> None:
+        """Take requests; key modulo the number of payloads says which of them each sends."""
+
+    def flush(self) -> None:
+        """Hand over to the operating system what was started."""
+
+    def wait(self, timeout_s: float) -> list[Finished]:
+        """Return the requests that ended, as soon as there are any or the time is up."""
+
+    def cancel(self, keys: set[int]) -> None:
+        """Give requests up; what comes of them is ignored."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
 
 _SPIN_NS = 150_000
 _MOST_PAUSE_NS = 50_000_000  # how soon a stop is noticed
 _TELL_NS = 500_000_000
-_SECOND_NS = 1e9
 _UNDONE = -1
 
 
@@ -48,7 +219,7 @@ class Driver:
         self._status, self._received = array("h"), array("q")
         self._in_flight = 0
         self._oldest = 0  # no earlier request is in flight
-        self._failed, self._late_ns, self._latencies = 0, 0, array("q")  # see `glance`
+        self._failed, self._late_ns, self._latencies = 0, 0, array("q")  # see `snapshot`
 
     def run(
         self,
@@ -87,13 +258,13 @@ class Driver:
         self._cancel(clock() - start_ns)
         return self._samples()
 
-    def glance(self, now_ns: int) -> Glance:
+    def snapshot(self, now_ns: int) -> Snapshot:
         """Return how the run stands; for `tell`, in the same thread."""
         latencies, self._latencies = self._latencies, array("q")
         late_ns = self._feed.late_ns(now_ns)
         if late_ns is not None:
             late_ns, self._late_ns = max(late_ns, self._late_ns), 0
-        return Glance(
+        return Snapshot(
             now_ns,
             self._feed.end_ns,
             len(self._due) - self._in_flight,

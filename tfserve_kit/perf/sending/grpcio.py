@@ -9,10 +9,10 @@ from typing import Any
 
 from tfserve_kit.clients.options import read_pem
 from tfserve_kit.errors import ServerUnreachable
-from tfserve_kit.perf.sending import statuses
+from tfserve_kit.perf import statuses
+from tfserve_kit.perf.load import Load, Payload
+from tfserve_kit.perf.sending.driving import Finished
 from tfserve_kit.perf.sending.judging import Judges
-from tfserve_kit.perf.sending.load import Load, Payload
-from tfserve_kit.perf.sending.pool import Finished
 
 _SECOND_NS = 1_000_000_000
 

@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 import hpack
 
-from tfserve_kit.perf.sending import statuses
+from tfserve_kit.perf import statuses
 from tfserve_kit.perf.sending.frames import ProtocolError
 
 _LAST_CODE = 16

@@ -8,8 +8,9 @@ judged; nothing a server sends makes it keep more of one than the limit, or rais
 import struct
 from collections.abc import Callable
 
+from tfserve_kit.perf import statuses
 from tfserve_kit.perf.samples import UNREADABLE_ANSWER
-from tfserve_kit.perf.sending import frames, header_blocks, statuses
+from tfserve_kit.perf.sending import frames, header_blocks
 from tfserve_kit.perf.sending.frames import ProtocolError
 from tfserve_kit.perf.sending.http2_outbox import PREFIX, Buffer, Outbox, Request
 from tfserve_kit.perf.sending.http2_streams import (

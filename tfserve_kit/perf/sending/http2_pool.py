@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfserve_kit.errors import ServerUnreachable
+from tfserve_kit.perf import statuses
+from tfserve_kit.perf.load import Load, Payload
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
-from tfserve_kit.perf.sending import header_blocks, http2, statuses
+from tfserve_kit.perf.sending import header_blocks, http2
+from tfserve_kit.perf.sending.driving import RETRY_NS, Finished
 from tfserve_kit.perf.sending.frames import PROTOCOL_ERROR, ProtocolError, goaway
 from tfserve_kit.perf.sending.http2_outbox import Request
 from tfserve_kit.perf.sending.judging import Judges
-from tfserve_kit.perf.sending.load import Load, Payload
-from tfserve_kit.perf.sending.pool import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
 
 # How often a request that was turned away is sent again. A busy server counts a stream for a while

@@ -1,7 +1,8 @@
 """What is known of an answer over HTTP/2 while it comes, and what it amounts to at its end."""
 
+from tfserve_kit.perf import statuses
 from tfserve_kit.perf.samples import UNREADABLE_ANSWER
-from tfserve_kit.perf.sending import header_blocks, statuses
+from tfserve_kit.perf.sending import header_blocks
 from tfserve_kit.perf.sending.http2_outbox import PREFIX
 
 HTTP_OK = 200

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tfserve_kit import protos
 from tfserve_kit.clients.json_text import read_json
 from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.perf.load import Payload, Tally
 from tfserve_kit.perf.samples import (
     EMPTY_ANSWER,
     ERROR_AS_ANSWER,
@@ -21,8 +22,6 @@ from tfserve_kit.perf.samples import (
     UNREADABLE_ANSWER,
     WRONG_DTYPE,
 )
-from tfserve_kit.perf.sending.load import Payload
-from tfserve_kit.perf.sending.tally import Tally
 from tfserve_kit.tensors import TensorError, dtypes, from_proto, varint
 from tfserve_kit.tensors import json as tensor_json
 

@@ -23,13 +23,15 @@ import numpy as np
 
 from tfserve_kit.clients import server_messages
 from tfserve_kit.errors import TfkitError, UsageError
+from tfserve_kit.perf.load import Load, Open, Payload, Tally, dealt
 from tfserve_kit.perf.samples import Samples, status_name
-from tfserve_kit.perf.sending.driving import Driver
-from tfserve_kit.perf.sending.feed import feed
-from tfserve_kit.perf.sending.glances import Glance, Onlooker, Teller, Together
-from tfserve_kit.perf.sending.load import Load, Open, Payload, dealt
-from tfserve_kit.perf.sending.pool import Pool
-from tfserve_kit.perf.sending.tally import Tally
+from tfserve_kit.perf.sending.driving import Driver, Pool, feed
+from tfserve_kit.perf.sending.snapshots import (
+    Snapshot,
+    SnapshotListener,
+    SnapshotMerger,
+    SnapshotThread,
+)
 from tfserve_kit.progress import SILENT, Progress, Silent
 
 _LEAST_OPEN_S, _MOST_OPEN_S = 1.0, 10.0
@@ -77,11 +79,11 @@ def _telling(
     driver: Driver, total: int | None, progress: Progress
 ) -> Iterator[Callable[[int, int], None]]:
     """Make what a driver calls now and then, and what must not hold it up."""
-    if not isinstance(progress, Onlooker):
+    if not isinstance(progress, SnapshotListener):
         yield lambda ended, _: progress.advance(ended, total or ended)
         return
-    with Teller(progress.glance) as teller:
-        yield lambda _, now_ns: teller.put(driver.glance(now_ns))
+    with SnapshotThread(progress.snapshot) as teller:
+        yield lambda _, now_ns: teller.put(driver.snapshot(now_ns))
 
 
 @contextlib.contextmanager
@@ -150,7 +152,7 @@ def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
 
 def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Control) -> Samples:
     """Send from a process per part, all of which start at the same moment; see `sending.run`."""
-    is_watched = isinstance(control.progress, Onlooker)
+    is_watched = isinstance(control.progress, SnapshotListener)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(is_watched=is_watched)) for _ in parts]
         for number, (worker, part) in enumerate(zip(workers, parts, strict=True)):
@@ -175,7 +177,11 @@ def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Contro
 
 def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -> list[_Result]:
     """Return what each worker found, and pass on how they stand until then."""
-    together = Together(len(workers), progress.glance) if isinstance(progress, Onlooker) else None
+    together = (
+        SnapshotMerger(len(workers), progress.snapshot)
+        if isinstance(progress, SnapshotListener)
+        else None
+    )
     found: dict[int, _Result] = {}
     with selectors.DefaultSelector() as talk:
         for number, worker in enumerate(workers):
@@ -183,7 +189,7 @@ def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -
         while len(found) < len(workers):
             for key, _ in talk.select():
                 said = _answer(workers[key.data])
-                if not isinstance(said, Glance):
+                if not isinstance(said, Snapshot):
                     found[key.data] = *said, _answer(workers[key.data])
                     talk.unregister(key.fileobj)
                 elif together:
@@ -312,7 +318,7 @@ class _Upwards(Silent):
     def __init__(self, sink: Any) -> None:
         self._sink = sink
 
-    def glance(self, seen: Glance) -> None:
+    def snapshot(self, seen: Snapshot) -> None:
         """Pass it on."""
         _write(self._sink, seen)
 

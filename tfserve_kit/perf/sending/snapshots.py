@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from tfserve_kit.perf import intervals
+from tfserve_kit.perf import stats
 from tfserve_kit.progress import Progress
 
 
-class Glance(NamedTuple):
+class Snapshot(NamedTuple):
     """A run at a moment; times in nanoseconds since its start.
 
     Attributes:
@@ -26,9 +26,9 @@ class Glance(NamedTuple):
         total: how many requests there will be; None where that is not known.
         failed: requests that have failed.
         in_flight: requests under way.
-        late_ns: how long a request at most waited to be sent, since the last glance; None in a
+        late_ns: how long a request at most waited to be sent, since the last snapshot; None in a
             closed loop.
-        latencies_ns: of successes since the last glance.
+        latencies_ns: of successes since the last snapshot.
     """
 
     at_ns: int
@@ -44,28 +44,28 @@ class Glance(NamedTuple):
         """Return a quantile of the latencies in seconds; None if there are none."""
         if not self.latencies_ns:
             return None
-        at = intervals.rank(len(self.latencies_ns), q)
+        at = stats.rank(len(self.latencies_ns), q)
         return float(np.partition(np.array(self.latencies_ns, np.int64), at)[at]) / 1e9
 
 
 @runtime_checkable
-class Onlooker(Progress, Protocol):
+class SnapshotListener(Progress, Protocol):
     """A progress that wants to know more than how many requests have ended."""
 
-    def glance(self, seen: Glance) -> None:
+    def snapshot(self, seen: Snapshot) -> None:
         """Look at the run; called in a thread of its own, about twice a second."""
 
 
-class Teller:
-    """Passes glances on in a thread of its own, during a `with` block."""
+class SnapshotThread:
+    """Passes snapshots on in a thread of its own, during a `with` block."""
 
-    def __init__(self, tell: Callable[[Glance], object]) -> None:
+    def __init__(self, tell: Callable[[Snapshot], object]) -> None:
         self._tell = tell
-        self._queue: SimpleQueue[Glance | None] = SimpleQueue()
+        self._queue: SimpleQueue[Snapshot | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def put(self, seen: Glance) -> None:
-        """Take a glance; never waits."""
+    def put(self, seen: Snapshot) -> None:
+        """Take a snapshot; never waits."""
         self._queue.put(seen)
 
     def __enter__(self) -> Self:
@@ -81,21 +81,21 @@ class Teller:
             self._tell(seen)
 
 
-class Together:
-    """Puts the glances of several workers together, one of each.
+class SnapshotMerger:
+    """Puts the snapshots of several workers together, one of each.
 
     Args:
         count: number of workers.
         tell: takes what they make together.
     """
 
-    def __init__(self, count: int, tell: Callable[[Glance], object]) -> None:
+    def __init__(self, count: int, tell: Callable[[Snapshot], object]) -> None:
         self._count, self._tell = count, tell
-        self._last: dict[int, Glance] = {}
-        self._new: dict[int, Glance] = {}
+        self._last: dict[int, Snapshot] = {}
+        self._new: dict[int, Snapshot] = {}
 
-    def take(self, worker: int, seen: Glance) -> None:
-        """Take a worker's glance; one that has ended before the others is not waited for."""
+    def take(self, worker: int, seen: Snapshot) -> None:
+        """Take a worker's snapshot; one that has ended before the others is not waited for."""
         if worker in self._new:
             self._tell_all()
         self._new[worker] = seen
@@ -109,7 +109,7 @@ class Together:
             all_ns.extend(each.latencies_ns)
         seen = self._last.values()
         self._tell(
-            Glance(
+            Snapshot(
                 max(each.at_ns for each in seen),
                 _if_all(max, [each.end_ns for each in seen]),
                 sum(each.ended for each in seen),

@@ -6,23 +6,27 @@ from array import array
 import pytest
 
 from tests.unit.perf.test_sending import MS, FakePool, due
-from tfserve_kit.perf.sending.driving import Driver
-from tfserve_kit.perf.sending.feed import feed
-from tfserve_kit.perf.sending.glances import Glance, Onlooker, Teller, Together
-from tfserve_kit.perf.sending.load import Closed, Open, Payload, dealt
+from tfserve_kit.perf.load import Closed, Open, Payload, dealt
+from tfserve_kit.perf.sending.driving import Driver, feed
+from tfserve_kit.perf.sending.snapshots import (
+    Snapshot,
+    SnapshotListener,
+    SnapshotMerger,
+    SnapshotThread,
+)
 from tfserve_kit.progress import SILENT, Silent
 
-EMPTY = Glance(0, None, 0, None, 0, 0, None, array("q"))
+EMPTY = Snapshot(0, None, 0, None, 0, 0, None, array("q"))
 
 
 def looked_at(pool, schedule, *, timeout_s=10.0, stop=None):
-    """Return every glance of a run, and its samples."""
+    """Return every snapshot of a run, and its samples."""
     driver = Driver(pool, feed(schedule), [3], timeout_s, 0.05)
     seen = []
     samples = driver.run(
         5_000_000_000,
         stop or threading.Event(),
-        lambda ended, now_ns: seen.append(driver.glance(now_ns)),
+        lambda ended, now_ns: seen.append(driver.snapshot(now_ns)),
         pool.clock,
     )
     return seen, samples
@@ -56,7 +60,7 @@ class TestDriver:
         pool.at_ms.append((400, stop.set))
         driver = Driver(pool, feed(Closed(3, duration_s=9.0)), [3], 10.0, 0.05)
         driver.run(5_000_000_000, stop, lambda ended, now_ns: None, pool.clock)
-        assert driver.glance(450 * MS).failed == 0
+        assert driver.snapshot(450 * MS).failed == 0
 
     def test_an_open_loop_knows_its_end_and_how_late_it_is(self):
         schedule = Open(due(*range(0, 2000, 100)), max_in_flight=1)
@@ -82,7 +86,7 @@ class TestQuantile:
 class TestTeller:
     def test_tells_in_order_and_all_before_it_ends(self):
         told = []
-        with Teller(told.append) as teller:
+        with SnapshotThread(told.append) as teller:
             for at_ns in range(50):
                 teller.put(EMPTY._replace(at_ns=at_ns))
         assert [each.at_ns for each in told] == list(range(50))
@@ -94,20 +98,20 @@ class TestTeller:
             assert may_end.wait(60)
             told.append(seen)
 
-        with Teller(slow) as teller:
+        with SnapshotThread(slow) as teller:
             for _ in range(3):
                 teller.put(EMPTY)
             assert not told
             may_end.set()
         assert len(told) == 3
 
-    def test_only_an_onlooker_wants_glances(self):
+    def test_only_a_snapshot_listener_wants_snapshots(self):
         class Looking(Silent):
-            def glance(self, seen):
+            def snapshot(self, seen):
                 pass
 
-        assert isinstance(Looking(), Onlooker)
-        assert not isinstance(SILENT, Onlooker)
+        assert isinstance(Looking(), SnapshotListener)
+        assert not isinstance(SILENT, SnapshotListener)
 
 
 class TestTogether:
@@ -115,9 +119,9 @@ class TestTogether:
         latencies_ns = array("q", [ms * MS for ms in latencies_ms])
         return EMPTY._replace(at_ns=at_ms * MS, ended=ended, latencies_ns=latencies_ns, **others)
 
-    def test_a_round_of_all_workers_is_one_glance(self):
+    def test_a_round_of_all_workers_is_one_snapshot(self):
         told = []
-        together = Together(2, told.append)
+        together = SnapshotMerger(2, told.append)
         together.take(0, self.seen(500, 10, [1, 2], total=50, end_ns=5, failed=1, in_flight=3,
                                    late_ns=7))  # fmt: skip
         assert not told
@@ -128,7 +132,7 @@ class TestTogether:
 
     def test_a_worker_that_has_ended_counts_but_is_not_waited_for(self):
         told = []
-        together = Together(2, told.append)
+        together = SnapshotMerger(2, told.append)
         for worker, seen in (
             (0, self.seen(500, 10)), (1, self.seen(500, 20, [9])),
             (0, self.seen(1000, 15, [4])), (0, self.seen(1500, 18, [5])),
