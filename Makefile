@@ -36,8 +36,15 @@ examples: $(VENV)/.embedded  ## Run all examples, and say how long each takes
 setup: $(VENV)/.dev  ## Set up everything for development
 
 .PHONY: test
-test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev  ## Run the tests of a few minutes, which need no Docker; ARGS='-k push' picks some
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev  ## Run the others: containers, pages, examples, hostile clients, fuzzing
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+.PHONY: test-all
+test-all: test test-slow  ## Run all tests
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Check style
@@ -55,7 +62,7 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 
 .PHONY: check
 check: lint types protos-check examples  ## All that CI runs; the tests look at what the examples printed
-	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test
+	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test-all
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import selection
 from tests.integration import images
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
@@ -30,6 +31,17 @@ def pytest_configure(config):
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TFKIT_TRUST", "1")  # a trial takes seconds; test_trial.py has them
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks
+def pytest_collection_modifyitems(items):
+    """Mark what `make test` leaves out as slow."""
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        texts = {each for each in parameters if isinstance(each, str)}
+        if selection.is_slow(file, texts.union(item.fixturenames)):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

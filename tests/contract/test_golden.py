@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract import golden
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 EMBEDDED = [sys.executable, "-m", "tfserve_kit.embedded"]
 REQUESTS = [case for kind in ("rest", "grpc") for case in golden.cases(kind)]

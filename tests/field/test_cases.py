@@ -10,7 +10,7 @@ import pytest
 
 from tests.field.cells import plain
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+pytestmark = pytest.mark.tensorflow
 
 
 def done_well(done):

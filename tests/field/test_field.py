@@ -5,7 +5,7 @@ import pytest
 from tests.field import cells
 from tests.field.rows import BY_NAME
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+pytestmark = pytest.mark.tensorflow
 
 ALL = list(BY_NAME.values())
 SERVED = [row for row in ALL if not row.pushed]

@@ -27,7 +27,7 @@ from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed
 from tfserve_kit.serving import launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 DEAD = "unix:///nonexistent/docker.sock"

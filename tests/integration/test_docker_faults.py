@@ -17,7 +17,7 @@ from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.errors import ServerFailed
 from tfserve_kit.serving import launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 PATIENCE_S = 30.0
 DEAD = "unix:///nonexistent/docker.sock"

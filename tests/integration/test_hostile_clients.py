@@ -24,7 +24,7 @@ from tests.torture.attackers import begun_calls
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 PATIENCE_S = 30.0

@@ -15,7 +15,7 @@ import pytest
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 PATIENCE_S = 60.0

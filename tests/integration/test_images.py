@@ -27,7 +27,7 @@ PATIENCE_S = 60.0
 SOON_S = 8.0  # the server ends at once, not when the ten seconds of `docker stop` are over
 ODD = 'it$s "q" \\'
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,6 @@ def test_interruption_before_the_ports_are_open_leaves_no_process(fake_engine, d
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_damage_that_only_a_load_finds_ends_the_real_server_and_its_log_says_why(
     deployment, models, tmp_path, state_dir
 ):
@@ -272,7 +271,6 @@ def test_damage_that_only_a_load_finds_ends_the_real_server_and_its_log_says_why
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_push_while_serving_swaps_the_version_without_a_failed_request(
     deployment, up, models, tmp_path, state_dir
 ):

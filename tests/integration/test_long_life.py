@@ -12,7 +12,7 @@ from tfserve_kit.clock import SystemClock, wait_until
 ROOT = Path(__file__).parents[2]
 MB = 1_000_000
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @contextmanager

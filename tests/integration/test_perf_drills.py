@@ -8,7 +8,7 @@ import pytest
 from tests.integration.commands import running
 from tfserve_kit.perf import samples
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture

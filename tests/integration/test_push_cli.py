@@ -73,7 +73,6 @@ class TestPush:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 class TestSmoke:
     def test_version_that_answers_is_pushed(self, tfkit, model, base, tmp_path):
         np.savez(tmp_path / "x.npz", x=np.float32([1, 2]))
@@ -119,7 +118,6 @@ def unloadable(model, folder):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 class TestWatched:
     def test_wait_ends_when_the_version_serves(self, tfkit, model, base, served):
         done = tfkit("push-model", model, "--model", "half", "--wait", "--json")

@@ -16,7 +16,7 @@ from tfserve_kit.errors import InvalidRequest, RequestError, ServerFailed, Usage
 from tfserve_kit.repository import push
 from tfserve_kit.serving import launch, reload
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 PATIENCE_S = 60.0
 

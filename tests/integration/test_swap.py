@@ -24,7 +24,7 @@ from tfserve_kit.repository import list_versions, push, versions
 from tfserve_kit.serving import launch, reload, rollback, swap
 from tfserve_kit.serving.rollback import Place, Reason, bring_back, claims, roll_back
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 SWAPS = 100 if os.environ.get("TFKIT_TORTURE") == "1" else 10
 SHARD = "variables/variables.data-00000-of-00001"

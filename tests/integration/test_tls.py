@@ -74,7 +74,6 @@ def deployed(shell, models, tmp_path):
     return serve
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_server_with_tls_lives_through_all_commands(tfkit, shell, deployed, server_pair):
     done = deployed(ssl_config(server_pair))
@@ -101,7 +100,6 @@ def test_server_with_tls_lives_through_all_commands(tfkit, shell, deployed, serv
     assert "does not answer" not in prune.err
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_server_that_wants_certificates_gets_them(
     tfkit, shell, deployed, authority, server_pair, client_pair, tmp_path, monkeypatch
@@ -166,7 +164,6 @@ def test_certificates_of_the_command_line_are_those_of_the_deployment(
     assert done.code == 0, done.err
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_server_with_tls_is_tuned(shell, deployed, server_pair, tmp_path):
     pytest.importorskip("optuna")

@@ -20,7 +20,7 @@ from tfserve_kit.savedmodel import tfrecord
 from tfserve_kit.savedmodel.warmup import WARMUP_FILE
 from tfserve_kit.serving.smoke import trial
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")

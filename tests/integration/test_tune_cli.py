@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 QUICK = ("--rate", "50", "--quantile", "p50", "--trials", "2", "--duration", "0.5", "--rounds", "1")
 

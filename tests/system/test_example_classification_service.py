@@ -12,7 +12,7 @@ from tfserve_kit.deployment import render
 NAME = "classification_service"
 FOLDER = EXAMPLES / NAME
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tfserve_kit.pictures.preprocessing import Preprocessing
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_folder_classifier"
 A_DAY_S = 86_400
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def test_second_version_takes_over_under_traffic_and_the_first_stays_in_service(printed_by):

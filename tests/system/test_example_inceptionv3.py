@@ -6,7 +6,7 @@ from tests.system.example import assert_readme_shows
 
 NAME = "inceptionv3_end_to_end"
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def test_both_protocols_tell_the_same_signatures_and_label(printed_by):

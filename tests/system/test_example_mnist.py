@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist"
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture

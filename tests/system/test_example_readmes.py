@@ -14,7 +14,7 @@ from tests.system.example import EXAMPLES
 READMES = sorted(EXAMPLES.glob("*/README.md"))
 NEEDS = re.compile(r"imagenet|docker|gpu")
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)

@@ -20,7 +20,7 @@ PARAMETERS = {
     "num_batch_threads": 8,
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def test_run_serves_measures_and_cuts_a_batch_that_is_too_large(printed_by):

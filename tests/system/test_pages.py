@@ -10,7 +10,7 @@ from tests.system.shell import commands
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def run_page(shell, name):

@@ -10,7 +10,7 @@ from tests.system.shell import blocks, commands
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def section(title: str) -> str:

@@ -8,7 +8,7 @@ from tests.system.shell import ROOT
 CHAPTERS = sorted((ROOT / "docs" / "tutorials").glob("0*.md"))
 EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/README.md"))
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 
 def test_chapters_work_in_order_and_show_what_is_printed(checkout):

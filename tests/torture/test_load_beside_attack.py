@@ -22,7 +22,7 @@ from tests.torture.driver import ROOT
 from tfserve_kit import protos
 from tfserve_kit.perf.stats import quantile
 
-pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+pytestmark = pytest.mark.tensorflow
 
 MODELS = ROOT / "tests" / "data" / "models"
 SERVED = ("half_plus_two", "batchy", "legacy", "strings")
