@@ -237,7 +237,7 @@ class TestReplay:
 
     @pytest.fixture
     def records(self, tmp_path, models):
-        signature = savedmodel.read(models / "half_plus_two" / "1").signatures[DEFAULT_SIGNATURE]
+        signature = savedmodel.read_signatures(models / "half_plus_two" / "1")[DEFAULT_SIGNATURE]
         rows = {"x": np.full(self.COUNT, 0.5, np.float32)}
         made = warmup.build(rows, signature, model="old", sizes=range(1, self.COUNT + 1))
         tfrecord.write(tmp_path / "records", made)

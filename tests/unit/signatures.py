@@ -1,6 +1,6 @@
 """Signatures made up of a dtype and a shape for each input and output."""
 
-from tfserve_kit.savedmodel import Signature, TensorSpec, composites
+from tfserve_kit.savedmodel import Signature, TensorSpec, signatures
 from tfserve_kit.tensors import dtypes
 
 
@@ -14,7 +14,7 @@ def made(inputs, outputs=None, *, known=None):
     """
     ins = _specs(inputs)
     outs = _specs(outputs or {"y": ("float", (None,))})
-    return Signature("s", ins, outs, "", composites=composites.find(ins, known))
+    return Signature("s", ins, outs, "", composites=signatures.find_composites(ins, known))
 
 
 def _specs(given):

@@ -38,7 +38,7 @@ from tfserve_kit.repository.object_store import pin_line
 from tfserve_kit.repository.push import Approve
 from tfserve_kit.repository.versions import parse_version
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec, tfrecord, warmup
-from tfserve_kit.savedmodel.batch_axes import batch_axes, obstacles
+from tfserve_kit.savedmodel.signatures import batch_axes, obstacles
 from tfserve_kit.serving.access import Access
 from tfserve_kit.serving.rollback import Place, RolledBack, bring_back, claims, roll_back
 from tfserve_kit.serving.swap import (
@@ -813,7 +813,7 @@ def _sizes(
 
 def _read(model: Path) -> Mapping[str, Signature]:
     try:
-        return savedmodel.read(model).signatures
+        return savedmodel.read_signatures(model)
     except OSError as error:
         text = f"cannot read the SavedModel in {model}: {error.strerror}"
         raise UsageError(text, remedy="give the folder that holds saved_model.pb") from error

@@ -22,7 +22,7 @@ from tfserve_kit.pictures.inputs import ImageInput, Keys, image_input, told
 from tfserve_kit.pictures.prepare import prepare, require_picture
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
+from tfserve_kit.savedmodel.signatures import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.tensors import dtypes, numpy_files
 from tfserve_kit.tensors.dtypes import DType
 from tfserve_kit.tensors.json import from_value, to_value

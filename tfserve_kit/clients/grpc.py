@@ -240,5 +240,5 @@ def _metadata(answer: Any) -> Metadata:
         raise ValueError("its metadata holds no signatures")
     require_about("signatures", len(signatures.signature_def), MAX_SIGNATURES)
     return Metadata(
-        answer.model_spec.version.value, savedmodel.signatures(signatures.signature_def)
+        answer.model_spec.version.value, savedmodel.parse_signatures(signatures.signature_def)
     )

@@ -31,7 +31,7 @@ from tfserve_kit.errors import (
     UsageError,
 )
 from tfserve_kit.savedmodel import Signature
-from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted, of_any_rows
+from tfserve_kit.savedmodel.signatures import BatchAxes, batch_axes, counted, of_any_rows
 
 Timed = TypeVar("Timed", Classification, Regression)
 T = TypeVar("T")

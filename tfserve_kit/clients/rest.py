@@ -157,7 +157,9 @@ class RestProtocol:
             named = document["metadata"]["signature_def"]
             require_about("signatures", len(named["signature_def"]), MAX_SIGNATURES)
             definitions = protos.from_json("SignatureDefMap", named)
-            return Metadata(int(spec["version"]), savedmodel.signatures(definitions.signature_def))
+            return Metadata(
+                int(spec["version"]), savedmodel.parse_signatures(definitions.signature_def)
+            )
 
         return self._call("GET", _path(target) + "/metadata", target, read)
 

@@ -29,7 +29,7 @@ from tfserve_kit.repository import Version, parse_version
 from tfserve_kit.repository.locate import like_a_version, look_around, renamed
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature
 from tfserve_kit.savedmodel import scan as graph
-from tfserve_kit.savedmodel.batch_axes import batch_axes, obstacles
+from tfserve_kit.savedmodel.signatures import batch_axes, obstacles
 
 
 class Severity(Enum):
@@ -289,7 +289,7 @@ def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
         if newest is None or newest in base.faults or base.serves_tflite(newest):
             continue
         if not by_file or (newest.path / PER_MODEL_FILE).is_file():
-            yield base, savedmodel.read(newest.path, tag=base.tag).signatures
+            yield base, savedmodel.read_signatures(newest.path, tag=base.tag)
 
 
 BATCHING_RULES = (
@@ -354,7 +354,7 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
         newest = base.loaded[-1] if base.loaded else None
         if newest is None or newest in base.faults or base.serves_tflite(newest):
             continue
-        names = savedmodel.read(newest.path, tag=base.tag).signatures
+        names = savedmodel.read_signatures(newest.path, tag=base.tag)
         if savedmodel.DEFAULT_SIGNATURE not in names:
             has = f"only {', '.join(names)}" if names else "none at all"
             where = f"version {newest.number} in {base.model.base_path}"

@@ -14,7 +14,7 @@ from tfserve_kit.perf.samples import (
     WRONG_SHAPE,
 )
 from tfserve_kit.savedmodel import Signature
-from tfserve_kit.savedmodel.batch_axes import batch_axes
+from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes
 
 Axes = tuple[int | None, ...]

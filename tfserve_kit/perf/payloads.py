@@ -25,8 +25,7 @@ from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.savedmodel.batch_axes import BatchAxes, batch_axes, counted
-from tfserve_kit.savedmodel.composites import Composite
+from tfserve_kit.savedmodel.signatures import BatchAxes, Composite, batch_axes, counted
 from tfserve_kit.tensors import dtypes
 
 Inputs = dict[str, NDArray[Any]]

@@ -13,7 +13,7 @@ from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.perf.payloads import RANDOM, inputs_of
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel.batch_axes import batch_axes
+from tfserve_kit.savedmodel.signatures import batch_axes
 
 if TYPE_CHECKING:
     from tfserve_kit.perf.payloads import Inputs

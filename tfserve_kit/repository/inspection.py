@@ -135,7 +135,7 @@ def _check(candidate: Path, gate: Gate, serving: Path | None) -> Verdict:
         return Verdict(tuple(broken))
     try:
         graph = graphscan.meta_graph(candidate, tag=gate.tag)
-        signatures = savedmodel.signatures(graph.signature_def)
+        signatures = savedmodel.parse_signatures(graph.signature_def)
     except ValueError as error:  # a damaged asset, an impossible shape, or it changed in between
         return Verdict((Problem(GRAPH_FILE, str(error), "export the model again"),))
     scan = graphscan.scan_graph(graph)

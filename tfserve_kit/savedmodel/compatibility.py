@@ -45,7 +45,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     Returns:
         Every difference that callers may care about, those that break them first.
     """
-    before, after = savedmodel.signatures(old), savedmodel.signatures(new)
+    before, after = savedmodel.parse_signatures(old), savedmodel.parse_signatures(new)
     found = [Change(True, name, "signature is gone") for name in before.keys() - after.keys()]
     found += [Change(False, name, "signature is new") for name in after.keys() - before.keys()]
     for name in before.keys() & after.keys():

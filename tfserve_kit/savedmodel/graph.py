@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tfserve_kit import protos
+from tfserve_kit.savedmodel.signatures import INIT_SIGNATURE, INTERNAL_SIGNATURES
 
 MAIN = ""  # stands for the main graph where a function's name stands otherwise
 
-_INIT_SIGNATURE = "__saved_model_init_op"
-_TRAIN_SIGNATURE = "__saved_model_train_op"
 _OLD_ASSETS = "saved_model_assets"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 
@@ -108,7 +107,7 @@ class Graph:
                     frozenset(map(tensor_name, tensor_names(definition.inputs.values()))),
                 )
                 for name, definition in sorted(self.meta_graph.signature_def.items())
-                if name not in {_INIT_SIGNATURE, _TRAIN_SIGNATURE}
+                if name not in INTERNAL_SIGNATURES
             }
         )
 
@@ -118,8 +117,8 @@ class Graph:
         for key in _INIT_COLLECTIONS:
             if key in self.meta_graph.collection_def:
                 names += self.meta_graph.collection_def[key].node_list.value
-        if _INIT_SIGNATURE in self.meta_graph.signature_def:
-            outputs = self.meta_graph.signature_def[_INIT_SIGNATURE].outputs
+        if INIT_SIGNATURE in self.meta_graph.signature_def:
+            outputs = self.meta_graph.signature_def[INIT_SIGNATURE].outputs
             names += tensor_names(outputs.values())
         return self._reach({"the init operation": Root(tuple(names), frozenset(self.assets))})
 
@@ -405,7 +404,6 @@ _VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _TABLES = frozenset({"HashTable", "HashTableV2"})
 _SETS_VARIABLE = "AssignVariableOp"
 _MOST_NAMED = 3
-_INTERNAL = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
 
 def unanswerable(graph: Graph) -> dict[str, list[str]]:
@@ -424,7 +422,7 @@ def unanswerable(graph: Graph) -> dict[str, list[str]]:
             _spread(function or f"node {node.name}", _SETS_VARIABLE, uses, setters)
     found: dict[str, list[str]] = {}
     for name, definition in graph.meta_graph.signature_def.items():
-        if name not in _INTERNAL:
+        if name not in INTERNAL_SIGNATURES:
             reasons = [*_without_tensor(definition), *_unset_reads(definition, tainted, setters)]
             if reasons:
                 found[name] = reasons

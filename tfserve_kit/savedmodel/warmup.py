@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, listed
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature, TensorSpec, tfrecord
-from tfserve_kit.savedmodel.batch_axes import batch_axes
+from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes, from_proto, to_proto
 from tfserve_kit.tensors.proto import header
 
@@ -349,7 +349,7 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
 
 def _problems(file: Path, version_dir: Path, tag: str) -> list[Problem]:
     try:
-        signatures = savedmodel.read(version_dir, tag=tag).signatures
+        signatures = savedmodel.read_signatures(version_dir, tag=tag)
     except (OSError, ValueError) as error:
         return [Problem(GRAPH_FILE, f"cannot be read to check the warm-up requests: {error}")]
     found: list[Problem] = []

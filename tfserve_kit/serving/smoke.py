@@ -86,7 +86,7 @@ def trial(
         return (untried,)
     progress.step("trying the model out")
     with _serving(version_dir, tag, timeout_s) as handle:
-        signatures = savedmodel.read(version_dir, tag=tag).signatures.values()
+        signatures = savedmodel.read_signatures(version_dir, tag=tag).values()
         remarks = tuple(_ask_zeros(handle, list(signatures), timeout_s))
         if files:
             progress.step("smoke test")

@@ -198,7 +198,7 @@ def test_metadata_tells_which_inputs_are_optional():
     message = protos.SignatureDef()
     message.inputs["a"].dtype = message.inputs["b"].dtype = 1
     message.defaults["b"].dtype = 1
-    found = savedmodel.signatures({"s": message})["s"]
+    found = savedmodel.parse_signatures({"s": message})["s"]
     assert found.optional == {"b"}
 
 

@@ -15,13 +15,13 @@ from tfserve_kit.tensors import dtypes
     ("multi_io", 1, {"a": ((1, 2), np.int32), "b": ((1, 2), np.float32)}),
 ])  # fmt: skip
 def test_random_inputs_have_the_signature_s_shapes_and_dtypes(models, model, batch, shapes):
-    signature = savedmodel.read(models / model / "1").signatures["serving_default"]
+    signature = savedmodel.read_signatures(models / model / "1")["serving_default"]
     inputs = payloads.random_inputs(signature, batch, seed=0)
     assert {alias: (array.shape, array.dtype) for alias, array in inputs.items()} == shapes
 
 
 def test_the_same_seed_gives_the_same_inputs(models):
-    signature = savedmodel.read(models / "mlp" / "1").signatures["serving_default"]
+    signature = savedmodel.read_signatures(models / "mlp" / "1")["serving_default"]
     first, again, other = (
         payloads.random_inputs(signature, 1, seed)["images"] for seed in (1, 1, 2)
     )
@@ -38,7 +38,7 @@ def test_shape_that_was_made_up_is_told(drawn):
 
 
 def test_string_inputs_are_refused_with_the_way_out(models):
-    signature = savedmodel.read(models / "strings" / "1").signatures["serving_default"]
+    signature = savedmodel.read_signatures(models / "strings" / "1")["serving_default"]
     with pytest.raises(UsageError, match=r"'s'.*string") as refused:
         payloads.random_inputs(signature, 1, seed=0)
     assert "--input" in refused.value.remedy

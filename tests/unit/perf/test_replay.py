@@ -14,7 +14,7 @@ from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, tfrecord, warmup
 
 @pytest.fixture
 def signatures(models):
-    return savedmodel.read(models / "half_plus_two" / "1").signatures
+    return savedmodel.read_signatures(models / "half_plus_two" / "1")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_requests_are_put_in_the_order_they_came(log, signatures):
 
 
 def test_a_line_that_names_no_signature_calls_the_one_that_was_asked_for(models, log):
-    signatures = savedmodel.read(models / "multi_io" / "1").signatures
+    signatures = savedmodel.read_signatures(models / "multi_io" / "1")
     with pytest.raises(UsageError, match="no signature 'other'"):
         replay.read(log({"at": 0, "instances": [1]}), signatures, "other")
 
@@ -90,7 +90,7 @@ def test_a_record_that_does_not_fit_is_named(tmp_path, signatures):
 
 
 def test_a_record_of_another_kind_is_named(tmp_path, models):
-    signatures = savedmodel.read(models / "legacy" / "1").signatures
+    signatures = savedmodel.read_signatures(models / "legacy" / "1")
     from tfserve_kit import protos
 
     log = protos.PredictionLog()

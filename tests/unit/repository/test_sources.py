@@ -529,4 +529,4 @@ class TestKerasExport:
 
 
 def serving(root):
-    return savedmodel.read(root).signatures["serving_default"]
+    return savedmodel.read_signatures(root)["serving_default"]

@@ -1,5 +1,8 @@
-"""Which names are versions, and which versions a folder holds."""
+"""Which versions a folder holds; retired, restored, rolled back and pruned ones."""
 
+import errno
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -7,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Version, list_versions, parse_version
+from tfserve_kit.repository import versions as retention
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 BLANK = st.text(st.sampled_from(" \t\n\v\f\r"), max_size=2)
@@ -131,3 +136,292 @@ class TestScan:
             found = [version.number for version in list_versions(Path(folder))]
         wanted = {parse_version(name) for name in names} - {None}
         assert found == sorted(wanted)
+
+
+SHARD = Path("variables") / "variables.data-00000-of-00001"
+
+
+@pytest.fixture
+def base(tmp_path, models):
+    """Make a base path that holds these versions, all complete."""
+
+    def make(*names):
+        for name in names:
+            shutil.copytree(models / "half_plus_two" / "1", tmp_path / "half" / str(name))
+        return tmp_path / "half"
+
+    return make
+
+
+def visible(base_path):
+    return [version.number for version in list_versions(base_path)]
+
+
+def names(base_path):
+    return sorted(each.name for each in base_path.iterdir())
+
+
+def damage(base_path, number):
+    (base_path / str(number) / SHARD).unlink()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """What a server that looks after every rename would see."""
+    seen, rename = [], Path.rename
+
+    def watched(self, target):
+        result = rename(self, target)
+        seen.append(visible(self.parent))
+        return result
+
+    monkeypatch.setattr(Path, "rename", watched)
+    return seen
+
+
+@pytest.fixture
+def failing_fsync(monkeypatch):
+    """Make the nth fsync from now on fail."""
+    real = os.fsync
+
+    def arm(nth):
+        left = [nth]
+
+        def fsync(descriptor):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.EIO, "Input/output error")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return arm
+
+
+# One version
+
+
+def test_retired_version_is_hidden_and_keeps_its_content(base):
+    base_path = base(6, 7)
+    place = retention.retire(base_path, 7)
+    assert place == base_path / ".tfkit-retired-7"
+    assert (place / SHARD).is_file()
+    assert visible(base_path) == [6]
+    assert retention.retired(base_path) == [7]
+
+
+def test_restored_version_is_as_before(base):
+    base_path = base(6, 7)
+    retention.retire(base_path, 7)
+    assert retention.restore(base_path, 7) == base_path / "7"
+    assert names(base_path) == ["6", "7"]
+    assert retention.retired(base_path) == []
+
+
+def test_every_spelling_of_a_number_goes_and_comes_back(base):
+    base_path = base("7", "007")
+    retention.retire(base_path, 7)
+    assert visible(base_path) == []
+    assert retention.retired(base_path) == [7]
+    retention.restore(base_path, 7)
+    assert names(base_path) == ["007", "7"]
+
+
+def test_what_is_no_version_is_never_taken_for_one(base):
+    base_path = base(1)
+    for name in (".tfkit-retired-x", ".tfkit-retired-", ".tfkit-staging-1.2.host.x", "notes"):
+        (base_path / name).mkdir()
+    assert retention.retired(base_path) == []
+
+
+@pytest.mark.parametrize("move", [retention.retire, retention.restore])
+def test_version_that_is_not_there_is_refused(base, move):
+    with pytest.raises(PushRefused, match="version 9 in"):
+        move(base(1), 9)
+
+
+def test_number_that_is_in_service_and_retired_moves_neither_way(base):
+    base_path = base(7, ".tfkit-retired-7")
+    for move in (retention.retire, retention.restore):
+        with pytest.raises(PushRefused, match="holds version 7 twice"):
+            move(base_path, 7)
+    assert names(base_path) == [".tfkit-retired-7", "7"]
+
+
+def test_retiring_that_cannot_be_made_durable_is_taken_back(base, failing_fsync):
+    base_path = base("7", "007")
+    failing_fsync(2)  # the first spelling was renamed already
+    with pytest.raises(PushRefused, match="Input/output error"):
+        retention.retire(base_path, 7)
+    assert names(base_path) == ["007", "7"]
+
+
+def test_base_path_that_is_missing_is_refused(tmp_path):
+    for act in (retention.retire, retention.restore):
+        with pytest.raises(PushRefused, match="No such file or directory"):
+            act(tmp_path / "none", 1)
+    with pytest.raises(PushRefused, match="cannot roll back"):
+        retention.rollback(tmp_path / "none")
+    with pytest.raises(PushRefused, match="cannot prune"):
+        retention.prune(tmp_path / "none", 1)
+
+
+# Rolling back
+
+
+def test_rollback_goes_to_the_second_highest(base):
+    base_path = base(2, 9, 10)
+    assert retention.rollback(base_path) == [10]
+    assert visible(base_path) == [2, 9]
+
+
+def test_rollback_past_several_shows_the_highest_until_the_last_rename(base, looks):
+    base_path = base(1, 2, 3, 4)
+    assert retention.rollback(base_path, to=1) == [2, 3, 4]
+    assert looks == [[1, 3, 4], [1, 4], [1]]
+    assert retention.retired(base_path) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_rollback_that_fails_halfway_restores_what_was_retired(base, failing_fsync, nth):
+    base_path = base(1, 2, 3, 4)
+    failing_fsync(nth)
+    with pytest.raises(PushRefused, match="Input/output error"):
+        retention.rollback(base_path, to=1)
+    assert names(base_path) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "to", "text"),
+    [
+        ([7], None, "no older version to go back to: .* holds 7"),
+        ([], None, "no older version to go back to: .* holds no version"),
+        ([6, 7], 5, "no version 5 to go back to: .* holds 6, 7"),
+        ([6, 7], 7, "version 7 is the highest"),
+    ],
+)
+def test_rollback_to_what_is_not_there_is_refused(base, tmp_path, versions, to, text):
+    (tmp_path / "half").mkdir()
+    for version in versions:
+        base(version)
+    with pytest.raises(PushRefused, match=text):
+        retention.rollback(tmp_path / "half", to)
+    assert visible(tmp_path / "half") == versions
+
+
+def test_rollback_to_a_damaged_version_is_refused(base):
+    base_path = base(6, 7)
+    damage(base_path, 6)
+    with pytest.raises(PushRefused, match="version 6 is no complete SavedModel"):
+        retention.rollback(base_path)
+    assert visible(base_path) == [6, 7]
+
+
+def test_rollback_to_a_retired_version_says_how_it_comes_back(base):
+    base_path = base(6, 7, 8)
+    retention.retire(base_path, 6)
+    with pytest.raises(PushRefused) as caught:
+        retention.rollback(base_path, to=6)
+    assert "--restore 6" in caught.value.remedy
+
+
+# Pruning
+
+
+def test_prune_keeps_the_highest_and_deletes_the_rest(base):
+    base_path = base(1, 2, 9, 10)
+    assert retention.prune(base_path, 2) == [1, 2]
+    assert names(base_path) == ["10", "9"]
+    assert retention.prune(base_path, 2) == []
+
+
+def test_prune_spares_the_protected_and_deletes_no_other_for_it(base):
+    base_path = base(1, 2, 3, 4)
+    assert retention.prune(base_path, 1, {1, 3}) == [2]
+    assert visible(base_path) == [1, 3, 4]
+
+
+def test_prune_neither_counts_nor_deletes_what_is_incomplete(base):
+    base_path = base(1, 2, 3, 4)
+    damage(base_path, 1)
+    damage(base_path, 4)
+    assert retention.prune(base_path, 1) == [2]
+    assert visible(base_path) == [1, 3, 4]
+
+
+def test_prune_deletes_retired_ones_older_than_what_it_keeps(base):
+    base_path = base(1, 2, 3, 4, 5)
+    for number in (1, 2, 5):
+        retention.retire(base_path, number)
+    assert retention.prune(base_path, 2, {2}) == [1]
+    assert names(base_path) == [".tfkit-retired-2", ".tfkit-retired-5", "3", "4"]
+
+
+def test_prune_with_dry_run_changes_nothing(base):
+    base_path = base(1, 2, 3)
+    retention.retire(base_path, 1)
+    before = names(base_path)
+    assert retention.prune(base_path, 1, dry_run=True) == [1, 2]
+    assert names(base_path) == before
+
+
+def test_prune_shows_no_server_half_a_version(base, monkeypatch):
+    base_path, seen = base(1, 2, 3), []
+    rmtree = shutil.rmtree
+
+    def watched(path, **options):
+        seen.append((path.name, visible(base_path)))
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    retention.prune(base_path, 1)
+    assert sorted(seen) == [(".tfkit-pruned-1", [3]), (".tfkit-pruned-2", [3])]
+
+
+def test_prune_finishes_what_an_interrupted_one_left(base, monkeypatch):
+    base_path = base(1, 2)
+
+    def interrupted(path, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            retention.prune(base_path, 1)
+    assert names(base_path) == [".tfkit-pruned-1", "2"]
+    base(1)  # the same number again, before anybody cleaned up
+    assert retention.prune(base_path, 1) == [1]
+    assert names(base_path) == ["2"]
+
+
+def test_prune_takes_files_and_links_for_what_they_are(base, tmp_path):
+    base_path = base(2, 3)
+    outside = shutil.copytree(base_path / "2", tmp_path / "outside")
+    (base_path / "1").symlink_to(outside)
+    assert retention.prune(base_path, 1) == [1, 2]
+    assert (outside / SHARD).is_file()
+    assert names(base_path) == ["3"]
+
+
+def test_prune_that_would_keep_nothing_is_refused(base):
+    base_path = base(1)
+    with pytest.raises(PushRefused, match="cannot keep 0 versions"):
+        retention.prune(base_path, 0)
+    assert visible(base_path) == [1]
+
+
+NUMBERS = st.sets(st.integers(1, 30), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(NUMBERS, st.integers(1, 5), NUMBERS)
+def test_prune_deletes_exactly_the_unprotected_below_the_kept(
+    models, tmp_path_factory, versions, keep, protected
+):
+    base_path = tmp_path_factory.mktemp("base")
+    for number in versions:
+        (base_path / str(number)).symlink_to(models / "half_plus_two" / "1")
+    gone = retention.prune(base_path, keep, protected)
+    kept = sorted(versions)[-keep:]
+    assert gone == sorted(versions - set(kept) - protected)
+    assert visible(base_path) == sorted(versions - set(gone))

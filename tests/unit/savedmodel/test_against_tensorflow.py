@@ -324,7 +324,7 @@ class TestSavedModels:
                     {alias: (spec.name, spec.dtype.number) for alias, spec in each.outputs.items()},
                     each.method_name,
                 )
-                for name, each in savedmodel.read(folder).signatures.items()
+                for name, each in savedmodel.read_signatures(folder).items()
             }
 
     def test_graph_with_one_tag_more_is_refused_by_both(self, tf, models, tmp_path):
@@ -337,10 +337,10 @@ class TestSavedModels:
             with tf.compat.v1.Session(graph=tf.Graph()) as session, pytest.raises(RuntimeError):
                 tf.compat.v1.saved_model.load(session, tags, str(tmp_path))
             with pytest.raises(ValueError, match=r"serve\+tpu"):
-                savedmodel.read(tmp_path, tag=",".join(tags))
+                savedmodel.read_signatures(tmp_path, tag=",".join(tags))
         with tf.compat.v1.Session(graph=tf.Graph()) as session:
             tf.compat.v1.saved_model.load(session, ["tpu", "serve"], str(tmp_path))
-        assert savedmodel.read(tmp_path, tag="tpu,serve").signatures.keys() == {"other"}
+        assert savedmodel.read_signatures(tmp_path, tag="tpu,serve").keys() == {"other"}
 
     def test_asset_that_tensorflow_saved_is_missed_when_it_is_gone(self, tf, tmp_path):
         vocabulary = tmp_path / "vocab.txt"

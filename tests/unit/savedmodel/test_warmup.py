@@ -436,7 +436,7 @@ def test_model_that_cannot_be_read_is_a_problem_of_its_own(model):
 
 def test_signatures_are_those_of_the_graph_with_the_tag(models, tmp_path):
     version_dir = shutil.copytree(models / "othertag" / "1", tmp_path / "m")
-    ((name, found),) = savedmodel.read(version_dir, tag="train").signatures.items()
+    ((name, found),) = savedmodel.read_signatures(version_dir, tag="train").items()
     inputs = {alias: np.zeros(2, each.dtype.numpy) for alias, each in found.inputs.items()}
     store(version_dir, predict_log(name, **inputs), predict_log(name))
     assert [each.message for each in warmup.problems(version_dir, tag="train")] == [

@@ -183,7 +183,7 @@ class TestGraphAsText:
 
     def test_is_a_model_like_any_other(self, as_text, half):
         assert check_gate(as_text, ORDINARY) == check_gate(half, ORDINARY)
-        assert savedmodel.read(as_text).signatures == savedmodel.read(half).signatures
+        assert savedmodel.read_signatures(as_text) == savedmodel.read_signatures(half)
 
     def test_binary_one_beside_it_wins_as_in_the_server(self, as_text, half):
         (as_text / "saved_model.pbtxt").write_text("no text proto {")

@@ -6,8 +6,7 @@ import pytest
 from tests.unit import saved_models
 from tests.unit.signatures import NESTED, RAGGED, SPARSE, made
 from tfserve_kit import savedmodel
-from tfserve_kit.savedmodel.batch_axes import batch_axes, obstacles, of_any_rows
-from tfserve_kit.savedmodel.composites import Composite
+from tfserve_kit.savedmodel.signatures import Composite, batch_axes, obstacles, of_any_rows
 
 ROW, SCALAR = ("float", (None, 2)), ("float", ())
 
@@ -133,7 +132,7 @@ def test_what_a_saved_model_says_of_its_functions_decides(tmp_path):
     function = graph.object_graph_def.concrete_functions["f"].canonicalized_input_signature
     positional = function.tuple_value.values.add().tuple_value.values
     positional.add().type_spec_value.type_spec_class = 3
-    found = savedmodel.read(saved_models.write(tmp_path, graph)).signatures["serving_default"]
+    found = savedmodel.read_signatures(saved_models.write(tmp_path, graph))["serving_default"]
     assert found.composites == (Composite("ragged", ("x", "x_1")),)
 
 

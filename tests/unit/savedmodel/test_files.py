@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.savedmodel import TensorSpec, problems, read
+from tfserve_kit.savedmodel import TensorSpec, parse, problems, read_signatures
 from tfserve_kit.tensors import dtypes
 
 SHARD = "variables/variables.data-00000-of-00001"
@@ -45,7 +45,7 @@ def found_in(folder, **options):
 
 class TestRead:
     def test_signature_has_inputs_outputs_and_method(self, models):
-        found = read(models / "multi_io" / "1").signatures["serving_default"]
+        found = read_signatures(models / "multi_io" / "1")["serving_default"]
         assert found.name == "serving_default"
         assert {alias: str(spec) for alias, spec in found.inputs.items()} == {
             "a": "int32 [?, 2]",
@@ -59,7 +59,7 @@ class TestRead:
         assert found.inputs["a"].name == "a:0"
 
     def test_every_dtype_of_a_signature_is_known(self, models):
-        signatures = read(models / "dtypes" / "1").signatures
+        signatures = read_signatures(models / "dtypes" / "1")
         for name, signature in signatures.items():
             if name != "serving_default":
                 assert signature.inputs["x"] == TensorSpec(
@@ -70,20 +70,20 @@ class TestRead:
         ("signature", "alias", "shape"), [("scalar", "sc", ()), ("echo", "u", None)]
     )
     def test_scalar_and_open_rank_are_told_apart(self, models, signature, alias, shape):
-        assert read(models / "scalars" / "1").signatures[signature].inputs[alias].shape == shape
+        assert read_signatures(models / "scalars" / "1")[signature].inputs[alias].shape == shape
 
     def test_signatures_that_run_initializers_are_left_out(self, models):
         graph = protos.SavedModel.FromString(
             (models / "half_plus_two" / "1" / "saved_model.pb").read_bytes()
         ).meta_graphs[0]
         assert "__saved_model_init_op" in graph.signature_def
-        assert list(read(models / "half_plus_two" / "1").signatures) == ["serving_default"]
+        assert list(read_signatures(models / "half_plus_two" / "1")) == ["serving_default"]
 
     def test_type_that_cannot_travel_has_no_dtype(self):
         definition = protos.SignatureDef()
         definition.inputs["table"].dtype = 20
         definition.inputs["table"].tensor_shape.dim.add(size=3)
-        spec = savedmodel.signatures({"s": definition})["s"].inputs["table"]
+        spec = savedmodel.parse_signatures({"s": definition})["s"].inputs["table"]
         assert spec.dtype is None
         assert str(spec) == "opaque [3]"
 
@@ -98,26 +98,27 @@ class TestRead:
         write(tmp_path, ["serve", "tpu"], ["train"], ["serve"])
         for tag in ("train", "serve", "serve,tpu", "tpu,serve"):
             wanted = "of " + ("serve+tpu" if "," in tag else tag)
-            assert list(read(tmp_path, tag=tag).signatures) == [wanted]
-        assert read(tmp_path).tags == ({"serve", "tpu"}, {"train"}, {"serve"})
+            assert list(read_signatures(tmp_path, tag=tag)) == [wanted]
+        tags = [set(graph.meta_info_def.tags) for graph in parse(tmp_path).meta_graphs]
+        assert tags == [{"serve", "tpu"}, {"train"}, {"serve"}]
 
     @pytest.mark.parametrize("tag", ["serve", "tpu", "serve,gpu", ""])
     def test_graph_with_other_tags_is_refused_naming_those_it_has(self, tmp_path, tag):
         write(tmp_path, ["serve", "tpu"], ["train"])
         with pytest.raises(ValueError, match=r"serve\+tpu, train") as caught:
-            read(tmp_path, tag=tag)
+            read_signatures(tmp_path, tag=tag)
         assert repr(tag) in str(caught.value)
 
     def test_missing_file_is_an_os_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):
-            read(tmp_path)
+            read_signatures(tmp_path)
 
     def test_graph_file_cut_off_anywhere_is_refused(self, models, tmp_path):
         content = (models / "nodefault" / "1" / "saved_model.pb").read_bytes()
         for length in range(len(content)):
             (tmp_path / "saved_model.pb").write_bytes(content[:length])
             with pytest.raises(ValueError, match=f"{length} bytes"):
-                read(tmp_path)
+                read_signatures(tmp_path)
 
     @settings(deadline=None)
     @given(st.binary(max_size=100))
@@ -125,7 +126,7 @@ class TestRead:
         folder = tmp_path_factory.mktemp("model")
         (folder / "saved_model.pb").write_bytes(content)
         with pytest.raises(ValueError, match=r"bytes|tagged"):
-            read(folder, tag="a tag that chance does not write")
+            read_signatures(folder, tag="a tag that chance does not write")
 
 
 class TestProblems:
