@@ -16,6 +16,7 @@ from tfserve_kit.deployment import render
 from tfserve_kit.engines import Availability, Endpoints, Phase, State, process, registry
 from tfserve_kit.engines.container import ContainerPlan
 from tfserve_kit.engines.process import ProcessEngine, Record
+from tfserve_kit.engines.records import deployed_models
 from tfserve_kit.errors import (
     EngineUnavailable,
     ServerExists,
@@ -177,7 +178,7 @@ def test_unknown_name_is_not_found(engine):
 
 def test_stopped_server_is_gone_without_a_trace(engine, plan, start, state_dir):
     handle = start(engine, plan(WEB))
-    assert Record.read(state_dir / "servers" / WEB).endpoints == handle.endpoints
+    assert deployed_models(state_dir / "servers" / WEB) == handle.models
     handle.stop()
     assert handle.state().phase is Phase.GONE
     assert engine.find(WEB) is None
@@ -545,9 +546,8 @@ def test_server_is_found_by_name_whichever_engine_runs_it(state_dir):
     for name, engine in (("b", "native"), ("a", "embedded"), ("c", "other")):
         home = state_dir / "servers" / name
         home.mkdir(parents=True)
-        Record(name, engine, os.getpid(), 0.0, (), Endpoints("grpc://h:1", "http://h:2"), {}).write(
-            home
-        )
+        here = Endpoints("grpc://h:1", "http://h:2")
+        Record(name, engine, os.getpid(), 0.0, (), here).write(home)
     assert [each.server_name for each in registry.servers()] == ["a", "b"]
     assert registry.find("b").engine == "native"
     with pytest.raises(ServerNotFound) as caught:

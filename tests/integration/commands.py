@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfserve_kit import connect
+from tfserve_kit import connect, processes
 from tfserve_kit.clients import Target
+from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import RequestError
 
 PATIENCE_S = 60.0
@@ -18,6 +20,14 @@ PATIENCE_S = 60.0
 
 def _refuse(word):
     raise AssertionError(f"{word} is no JSON")
+
+
+def remember(home, endpoints, models):
+    """Write what tfkit keeps of a server that is this very process."""
+    started_s = processes.started_s(os.getpid())
+    Record(home.name, "embedded", os.getpid(), started_s, (), endpoints).write(home)
+    paths = {name: {"base_path": path} for name, path in models.items()}
+    (home / "deployment.json").write_text(json.dumps({"models": paths}))
 
 
 @dataclass

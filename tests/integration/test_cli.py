@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.commands import PATIENCE_S
+from tests.integration.commands import PATIENCE_S, remember
 from tfserve_kit.cli import COMMANDS, cli, exit_codes
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.engines import Availability, process
+from tfserve_kit.engines import Availability, Endpoints, process, registry
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
@@ -47,7 +47,7 @@ def running(embedded_server, state_dir):
     home = state_dir / "servers" / "real"
     home.mkdir(parents=True)
     endpoints = embedded_server.endpoints
-    process.Record("real", "embedded", os.getpid(), 0.0, (), endpoints, models).write(home)
+    remember(home, endpoints, models)
 
 
 @pytest.fixture
@@ -425,9 +425,7 @@ def test_status_without_a_model_lists_all_that_a_server_of_ours_has(
     home = state_dir / "servers" / "real"
     home.mkdir(parents=True)
     here = embedded_server.endpoints
-    process.Record("real", "embedded", os.getpid(), 0.0, (), here, models | {"gone": "/x"}).write(
-        home
-    )
+    remember(home, here, models | {"gone": "/x"})
     for where in ([], ["--url", here.grpc], ["--url", here.rest], ["--protocol", "rest"]):
         done = tfkit("status", *where, "--json")
         assert done.code == 0, done.err
@@ -437,6 +435,17 @@ def test_status_without_a_model_lists_all_that_a_server_of_ours_has(
         assert (gone["version"], gone["state"]) == (None, "NOT_FOUND")
     done = tfkit("metadata")
     assert (done.code, "it has image, half_plus_two, gone" in done.err) == (2, True)
+
+
+def test_server_that_ended_by_itself_is_listed_and_asked_no_more(web, tfkit, state_dir):
+    home = state_dir / "servers" / "gone"
+    home.mkdir()
+    endpoints = Endpoints(web["grpc"], web["rest"])
+    process.Record("gone", "native", os.getpid(), 1.0, (), endpoints).write(home)
+    assert [each["state"] for each in tfkit("ps", "--json").data] == ["exited", "running"]
+    assert tfkit("status", "--json").data[0]["state"] == "AVAILABLE"  # there is just one to ask
+    (running,) = registry.running()
+    assert (running.server_name, running.models) == ("web", web["models"])
 
 
 def test_server_is_served_listed_shown_and_stopped(web, tfkit):

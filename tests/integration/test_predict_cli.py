@@ -13,9 +13,9 @@ import pytest
 from click.shell_completion import ShellComplete
 from PIL import Image
 
+from tests.integration.commands import remember
 from tests.integration.commands import running as started
 from tfserve_kit.cli import cli
-from tfserve_kit.engines import process
 
 pytestmark = pytest.mark.tensorflow
 
@@ -28,7 +28,7 @@ def server(embedded_server, state_dir):
     home = state_dir / "servers" / "real"
     home.mkdir(parents=True)
     endpoints, models = embedded_server.endpoints, embedded_server.models
-    process.Record("real", "embedded", os.getpid(), 0.0, (), endpoints, models).write(home)
+    remember(home, endpoints, models)
     return embedded_server
 
 

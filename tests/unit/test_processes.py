@@ -42,3 +42,16 @@ def test_process_that_has_ended_is_passed_over():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     processes.give_way(process.pid)
+
+
+def test_process_is_alive_until_it_ends_and_only_if_it_started_then():
+    with subprocess.Popen([sys.executable, "-c", CODE], stdin=subprocess.PIPE) as process:
+        started_s = processes.started_s(process.pid)
+        for moment_s in (started_s, started_s - 60):
+            is_it = processes.alive(process.pid, moment_s) is not None
+            assert processes.is_alive(process.pid, moment_s) is is_it is (moment_s == started_s)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
+        assert not processes.is_alive(process.pid, started_s)
+        assert processes.alive(process.pid, started_s) is None
+    assert not processes.is_alive(process.pid, started_s)

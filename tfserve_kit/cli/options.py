@@ -23,16 +23,16 @@ def _offer_models(ctx: click.Context, param: click.Parameter, incomplete: str) -
     """Return the models of the servers that tfkit runs, or of the one that `--url` names."""
     del param
     from tfserve_kit.clients import addresses
-    from tfserve_kit.engines.records import records
+    from tfserve_kit.engines.registry import running
     from tfserve_kit.serving.access import at
 
     try:
         address = addresses.read(url) if (url := _given(ctx, "url")) else None
         found = {
             name
-            for record in records()
-            if address is None or at(record.endpoints, address)
-            for name in record.models
+            for server in running()
+            if address is None or at(server.endpoints, address)
+            for name in server.models
         }
     except Exception:  # noqa: BLE001 (a prompt is no place for errors)
         return []

@@ -19,7 +19,7 @@ from tfserve_kit.cli.perf_options import Asked, given_options, run_options
 from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import Destination, destination
 from tfserve_kit.clients import addresses
-from tfserve_kit.engines.records import Record
+from tfserve_kit.engines import RunningServer
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.progress import Progress
 from tfserve_kit.serving.access import server_at
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RESTART, PUSH = "restart", "push"
 
 
-def serving(url: str) -> Record | None:
+def serving(url: str) -> RunningServer | None:
     """Return what is remembered of the server at an address; None if tfkit runs none there."""
     return server_at(addresses.read(url))
 
@@ -58,18 +58,18 @@ def disturbance(during: str, where: "Destination", version: int) -> "Command | N
 
     if during not in {RESTART, PUSH}:
         return None
-    record = serving(where.url)
-    if record is None:
+    server = serving(where.url)
+    if server is None:
         raise UsageError(
             f"--during {during}, but tfkit does not run the server at {where.url}",
             remedy="give the shell command that does it: --during COMMAND",
         )
     if during == RESTART:
-        return Command(RESTART, _tfkit("restart", record.server_name))
-    return Command(PUSH, _push(where, record, version), _available)
+        return Command(RESTART, _tfkit("restart", server.server_name))
+    return Command(PUSH, _push(where, server, version), _available)
 
 
-def _push(where: "Destination", record: Record, version: int) -> list[str]:
+def _push(where: "Destination", server: RunningServer, version: int) -> list[str]:
     """Return what pushes the version in service again; what is served needs no new leave."""
     source = where.base_path / str(version) if where.base_path else None
     if source is None or not source.is_dir():
@@ -80,7 +80,7 @@ def _push(where: "Destination", record: Record, version: int) -> list[str]:
         )
     return _tfkit(
         "push-model", str(source), "--to", str(source.parent), "--allow-op", "*", "--wait",
-        "--url", record.endpoints.grpc, "--model", where.model, "--json",
+        "--url", server.endpoints.grpc, "--model", where.model, "--json",
     )  # fmt: skip
 
 
@@ -216,24 +216,25 @@ def _watch(asked: Asked, url: str, options: "Options") -> Callable[[], "Watch"] 
     from tfserve_kit.perf import metrics
 
     mine = serving(url)
-    look = metrics.with_gpus(_look(url)) if mine else None
+    look = metrics.with_gpus(_look(mine.home)) if mine else None
     if asked.metrics_url:  # perhaps another server, which our headers are not for
         options = replace(options, headers={})
     read = metrics.reader(asked.metrics_url or (mine.endpoints.rest if mine else url), options)
     return lambda: metrics.Watch(read, look)
 
 
-def _look(url: str) -> "Look":
-    """Return what looks at the server that tfkit runs at an address, restarted or not."""
+def _look(home: Path) -> "Look":
+    """Return what looks at the server that has this folder, restarted or not."""
+    from tfserve_kit.engines.records import Record, container_id
     from tfserve_kit.perf import metrics
 
     @cache
-    def of(pid: int, container_id: str) -> "Look":
-        return metrics.of_process(pid) if pid else metrics.of_container(container_id)
+    def of(pid: int, container: str) -> "Look":
+        return metrics.of_process(pid) if pid else metrics.of_container(container)
 
     def look() -> "Usage | None":
-        server = serving(url)
-        return of(server.pid, server.container_id)() if server else None
+        record, container = Record.read(home), container_id(home)
+        return of(record.pid if record else 0, container)() if record or container else None
 
     return look
 

@@ -285,7 +285,7 @@ def reload_command(
 
 def with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
     """Return a server's own deployment with the models of `--model`; refuses a file beside them."""
-    known = reload.deployment(handle).model_dump(exclude={"models"}, exclude_none=True)
+    known = reload.deployment(handle.home).model_dump(exclude={"models"}, exclude_none=True)
     return options.load_deployment(config, models, **known)
 
 
@@ -326,7 +326,7 @@ def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...])
         return with_models(handle, config, models)
     if config:
         return options.load_deployment(config, (), server={"name": handle.server_name})
-    return reload.deployment(handle)
+    return reload.deployment(handle.home)
 
 
 @click.command("promote")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tfserve_kit.cli import output
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.addresses import Address
-from tfserve_kit.engines.records import Record, records, sharing
+from tfserve_kit.engines import RunningServer
+from tfserve_kit.engines.registry import running, sharing
 from tfserve_kit.errors import UsageError
 from tfserve_kit.serving import access as accesses
 from tfserve_kit.serving.access import Access
@@ -121,9 +122,9 @@ def destinations(
         UsageError: it cannot be told which server is meant, or its models are not known here.
     """
     if url is None:
-        here = _only(records())
+        here = _only(running())
         address = Address(here.endpoints.grpc if protocol == "grpc" else here.endpoints.rest)
-        server: Record | None = here
+        server: RunningServer | None = here
     else:
         address = read_url(url)
         server = accesses.server_at(address)
@@ -163,7 +164,7 @@ def read_url(url: str) -> Address:
     return address
 
 
-def reaching(server: Record | None, given: Access) -> Access:
+def reaching(server: RunningServer | None, given: Access) -> Access:
     """Return how a server is reached.
 
     Args:
@@ -212,7 +213,7 @@ def _version(version: int | None, label: str | None) -> str:
     return f"label {label!r}" if label else f"version {version}"
 
 
-def _only(known: list[Record]) -> Record:
+def _only(known: list[RunningServer]) -> RunningServer:
     if len(known) == 1:
         return known[0]
     if not known:

@@ -6,8 +6,18 @@ from tfserve_kit.engines.base import (
     Engine,
     Phase,
     Plan,
+    RunningServer,
     ServerHandle,
     State,
 )
 
-__all__ = ["Availability", "Endpoints", "Engine", "Phase", "Plan", "ServerHandle", "State"]
+__all__ = [
+    "Availability",
+    "Endpoints",
+    "Engine",
+    "Phase",
+    "Plan",
+    "RunningServer",
+    "ServerHandle",
+    "State",
+]

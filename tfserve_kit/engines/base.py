@@ -107,8 +107,8 @@ class Plan:
     private: Mapping[str, str] = field(default_factory=dict)
 
 
-class ServerHandle(Protocol):
-    """A server somewhere in its life. Safe to use from several threads."""
+class RunningServer(Protocol):
+    """A server that tfkit runs, and where it is."""
 
     @property
     def server_name(self) -> str:
@@ -128,7 +128,14 @@ class ServerHandle(Protocol):
 
     @property
     def home(self) -> Path:
-        """Folder of its record, its deployment and its rendered files; see `records`."""
+        """Folder of its deployment and its rendered files, to read from; see `records`."""
+
+
+class ServerHandle(RunningServer, Protocol):
+    """A server somewhere in its life. Safe to use from several threads."""
+
+    def keep(self, files: Mapping[str, str]) -> None:
+        """Write files into its folder: path in it to text; what is there keeps owner and mode."""
 
     def sees(self, base_path: str) -> bool:
         """Say whether the running server can read a folder of this machine."""

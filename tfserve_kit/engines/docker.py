@@ -1,10 +1,10 @@
 """Servers as containers, on the Docker SDK.
 
 The truth is in the daemon: a server's name, addresses and models are labels of its container, so
-`find` and `list` see it whatever became of the process that started it. The rendered files and a
-record for quick look-ups are in the state folder, as for processes::
+`find` and `list` see it whatever became of the process that started it. What it was last deployed
+with is in the state folder, as for processes, and which container the folder belongs to::
 
-    <state>/servers/<name>/server.json   deployment.json   config/*.txt
+    <state>/servers/<name>/container   deployment.json   config/*.txt
 
 Importing the SDK and asking the daemon takes a fifth of a second, so nothing of that happens before
 a container is really wanted.
@@ -25,11 +25,16 @@ from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
 from tfserve_kit.engines.container import ContainerPlan, default_user, hand_over, unreadable
 from tfserve_kit.engines.records import (
     CONFIG,
-    Record,
+    CONTAINER,
     claimed,
+    container_id,
+    deployed_models,
+    is_containers,
+    keep,
     private_folder,
     state_folder,
     write_files,
+    write_private,
 )
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, TfkitError
 from tfserve_kit.progress import SILENT, Progress
@@ -187,8 +192,7 @@ class DockerEngine:
             found = _created(client, plan)
             undo.callback(found.remove, force=True)
             _started(found)
-            known = (plan.argv, plan.endpoints, plan.models, str(found.id))
-            Record(name, self.name, 0, 0.0, *known).write(home)
+            write_private(home / CONTAINER, str(found.id))
             undo.pop_all()
             return ContainerHandle(str(found.id), found.labels, home)
 
@@ -201,8 +205,7 @@ class DockerEngine:
         try:
             found = self._list(f"{containers.SERVER}={server_name}")
         except EngineUnavailable:
-            record = Record.read(self._home(server_name))
-            if record is not None and record.engine == self.name:
+            if is_containers(self._home(server_name)):
                 raise
             return None
         return found[0] if found else None
@@ -350,8 +353,8 @@ class ContainerHandle:
 
     engine = DockerEngine.name
 
-    def __init__(self, container_id: str, labels: Mapping[str, str], home: Path) -> None:
-        self.container_id = container_id
+    def __init__(self, found_id: str, labels: Mapping[str, str], home: Path) -> None:
+        self.container_id = found_id
         self._labels = labels
         self._home = home
 
@@ -368,9 +371,8 @@ class ContainerHandle:
     @property
     def models(self) -> Mapping[str, str]:
         """Base path by model name; a reload may have changed what it was started with."""
-        record = Record.read(self._home)
-        is_mine = record is not None and record.container_id == self.container_id
-        return record.models if record and is_mine else self._mounted()
+        is_mine = container_id(self._home) == self.container_id
+        return (deployed_models(self._home) if is_mine else None) or self._mounted()
 
     def _mounted(self) -> Mapping[str, str]:
         found: dict[str, str] = json.loads(self._labels[containers.MODELS])
@@ -378,8 +380,12 @@ class ContainerHandle:
 
     @property
     def home(self) -> Path:
-        """Folder of its record, its deployment and its rendered files."""
+        """Its folder; see `RunningServer.home`."""
         return self._home
+
+    def keep(self, files: Mapping[str, str]) -> None:
+        """Write files into its folder; see `ServerHandle.keep`."""
+        keep(self._home, files)
 
     def sees(self, base_path: str) -> bool:
         """Say whether a folder was mounted, or lies in one that was."""
@@ -414,9 +420,8 @@ class ContainerHandle:
                     found.remove(v=True, force=True)
                 with _unless_removed():  # by somebody else: it must be gone all the same
                     found.wait(condition="removed", timeout=_STOP_SPARE_S)
-        record = Record.read(self._home)
-        # The name may have been given anew.
-        if (found is not None) if record is None else record.container_id == self.container_id:
+        owner = container_id(self._home)
+        if owner == self.container_id if owner else found is not None:  # else it was given anew
             shutil.rmtree(self._home, ignore_errors=True)
 
     @contextlib.contextmanager

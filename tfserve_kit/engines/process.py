@@ -30,6 +30,8 @@ from tfserve_kit.engines.records import (
     CONFIG,
     Record,
     claimed,
+    deployed_models,
+    keep,
     open_private,
     private_folder,
     records,
@@ -119,7 +121,6 @@ class ProcessEngine:
                 processes.started_s(process.pid),
                 plan.argv,
                 plan.endpoints,
-                plan.models,
             )
             record.write(home)
             undo.pop_all()
@@ -231,13 +232,17 @@ class ProcessHandle:
 
     @property
     def models(self) -> Mapping[str, str]:
-        """Base path by model name."""
-        return self._record.models
+        """Base path by model name, as last deployed."""
+        return deployed_models(self._home)
 
     @property
     def home(self) -> Path:
-        """Folder of its record, its deployment and its rendered files."""
+        """Its folder; see `RunningServer.home`."""
         return self._home
+
+    def keep(self, files: Mapping[str, str]) -> None:
+        """Write files into its folder; see `ServerHandle.keep`."""
+        keep(self._home, files)
 
     def sees(self, base_path: str) -> bool:
         """Say yes: a process sees the whole machine."""

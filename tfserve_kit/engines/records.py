@@ -1,10 +1,12 @@
-"""What is remembered of servers; imports nothing heavy, so that `tfkit predict` starts quickly.
+"""The folders of servers; imports nothing heavy, so that `tfkit predict` starts quickly.
 
 ::
 
-    <state>/servers/<name>/server.json   deployment.json   config/*.txt
+    <state>/servers/<name>/deployment.json   config/*.txt   server.json of a process
+                                                            container: its id, of a container
 
-Deployments may hold secrets, so folders have the mode 0700 and files 0600.
+Only a process has a record: what runs in Docker is known to Docker. Deployments may hold secrets,
+so folders have the mode 0700 and files 0600.
 """
 
 import contextlib
@@ -14,15 +16,16 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfserve_kit import processes
 from tfserve_kit.engines.base import Endpoints, Plan
 from tfserve_kit.errors import ServerFailed
 
 CONFIG, DEPLOYMENT = "config", "deployment.json"
-_RECORD = "server.json"
+_RECORD, CONTAINER = "server.json", "container"
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 
 
@@ -88,12 +91,10 @@ def _opened(file: Path, mode: int = os.O_EXCL) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a server.
+    """What is remembered of a server that is a process; implements `RunningServer`.
 
     Attributes:
-        pid: of a process; 0 for a container.
         started_s: the process's start time in Unix seconds.
-        container_id: of a container; empty for a process.
     """
 
     server_name: str
@@ -102,13 +103,20 @@ class Record:
     started_s: float
     argv: tuple[str, ...]
     endpoints: Endpoints
-    models: Mapping[str, str]
-    container_id: str = ""
 
     @property
     def home(self) -> Path:
         """Its folder, among those of today's state folder."""
         return state_folder() / "servers" / self.server_name
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Base path by model name, as last deployed."""
+        return deployed_models(self.home)
+
+    def is_running(self) -> bool:
+        """Say whether the very process that was started still runs."""
+        return processes.is_alive(self.pid, self.started_s)
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
@@ -118,36 +126,56 @@ class Record:
                 if os.fstat(stream.fileno()).st_uid != os.geteuid():
                     return None  # whoever wrote it would decide what is stopped
                 values: dict[str, Any] = json.load(stream)
-            endpoints = Endpoints(**values.pop("endpoints"))
-            return cls(**values | {"endpoints": endpoints, "argv": tuple(values["argv"])})
+            known = {each.name: values[each.name] for each in fields(cls)}
+            endpoints = Endpoints(**values["endpoints"])
+            record = cls(**known | {"endpoints": endpoints, "argv": tuple(values["argv"])})
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return record if record.pid else None
 
     def write(self, folder: Path) -> None:
         """Write the record in one step: it is there in full or not at all."""
         write_private(folder / _RECORD, json.dumps(asdict(self), indent=1))
 
 
+def homes(folder: Path | None = None) -> list[Path]:
+    """Return the folders of all servers, dead or alive, by name."""
+    return sorted(((folder or state_folder()) / "servers").glob("*/"))
+
+
 def records(folder: Path | None = None) -> list[Record]:
-    """Return the records of all servers, dead or alive, by name; cheap, looks at no process."""
-    servers = (folder or state_folder()) / "servers"
-    found = [Record.read(each) for each in sorted(servers.glob("*/"))]
+    """Return the records of all processes, dead or alive, by name; looks at no process."""
+    found = [Record.read(each) for each in homes(folder)]
     return [record for record in found if record is not None]
 
 
-def sharing(base_path: Path | str) -> Iterator[tuple[Record, str]]:
-    """Yield every recorded server with a model of this base path, and the model's name there."""
-    here = resolved(base_path)
-    for record in records():
-        for name, path in record.models.items():
-            if resolved(path) == here:
-                yield record, name
+def is_containers(home: Path) -> bool:
+    """Say whether a server's folder is that of a container."""
+    return (home / DEPLOYMENT).is_file() and Record.read(home) is None
 
 
-def resolved(base_path: Path | str) -> str:
-    """Return a base path as it can be compared: absolute without links, or a URL."""
-    text = str(base_path)
-    return text.rstrip("/") if "://" in text else str(Path(text).resolve())
+def deployed_models(home: Path) -> Mapping[str, str]:
+    """Return what a server was last deployed with, base path by model name; empty if unknown."""
+    try:
+        models = json.loads((home / DEPLOYMENT).read_text("utf-8"))["models"]
+        return {name: model["base_path"] for name, model in models.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def container_id(home: Path) -> str:
+    """Return which container a server's folder belongs to; empty if it is not known."""
+    try:
+        return (home / CONTAINER).read_text("ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+def keep(home: Path, files: Mapping[str, str]) -> None:
+    """Write files into a server's folder; see `ServerHandle.keep`."""
+    for name, text in files.items():
+        file = home / name
+        write_private(file, text, like=file if file.exists() else None)
 
 
 @contextlib.contextmanager

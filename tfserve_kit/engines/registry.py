@@ -1,20 +1,30 @@
-"""Which engines there are, which one `auto` means, and which of them holds a server."""
+"""Which engines there are, which one `auto` means, and which servers they run.
 
-from tfserve_kit.deployment.spec import Docker
-from tfserve_kit.engines import process
-from tfserve_kit.engines.base import Engine, ServerHandle
-from tfserve_kit.engines.docker import DockerEngine
-from tfserve_kit.engines.records import Record, state_folder
+Engines are imported when they are asked, so that `tfkit predict` finds its server quickly.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfserve_kit.engines.base import Engine, Phase, RunningServer, ServerHandle
+from tfserve_kit.engines.records import Record, homes, is_containers, records, state_folder
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
 
+if TYPE_CHECKING:
+    from tfserve_kit.deployment.spec import Docker
 
-def engines(*, binary: str | None = None, docker: Docker | None = None) -> list[Engine]:
+
+def engines(*, binary: str | None = None, docker: "Docker | None" = None) -> list[Engine]:
     """Return all engines, in the order in which `auto` prefers them.
 
     Args:
         binary: path of tensorflow_model_server, for the native engine.
         docker: the deployment's Docker section, for the Docker engine.
     """
+    from tfserve_kit.engines import process
+    from tfserve_kit.engines.docker import DockerEngine
+
     return [process.native(binary), DockerEngine(docker), process.embedded()]
 
 
@@ -22,7 +32,7 @@ def choose(
     name: str,
     *,
     binary: str | None = None,
-    docker: Docker | None = None,
+    docker: "Docker | None" = None,
     is_to_run: bool = True,
 ) -> tuple[Engine, str]:
     """Return an engine and why it was chosen.
@@ -72,12 +82,38 @@ def servers() -> list[ServerHandle]:
     return sorted(handles, key=lambda handle: handle.server_name)
 
 
+def running() -> list[RunningServer]:
+    """Return the servers that run, by name; asks Docker only where it was told to run one."""
+    found: list[RunningServer] = [record for record in records() if record.is_running()]
+    if any(map(is_containers, homes())):
+        from tfserve_kit.engines.docker import DockerEngine
+
+        alive = {Phase.STARTING, Phase.RUNNING}
+        found += [handle for handle in DockerEngine().list() if handle.state().phase in alive]
+    return sorted(found, key=lambda server: server.server_name)
+
+
+def sharing(base_path: Path | str) -> Iterator[tuple[RunningServer, str]]:
+    """Yield every running server with a model of this base path, and the model's name there."""
+    here = resolved(base_path)
+    for server in running():
+        for name, path in server.models.items():
+            if resolved(path) == here:
+                yield server, name
+
+
+def resolved(base_path: Path | str) -> str:
+    """Return a base path as it can be compared: absolute without links, or a URL."""
+    text = str(base_path)
+    return text.rstrip("/") if "://" in text else str(Path(text).resolve())
+
+
 def elsewhere(server_name: str, engine: str) -> ServerHandle | None:
     """Return the server of that name if another engine than this one has it."""
-    record = Record.read(state_folder() / "servers" / server_name)
-    if record is None or record.engine == engine:
-        return None
-    others = (other for other in engines() if other.name == record.engine)
+    home = state_folder() / "servers" / server_name
+    record = Record.read(home)
+    owner = record.engine if record else "docker" if is_containers(home) else engine
+    others = (other for other in engines() if other.name == owner != engine)
     return next((other.find(server_name) for other in others), None)
 
 

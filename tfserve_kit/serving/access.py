@@ -9,13 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tfserve_kit import clients
 from tfserve_kit.clients import addresses
 from tfserve_kit.clients.options import OptionNames
-from tfserve_kit.engines.base import Endpoints
-from tfserve_kit.engines.records import DEPLOYMENT, Record, records
+from tfserve_kit.engines import Endpoints, RunningServer, registry
+from tfserve_kit.engines.records import DEPLOYMENT
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,23 +92,11 @@ class Access:
 NOTHING = Access()
 
 
-class Served(Protocol):
-    """A server that tfkit started: a handle of it, or its record."""
-
-    @property
-    def endpoints(self) -> Endpoints:
-        """Where it answers."""
-
-    @property
-    def home(self) -> Path:
-        """Folder of its record and its deployment."""
-
-
-def connect(server: Served, given: Access = NOTHING, **more: Any) -> clients.Client:
+def connect(server: RunningServer, given: Access = NOTHING, **more: Any) -> clients.Client:
     """Return a gRPC client for a server that tfkit started.
 
     Args:
-        server: a handle or a record of it.
+        server: a running one, or a handle of it.
         given: wins over what is known of it.
         more: further options; see `Options`.
     """
@@ -124,8 +112,8 @@ def of_server(home: Path) -> Access:
     return _client_section(home).over(_tls(home))
 
 
-def remember(home: Path, spec: "Spec") -> None:
-    """Keep in a server's folder what the server's own certificate says: whom to trust.
+def trusted(spec: "Spec") -> dict[str, str]:
+    """Return files for a server's folder that say what its certificate is: whom to trust.
 
     The file that it was started with may be another one by the time somebody connects.
 
@@ -134,9 +122,9 @@ def remember(home: Path, spec: "Spec") -> None:
     """
     from tfserve_kit.deployment import tls
 
-    if (found := tls.of_deployment(spec)) is not None:
-        (home / _TRUSTED).write_text(found.certificate, "utf-8")
-        (home / _TLS).write_text(json.dumps({"server_name": found.name}), "utf-8")
+    if (found := tls.of_deployment(spec)) is None:
+        return {}
+    return {_TRUSTED: found.certificate, _TLS: json.dumps({"server_name": found.name})}
 
 
 def reached_by(spec: "Spec", given: Access) -> "Spec":
@@ -167,9 +155,9 @@ def at(server: Endpoints, address: addresses.Address) -> bool:
     return any((each.scheme, _place(each)) == (address.scheme, _place(address)) for each in own)
 
 
-def server_at(address: addresses.Address) -> Record | None:
-    """Return what is remembered of the server at an address; None if tfkit runs none there."""
-    return next((each for each in records() if at(each.endpoints, address)), None)
+def server_at(address: addresses.Address) -> RunningServer | None:
+    """Return the server at an address; None if tfkit runs none there."""
+    return next((each for each in registry.running() if at(each.endpoints, address)), None)
 
 
 def _place(address: addresses.Address) -> str:

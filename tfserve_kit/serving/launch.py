@@ -1,14 +1,12 @@
 """Use cases over engines, clients and the repository: the only module that knows all three."""
 
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import Finding, Severity, lint
 from tfserve_kit.deployment.spec import Spec
@@ -25,10 +23,9 @@ from tfserve_kit.errors import (
 )
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access
-from tfserve_kit.serving.readiness import Readiness, ask, readiness
+from tfserve_kit.serving.waiting import wait_for_models
 
 LOG_TAIL = 15
-_POLL_S = 0.05
 _LAST_WORDS_S = 1.0
 _HANGS_UP_WITHIN_S = 0.5
 
@@ -101,7 +98,7 @@ def start(
     progress.step(f"starting {todo.server_name!r} ({engine.name})")
     handle = engine.start(todo)
     try:
-        access.remember(handle.home, spec)
+        handle.keep(access.trusted(spec))
         _wait_ready(handle, spec, progress, clock or SystemClock())
     except BaseException:
         handle.stop()
@@ -163,29 +160,42 @@ def _probe(host: str, port: int, key: str, held: ExitStack) -> int:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """How the waiting for a server ended: `failure` is empty if it is ready."""
-
-    failure: str = ""
-    exit_code: int | None = None
-
-
 def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock) -> None:
     progress.step("waiting for " + ", ".join(spec.models))
     timeout_s = spec.server.ready_timeout_s
     with access.connect(handle) as client:
-        probe = _probe_models(handle, client, progress)
-        verdict = wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock)
-        if verdict is None:
-            verdict = _Verdict(f"was not ready after {timeout_s:g} s{_last_words(handle, client)}")
-    if verdict.failure:
-        raise ServerFailed(
-            f"server {handle.server_name!r} {verdict.failure}{_likely_causes(spec)}",
-            exit_code=verdict.exit_code,
-            log_tail=list(handle.logs(tail=LOG_TAIL)),
-            remedy="the log above says why; `tfkit serve --dry-run` shows the command",
+        waited = wait_for_models(
+            client,
+            dict.fromkeys(handle.models, ()),
+            timeout_s=timeout_s,
+            clock=clock,
+            progress=progress,
+            is_listening=lambda: _require_running(handle, spec) and _listens(handle.endpoints.grpc),
         )
+        if waited.failed:
+            raise _failed(handle, spec, f"could not load {waited.model!r}: {waited.failed.error}")
+        if waited.duration_s is None:
+            text = f"was not ready after {timeout_s:g} s{_last_words(handle, client)}"
+            raise _failed(handle, spec, text)
+
+
+def _require_running(handle: ServerHandle, spec: Spec) -> bool:
+    state = handle.state()
+    if state.phase in {Phase.EXITED, Phase.GONE}:
+        text = f"ended with {process.exit_text(state.exit_code)}"
+        raise _failed(handle, spec, text, state.exit_code)
+    return True
+
+
+def _failed(
+    handle: ServerHandle, spec: Spec, what: str, exit_code: int | None = None
+) -> ServerFailed:
+    return ServerFailed(
+        f"server {handle.server_name!r} {what}{_likely_causes(spec)}",
+        exit_code=exit_code,
+        log_tail=list(handle.logs(tail=LOG_TAIL)),
+        remedy="the log above says why; `tfkit serve --dry-run` shows the command",
+    )
 
 
 def _likely_causes(spec: Spec) -> str:
@@ -206,30 +216,6 @@ def _last_words(handle: ServerHandle, client: Client) -> str:
     except RequestError:
         return ""
     return ""
-
-
-def _probe_models(
-    handle: ServerHandle, client: Client, progress: Progress
-) -> Callable[[], _Verdict | None]:
-    def probe() -> _Verdict | None:
-        state = handle.state()
-        if state.phase in {Phase.EXITED, Phase.GONE}:
-            return _Verdict(f"ended with {process.exit_text(state.exit_code)}", state.exit_code)
-        if not _listens(handle.endpoints.grpc):
-            return None
-        ready = 0
-        for model in handle.models:
-            statuses = ask(client, model)
-            if statuses is None:
-                return None
-            verdict = readiness(statuses)
-            if verdict is Readiness.FAILED:
-                return _Verdict(f"could not load {model!r}: {statuses[0].error}")
-            ready += verdict is Readiness.READY
-        progress.advance(ready, len(handle.models))
-        return _Verdict() if ready == len(handle.models) else None
-
-    return probe
 
 
 def _listens(url: str) -> bool:

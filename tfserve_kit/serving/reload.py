@@ -8,25 +8,23 @@ what was asked for is awaited here.
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
 from tfserve_kit.clients.sync import Client
-from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.flags import MODEL_CONFIG
 from tfserve_kit.deployment.spec import Model, Spec, VersionPolicy
 from tfserve_kit.engines.base import ServerHandle
-from tfserve_kit.engines.records import CONFIG, DEPLOYMENT, Record, write_private
+from tfserve_kit.engines.records import CONFIG, DEPLOYMENT
 from tfserve_kit.errors import RequestError, ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
 from tfserve_kit.serving.access import NOTHING, Access, connect
-from tfserve_kit.serving.readiness import ask
+from tfserve_kit.serving.waiting import ask, wait_for_models
 
-_POLL_S = 0.05
 _RESTORE_S = 10.0
 # What a server reads once, when it starts.
 _FIXED: dict[str, Callable[[Spec], object]] = {
@@ -36,18 +34,21 @@ _FIXED: dict[str, Callable[[Spec], object]] = {
 }
 
 
-def deployment(handle: ServerHandle) -> Spec:
+def deployment(home: Path) -> Spec:
     """Return what a server was started with, or last reloaded with.
+
+    Args:
+        home: the server's folder.
 
     Raises:
         UsageError: it is not known any more.
     """
     try:
-        return Spec.model_validate_json((handle.home / DEPLOYMENT).read_text("utf-8"))
+        return Spec.model_validate_json((home / DEPLOYMENT).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"the deployment of server {handle.server_name!r} is not known: {error}",
-            remedy="stop it and serve it anew",
+            f"the deployment of server {home.name!r} is not known: {error}",
+            remedy="stop the server and serve it again",
         ) from error
 
 
@@ -78,7 +79,7 @@ def reload(
         ServerFailed: a version that is wanted did not become available.
         RequestError: the server refuses the configuration. After each of them it serves as before.
     """
-    before = deployment(handle)
+    before = deployment(handle.home)
     spec = _applicable(handle, before, spec)
     reached = access.over(Access.of(spec.client))
     with connect(handle, reached) as client, ExitStack() as undo:
@@ -156,27 +157,21 @@ def _await(
     client: Client, handle: ServerHandle, spec: Spec, progress: Progress, clock: Clock
 ) -> None:
     """Wait until every wanted version is available."""
-    wanted = {name: set(_wanted(model)) for name, model in spec.models.items()}
-
-    def probe() -> bool | None:
-        ready = 0
-        for name, versions in wanted.items():
-            statuses = {each.version: each for each in ask(client, name) or []}
-            for version in versions & statuses.keys():
-                if statuses[version].state == "END" and statuses[version].error:
-                    raise ServerFailed(
-                        f"server {handle.server_name!r} could not load version {version} of "
-                        f"{name!r}: {statuses[version].error}"
-                    )
-            ready += all(
-                version in statuses and statuses[version].state == "AVAILABLE"
-                for version in versions
-            )
-        progress.advance(ready, len(wanted))
-        return True if ready == len(wanted) else None
-
+    wanted = {name: _wanted(model) for name, model in spec.models.items()}
     timeout_s = spec.server.ready_timeout_s
-    if wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock) is None:
+    waited = wait_for_models(
+        client,
+        {name: versions for name, versions in wanted.items() if versions},
+        timeout_s=timeout_s,
+        clock=clock,
+        progress=progress,
+    )
+    if waited.failed:
+        raise ServerFailed(
+            f"server {handle.server_name!r} could not load version {waited.failed.version} of "
+            f"{waited.model!r}: {waited.failed.error}"
+        )
+    if waited.duration_s is None:
         raise ServerFailed(
             f"server {handle.server_name!r} does not serve the new models after {timeout_s:g} s",
             remedy=f"`tfkit logs {handle.server_name}` says why",
@@ -186,10 +181,4 @@ def _await(
 def _remember(handle: ServerHandle, spec: Spec, templates: Path | None) -> None:
     """Keep what is served now, so that a restart serves the same."""
     text = render.render(spec, templates=templates)[MODEL_CONFIG]
-    config = handle.home / CONFIG / MODEL_CONFIG
-    write_private(config, text, like=config)
-    write_private(handle.home / DEPLOYMENT, spec.model_dump_json())
-    record = Record.read(handle.home)
-    if record is not None:
-        models = {name: model.base_path for name, model in spec.models.items()}
-        replace(record, models=models).write(handle.home)
+    handle.keep({f"{CONFIG}/{MODEL_CONFIG}": text, DEPLOYMENT: spec.model_dump_json()})

@@ -22,16 +22,17 @@ from pathlib import Path
 from tfserve_kit import savedmodel, strict_json
 from tfserve_kit.clients import Target, VersionStatus
 from tfserve_kit.deployment.spec import Model, Spec, VersionPolicy
-from tfserve_kit.engines.base import ServerHandle
-from tfserve_kit.engines.records import DEPLOYMENT, Record, resolved, sharing
+from tfserve_kit.engines import ServerHandle, registry
+from tfserve_kit.engines.base import endpoints
+from tfserve_kit.engines.records import deployed_models, homes
+from tfserve_kit.engines.registry import resolved
 from tfserve_kit.errors import PushRefused, RequestError, UsageError, did_you_mean, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
 from tfserve_kit.repository import versions as retention
 from tfserve_kit.serving import access, reload
-from tfserve_kit.serving.access import NOTHING, Access, connect, of_server
-from tfserve_kit.serving.readiness import ask
-from tfserve_kit.serving.waiting import wait, wait_gone
+from tfserve_kit.serving.access import NOTHING, Access, connect
+from tfserve_kit.serving.waiting import ask, wait, wait_gone
 
 CANARY, STABLE = "canary", "stable"
 
@@ -156,7 +157,7 @@ def abort(
 
 
 def _current(handle: ServerHandle, model: str) -> tuple[Spec, Model]:
-    spec = reload.deployment(handle)
+    spec = reload.deployment(handle.home)
     if model not in spec.models:
         raise UsageError(
             f"server {handle.server_name!r} has no model {model!r}",
@@ -287,21 +288,32 @@ def claims(
     except OSError as error:
         raise UsageError(f"cannot read {base_path}: {error.strerror or error}") from error
     found: set[Claim] = set()
-    for record, name in sharing(base_path):
-        who = f"server {record.server_name!r}"
-        statuses, spec = _statuses(record, name), _deployment(record)
-        if statuses is None:
-            known = "what its deployment names stays" if spec else "nor is its deployment known"
-            progress.note(f"Warning: {who} does not answer; {known}")
-        for status in statuses or []:
-            if status.state in _IN_USE:
-                found.add(Claim(status.version, who, Reason.SERVED))
-        if spec and name in spec.models:
-            found.update(_named(spec.models[name], who, [] if statuses is not None else numbers))
+    here = resolved(base_path)
+    for home in homes():
+        for name, path in deployed_models(home).items():
+            if resolved(path) == here:
+                found.update(_claimed(home, name, numbers, progress))
     for model in deployment.models.values() if deployment else ():
-        if resolved(model.base_path) == resolved(base_path):
+        if resolved(model.base_path) == here:
             found.update(_named(model, "the deployment file", numbers))
     return sorted(found, key=lambda claim: (claim.version, claim.who, claim.reason.value))
+
+
+def _claimed(home: Path, name: str, numbers: list[int], progress: Progress) -> Iterator[Claim]:
+    """Yield what a server needs of its model, where the base path holds these numbers."""
+    who = f"server {home.name!r}"
+    try:
+        spec = reload.deployment(home)
+    except UsageError as error:
+        progress.note(f"Warning: {error.message}")
+        return
+    statuses = _statuses(home, spec, name)
+    if statuses is None:
+        progress.note(f"Warning: {who} does not answer; what its deployment names stays")
+    for status in statuses or []:
+        if status.state in _IN_USE:
+            yield Claim(status.version, who, Reason.SERVED)
+    yield from _named(spec.models[name], who, [] if statuses is not None else numbers)
 
 
 def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
@@ -315,19 +327,12 @@ def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
             yield Claim(version, who, Reason.LATEST)
 
 
-def _statuses(record: Record, model: str) -> list[VersionStatus] | None:
+def _statuses(home: Path, spec: Spec, model: str) -> list[VersionStatus] | None:
     """Return what a server says of a model, None where it does not answer."""
     try:
-        with access.connect(record) as client:
+        with access.of_server(home).connect(endpoints(spec.server).grpc) as client:
             return ask(client, model, timeout_s=_ASK_S)
     except (RequestError, UsageError):  # such as a certificate that was deleted meanwhile
-        return None
-
-
-def _deployment(record: Record) -> Spec | None:
-    try:
-        return Spec.model_validate_json((record.home / DEPLOYMENT).read_text("utf-8"))
-    except (OSError, ValueError):
         return None
 
 
@@ -441,13 +446,13 @@ def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress
 def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Place]:
     """Return where one of these versions is served, or any if none is given."""
     found = []
-    for record, model in sharing(base_path):
-        reached = given.over(of_server(record.home))
-        with suppress(RequestError), reached.connect(record.endpoints.grpc) as client:
+    for server, model in registry.sharing(base_path):
+        reached = given.over(access.of_server(server.home))
+        with suppress(RequestError), reached.connect(server.endpoints.grpc) as client:
             statuses = ask(client, model) or []
             served = {each.version for each in statuses if each.state == "AVAILABLE"}
             if served & set(going) or (served and not going):
-                found.append(Place(record.endpoints.grpc, model, reached))
+                found.append(Place(server.endpoints.grpc, model, reached))
     return found
 
 

@@ -20,7 +20,7 @@ from tfserve_kit.engines.records import (
 from tfserve_kit.errors import ServerFailed
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-RECORD = Record("web", "native", 1, 0.0, ("x",), Endpoints("grpc://h:1", "http://h:2"), {})
+RECORD = Record("web", "native", 1, 0.0, ("x",), Endpoints("grpc://h:1", "http://h:2"))
 
 
 def mode(path):

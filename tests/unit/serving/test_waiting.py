@@ -1,10 +1,18 @@
-"""Waiting for a version, with a server that says what a test wants and a clock that only jumps."""
+"""Waiting, with a server that says what a test wants and a clock that only jumps."""
 
 import pytest
 
 from tfserve_kit.clients import Target, VersionStatus
-from tfserve_kit.errors import ModelNotFound, ServerFailed, ServerFault, ServerUnreachable
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFailed,
+    ServerFault,
+    ServerUnreachable,
+)
 from tfserve_kit.serving import swap
+from tfserve_kit.serving.waiting import Readiness, ask, readiness
 
 
 class FakeClock:
@@ -144,3 +152,75 @@ def test_silence_does_not_say_that_a_version_is_gone():
 def test_version_that_stays_is_an_error():
     with pytest.raises(ServerFailed, match="was not let go within 10 s: 2 AVAILABLE"):
         wait_gone((0, [(2, "AVAILABLE")]))
+
+
+READY, NOT_YET, FAILED = Readiness.READY, Readiness.NOT_YET, Readiness.FAILED
+
+
+def status(version, state, error=""):
+    return VersionStatus(version, state, error)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "versions", "expected"),
+    [
+        ([], (), NOT_YET),
+        ([status(1, "START")], (), NOT_YET),
+        ([status(1, "LOADING")], (), NOT_YET),
+        ([status(1, "UNLOADING")], (), NOT_YET),
+        ([status(1, "AVAILABLE")], (), READY),
+        ([status(1, "END")], (), NOT_YET),
+        ([status(1, "END", "bad")], (), FAILED),
+        ([status(2, "END", "bad"), status(1, "AVAILABLE")], (), READY),
+        ([status(2, "END", "bad"), status(1, "LOADING")], (), NOT_YET),
+        ([status(2, "END", "bad"), status(1, "END")], (), NOT_YET),
+        ([status(2, "END", "bad"), status(1, "END", "bad")], (), FAILED),
+        ([status(2, "LOADING", "bad")], (), NOT_YET),
+        ([status(2, "LOADING"), status(1, "AVAILABLE")], (2,), NOT_YET),
+        ([status(2, "LOADING"), status(1, "AVAILABLE")], (1,), READY),
+        ([status(2, "AVAILABLE"), status(1, "END", "bad")], (1,), FAILED),
+        ([status(2, "AVAILABLE")], (3,), NOT_YET),
+        ([status(0, "AVAILABLE")], (0,), READY),
+        ([status(1, "AVAILABLE")], (0,), NOT_YET),
+        ([status(2, "AVAILABLE"), status(1, "AVAILABLE")], (1, 2), READY),
+        ([status(2, "AVAILABLE"), status(1, "LOADING")], (1, 2), NOT_YET),
+        ([status(2, "END", "bad"), status(1, "LOADING")], (1, 2), FAILED),
+    ],
+)
+def test_readiness_of_the_statuses_is(statuses, versions, expected):
+    assert readiness(statuses, versions) is expected
+
+
+class OneAnswerClient:
+    """Answers `status` with a list, or raises."""
+
+    def __init__(self, answer):
+        self._answer, self.asked = answer, None
+
+    def status(self, target, *, timeout_s):
+        self.asked = (target, timeout_s)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([status(1, "LOADING")], [status(1, "LOADING")]),
+        ([], []),
+        (ServerUnreachable("x"), None),
+        (DeadlineExceeded("x"), None),
+        (ModelNotFound("x"), []),
+    ],
+)
+def test_ask_tells_no_answer_from_an_empty_one(answer, expected):
+    client = OneAnswerClient(answer)
+    assert ask(client, "m", timeout_s=3) == expected
+    assert client.asked == (Target("m"), 3)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("x"), ServerFault("x")])
+def test_ask_lets_errors_pass_that_waiting_does_not_mend(error):
+    with pytest.raises(type(error)):
+        ask(OneAnswerClient(error), "m")
