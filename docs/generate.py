@@ -184,7 +184,7 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.perf.samples": ("Run", "read", "write"),
     "tfserve_kit.perf.stats": ("summarize",),
     "tfserve_kit.perf.compare": ("compare",),
-    "tfserve_kit.perf.search": ("find_max",),
+    "tfserve_kit.perf.gate": ("find_max",),
     "tfserve_kit.tuning": (),
     "tfserve_kit.pytest_plugin": ("tfkit_server",),
 }

@@ -5,7 +5,7 @@ from array import array
 import pytest
 
 from tfserve_kit.cli.perf import line, rate
-from tfserve_kit.perf.sending.snapshots import Snapshot
+from tfserve_kit.perf.sending.driving import Snapshot
 
 MS = 1_000_000
 LATENCIES = array("q", [2 * MS] * 98 + [15 * MS] * 2)

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from tfserve_kit.perf.gate import Gate, Verdict
     from tfserve_kit.perf.measuring import Bench, Command
     from tfserve_kit.perf.metrics import Look, Usage, Watch
+    from tfserve_kit.perf.payloads import Recorded
     from tfserve_kit.perf.preparing import Prepared
-    from tfserve_kit.perf.replay import Recorded
     from tfserve_kit.perf.report_html import Named
-    from tfserve_kit.perf.sending.snapshots import Snapshot
+    from tfserve_kit.perf.sending.driving import Snapshot
     from tfserve_kit.perf.workload import Workload
 
 RESTART, PUSH = "restart", "push"
@@ -138,13 +138,13 @@ def _recorded(
     """Return requests of what `--replay` says, and when to send them."""
     from tfserve_kit.clients import Target
     from tfserve_kit.clients.classifier import choose_signature
-    from tfserve_kit.perf import expectations, payloads, replay
+    from tfserve_kit.perf import expectations, payloads
     from tfserve_kit.perf.preparing import Prepared
 
     target = Target(where.model, signature=asked.signature)
     with where.connect() as client:
         found = client.metadata(target, timeout_s=asked.timeout_s)
-        log = replay.read(file, found.signatures, asked.signature)
+        log = payloads.read_log(file, found.signatures, asked.signature)
         work = _paced(log, asked, work)
         calls = [(replace(target, signature=each.signature), each.inputs) for each in log]
         trial = client.predict(*calls[0], timeout_s=asked.timeout_s)
@@ -159,16 +159,16 @@ def _recorded(
 
 def _paced(log: "Sequence[Recorded]", asked: Asked, work: "Workload") -> "Workload":
     """Return a workload with the times of a log or, where it has none, with a rate's."""
-    from tfserve_kit.perf import pacing
+    from tfserve_kit.perf import load
 
     times_s = [each.at_s for each in log if each.at_s is not None]
     asked.refuse_times(has_times=bool(times_s))
     if work.rate is None:
-        due_ns = pacing.replay(times_s, asked.speed or 1.0)[: asked.requests]
+        due_ns = load.replay_ns(times_s, asked.speed or 1.0)[: asked.requests]
     else:
         count = asked.requests or len(log)
         ample_s = (2 * count + 20) / work.rate  # random arrivals may take longer than the mean
-        due_ns = pacing.due_ns(pacing.steps([work.rate], ample_s), work.arrivals)[:count]
+        due_ns = load.due_ns(load.steps([work.rate], ample_s), work.arrivals)[:count]
     return replace(work, due_ns=due_ns, duration_s=float(due_ns[-1]) / 1e9)
 
 
@@ -580,7 +580,7 @@ def _measured(bench: "Bench", works: Sequence["Workload"]) -> Iterator["Named"]:
 
 def _find_max(bench: "Bench", work: "Workload", slo: "Gate", asked: Asked) -> "_Found":
     """Look for the highest rate that keeps a limit; Ctrl-C ends the search at what was found."""
-    from tfserve_kit.perf import search, stats
+    from tfserve_kit.perf import gate, stats
     from tfserve_kit.perf.measuring import keeps
 
     runs: list[Named] = []
@@ -594,7 +594,7 @@ def _find_max(bench: "Bench", work: "Workload", slo: "Gate", asked: Asked) -> "_
         runs.extend(_measured(bench, [replace(work, rate=rate, duration_s=duration_s)]))
         return None if _are_useless(runs) else keeps(slo, runs[-1].summary)
 
-    rate, trials = search.find_max(holds, start=asked.rate or _FIRST_RATE)
+    rate, trials = gate.find_max(holds, start=asked.rate or _FIRST_RATE)
     pairs = zip(runs, trials, strict=False)  # the last run may not count
     best = [run for run, trial in pairs if trial.held and trial.rate == rate]
     held = [trial.held for trial in trials] + [False] * (len(runs) - len(trials))

@@ -1,10 +1,15 @@
-"""What to send: arrays that are drawn, read or cut, and requests as bytes.
+"""What to send: arrays that are drawn, read, recorded or cut, and requests as bytes.
 
-All of it is made before the clock starts.
+All of it is made before the clock starts. Source of recorded requests:
+tensorflow_serving/apis/prediction_log.proto (what a server's own request log holds, and a model's
+warm-up requests).
 """
 
+import json
+import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,19 +19,20 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.clients import Target
-from tfserve_kit.clients.files import read_inputs
+from tfserve_kit.clients.classifier import choose_signature
+from tfserve_kit.clients.files import inputs_of_body, read_inputs
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.options import Headers, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
 from tfserve_kit.clients.rest import RestProtocol
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel import Signature, TensorSpec, tfrecord, warmup
 from tfserve_kit.savedmodel.signatures import BatchAxes, Composite, batch_axes, counted
-from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors import dtypes, from_proto
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -288,3 +294,99 @@ def _metadata(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         (name.encode(), b64encode(value) if isinstance(value, bytes) else value.encode())
         for name, value in for_grpc(headers)
     )
+
+
+_MOST_LINE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A request as it was recorded.
+
+    Attributes:
+        inputs: array per input alias.
+        signature: the name of the one it called; empty for `serving_default`.
+        at_s: when it came, in seconds by any clock; None where the log does not say.
+    """
+
+    inputs: Inputs
+    signature: str
+    at_s: float | None
+
+
+def read_log(
+    file: Path, signatures: Mapping[str, Signature], signature: str = ""
+) -> list[Recorded]:
+    """Return the requests of a log, in the order they came.
+
+    Args:
+        file: JSON Lines, each the body of a REST Predict request and its time in seconds as `at`;
+            or TFRecords of PredictionLog, which have no times.
+        signatures: those of the model to call, whatever name a request gives it.
+        signature: what a line calls that names none.
+
+    Raises:
+        UsageError: the file cannot be read, holds no request, or calls an unknown signature.
+        InvalidRequest: a request is damaged, no Predict request, or does not fit its signature.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(16)
+        is_json = head.lstrip()[:1] == b"{" and b"\0" not in head  # else it is the record's length
+        lines = _lines(file, signatures, signature) if is_json else _records(file, signatures)
+        found = list(lines)
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if not found:
+        raise UsageError(f"{file} holds no requests", remedy="give a log with at least one")
+    return sorted(found, key=lambda each: each.at_s or 0.0)  # logs are often written at the end
+
+
+def _lines(file: Path, signatures: Mapping[str, Signature], signature: str) -> Iterator[Recorded]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(_MOST_LINE_BYTES + 1), b""), 1):
+            if len(line) > _MOST_LINE_BYTES:
+                text = f"{file}, line {number} has more than {_MOST_LINE_BYTES:,} bytes"
+                raise InvalidRequest(text, remedy="write a request on each line")
+            if line.strip():
+                yield _line(line, f"{file}, line {number}", signatures, signature)
+
+
+def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signature: str) -> Recorded:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{place} is no JSON: {error}") from error
+    at_s: Any = document.pop("at", None) if isinstance(document, dict) else None
+    if type(at_s) not in {int, float} or not math.isfinite(at_s):
+        raise InvalidRequest(
+            f"{place} has no time", remedy='write {"at": SECONDS, "instances": ...} on each line'
+        )
+    name = document.get("signature_name", signature)
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{place}: signature_name is {name!r:.80}, which is no text")
+    called = choose_signature(signatures, name)
+    return Recorded(inputs_of_body(document, called, place), called.name, float(at_s))
+
+
+def _records(file: Path, signatures: Mapping[str, Signature]) -> Iterator[Recorded]:
+    try:
+        for number, record in enumerate(tfrecord.read(file), start=1):
+            yield _record(record, f"{file}, record {number}", signatures)
+    except tfrecord.TFRecordError as error:
+        raise InvalidRequest(
+            f"{file} is neither JSON Lines nor TFRecords: {error}",
+            remedy="see `tfkit perf --replay` in docs/perf.md",
+        ) from error
+
+
+def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> Recorded:
+    for fault in warmup.faults(record, signatures):
+        raise InvalidRequest(f"{place} {fault}", remedy="give a log of requests to this model")
+    log: Any = protos.PredictionLog.FromString(record)
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise InvalidRequest(f"{place} is a {kind}; only Predict requests can be sent again")
+    request = log.predict_log.request
+    inputs = {alias: from_proto(tensor) for alias, tensor in request.inputs.items()}
+    return Recorded(inputs, request.model_spec.signature_name, None)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf import pacing
-from tfserve_kit.perf.load import Closed, Load, Open, Payload, Protocol, Sender
-from tfserve_kit.perf.pacing import Arrivals, Stretch
+from tfserve_kit.perf import load
+from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Payload, Protocol, Sender, Stretch
 
 POISON_EVERY = 100
 
@@ -77,7 +76,7 @@ class Workload:
         schedule: Closed | Open = Closed(self.concurrency, self.duration_s, self.requests)
         due = self.due_ns
         if due is None and self.rate is not None:
-            due = pacing.due_ns(self._stretches(self.rate), self.arrivals)
+            due = load.due_ns(self._stretches(self.rate), self.arrivals)
         if due is not None:
             due = due[: self.requests]
             if not len(due):
@@ -108,8 +107,8 @@ class Workload:
 
     def _stretches(self, rate: float) -> list[Stretch]:
         if self.is_overload:
-            return pacing.steps([rate, 2 * rate, rate], self.duration_s / 3)
-        return pacing.ramp(rate, self.end_rate or rate, self.duration_s)
+            return load.steps([rate, 2 * rate, rate], self.duration_s / 3)
+        return load.ramp(rate, self.end_rate or rate, self.duration_s)
 
 
 def poisoned(payloads: Sequence[Payload]) -> list[Payload]:

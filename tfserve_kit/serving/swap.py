@@ -24,7 +24,7 @@ from tfserve_kit.errors import (
     UsageError,
     did_you_mean,
 )
-from tfserve_kit.perf import pacing, payloads, runner
+from tfserve_kit.perf import load, payloads, runner
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.stats import quantile
 from tfserve_kit.progress import SILENT, Progress
@@ -157,7 +157,7 @@ class Stream:
 
     def _due(self) -> Iterator[float]:
         self.began_s = self._clock.now_s()
-        due_s = pacing.constant(self._traffic.rate, _LONGEST_S)
+        due_s = load.constant(self._traffic.rate, _LONGEST_S)
         yield from takewhile(lambda _: not self._ended.is_set(), due_s)
 
     def _send(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from tfserve_kit.perf import search, stats
+from tfserve_kit.perf import gate, stats
 from tfserve_kit.perf.gate import Gate, value_of
 from tfserve_kit.perf.measuring import keeps
 from tfserve_kit.perf.stats import Summary
@@ -151,7 +151,7 @@ class HighestRate:
             return points[-1].held
 
         try:
-            rate, _ = search.find_max(
+            rate, _ = gate.find_max(
                 holds, start=start, precision=_PRECISION, confirmations=0,
                 most_trials=_MOST_RUNS, growth=_GROWTH,
             )  # fmt: skip
@@ -162,7 +162,7 @@ class HighestRate:
 
     def again(self, measure: Measure, near: float) -> float:
         """Look for the highest rate in small steps."""
-        rate, _ = search.find_max(
+        rate, _ = gate.find_max(
             lambda rate: keeps(self.slo, measure(rate)), start=near, precision=_FINE_PRECISION,
             confirmations=0, most_trials=_MOST_RUNS, growth=_FINE_GROWTH,
         )  # fmt: skip

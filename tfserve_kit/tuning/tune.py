@@ -18,7 +18,7 @@ from tfserve_kit.errors import ServerFailed
 from tfserve_kit.perf import sending, stats
 from tfserve_kit.perf.measuring import Bench
 from tfserve_kit.perf.preparing import Preparer
-from tfserve_kit.perf.sending.snapshots import SnapshotListener
+from tfserve_kit.perf.sending.driving import SnapshotListener
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import Workload
 from tfserve_kit.progress import SILENT, Progress, Silent

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit.perf.samples import UNREADABLE_ANSWER
-from tfserve_kit.perf.sending import frames, header_blocks
+from tfserve_kit.perf.sending import frames
 from tfserve_kit.perf.sending.frames import (
     ACK,
     CONTINUATION,
@@ -31,8 +31,7 @@ from tfserve_kit.perf.sending.frames import (
     ProtocolError,
     frame,
 )
-from tfserve_kit.perf.sending.http2 import Connection
-from tfserve_kit.perf.sending.http2_outbox import Request
+from tfserve_kit.perf.sending.http2 import Connection, Request
 
 HEAD = [(":status", "200"), ("content-type", "application/grpc")]
 GOOD = [("grpc-status", "0"), ("grpc-message", "")]
@@ -87,7 +86,7 @@ def message(body):
 
 
 def request(body=b"ask", headers=()):
-    return Request(header_blocks.encoded("h:1", PATH, headers), body)
+    return Request(frames.encoded("h:1", PATH, headers), body)
 
 
 def started(count=1, body=b"ask", **values):
@@ -526,7 +525,7 @@ def test_blocks_that_leave_the_table_are_those_that_hpack_says_leave_it(pairs, h
                                 for n, v, never in pairs], huffman=huffman)  # fmt: skip
         before = list(decoder.header_table.dynamic_entries)
         decoder.decode(block)
-        if header_blocks.leaves_table(block):
+        if frames.leaves_table(block):
             assert list(decoder.header_table.dynamic_entries) == before
         else:
             assert list(decoder.header_table.dynamic_entries) != before
@@ -534,7 +533,7 @@ def test_blocks_that_leave_the_table_are_those_that_hpack_says_leave_it(pairs, h
 
 @given(st.binary(min_size=1, max_size=300), st.binary(max_size=300), st.text("abc/", max_size=300))
 def test_request_headers_are_what_a_decoder_reads(name, value, path):
-    block = header_blocks.encoded("h", path, ((name, value),))
-    pairs = hpack.Decoder().decode(header_blocks.NO_TABLE + block, raw=True)
+    block = frames.encoded("h", path, ((name, value),))
+    pairs = hpack.Decoder().decode(frames.NO_TABLE + block, raw=True)
     assert pairs[-1] == (name, value) and pairs[3] == (b":path", path.encode())
-    assert header_blocks.leaves_table(block)
+    assert frames.leaves_table(block)

@@ -1,5 +1,7 @@
 """One measurement, with what sends it made up: schedules, marks, drills, and the search."""
 
+import os
+import sys
 import threading
 import time
 
@@ -8,9 +10,9 @@ import pytest
 
 from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf import gate, search
+from tfserve_kit.perf import gate, measuring
 from tfserve_kit.perf.load import Closed, Open, Payload
-from tfserve_kit.perf.measuring import Bench, keeps
+from tfserve_kit.perf.measuring import Bench, Command, Disturbance, command_of, keeps
 from tfserve_kit.perf.samples import SAMPLE
 from tfserve_kit.perf.stats import summarize
 from tfserve_kit.perf.workload import Workload, poisoned
@@ -144,28 +146,28 @@ class TestSearch:
     @pytest.mark.parametrize("limit", [3.0, 10.0, 137.0, 5000.0])
     @pytest.mark.parametrize("start", [1.0, 100.0, 150.0])
     def test_finds_a_limit_from_above_and_below(self, limit, start):
-        found, trials = search.find_max(lambda rate: rate <= limit, start=start)
+        found, trials = gate.find_max(lambda rate: rate <= limit, start=start)
         assert limit / 1.05 <= found <= limit
         assert [trial.rate for trial in trials[-2:]] == [found, found]
         assert all(trial.held == (trial.rate <= limit) for trial in trials)
 
     def test_says_zero_where_no_rate_holds(self):
-        found, trials = search.find_max(lambda _: False, start=10)
+        found, trials = gate.find_max(lambda _: False, start=10)
         assert found == 0
         assert [trial.rate for trial in trials] == [10 / 2**n for n in range(7)]
 
     def test_none_ends_it_with_the_highest_rate_that_held(self):
         answers = iter([True, True, False, None])
-        found, trials = search.find_max(lambda _: next(answers), start=10)
+        found, trials = gate.find_max(lambda _: next(answers), start=10)
         assert found == 20
         assert [trial.rate for trial in trials] == [10, 20, 40]
 
     def test_grows_and_shrinks_by_the_factor_it_is_given(self):
-        _, trials = search.find_max(lambda _: False, start=9, growth=3)
+        _, trials = gate.find_max(lambda _: False, start=9, growth=3)
         assert [trial.rate for trial in trials[:3]] == [9, 3, 1]
 
     def test_ends_where_every_rate_holds(self):
-        found, trials = search.find_max(lambda _: True, start=10, most_trials=12)
+        found, trials = gate.find_max(lambda _: True, start=10, most_trials=12)
         assert found >= 10 * 2**10
         assert len(trials) <= 12
 
@@ -177,11 +179,81 @@ class TestSearch:
             seen.add(rate)
             return rate <= 100 or (is_first and rate <= 130)
 
-        found, _ = search.find_max(holds, start=64)
+        found, _ = gate.find_max(holds, start=64)
         assert found <= 100
 
     def test_a_server_of_moods_ends_the_search_all_the_same(self):
         source = np.random.default_rng(0)
         for _ in range(50):
-            _, trials = search.find_max(lambda rate: source.random() < 50 / rate, start=20)
+            _, trials = gate.find_max(lambda rate: source.random() < 50 / rate, start=20)
             assert len(trials) <= 45
+
+
+def marks(command, *, after_s=0.0):
+    """Return what a drill marked, in a run that lasts as long as it does."""
+    with Disturbance(command, after_s) as drill:
+        drill.begin(time.monotonic_ns())
+        if drill._thread:
+            drill._thread.join()
+    return [mark.what for mark in drill.marks]
+
+
+def python(code, **others):
+    return Command("name", [sys.executable, "-c", code], **others)
+
+
+@pytest.mark.parametrize("during", ["", "poison", "overload"])
+def test_what_changes_the_requests_is_no_command(during):
+    assert command_of(during) is None
+
+
+def test_a_shell_command_is_named_by_itself():
+    assert command_of("exit 3") == Command("exit 3", "exit 3")
+    assert marks(command_of("exit 3")) == ["begin: exit 3", "end: exit 3 (exit code 3)"]
+
+
+def test_a_program_is_marked_with_its_name_and_its_exit_code():
+    assert marks(python("print('hello')")) == ["begin: name", "end: name (exit code 0)"]
+
+
+def test_what_a_program_prints_is_news_at_once(tmp_path):
+    go_on = tmp_path / "go on"
+    code = f"""
+import pathlib, time
+print("ready", flush=True)
+while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)
+print("more")
+"""
+
+    def news(printed):
+        go_on.touch()
+        return f"it said {printed.strip()}"
+
+    assert marks(python(code, news=news)) == [
+        "begin: name", "it said ready", "end: name (exit code 0)",
+    ]  # fmt: skip
+
+
+def test_news_without_a_text_is_no_mark():
+    assert len(marks(python("print('{}')", news=lambda printed: ""))) == 2
+
+
+def test_a_program_that_fails_is_marked_with_why():
+    code = "import sys; print('x ...', file=sys.stderr); sys.exit('Error: no\\n  Try: so')"
+    assert marks(python(code))[1] == "end: name (exit code 1: no)"
+
+
+def test_ctrl_c_does_not_reach_a_program():
+    code = "import os; print(os.getpgid(0))"
+    found = []
+    marks(python(code, news=found.append))
+    assert int(found[0]) != os.getpgid(0)
+
+
+def test_what_outlives_the_run_too_long_is_killed(monkeypatch):
+    monkeypatch.setattr(measuring, "_GRACE_S", 0.1)
+    with Disturbance(python("import time; time.sleep(600)"), 0.0) as drill:
+        drill.begin(time.monotonic_ns())
+        while not drill.marks:
+            time.sleep(0.01)
+    assert drill.marks[-1].what == "end: name (killed: it outlived the run)"

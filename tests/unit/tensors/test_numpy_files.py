@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.datasets import open_npz
-from tfserve_kit.perf import replay, samples
+from tfserve_kit.perf import payloads, samples
 from tfserve_kit.pictures import files
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -129,10 +129,10 @@ def test_file_that_is_too_large_for_a_request_is_refused(tmp_path, monkeypatch, 
 
 
 def test_line_without_end_of_a_log_is_refused_by_its_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "_MOST_LINE_BYTES", 100)
+    monkeypatch.setattr(payloads, "_MOST_LINE_BYTES", 100)
     log = written(tmp_path / "log", b'{"at": 1, "inputs": [1]}\n' + b'{"at": 2, "inputs": [' * 9)
     with pytest.raises(InvalidRequest, match="line 2 has more than 100 bytes"):
-        replay.read(log, {"serving_default": SIGNATURE})
+        payloads.read_log(log, {"serving_default": SIGNATURE})
 
 
 def test_json_nested_without_end_is_refused_by_its_file(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfserve_kit.clients.options import read_pem
 from tfserve_kit.errors import ServerUnreachable
-from tfserve_kit.perf import statuses
+from tfserve_kit.perf import samples
 from tfserve_kit.perf.load import Load, Payload
 from tfserve_kit.perf.sending.driving import Finished
 from tfserve_kit.perf.sending.judging import Judges
@@ -90,7 +90,7 @@ class GrpcioPool:
     def _read(self, key: int, done_ns: int, future: Any) -> Finished:
         status: int = future.code().value[0]
         size, text = 0, future.details() or ""
-        if status == statuses.OK:
+        if status == samples.OK:
             body = future.result()
             size, judge = len(body), self.judges.judge
             if judge is None or not (status := judge(key, body)):

@@ -13,7 +13,7 @@ from typing import Any
 from tfserve_kit.errors import ServerUnreachable, UsageError
 from tfserve_kit.http.connections import tls_context
 from tfserve_kit.http.messages import Response, TooLarge, read_response
-from tfserve_kit.perf import statuses
+from tfserve_kit.perf import samples
 from tfserve_kit.perf.load import Closed, Load, Payload
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
 from tfserve_kit.perf.sending.driving import RETRY_NS, Finished
@@ -231,7 +231,7 @@ class Http1Pool:
         if line.reader is None:
             known = self._heads.status(data)
             if known is not None:
-                status = statuses.of_rest(known[0])
+                status = samples.status_of_http(known[0])
                 if not status and self._judge is not None:
                     status = self._judged(line.key, data[len(data) - known[1] :])
                 self._finish(line, status, now_ns, known[1])
@@ -250,7 +250,7 @@ class Http1Pool:
 
     def _answered(self, line: _Line, data: bytes, response: Response, now_ns: int) -> None:
         self._heads.learn(data, response)
-        status = statuses.of_rest(response.status)
+        status = samples.status_of_http(response.status)
         if status:
             text = response.body[:_NOTE_BYTES].decode("utf-8", "replace")
             self.notes.setdefault(status, f"HTTP {response.status}: {text}")
@@ -261,7 +261,7 @@ class Http1Pool:
 
     def _judged(self, key: int, body: bytes) -> int:
         """Return the status of an answer that HTTP calls good."""
-        status = self._judge(key, body) if self._judge else statuses.OK
+        status = self._judge(key, body) if self._judge else samples.OK
         if status:
             self.notes.setdefault(status, self.judges.why)
         return status

@@ -1,26 +1,251 @@
-"""gRPC over HTTP/2 as a state machine: bytes in, answers and bytes out; no socket, no clock.
+"""Our own gRPC client: a few HTTP/2 connections in one thread.
 
-Of RFC 9113 what a client needs that sends unary calls. Answers are thrown away when they have been
-judged; nothing a server sends makes it keep more of one than the limit, or raise anything but
-`ProtocolError`.
+`Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of RFC
+9113 what a client needs that sends unary calls. Answers are thrown away when they have been judged;
+nothing a server sends makes it keep more of one than the limit, or raise anything but
+`ProtocolError`. `Http2Pool` drives connections over sockets. Why it is our own: docs/adr/.
 """
 
+import contextlib
 import struct
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from tfserve_kit.perf import statuses
-from tfserve_kit.perf.samples import UNREADABLE_ANSWER
-from tfserve_kit.perf.sending import frames, header_blocks
-from tfserve_kit.perf.sending.frames import ProtocolError
-from tfserve_kit.perf.sending.http2_outbox import PREFIX, Buffer, Outbox, Request
-from tfserve_kit.perf.sending.http2_streams import (
-    HTTP_OK,
-    Block,
-    Stream,
-    status_without_trailers,
-    stream_status,
-)
+from tfserve_kit.errors import ServerUnreachable
+from tfserve_kit.perf import samples
+from tfserve_kit.perf.load import Load, Payload
+from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
+from tfserve_kit.perf.sending import frames
+from tfserve_kit.perf.sending.driving import RETRY_NS, Finished
+from tfserve_kit.perf.sending.frames import PROTOCOL_ERROR, ProtocolError, goaway
 from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
+
+Buffer = bytes | memoryview
+
+# A server that makes us answer, and does not read the answers, is cut off.
+_MOST_REPLIES = 10_000
+# Before each gRPC message: whether it is compressed, and its length.
+PREFIX = struct.Struct(">BI")
+
+
+class Request:
+    """A request whose bytes are the same on each stream, but for the stream's id.
+
+    Args:
+        block: its header block, see `frames.encoded`.
+        body: the serialized message.
+    """
+
+    __slots__ = ("block", "message", "pieces", "window_bytes")
+
+    def __init__(self, block: bytes, body: bytes) -> None:
+        self.block = block
+        self.message = PREFIX.pack(0, len(body)) + body
+        data_start = frames.start(
+            len(self.message) & frames.LARGEST_MAX_FRAME, frames.DATA, frames.END_STREAM
+        )
+        # Joined with the stream's id, these are a HEADERS and a DATA frame.
+        self.pieces = (
+            frames.start(len(block), frames.HEADERS, frames.END_HEADERS),
+            block + data_start,
+            self.message,
+        )
+        # A block that takes more than a frame is never sent the short way.
+        fits = len(block) <= frames.SMALLEST_MAX_FRAME
+        self.window_bytes = len(self.message) if fits else frames.LARGEST_WINDOW + 1
+
+
+class _Unsent:
+    """What flow control has kept back of a request."""
+
+    __slots__ = ("left", "window")
+
+    def __init__(self, message: bytes, window: int) -> None:
+        self.left = memoryview(message)
+        self.window = window
+
+
+class Outbox:
+    """The bytes to send on one connection, in order. Bodies are not copied.
+
+    Args:
+        opening: what every connection begins with.
+    """
+
+    def __init__(self, opening: bytes) -> None:
+        self._pieces: list[Buffer] = [opening]
+        self._replies = 0
+        self._unsent: dict[int, _Unsent] = {}
+        self._max_frame = frames.SMALLEST_MAX_FRAME
+        self._first_window = frames.DEFAULT_WINDOW  # of each stream
+        self._window = frames.DEFAULT_WINDOW  # of the connection
+        self._is_new = True
+
+    def take(self) -> list[Buffer]:
+        """Return what must be sent now, and forget it."""
+        found, self._pieces, self._replies = self._pieces, [], 0
+        return found
+
+    def start(self, stream_id: int, request: Request) -> None:
+        """Begin a request; as much of it as flow control allows goes out at once."""
+        size = request.window_bytes
+        if (
+            size <= self._window
+            and size <= self._first_window
+            and size <= self._max_frame
+            and not self._is_new
+        ):
+            self._window -= size
+            self._pieces.append(stream_id.to_bytes(4, "big").join(request.pieces))
+            return
+        self._headers(stream_id, request.block)
+        self._unsent[stream_id] = _Unsent(request.message, self._first_window)
+        self._data()
+
+    def reply(self, frame: bytes) -> None:
+        """Send a frame that something the server sent gave rise to.
+
+        Raises:
+            ProtocolError: there are too many that it has not read.
+        """
+        self._replies += 1
+        if self._replies > _MOST_REPLIES:
+            raise ProtocolError("the server asks for answers and does not read them")
+        self._pieces.append(frame)
+
+    def forget(self, stream_id: int) -> bool:
+        """Send no more of a request; say whether anything was left of it."""
+        return self._unsent.pop(stream_id, None) is not None
+
+    def clear(self) -> None:
+        """Send no more of any request."""
+        self._unsent.clear()
+
+    def allow(self, name: int, value: int) -> None:
+        """Take note of a setting of the server; `acknowledge` puts it to use.
+
+        Raises:
+            ProtocolError: its value is out of range.
+        """
+        if name == frames.MAX_FRAME_SIZE:
+            if not frames.SMALLEST_MAX_FRAME <= value <= frames.LARGEST_MAX_FRAME:
+                raise ProtocolError(f"frames of at most {value} bytes")
+            self._max_frame = value
+        elif name == frames.INITIAL_WINDOW_SIZE:
+            if value > frames.LARGEST_WINDOW:
+                raise ProtocolError(f"a window of {value} bytes")
+            for unsent in self._unsent.values():
+                unsent.window += value - self._first_window
+            self._first_window = value
+
+    def acknowledge(self) -> None:
+        """Say that settings were noted; only then may anything go out that they first allow."""
+        self.reply(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._data()
+
+    def widen(self, stream_id: int, more: int) -> None:
+        """Take note that the server takes more bytes, of a stream or (0) of the connection.
+
+        Raises:
+            ProtocolError: a window that does not grow, or grows beyond its bounds.
+        """
+        unsent = self._unsent.get(stream_id)
+        if not stream_id:
+            window = self._window = self._window + more
+        elif unsent is not None:
+            window = unsent.window = unsent.window + more
+        else:
+            window = more  # of a request that was sent, where it says nothing
+        if not more or window > frames.LARGEST_WINDOW:
+            raise ProtocolError(f"a window that grows by {more} to {window} bytes")
+        if self._unsent:
+            self._data()
+
+    def _headers(self, stream_id: int, block: bytes) -> None:
+        if self._is_new:
+            block = frames.NO_TABLE + block
+            self._is_new = False
+        kind = frames.HEADERS
+        for at in range(0, len(block), self._max_frame):
+            part = block[at : at + self._max_frame]
+            flags = frames.END_HEADERS if at + len(part) == len(block) else 0
+            self._pieces.append(frames.frame(kind, flags, stream_id, part))
+            kind = frames.CONTINUATION
+
+    def _data(self) -> None:
+        """Send what the windows allow of what they kept back; a shut stream blocks no other."""
+        for stream_id, unsent in list(self._unsent.items()):
+            while unsent.left and (size := min(self._window, unsent.window, self._max_frame)) > 0:
+                part = unsent.left[:size]
+                unsent.left = unsent.left[size:]
+                unsent.window -= len(part)
+                self._window -= len(part)
+                flags = 0 if unsent.left else frames.END_STREAM
+                start = frames.start(len(part), frames.DATA, flags)
+                self._pieces += (start + stream_id.to_bytes(4, "big"), part)
+            if not unsent.left:
+                del self._unsent[stream_id]
+            if self._window <= 0:
+                return
+
+
+HTTP_OK = 200
+
+
+class Stream:
+    """An answer that has begun."""
+
+    __slots__ = ("body", "expected", "first_ns", "http_status", "prefix", "received", "unread")
+
+    def __init__(self, first_ns: int) -> None:
+        self.first_ns = first_ns
+        self.http_status = 0
+        self.prefix = b""
+        self.body = bytearray()  # with its prefix, where it is to be judged
+        self.expected = -1  # bytes of the message with its prefix
+        self.received = 0
+        self.unread = 0  # bytes received since the server was last told to go on
+
+    def keep(self, payload: bytes, most: int) -> str:
+        """Keep a part of the answer until it is judged; return why that cannot be."""
+        if self.received - PREFIX.size > most:
+            return f"an answer of more than {most:,} bytes"
+        if self.prefix[:1] == b"\1":
+            return "a compressed answer, which nobody asked for"
+        self.body += payload
+        return ""
+
+
+class Block:
+    """Headers that go on in the next frame."""
+
+    __slots__ = ("count", "end_stream", "parts", "stream_id")
+
+    def __init__(self, stream_id: int, end_stream: int, start: bytes) -> None:
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.parts = bytearray(start)
+        self.count = 0  # frames may be empty, but not without end
+
+
+def status_without_trailers(stream: Stream) -> int:
+    """Return the status of a sample whose answer bears none."""
+    if stream.http_status != HTTP_OK:
+        return samples.status_of_proxy(stream.http_status)
+    return UNREADABLE_ANSWER
+
+
+def stream_status(stream: Stream, meta: frames.Meta) -> int:
+    """Return the status of a sample whose answer has ended with these trailers."""
+    if meta.grpc_status is None:
+        return status_without_trailers(stream)
+    if meta.grpc_status == samples.OK and stream.received != stream.expected:
+        return UNREADABLE_ANSWER
+    return meta.grpc_status
+
 
 # How much a server may send before we must say that it may go on.
 _STREAM_WINDOW = 1 << 24
@@ -29,8 +254,8 @@ _LAST_STREAM_ID = (1 << 31) - 1
 _START = struct.Struct(">BHBBI")
 _DATA_START = struct.Struct(">BHHIBI")  # with type and flags as one number, and a message's prefix
 _LAST_HEADERS = frames.END_HEADERS | frames.END_STREAM
-_GOOD_HEAD = header_blocks.Meta(HTTP_OK, None, "")
-_GOOD_END = header_blocks.Meta(None, statuses.OK, "")
+_GOOD_HEAD = frames.Meta(HTTP_OK, None, "")
+_GOOD_END = frames.Meta(None, samples.OK, "")
 
 
 _Handler = Callable[[bytes, int, int], None]  # payload, flags, stream's id
@@ -71,7 +296,7 @@ class Connection:
         self._unread = 0
         self._rest = b""
         self._block: Block | None = None
-        self._reader = header_blocks.Reader()
+        self._reader = frames.Reader()
         self._now_ns = 0
         self._answers: list[Answer] = []
         self._handlers: dict[int, _Handler] = {
@@ -213,7 +438,7 @@ class Connection:
         self._count(length)
         if self._outbox.forget(stream_id):
             self._outbox.reply(frames.reset(stream_id, frames.CANCEL))
-        now_ns, status = self._now_ns, statuses.OK
+        now_ns, status = self._now_ns, samples.OK
         if self._judge is not None:
             status = self._judged(key, data[last - size : last])
         self._answers.append((key, status, now_ns, now_ns, size))
@@ -221,7 +446,7 @@ class Connection:
 
     def _judged(self, key: int, message: bytes) -> int:
         """Return the status of an answer that gRPC calls good."""
-        status = self._judge(key, message) if self._judge else statuses.OK
+        status = self._judge(key, message) if self._judge else samples.OK
         if status and self._judges:
             self.messages.setdefault(status, self._judges.why)
         return status
@@ -246,7 +471,7 @@ class Connection:
             self._outbox.reply(frames.reset(stream_id, frames.CANCEL))
         first_ns = stream.first_ns if stream else now_ns
         size = max(0, stream.received - PREFIX.size) if stream else 0
-        if status == statuses.OK and self._judge is not None and stream:
+        if status == samples.OK and self._judge is not None and stream:
             status = self._judged(key, bytes(memoryview(stream.body)[PREFIX.size :]))
         self._answers.append((key, status, first_ns, now_ns, size))
         if status:
@@ -309,8 +534,8 @@ class Connection:
             raise ProtocolError("a continuation of nothing")
         block.parts += payload
         block.count += 1
-        if max(len(block.parts), block.count << 10) > header_blocks.MOST_BLOCK_BYTES:
-            raise ProtocolError(f"more than {header_blocks.MOST_BLOCK_BYTES} bytes of headers")
+        if max(len(block.parts), block.count << 10) > frames.MOST_BLOCK_BYTES:
+            raise ProtocolError(f"more than {frames.MOST_BLOCK_BYTES} bytes of headers")
         if flags & frames.END_HEADERS:
             self._block = None
             self._on_block(bytes(block.parts), stream_id, block.end_stream)
@@ -342,7 +567,7 @@ class Connection:
             self.refused.append(self._keys[stream_id])
             self._close(stream_id)
         else:
-            self._end(stream_id, statuses.of_reset(code), f"reset with HTTP/2's code {code}")
+            self._end(stream_id, samples.status_of_reset(code), f"reset with HTTP/2's code {code}")
 
     def _on_settings(self, payload: bytes, flags: int, stream_id: int) -> None:
         if stream_id or (flags & frames.ACK and payload):
@@ -382,3 +607,248 @@ class Connection:
         more = frames.number(payload) & frames.LARGEST_WINDOW
         if not stream_id or self._is_open(stream_id):
             self._outbox.widen(stream_id, more)
+
+
+# How often a request that was turned away is sent again. A busy server counts a stream for a while
+# after its client has seen the end of it, and then turns the next one away several times.
+_MOST_MOVES = 20
+_SECOND_NS = 1_000_000_000
+_POLL_S = 0.05
+
+
+class _Line:
+    """One of the connections that are kept up: what it is now, and when to try again.
+
+    Attributes:
+        link: the socket, None after it was lost.
+        connection: what is said over it.
+        retry_ns: not before this time may it be made anew.
+    """
+
+    __slots__ = ("connection", "link", "retry_ns")
+
+    def __init__(self, connection: Connection) -> None:
+        self.link: Link | None = None
+        self.connection = connection
+        self.retry_ns = 0
+
+
+class Http2Pool:
+    """Sends gRPC requests; see `Pool`.
+
+    A connection that is lost is made anew, at once and then every 100 ms. Requests that were on
+    it end as "connection lost"; those that the server turned away unseen (GOAWAY,
+    REFUSED_STREAM) are sent again, twenty times at most, as gRPC's own clients do. While no
+    connection can be made, each failed attempt ends the requests that waited for it.
+
+    Args:
+        load: where to send, over how many connections.
+        payloads: what to send.
+        now_ns: a monotonic clock in nanoseconds.
+    """
+
+    def __init__(
+        self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        host, port = load.address
+        self.notes: dict[int, str] = {}
+        self.judges = Judges(payloads, is_rest=False)
+        self._most_bytes = load.options.max_answer_bytes
+        self.sends_at_once = False
+        self._where = f"{host}:{port}"
+        self._address: tuple[int, Any] = resolve(host, port)
+        self._requests = [_request(self._where, payload, load.timeout_s) for payload in payloads]
+        self._now_ns = now_ns
+        self._readiness = Readiness()
+        self._lines = [_Line(self._connection()) for _ in range(load.connections)]
+        self._draining: set[_Line] = set()
+        self._waiting: deque[int] = deque()
+        self._moves: Counter[int] = Counter()
+        self._finished: list[Finished] = []
+
+    def open(self, timeout_s: float) -> None:
+        """Connect and exchange settings; see `Pool.open`."""
+        end_ns = self._now_ns() + round(timeout_s * _SECOND_NS)
+        self._reconnect(self._now_ns())
+        while not all(line.connection.is_greeted for line in self._lines):
+            if self._now_ns() > end_ns or any(line.link is None for line in self._lines):
+                raise ServerUnreachable(
+                    f"{self._where} does not speak HTTP/2 in plain text",
+                    remedy="is this a model server's gRPC port?",
+                )
+            self.flush()
+            self.wait(_POLL_S)
+
+    def start(self, keys: Sequence[int]) -> None:
+        """Take requests; see `Pool.start`."""
+        self._waiting.extend(keys)
+        self._deal()
+
+    def _deal(self) -> None:
+        """Give waiting requests to the connections with room, each to the one with fewest."""
+        waiting, requests = self._waiting, self._requests
+        count = len(requests)
+        ready = [each for line in self._lines if (each := line.connection).room()]
+        while waiting and ready:
+            one = ready[0] if len(ready) == 1 else min(ready, key=_in_flight)
+            alone = len(ready) == 1
+            for _ in range(min(one.room(), len(waiting)) if alone else 1):
+                key = waiting.popleft()
+                one.start(key, requests[key % count])
+            if not one.room():
+                ready.remove(one)
+
+    def flush(self) -> None:
+        """Hand over what was started; see `Pool.flush`."""
+        for line in self._all():
+            link = line.link
+            if link is None or not link.is_idle:
+                continue
+            if pieces := line.connection.outgoing():
+                try:
+                    link.write(pieces)
+                except OSError:
+                    self._lose(line, CONNECTION_LOST)
+
+    def wait(self, timeout_s: float) -> list[Finished]:
+        """Return what ended; see `Pool.wait`."""
+        retries_ns = [line.retry_ns for line in self._lines if line.link is None]
+        if retries_ns:
+            timeout_s = min(timeout_s, max(0, min(retries_ns) - self._now_ns()) / _SECOND_NS)
+        for link, events in self._readiness.wait(timeout_s):
+            self._serve(link.owner, link, events)
+        if retries_ns:
+            self._reconnect(self._now_ns())
+        if self._waiting:
+            self._deal()
+        self.flush()
+        found, self._finished = self._finished, []
+        return found
+
+    def cancel(self, keys: set[int]) -> None:
+        """Reset the streams of requests; see `Pool.cancel`."""
+        self._waiting = deque(key for key in self._waiting if key not in keys)
+        for line in self._all():
+            line.connection.cancel(keys)
+        self.flush()
+
+    def close(self) -> None:
+        """Close the connections."""
+        for line in self._all():
+            if line.link is not None:
+                line.link.close()
+        self._readiness.close()
+
+    def _all(self) -> list[_Line]:
+        return [*self._lines, *self._draining] if self._draining else self._lines
+
+    def _serve(self, line: _Line, link: Link, events: int) -> None:
+        if link is not line.link:
+            return  # it was lost while another event was looked at
+        try:
+            if not link.is_open:
+                link.finish_opening()
+            elif events & READ:
+                self._read(line, link)
+            else:
+                link.push()
+        except OSError:
+            self._lose(line, CONNECTION_LOST)
+        except ProtocolError as error:
+            self.notes.setdefault(UNREADABLE_ANSWER, str(error))
+            self._say_goodbye(link)
+            self._lose(line, UNREADABLE_ANSWER)
+
+    def _read(self, line: _Line, link: Link) -> None:
+        data = link.read()
+        if data is None:
+            return
+        connection = line.connection
+        now_ns = self._now_ns()
+        self._finished += connection.receive(data, now_ns)
+        for status, message in connection.messages.items():
+            self.notes.setdefault(status, message)
+        if connection.refused:
+            self._move(connection.refused, now_ns)
+        if not link.is_idle:
+            link.push()
+        if connection.is_spent:
+            self._replace(line)
+        if not data:
+            self._lose(line, CONNECTION_LOST)
+
+    def _move(self, refused: list[int], now_ns: int) -> None:
+        """Send requests again that a server has turned away, before those that wait."""
+        for key in reversed(refused):
+            self._moves[key] += 1
+            if self._moves[key] > _MOST_MOVES:
+                self.notes.setdefault(samples.UNAVAILABLE, "the server turns requests away")
+                self._finished.append((key, samples.UNAVAILABLE, now_ns, now_ns, 0))
+            else:
+                self._waiting.appendleft(key)
+        refused.clear()
+
+    def _replace(self, line: _Line) -> None:
+        """Leave a connection to its last answers, and put another in its place."""
+        if line in self._draining:
+            if not line.connection.in_flight:
+                self._lose(line, CONNECTION_LOST)
+            return
+        self._lines[self._lines.index(line)] = _Line(self._connection())
+        if line.connection.in_flight:
+            self._draining.add(line)
+        elif line.link is not None:
+            self.flush()
+            line.link.close()
+            line.link = None
+        self._reconnect(self._now_ns())
+
+    def _lose(self, line: _Line, status: int) -> None:
+        """End what was on a connection that is no more."""
+        now_ns = self._now_ns()
+        if line.link is not None:
+            line.link.close()
+            line.link = None
+        keys = line.connection.unanswered()
+        was_greeted = line.connection.is_greeted
+        line.connection = self._connection()
+        if line in self._draining:
+            self._draining.remove(line)
+        elif not was_greeted:
+            line.retry_ns = now_ns + RETRY_NS
+            if not any(each.connection.is_greeted for each in self._lines):
+                keys += self._waiting
+                self._waiting.clear()
+        self._finished += [(key, status, now_ns, now_ns, 0) for key in keys]
+
+    def _reconnect(self, now_ns: int) -> None:
+        for line in self._lines:
+            if line.link is None and now_ns >= line.retry_ns:
+                line.connection = self._connection()
+                try:
+                    line.link = Link(self._readiness, self._address, None, line)
+                except OSError:
+                    self._lose(line, CONNECTION_LOST)
+
+    def _connection(self) -> Connection:
+        return Connection(self.judges, self._most_bytes)
+
+    def _say_goodbye(self, link: Link) -> None:
+        with contextlib.suppress(OSError):  # it is lost anyway
+            link.write([goaway(PROTOCOL_ERROR)])
+
+
+def _in_flight(connection: Connection) -> int:
+    return connection.in_flight
+
+
+def _request(authority: str, payload: Payload, timeout_s: float) -> Request:
+    """Return a payload with the headers of gRPC (its PROTOCOL-HTTP2.md)."""
+    headers = (
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", b"tfkit-perf"),
+        (b"grpc-timeout", b"%dm" % min(99_999_999, max(1, round(timeout_s * 1000)))),
+        *payload.headers,
+    )
+    return Request(frames.encoded(authority, payload.path, headers), payload.body)

@@ -25,12 +25,14 @@ from tfserve_kit.clients import server_messages
 from tfserve_kit.errors import TfkitError, UsageError
 from tfserve_kit.perf.load import Load, Open, Payload, Tally, dealt
 from tfserve_kit.perf.samples import Samples, status_name
-from tfserve_kit.perf.sending.driving import Driver, Pool, feed
-from tfserve_kit.perf.sending.snapshots import (
+from tfserve_kit.perf.sending.driving import (
+    Driver,
+    Pool,
     Snapshot,
     SnapshotListener,
     SnapshotMerger,
     SnapshotThread,
+    feed,
 )
 from tfserve_kit.progress import SILENT, Progress, Silent
 
@@ -105,7 +107,7 @@ def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
         from tfserve_kit.perf.sending.grpcio import GrpcioPool
 
         return GrpcioPool(load, payloads)
-    from tfserve_kit.perf.sending.http2_pool import Http2Pool
+    from tfserve_kit.perf.sending.http2 import Http2Pool
 
     return Http2Pool(load, payloads)
 

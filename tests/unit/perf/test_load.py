@@ -1,4 +1,4 @@
-"""Due times of ramps, steps and recordings follow their rates."""
+"""Due times are what was asked for."""
 
 import itertools
 
@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf import pacing
-from tfserve_kit.perf.pacing import Stretch
+from tfserve_kit.perf import load
+from tfserve_kit.perf.load import Stretch
+
+
+def test_constant_spaces_requests_evenly_and_starts_at_once():
+    assert list(load.constant(4, 1.0)) == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(("rate", "duration_s", "count"), [(10, 2, 20), (0.5, 2, 1), (3, 0.1, 0)])
+def test_constant_sends_rate_times_duration(rate, duration_s, count):
+    assert len(list(load.constant(rate, duration_s))) == count
 
 
 def seconds(due_ns):
@@ -21,15 +30,15 @@ def seconds(due_ns):
     ([Stretch(1, 4, 4)], [0, 0.25, 0.5, 0.75]),
     ([Stretch(0.1, 30, 30)], [0, 0.033333, 0.066667]),
     ([Stretch(1, 0, 0)], []),
-    (pacing.ramp(0, 4, 2), [0, 1, 1.414214, 1.732051]),
-    (pacing.ramp(4, 0, 2), [0, 0.267949, 0.585786, 1]),
-    (pacing.steps([2, 4], 1), [0, 0.5, 1, 1.25, 1.5, 1.75]),
-    (pacing.steps([2, 0, 2], 1), [0, 0.5, 2, 2.5]),
-    (pacing.steps([1.5, 1.5], 1), [0, 0.666667, 1.333333]),
+    (load.ramp(0, 4, 2), [0, 1, 1.414214, 1.732051]),
+    (load.ramp(4, 0, 2), [0, 0.267949, 0.585786, 1]),
+    (load.steps([2, 4], 1), [0, 0.5, 1, 1.25, 1.5, 1.75]),
+    (load.steps([2, 0, 2], 1), [0, 0.5, 2, 2.5]),
+    (load.steps([1.5, 1.5], 1), [0, 0.666667, 1.333333]),
     ([Stretch(0, 5, 5), Stretch(1, 2, 2)], [0, 0.5]),
 ])  # fmt: skip
 def test_request_n_is_due_when_the_rates_add_up_to_n(stretches, due_s):
-    assert seconds(pacing.due_ns(stretches)) == due_s
+    assert seconds(load.due_ns(stretches)) == due_s
 
 
 STRETCHES = st.lists(
@@ -40,7 +49,7 @@ STRETCHES = st.lists(
 
 @given(STRETCHES, st.sampled_from(["constant", "poisson"]), st.integers(0, 2**32))
 def test_due_times_rise_and_end_before_the_last_stretch_does(stretches, arrivals, seed):
-    due = pacing.due_ns(stretches, arrivals, seed)
+    due = load.due_ns(stretches, arrivals, seed)
     assert (np.diff(due) >= 0).all()
     assert len(due) == 0 or 0 <= due[0] <= due[-1] <= sum(s.duration_s for s in stretches) * 1e9 + 1
 
@@ -56,23 +65,21 @@ def test_between_any_two_requests_the_rate_adds_up_to_one(stretches):
             time_s -= part_s
         return count
 
-    for number, due in itertools.islice(enumerate(pacing.due_ns(stretches)), 50):
+    for number, due in itertools.islice(enumerate(load.due_ns(stretches)), 50):
         assert due_until(due / 1e9) == pytest.approx(number, abs=1e-5)
 
 
 def test_poisson_has_the_rate_of_each_moment():
-    due = pacing.due_ns(pacing.ramp(0, 20_000, 10), "poisson", seed=3)
+    due = load.due_ns(load.ramp(0, 20_000, 10), "poisson", seed=3)
     first_half, second_half = (due < 5e9).sum(), (due >= 5e9).sum()
     assert first_half == pytest.approx(25_000, rel=0.05)
     assert second_half == pytest.approx(75_000, rel=0.05)
-    gaps = np.diff(pacing.due_ns(pacing.steps([1000], 100), "poisson", seed=1)) / 1e9
+    gaps = np.diff(load.due_ns(load.steps([1000], 100), "poisson", seed=1)) / 1e9
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
 
 
 def test_poisson_with_the_same_seed_repeats_and_with_another_differs():
-    first, again, other = (
-        pacing.due_ns([Stretch(2, 50, 50)], "poisson", seed) for seed in (7, 7, 8)
-    )
+    first, again, other = (load.due_ns([Stretch(2, 50, 50)], "poisson", seed) for seed in (7, 7, 8))
     assert first.tolist() == again.tolist() != other.tolist()
 
 
@@ -81,16 +88,16 @@ def test_poisson_with_the_same_seed_repeats_and_with_another_differs():
 )
 def test_rates_that_are_none_are_refused(wrong):
     with pytest.raises(UsageError):
-        pacing.due_ns([Stretch(*wrong)])
+        load.due_ns([Stretch(*wrong)])
 
 
 def test_a_recording_is_replayed_from_its_first_request_at_any_speed():
-    assert seconds(pacing.replay([12.0, 10.0, 10.5])) == [0, 0.5, 2]
-    assert seconds(pacing.replay([12.0, 10.0, 10.5], speed=2)) == [0, 0.25, 1]
-    assert len(pacing.replay([])) == 0
+    assert seconds(load.replay_ns([12.0, 10.0, 10.5])) == [0, 0.5, 2]
+    assert seconds(load.replay_ns([12.0, 10.0, 10.5], speed=2)) == [0, 0.25, 1]
+    assert len(load.replay_ns([])) == 0
 
 
 @pytest.mark.parametrize(("times", "speed"), [([0.0], 0), ([0.0], -1), ([float("nan")], 1)])
 def test_a_recording_that_is_none_is_refused(times, speed):
     with pytest.raises(UsageError):
-        pacing.replay(times, speed)
+        load.replay_ns(times, speed)
