@@ -50,7 +50,7 @@ def _sync(scratch: Path) -> Iterator[Sides]:
 
 
 def _request() -> bytes:
-    return tensors.predict_request({"x": _ROWS}, protos.ModelSpec(name=_MODEL))
+    return tensors.predict_request({"x": _ROWS}, protos.ModelSpec(name=_MODEL).SerializeToString())
 
 
 def _turn(call: Callable[[], object]) -> Side:

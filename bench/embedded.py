@@ -33,7 +33,9 @@ def _grpc_against(kind: str, *arguments: str | Path, scratch: Path) -> Iterator[
     with ExitStack() as stack:
         ours = stack.enter_context(Place(scratch).server({"m": _TINY}))
         theirs = stack.enter_context(_other(kind, *arguments))
-        request = tensors.predict_request({"x": _ROWS}, protos.ModelSpec(name="m"))
+        request = tensors.predict_request(
+            {"x": _ROWS}, protos.ModelSpec(name="m").SerializeToString()
+        )
         driven = partial(grpc_side, request=request, calls=_CALLS, in_flight=_IN_FLIGHT)
         yield Sides(
             stack.enter_context(driven(theirs)),
@@ -94,7 +96,9 @@ def _network(name: str, batch: int, scratch: Path) -> Iterator[Sides]:
     calls = {"calls": max(4, _PICTURE_CALLS // batch), "in_flight": _PICTURES_IN_FLIGHT}
     with ExitStack() as stack:
         ours = stack.enter_context(Place(scratch).server({"m": version.parent}))
-        request = tensors.predict_request({"x": images}, protos.ModelSpec(name="m"))
+        request = tensors.predict_request(
+            {"x": images}, protos.ModelSpec(name="m").SerializeToString()
+        )
         yield Sides(
             threads_side(lambda: servable.run({feed: images}, [fetch]), **calls),
             stack.enter_context(grpc_side(_port(ours["grpc"]), request, **calls)),

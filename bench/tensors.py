@@ -37,7 +37,7 @@ def _encode(scratch: Path) -> Iterator[Sides]:
     }
     yield Sides(
         _turn(lambda: bytes(memoryview(image))),  # type: ignore[arg-type]
-        _turn(lambda: tensors.predict_request({"image": image}, spec)),
+        _turn(lambda: tensors.predict_request({"image": image}, spec.SerializeToString())),
         others,
         {"tensor": f"float32 {list(_SHAPE)}, {image.nbytes:,} bytes"},
     )

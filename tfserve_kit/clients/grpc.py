@@ -75,7 +75,7 @@ class GrpcProtocol:
         """Ask for outputs; see `Wire.predict`."""
         del signature
         try:
-            body = predict_request(inputs, _spec(target), output_filter)
+            body = predict_request(inputs, _spec_bytes(target), output_filter)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest(f"cannot send the input: {error}") from error
         return Call(
@@ -195,6 +195,12 @@ def _spec(target: Target) -> Any:
         spec.version_label = target.label
     elif target.version is not None:
         spec.version.value = target.version
+    return spec
+
+
+@lru_cache(maxsize=256)
+def _spec_bytes(target: Target) -> bytes:
+    spec: bytes = _spec(target).SerializeToString()
     return spec
 
 

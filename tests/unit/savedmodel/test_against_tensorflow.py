@@ -227,7 +227,7 @@ class TestTensors:
 
     def test_official_class_reads_our_request_bytes(self, tf, official, row, shape):
         array = sample(row, shape)
-        spec = protos.ModelSpec(name="m", signature_name="s")
+        spec = protos.ModelSpec(name="m", signature_name="s").SerializeToString()
         content = predict_request({"x": array, "y": array}, spec, ["out"])
         found = official["predict_pb2"].PredictRequest.FromString(content)
         assert (found.model_spec.name, found.model_spec.signature_name) == ("m", "s")

@@ -26,7 +26,7 @@ class TestPredictRequest:
     def test_bytes_parse_to_the_message_that_the_classes_build(self, inputs, output_filter):
         spec = protos.ModelSpec(name="mödel", signature_name="s")
         spec.version.value = 7
-        content = predict_request(inputs, spec, output_filter)
+        content = predict_request(inputs, spec.SerializeToString(), output_filter)
         wanted = self.through_messages(inputs, spec, output_filter)
         assert protos.PredictRequest.FromString(content) == wanted
         assert len(content) == wanted.ByteSize()
@@ -34,8 +34,9 @@ class TestPredictRequest:
     @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 129, 16_383, 16_384, 2_097_152])
     def test_lengths_of_every_varint_width_are_right(self, size):
         array = np.arange(size, dtype=np.uint8)
+        spec = protos.ModelSpec(name="m" * 200).SerializeToString()
         found = protos.PredictRequest.FromString(
-            predict_request({"x" * 130: array}, protos.ModelSpec(name="m" * 200), ["y" * 150])
+            predict_request({"x" * 130: array}, spec, ["y" * 150])
         )
         assert found.model_spec.name == "m" * 200
         assert list(found.output_filter) == ["y" * 150]
@@ -43,7 +44,7 @@ class TestPredictRequest:
 
     def test_dtype_that_tensorflow_lacks_is_refused(self):
         with pytest.raises(TypeError, match="datetime64"):
-            predict_request({"x": np.zeros(1, "M8[s]")}, protos.ModelSpec())
+            predict_request({"x": np.zeros(1, "M8[s]")}, b"")
 
 
 class TestPredictResponse:
