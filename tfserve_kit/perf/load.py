@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -229,20 +229,6 @@ Arrivals = Literal["constant", "poisson"]
 _SECOND_NS = 1e9
 _TINY = 1e-12
 _ROUNDING = 1e-9  # 0.1 s at 30/s are 3 requests, not one more
-
-
-def constant(rate: float, duration_s: float) -> Iterator[float]:
-    """Yield due times, evenly spaced.
-
-    Args:
-        rate: requests per second.
-        duration_s: how long to go on, in seconds.
-
-    Yields:
-        Seconds since the start, rising.
-    """
-    for sequence in range(round(rate * duration_s)):
-        yield sequence / rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """From a push to a version that serves: awaited, proven under traffic, or taken back."""
 
+import itertools
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from tfserve_kit.errors import (
     UsageError,
     did_you_mean,
 )
-from tfserve_kit.perf import load, payloads, runner
+from tfserve_kit.perf import payloads
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.stats import quantile
 from tfserve_kit.progress import SILENT, Progress
@@ -37,9 +36,9 @@ __all__ = ["Phase", "SwapReport", "SwapTime", "Traffic", "verify", "wait", "wait
 
 Outputs = Mapping[str, NDArray[Any]]
 
-_LONGEST_S = 86_400.0
 # How long answers may take before senders run out and requests become late.
 _COVERED_S = 0.5
+_MOST_SENDERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +118,23 @@ class Stream:
         self._changed = threading.Condition()
         self._answers: list[Answer] = []
         self._seen: set[int] = set()
+        self._latencies: list[tuple[float, float]] = []
         self._ended = threading.Event()
-        self._thread = futures.ThreadPoolExecutor(1, "traffic")
-        self.began_s = math.nan
+        count = min(_MOST_SENDERS, max(2, math.ceil(traffic.rate * _COVERED_S)))
+        self._senders = [threading.Thread(target=self._run) for _ in range(count)]
+        self._turns = itertools.count()
+        self._began_s = math.nan
 
     def __enter__(self) -> Self:
-        senders = max(2, math.ceil(self._traffic.rate * _COVERED_S))
-        self._samples = self._thread.submit(
-            runner.open_loop, self._send, self._due(), concurrency=min(64, senders)
-        )
+        self._began_s = self._clock.now_s()
+        for each in self._senders:
+            each.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        self._thread.shutdown(wait=True)
+        for each in self._senders:
+            each.join()
 
     def answers(self) -> list[Answer]:
         """Return what has come back until now, in that order."""
@@ -149,18 +151,17 @@ class Stream:
 
         To be called after the `with` block.
         """
-        return [
-            (self.began_s + sample.due_ns / 1e9, sample.latency_s)
-            for sample in self._samples.result()
-            if sample.status == "OK"
-        ]
+        return list(self._latencies)
 
-    def _due(self) -> Iterator[float]:
-        self.began_s = self._clock.now_s()
-        due_s = load.constant(self._traffic.rate, _LONGEST_S)
-        yield from takewhile(lambda _: not self._ended.is_set(), due_s)
+    def _run(self) -> None:
+        """Send one request after another when it is due; late ones at once."""
+        while True:
+            due_s = self._began_s + next(self._turns) / self._traffic.rate
+            if self._ended.wait(max(0.0, due_s - self._clock.now_s())):
+                return
+            self._send(due_s)
 
-    def _send(self) -> None:
+    def _send(self, due_s: float) -> None:
         sent_s = self._clock.now_s()
         try:
             answer = self._client.predict(
@@ -168,13 +169,16 @@ class Stream:
             )
         except Exception as error:  # a bug is lost traffic too
             self._keep(Answer(sent_s, self._clock.now_s(), 0, True, *_described(error)))
+            if isinstance(error, RequestError):
+                return
             raise
         received_s, version = self._clock.now_s(), answer.version or 0
         if fault := self._fault(version, answer.outputs):
             self._keep(Answer(sent_s, received_s, 0, True, ServerFault.__name__, fault))
-            raise ServerFault(fault)
+            return
         with self._changed:
             reference = self._references.setdefault(version, answer.outputs)
+            self._latencies.append((due_s, received_s - due_s))
         self._keep(Answer(sent_s, received_s, version, same(answer.outputs, reference)))
 
     def _fault(self, version: int, outputs: Outputs) -> str:

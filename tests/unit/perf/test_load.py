@@ -12,17 +12,20 @@ from tfserve_kit.perf import load
 from tfserve_kit.perf.load import Stretch
 
 
-def test_constant_spaces_requests_evenly_and_starts_at_once():
-    assert list(load.constant(4, 1.0)) == [0.0, 0.25, 0.5, 0.75]
-
-
-@pytest.mark.parametrize(("rate", "duration_s", "count"), [(10, 2, 20), (0.5, 2, 1), (3, 0.1, 0)])
-def test_constant_sends_rate_times_duration(rate, duration_s, count):
-    assert len(list(load.constant(rate, duration_s))) == count
-
-
 def seconds(due_ns):
     return [round(each / 1e9, 6) for each in due_ns]
+
+
+def test_a_constant_rate_spaces_requests_evenly_and_starts_at_once():
+    assert seconds(load.due_ns(load.ramp(4, 4, 1.0))) == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("rate", "duration_s", "count"),
+    [(10, 2, 20), (0.5, 2, 1), (3, 0.1, 1), (100, 0.07, 7)],  # 100 * 0.07 is above 7 in floats
+)
+def test_a_constant_rate_sends_rate_times_duration(rate, duration_s, count):
+    assert len(load.due_ns(load.ramp(rate, rate, duration_s))) == count
 
 
 @pytest.mark.parametrize(("stretches", "due_s"), [

@@ -5,14 +5,17 @@ import json
 import math
 import shutil
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tfserve_kit.clients import Metadata, Prediction, VersionStatus
-from tfserve_kit.errors import ModelNotFound, PushRefused, ServerFault, UsageError
+from tfserve_kit.clients import Metadata, Prediction, Target, VersionStatus
+from tfserve_kit.clock import SystemClock
+from tfserve_kit.errors import ModelNotFound, PushRefused, ServerFault, ServerOverloaded, UsageError
 from tfserve_kit.repository import list_versions, versions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.serving import swap
@@ -399,3 +402,60 @@ def test_text_shows_counts_latencies_and_the_time_line():
     assert "answers: 2 by version 1, 2 by version 2" in text
     assert "before               1      12.3      12.3      12.3" in text
     assert "   -2.00 s  push began" in text
+
+
+class TestStream:
+    """Requests go out when they are due, and every one is accounted for."""
+
+    @staticmethod
+    def stream(predict, rate=100.0):
+        server = SimpleNamespace(predict=predict, metadata=lambda target: Metadata(1, SIGNATURES))
+        traffic = replace(QUICK, rate=rate)
+        inputs = {"x": np.zeros((1, 2), np.float32)}
+        return swap.Stream(server, Target("m"), inputs, traffic, references={}, clock=SystemClock())
+
+    @staticmethod
+    def right(*_, **__):
+        return Prediction({"y": np.zeros((1, 2), np.float32)}, 1, 0.0)
+
+    def test_each_due_request_is_sent_once_and_never_early(self):
+        with self.stream(self.right) as stream:
+            began_s = time.monotonic()
+            time.sleep(0.1)
+        answers, latencies = stream.answers(), sorted(stream.latencies())
+        assert 5 <= len(answers) == len(latencies)
+        first_s = latencies[0][0]
+        assert first_s <= began_s
+        for number, (due_s, latency_s) in enumerate(latencies):
+            assert due_s == pytest.approx(first_s + number / 100)
+            assert latency_s >= 0
+        sent_s = sorted(each.sent_s for each in answers)
+        assert all(sent >= due - 1e-3 for sent, (due, _) in zip(sent_s, latencies, strict=True))
+
+    def test_a_stall_counts_against_every_request_that_was_due_meanwhile(self):
+        stalled = threading.Event()
+
+        def predict(*_, **__):
+            stalled.wait()
+            return self.right()
+
+        with self.stream(predict, rate=4.0) as stream:  # two senders
+            time.sleep(0.6)
+            stalled.set()
+            assert stream.await_answer(1, 5)
+            time.sleep(0.1)
+        latencies = sorted(stream.latencies())
+        assert len(latencies) == 3
+        assert latencies[0][1] > 0.55  # due at 0 ms
+        assert latencies[1][1] > 0.3  # due at 250 ms
+        assert latencies[2][1] > 0.05  # due at 500 ms, sent only when the stall was over
+
+    def test_a_request_that_fails_is_an_answer_with_the_name_of_the_error(self):
+        def predict(*_, **__):
+            raise ServerOverloaded("full")
+
+        with self.stream(predict, rate=1.0) as stream:
+            assert stream.await_answer(0, 5)
+        (answer,) = stream.answers()
+        assert (answer.error, answer.message) == ("ServerOverloaded", "full")
+        assert not stream.latencies()
