@@ -25,6 +25,7 @@ tables in `clients/` translate at their edge.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class TfkitError(Exception):
@@ -48,17 +49,43 @@ class UsageError(TfkitError):
     """The call itself is wrong."""
 
 
+class Severity(StrEnum):
+    """How bad a problem is, the worst first."""
+
+    ERROR = "error"
+    """It cannot work: the deployment is not started, the model is not published."""
+    WARNING = "warning"
+    """It works, but something is not as it was probably meant."""
+    INFO = "info"
+    """Good to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in a document: where (`path`, dotted), what, and what to do about it."""
+    """Something wrong, or worth telling, about a document, a model or a deployment.
+
+    Attributes:
+        path: where, such as `models.resnet.base_path` in a deployment, or a file of a model.
+        message: what is so, with its values.
+        remedy: what to do about it; may be empty.
+        severity: how bad it is.
+        rule: what found it: a rule of the linter, or an operation in a graph; may be empty.
+    """
 
     path: str
     message: str
     remedy: str = ""
+    severity: Severity = Severity.ERROR
+    rule: str = ""
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
         return where + self.message + (f" ({self.remedy})" if self.remedy else "")
+
+
+def worst_first(problem: Problem) -> int:
+    """Return the key that sorts problems by how bad they are."""
+    return list(Severity).index(problem.severity)
 
 
 def listed(problems: Sequence[Problem], most: int = 20) -> str:

@@ -13,8 +13,7 @@ from tfserve_kit import protos
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.status import ServingError
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import tfrecord
-from tfserve_kit.savedmodel.warmup import WARMUP_FILE
+from tfserve_kit.savedmodel import WARMUP_FILE, tfrecord
 from tfserve_kit.tensors import from_proto
 
 

@@ -1,7 +1,7 @@
 """SavedModels written by hand, as protobufs: no tensorflow, a millisecond each."""
 
 from tfserve_kit import protos
-from tfserve_kit.savedmodel import scan as graphscan
+from tfserve_kit.savedmodel.scan import scan_graph
 
 FLOAT, STRING, RESOURCE = 1, 7, 20
 
@@ -78,12 +78,12 @@ def write(folder, *graphs):
 
 def found(graph):
     """Return the worst severity by operation, of a graph's findings."""
-    return {each.op: each.severity for each in reversed(graphscan.scan_graph(graph).findings)}
+    return {each.rule: each.severity for each in reversed(scan_graph(graph).findings)}
 
 
 def messages(graph):
     """Return what a graph's findings say."""
-    return "\n".join(each.message for each in graphscan.scan_graph(graph).findings)
+    return "\n".join(each.message for each in scan_graph(graph).findings)
 
 
 def asset(graph, tensor_name="path:0", filename="words.txt"):

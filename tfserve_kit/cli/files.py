@@ -10,8 +10,8 @@ import click
 from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.deployment import DEFAULT_FILE, build, render
-from tfserve_kit.deployment.lint import Finding, Severity, lint
-from tfserve_kit.errors import SpecError, UsageError, did_you_mean
+from tfserve_kit.deployment.lint import lint
+from tfserve_kit.errors import Problem, Severity, SpecError, UsageError, did_you_mean
 
 
 @click.command("init")
@@ -91,13 +91,13 @@ def lint_command(
     spec = options.load_deployment(config, models)
     render.render(spec, templates=templates)
     found = lint(spec)
-    data = [asdict(each) | {"severity": each.severity.value} for each in found]
+    data = [asdict(each) for each in found]
     output.result("findings", data, as_json=as_json, text=_table(found) or "Nothing found.")
     bad = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     failed = any(each.severity in bad for each in found)
     return exit_codes.exit_code(SpecError("lint", [])) if failed else exit_codes.OK
 
 
-def _table(found: Sequence[Finding]) -> str:
-    rows = [(each.severity.value, each.path, each.message, each.remedy) for each in found]
+def _table(found: Sequence[Problem]) -> str:
+    rows = [(each.severity, each.path, each.message, each.remedy) for each in found]
     return output.table(("SEVERITY", "WHERE", "WHAT", "REMEDY"), rows) if rows else ""

@@ -1,7 +1,7 @@
 """Commands about models on the disk, and what a server says of one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from tfserve_kit.cli.target import base_path_of, destination, server_of
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import Arrays, read_inputs
-from tfserve_kit.errors import Problem, PushRefused, ServerFailed, UsageError, did_you_mean, listed
+from tfserve_kit.errors import (
+    Problem,
+    PushRefused,
+    ServerFailed,
+    Severity,
+    UsageError,
+    did_you_mean,
+    listed,
+)
 from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
@@ -31,13 +39,15 @@ from tfserve_kit.repository import (
     versions,
 )
 from tfserve_kit.repository.disk import translate_os_errors
-from tfserve_kit.repository.inspection import Inspection, Model, find, inspect, refusals
+from tfserve_kit.repository.inspection import Inspection, inspect
 from tfserve_kit.repository.intake import Limits, parse_size
+from tfserve_kit.repository.locate import find_version
 from tfserve_kit.repository.manifest import Manifest, differences
 from tfserve_kit.repository.object_store import pin_line
 from tfserve_kit.repository.push import Approve
 from tfserve_kit.repository.versions import parse_version
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec, tfrecord, warmup
+from tfserve_kit.savedmodel.scan import Contents, Scan
 from tfserve_kit.savedmodel.signatures import batch_axes, obstacles
 from tfserve_kit.serving.access import Access
 from tfserve_kit.serving.rollback import Place, RolledBack, bring_back, claims, roll_back
@@ -249,7 +259,7 @@ def _push_data(delivery: Delivery) -> dict[str, Any]:
         "path": pushed.place,
         "atomic": pushed.atomic,
         "size_bytes": pushed.size_bytes,
-        "remarks": [asdict(remark) for remark in pushed.remarks],
+        "remarks": [_problem_data(remark) for remark in pushed.remarks],
     }
     if delivery.time is not None:
         data["available_s"] = delivery.time.available_s
@@ -364,7 +374,7 @@ def _verify_row(version: Version, progress: Progress) -> dict[str, Any]:
         "version": version.number,
         "pushed_at": manifest.pushed_at if manifest else None,
         "source": manifest.source if manifest else None,
-        "problems": [asdict(problem) for problem in found],
+        "problems": [_problem_data(problem) for problem in found],
     }
 
 
@@ -506,39 +516,44 @@ def inspect_command(
     Nothing of the model is run. MODEL is a SavedModel directory, a base path, whose highest version
     is meant, or the name of a model below models/.
     """
-    gate = Gate(tag=tag)
     with processes.bounded_memory(), translate_os_errors("inspect", place):
-        found = inspect(find(place), gate, against=against and find(against))
-    refused = refusals(found, gate)
-    if strict and refused:
-        lines = listed(refused)
+        found = inspect(
+            find_version(place), Gate(tag=tag), against=against and find_version(against)
+        )
+    if strict and found.refusals:
+        lines = listed(found.refusals)
         raise PushRefused(f"a push of {found.path} would be refused:{lines}")
     text = "\n\n".join(_sections(found, None if all_ops else _TOP_OPS))
     output.result("inspection", _inspect_data(found), as_json=as_json, text=text)
 
 
 def _sections(found: Inspection, most_ops: int | None) -> list[str]:
-    rows = [(each["severity"], each["where"], each["what"], each["remedy"])
-            for each in _findings(found)]  # fmt: skip
-    sections = [] if found.model is None else _model_sections(found.model, most_ops)
+    rows = [(each.severity, each.path, each.message, each.remedy) for each in found.problems]
+    sections: list[str] = []
+    if found.contents is not None and found.scan is not None:
+        sections = _model_sections(found.contents, found.scan, most_ops)
     if rows:
         sections.append(output.table(("SEVERITY", "WHERE", "WHAT", "REMEDY"), rows))
     if found.changes:
-        changed = [("breaks" if each.breaking else "fits", each.place, each.text)
-                   for each in found.changes]  # fmt: skip
+        changed = [
+            ("breaks" if each.severity is Severity.ERROR else "fits", each.path, each.message)
+            for each in found.changes
+        ]
         sections.append(output.table(("CALLERS", "WHERE", "WHAT"), changed))
     return [str(found.path), *sections]
 
 
-def _model_sections(model: Model, most_ops: int | None) -> list[str]:
-    counts = list(model.scan.operations.items())
+def _model_sections(contents: Contents, scan: Scan, most_ops: int | None) -> list[str]:
+    counts = list(scan.operations.items())
     ops = output.table(("OPERATION", "NODES"), counts[:most_ops])
     if most_ops is not None and len(counts) > most_ops:
         ops += f"\n({len(counts) - most_ops} more with --ops)"
-    signatures = [list(row.values()) for row in _signature_rows(model)]
-    hindered = [(name, why) for name, each in model.signatures.items() for why in _hindered(each)]
+    signatures = [list(row.values()) for row in _signature_rows(contents)]
+    hindered = [
+        (name, why) for name, each in contents.signatures.items() for why in _hindered(each)
+    ]
     whys = [output.table(("SIGNATURE", "CANNOT BE BATCHED, BECAUSE"), hindered)] if hindered else []
-    facts = output.table(("WHAT", "VALUE"), _facts(model))
+    facts = output.table(("WHAT", "VALUE"), _facts(contents, scan))
     return [facts, output.table(_COLUMNS, signatures), *whys, ops]
 
 
@@ -547,17 +562,16 @@ def _hindered(signature: Signature) -> list[str]:
     return list(obstacles(signature))
 
 
-def _facts(model: Model) -> list[tuple[str, object]]:
-    facts = model.facts
+def _facts(contents: Contents, scan: Scan) -> list[tuple[str, object]]:
     return [
-        ("tags", ", ".join(model.tags)),
-        ("written by", f"tensorflow {facts.tensorflow_version or '(does not say)'}"),
-        ("parameters", f"{facts.parameters:,} ({facts.parameter_bytes:,} bytes)"),
-        ("functions", model.scan.functions),
-        ("assets", ", ".join(facts.assets) or "none"),
-        ("warm-up requests", _yes_no(facts.warmup)),
-        ("preprocessing note", _yes_no(facts.note)),
-        ("fingerprint", _yes_no(facts.fingerprint)),
+        ("tags", ", ".join(contents.tags)),
+        ("written by", f"tensorflow {contents.tensorflow_version or '(does not say)'}"),
+        ("parameters", f"{contents.parameters:,} ({contents.parameter_bytes:,} bytes)"),
+        ("functions", scan.functions),
+        ("assets", ", ".join(contents.assets) or "none"),
+        ("warm-up requests", _yes_no(contents.warmup)),
+        ("preprocessing note", _yes_no(contents.note)),
+        ("fingerprint", _yes_no(contents.fingerprint)),
     ]
 
 
@@ -565,58 +579,54 @@ def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _signature_rows(model: Model) -> list[dict[str, str]]:
+def _signature_rows(contents: Contents) -> list[dict[str, str]]:
     return [
         {
             "signature": signature.name,
             "batches": _yes_no(not _hindered(signature)),
             "direction": direction,
             "name": alias,
-            "type": str(spec) + (", optional" if (name, alias) in optional else ""),
+            "type": str(spec) + (", optional" if alias in optional else ""),
             "tensor": spec.name,
         }
-        for name, signature in model.signatures.items()
+        for signature in contents.signatures.values()
         for direction, specs, optional in (
-            ("in", signature.inputs, model.defaults),
-            ("out", signature.outputs, frozenset[tuple[str, str]]()),
+            ("in", signature.inputs, signature.optional),
+            ("out", signature.outputs, frozenset[str]()),
         )
         for alias, spec in specs.items()
     ]
 
 
-def _findings(found: Inspection) -> list[dict[str, str]]:
-    """Return refusals and remarks of the gate, and what the scan says beside them."""
-    told = [("error", each) for each in found.verdict.refusals]
-    told += [("warning", each) for each in found.verdict.remarks]
-    if found.model is not None:
-        scanned = found.model.scan.findings
-        told += [("info", each.problem) for each in scanned if each.severity == "info"]
-    return [_finding(severity, problem) for severity, problem in told]
-
-
-def _finding(severity: str, problem: Problem) -> dict[str, str]:
+def _finding(problem: Problem) -> dict[str, str]:
     return {
-        "severity": severity,
+        "severity": problem.severity,
         "where": problem.path,
         "what": problem.message,
         "remedy": problem.remedy,
     }
 
 
+def _problem_data(problem: Problem) -> dict[str, str]:
+    return {"path": problem.path, "message": problem.message, "remedy": problem.remedy}
+
+
 def _inspect_data(found: Inspection) -> dict[str, Any]:
+    findings = [_finding(each) for each in found.problems]
     changed = [
-        {"breaking": each.breaking, "where": each.place, "what": each.text}
+        {"breaking": each.severity is Severity.ERROR, "where": each.path, "what": each.message}
         for each in found.changes
     ]
-    data = {"path": str(found.path), "findings": _findings(found), "changes": changed}
-    return data | ({} if found.model is None else _model_data(found.model))
+    data = {"path": str(found.path), "findings": findings, "changes": changed}
+    if found.contents is None or found.scan is None:
+        return data
+    return data | _contents_data(found.contents, found.scan)
 
 
-def _model_data(model: Model) -> dict[str, Any]:
-    facts = model.facts
+def _contents_data(contents: Contents, scan: Scan) -> dict[str, Any]:
     return {
-        "tags": list(model.tags),
-        "tensorflow_version": facts.tensorflow_version,
+        "tags": list(contents.tags),
+        "tensorflow_version": contents.tensorflow_version,
         "signatures": {
             name: {
                 "method_name": signature.method_name,
@@ -624,26 +634,26 @@ def _model_data(model: Model) -> dict[str, Any]:
                 **({"not_batchable_because": hindered} if hindered else {}),
                 "inputs": _tensors(signature.inputs),
                 "outputs": _tensors(signature.outputs),
-                "optional": sorted(alias for each, alias in model.defaults if each == name),
+                "optional": sorted(signature.optional),
             }
-            for name, signature in model.signatures.items()
+            for name, signature in contents.signatures.items()
         },
-        "parameters": facts.parameters,
-        "parameter_bytes": facts.parameter_bytes,
+        "parameters": contents.parameters,
+        "parameter_bytes": contents.parameter_bytes,
         "variables": {
             name: {
                 "dtype": variable.dtype.name if variable.dtype else None,
                 "shape": list(variable.shape),
                 "size_bytes": variable.size_bytes,
             }
-            for name, variable in facts.variables.items()
+            for name, variable in contents.variables.items()
         },
-        "assets": list(facts.assets),
-        "warmup": facts.warmup,
-        "note": facts.note,
-        "fingerprint": facts.fingerprint,
-        "functions": model.scan.functions,
-        "operations": dict(model.scan.operations),
+        "assets": list(contents.assets),
+        "warmup": contents.warmup,
+        "note": contents.note,
+        "fingerprint": contents.fingerprint,
+        "functions": scan.functions,
+        "operations": dict(scan.operations),
     }
 
 
@@ -769,7 +779,7 @@ def _check(model: Path, *, as_json: bool) -> None:
     _read(model)
     if found := warmup.problems(model):
         raise warmup.refusal(found)
-    file = model / warmup.WARMUP_FILE
+    file = model / savedmodel.WARMUP_FILE
     count = sum(1 for _ in tfrecord.read(file)) if file.exists() else 0
     data = {"file": str(file.absolute()), "records": count}
     text = f"{file}: {_counted(count)}, fine" if count else f"{model} has no warm-up requests."

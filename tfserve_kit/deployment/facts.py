@@ -12,7 +12,7 @@ from tfserve_kit.deployment import flags
 from tfserve_kit.deployment.spec import Batching, Model, Spec
 from tfserve_kit.errors import Problem
 from tfserve_kit.repository import Version, list_versions
-from tfserve_kit.savedmodel import scan as graphscan
+from tfserve_kit.savedmodel.scan import Scan, scan_graph
 
 # Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 TFLITE_FILE = "model.tflite"
@@ -93,12 +93,12 @@ class Base:
         return (newest,) if named and not (newest.path / index).exists() else ()
 
     @cached_property
-    def scan(self) -> graphscan.Scan | None:
+    def scan(self) -> Scan | None:
         """What is found in the graph of the newest version; None where none would be loaded."""
         newest = self.loaded[-1] if self.loaded else None
         if newest is None or newest in self.faults or self.serves_tflite(newest):
             return None
-        return graphscan.scan_graph(savedmodel.meta_graph(newest.path, tag=self.tag))
+        return scan_graph(savedmodel.meta_graph(newest.path, tag=self.tag))
 
     def serves_tflite(self, version: Version) -> bool:
         """Say whether a version is loaded from `model.tflite`."""

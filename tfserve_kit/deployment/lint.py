@@ -2,10 +2,10 @@
 
 ::
 
-    spec ──▶ facts (flags, disk, machine) ──▶ every rule of RULES ──▶ [Finding]
+    spec ──▶ facts (flags, disk, machine) ──▶ every rule of RULES ──▶ [Problem]
 
 A rule says what tensorflow_model_server really does; where that is written upstream, its docstring
-names the file. `docs/lint.md` is generated from the tables of rules.
+names the file. `docs/lint.md` is generated from what the rules say of themselves.
 
 Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc for base paths,
 tensorflow_serving/batching/batching_session.cc for models with `[batching]`: the inputs of several
@@ -15,8 +15,7 @@ requests are joined along their first axis, and the outputs cut along theirs, wh
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,42 +23,12 @@ from tfserve_kit import safe_text, savedmodel
 from tfserve_kit.deployment import tls
 from tfserve_kit.deployment.facts import TFLITE_FILE, Base, Facts, Machine
 from tfserve_kit.deployment.spec import Batching, Spec
-from tfserve_kit.errors import Problem, SpecError
+from tfserve_kit.errors import Problem, Severity, SpecError, worst_first
 from tfserve_kit.repository import Version, parse_version
 from tfserve_kit.repository.locate import like_a_version, look_around, renamed
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature
-from tfserve_kit.savedmodel import scan as graph
+from tfserve_kit.savedmodel.scan import Scan
 from tfserve_kit.savedmodel.signatures import batch_axes, obstacles
-
-
-class Severity(Enum):
-    """How bad a finding is, the worst first."""
-
-    ERROR = "error"
-    """The server would not start, would wait without end, or could not answer."""
-    WARNING = "warning"
-    """It starts, but something is not as it was probably meant."""
-    INFO = "info"
-    """Good to know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing a rule found.
-
-    Attributes:
-        severity: how bad it is.
-        rule: name of the rule; stable.
-        path: where in the deployment, dotted, such as `models.resnet.labels.stable`.
-        message: what is so, with its values.
-        remedy: what to do about it.
-    """
-
-    severity: Severity
-    rule: str
-    path: str
-    message: str
-    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +41,27 @@ class Rule:
     look: Callable[[Facts], Iterable[Problem]]
 
 
+RULES: list[Rule] = []
+_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+_Look = Callable[[Facts], Iterable[Problem]]
+
+
+def _rule(name: str, severity: Severity, meaning: str) -> Callable[[_Look], _Look]:
+    """Make a function a rule."""
+
+    def add(look: _Look) -> _Look:
+        RULES.append(Rule(name, severity, meaning, look))
+        return look
+
+    return add
+
+
+@_rule(
+    "base-path-unreadable",
+    _E,
+    "a base path cannot be read: no port opens, the server waits without end",
+)
 def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
     """No port opens before every model has a version; until then the look is only repeated.
 
@@ -93,6 +83,11 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"models.{name}.base_path", text, remedy)
 
 
+@_rule(
+    "no-version",
+    _E,
+    "a base path holds no version: no port opens, the server waits without end",
+)
 def _no_version(facts: Facts) -> Iterator[Problem]:
     """Like a missing base path, an empty one is waited for."""
     for base in facts.bases:
@@ -105,6 +100,11 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule(
+    "version-not-on-disk",
+    _E,
+    "a version of `specific` is not there: the server goes without it, or waits without end",
+)
 def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
     """Only a warning in the log, as long as one of them is there; else it is waited for."""
     for base in facts.bases:
@@ -114,6 +114,11 @@ def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
                 yield Problem(f"{base.place}.versions", text, f"it holds {base.numbers}")
 
 
+@_rule(
+    "name-is-no-version",
+    _W,
+    "a folder looks like a version, but its name is no integer: it is passed over in silence",
+)
 def _name_is_no_version(facts: Facts) -> Iterator[Problem]:
     """Whatever absl::SimpleAtoi does not take for an int64 is passed over without a word."""
     for base in facts.bases:
@@ -126,6 +131,11 @@ def _name_is_no_version(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule(
+    "odd-version-name",
+    _W,
+    "a name such as `0001` or `+1` counts as a version, though it does not look like it",
+)
 def _odd_version_name(facts: Facts) -> Iterator[Problem]:
     """Signs, blanks and leading zeros count; REST cannot name a version below zero."""
     for base in facts.bases:
@@ -137,6 +147,7 @@ def _odd_version_name(facts: Facts) -> Iterator[Problem]:
                 yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule("two-spellings", _W, "two names stand for one version number: only one of them is served")
 def _two_spellings(facts: Facts) -> Iterator[Problem]:
     """Of two names for one number the lexicographically last is used."""
     for base in facts.bases:
@@ -151,6 +162,11 @@ def _two_spellings(facts: Facts) -> Iterator[Problem]:
                 yield Problem(f"{base.place}.base_path", text, "remove or renumber all but one")
 
 
+@_rule(
+    "version-is-no-folder",
+    _W,
+    "a file with an integer name counts as a version: loading it fails",
+)
 def _version_is_no_folder(facts: Facts) -> Iterator[Problem]:
     """Whatever has an integer name counts, folder or not; its load fails, the old one stays."""
     for base in facts.bases:
@@ -161,6 +177,7 @@ def _version_is_no_folder(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"{base.place}.base_path", text, "remove or rename it")
 
 
+@_rule("s3-base-path", _E, "the server cannot read s3:// since 2.7")
 def _s3_base_path(facts: Facts) -> Iterator[Problem]:
     """S3 left TensorFlow for the tensorflow-io package with 2.7; a C++ server cannot load it."""
     for name, path in facts.remote.items():
@@ -170,6 +187,7 @@ def _s3_base_path(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"models.{name}.base_path", text, remedy)
 
 
+@_rule("remote-base-path", _I, "a base path such as gs:// can only be looked at by the server")
 def _remote_base_path(facts: Facts) -> Iterator[Problem]:
     """Only the server itself can look there."""
     for name, path in facts.remote.items():
@@ -177,39 +195,6 @@ def _remote_base_path(facts: Facts) -> Iterator[Problem]:
             text = f"{safe_text.redacted_url(path)} was not looked at: only the server can"
             remedy = f"see that it holds numbered versions; upload {GRAPH_FILE} last"
             yield Problem(f"models.{name}.base_path", text, remedy)
-
-
-_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
-
-BASE_PATH_RULES = (
-    Rule("base-path-unreadable", _E,
-         "a base path cannot be read: no port opens, the server waits without end",
-         _base_path_unreadable),
-    Rule("no-version", _E,
-         "a base path holds no version: no port opens, the server waits without end",
-         _no_version),
-    Rule("version-not-on-disk", _E,
-         "a version of `specific` is not there: the server goes without it, or waits without end",
-         _version_not_on_disk),
-    Rule("s3-base-path", _E,
-         "the server cannot read s3:// since 2.7",
-         _s3_base_path),
-    Rule("name-is-no-version", _W,
-         "a folder looks like a version, but its name is no integer: it is passed over in silence",
-         _name_is_no_version),
-    Rule("odd-version-name", _W,
-         "a name such as `0001` or `+1` counts as a version, though it does not look like it",
-         _odd_version_name),
-    Rule("two-spellings", _W,
-         "two names stand for one version number: only one of them is served",
-         _two_spellings),
-    Rule("version-is-no-folder", _W,
-         "a file with an integer name counts as a version: loading it fails",
-         _version_is_no_folder),
-    Rule("remote-base-path", _I,
-         "a base path such as gs:// can only be looked at by the server",
-         _remote_base_path),
-)  # fmt: skip
 
 
 # Source: tensorflow_serving/servables/tensorflow/bundle_factory_util.cc.
@@ -238,6 +223,11 @@ def hindrances(spec: Spec, model: str = "", signature: str = "") -> list[Problem
     return list(_cannot_batch(facts)) or named
 
 
+@_rule(
+    "cannot-batch",
+    _E,
+    "`[batching]`, but a model has no batch axis in an input or output, or fixes its rows",
+)
 def _cannot_batch(facts: Facts) -> Iterator[Problem]:
     """Every request would fail, or with luck those that come alone would not."""
     for base, found in _batched(facts):
@@ -247,6 +237,11 @@ def _cannot_batch(facts: Facts) -> Iterator[Problem]:
                 yield _problem(base, name, f"cannot be batched: {hindered[name]}")
 
 
+@_rule(
+    "signature-cannot-batch",
+    _W,
+    "`[batching]`, and another signature than the main one cannot be batched, or may not be",
+)
 def _signature_cannot_batch(facts: Facts) -> Iterator[Problem]:
     """As for `cannot-batch`; requests for the model's main signature are not concerned.
 
@@ -292,19 +287,15 @@ def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
             yield base, savedmodel.read_signatures(newest.path, tag=base.tag)
 
 
-BATCHING_RULES = (
-    Rule("cannot-batch", Severity.ERROR,
-         "`[batching]`, but a model has no batch axis in an input or output, or fixes its rows",
-         _cannot_batch),
-    Rule("signature-cannot-batch", Severity.WARNING,
-         "`[batching]`, and another signature than the main one cannot be batched, or may not be",
-         _signature_cannot_batch),
-)  # fmt: skip
-
-
 _PUSH = "push a whole copy: tfkit push-model SAVED_MODEL --to"
 
 
+@_rule(
+    "model-damaged",
+    _E,
+    "no version that would be loaded is whole, or the newest lacks its variables: the "
+    "server tries for minutes and ends, or answers every request with an error",
+)
 def _model_damaged(facts: Facts) -> Iterator[Problem]:
     """Five times, a minute apart, a failed load is repeated by default; then the server ends.
 
@@ -317,6 +308,7 @@ def _model_damaged(facts: Facts) -> Iterator[Problem]:
                 yield _damage(base, version)
 
 
+@_rule("version-damaged", _W, "a version is not whole; others of the model are")
 def _version_damaged(facts: Facts) -> Iterator[Problem]:
     """Another version answers while the load is repeated; a failed one is never tried again.
 
@@ -334,6 +326,11 @@ def _damage(base: Base, version: Version) -> Problem:
     return Problem(f"{base.place}.base_path", text, f"{_PUSH} {base.model.base_path}")
 
 
+@_rule(
+    "tag-not-found",
+    _E,
+    "no version that would be loaded has a graph with the tags of `saved_model_tags`",
+)
 def _tag_not_found(facts: Facts) -> Iterator[Problem]:
     """Fails to load like a damaged model. Source: tensorflow/cc/saved_model/reader.cc."""
     for base in facts.bases:
@@ -345,6 +342,11 @@ def _tag_not_found(facts: Facts) -> Iterator[Problem]:
                 yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule(
+    "no-default-signature",
+    _W,
+    "a model has no signature `serving_default`, which requests use that name none",
+)
 def _no_default_signature(facts: Facts) -> Iterator[Problem]:
     """Without a name of a signature a request means `serving_default`.
 
@@ -363,6 +365,11 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule(
+    "cannot-answer",
+    _E,
+    "a signature reads what loading never sets, or names no tensor: every request fails",
+)
 def _cannot_answer(facts: Facts) -> Iterator[Problem]:
     """Nothing is wrong until a request comes: the version loads, and is AVAILABLE.
 
@@ -375,20 +382,26 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"{base.place}.base_path", text, remedy)
 
 
+@_rule(
+    "refused-operation",
+    _W,
+    "a model runs operations that a push refuses: no server has them, or they have no "
+    "business in one",
+)
 def _refused_operation(facts: Facts) -> Iterator[Problem]:
     """Name what a push would have refused: a version that was copied by hand met none."""
     for base, scan in _scans(facts):
         refused = {
-            each.op: each.message
+            each.rule: each.message
             for each in reversed(scan.findings)
-            if each.severity == "error" and each.op
+            if each.severity is Severity.ERROR and each.rule
         }
         for op, message in sorted(refused.items()):
             text = f"{_newest(base)}: {op}: {message}"
             yield Problem(f"{base.place}.base_path", text, "export the model without it")
 
 
-def _scans(facts: Facts) -> Iterator[tuple[Base, graph.Scan]]:
+def _scans(facts: Facts) -> Iterator[tuple[Base, Scan]]:
     for base in facts.bases:
         if (scan := base.scan) is not None:
             yield base, scan
@@ -398,6 +411,11 @@ def _newest(base: Base) -> str:
     return f"version {base.loaded[-1].number} in {base.model.base_path}"
 
 
+@_rule(
+    "label-not-loaded",
+    _E,
+    "a label names a version that will not be loaded: requests by it fail",
+)
 def _label_not_loaded(facts: Facts) -> Iterator[Problem]:
     """Nothing keeps the server from starting, but requests by that label are answered with 404.
 
@@ -414,6 +432,7 @@ def _label_not_loaded(facts: Facts) -> Iterator[Problem]:
                 yield Problem(f"{base.place}.labels.{label}", text, remedy)
 
 
+@_rule("labels-refused", _E, "labels at a start need `allow_version_labels_for_unavailable_models`")
 def _labels_refused(facts: Facts) -> Iterator[Problem]:
     """At a start no version is available yet, and the server ends with FAILED_PRECONDITION.
 
@@ -427,6 +446,7 @@ def _labels_refused(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"server.flags.{name}", text, "remove it; tfkit sets it where it is needed")
 
 
+@_rule("awkward-name", _W, "the name of a model or label must be percent-encoded in REST paths")
 def _awkward_name(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/http_rest_api_handler.cc (path patterns)."""
     for name, model in facts.spec.models.items():
@@ -443,6 +463,11 @@ def _awkward_name(facts: Facts) -> Iterator[Problem]:
 _MEMORY_PER_DISK = 1.2
 
 
+@_rule(
+    "memory-short",
+    _W,
+    "what will be loaded needs more memory than is free: 1.2 times its size on disk",
+)
 def _memory_short(facts: Facts) -> Iterator[Problem]:
     """No limit is set to what the server loads; the system ends it when memory is used up."""
     size_bytes = sum(_size_bytes(each.path) for base in facts.bases for each in base.loaded)
@@ -457,42 +482,6 @@ def _size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-MODEL_RULES = (
-    Rule("model-damaged", _E,
-         "no version that would be loaded is whole, or the newest lacks its variables: "
-         "the server tries for minutes and ends, or answers every request with an error",
-         _model_damaged),
-    Rule("tag-not-found", _E,
-         "no version that would be loaded has a graph with the tags of `saved_model_tags`",
-         _tag_not_found),
-    Rule("cannot-answer", _E,
-         "a signature reads what loading never sets, or names no tensor: every request fails",
-         _cannot_answer),
-    Rule("label-not-loaded", _E,
-         "a label names a version that will not be loaded: requests by it fail",
-         _label_not_loaded),
-    Rule("labels-refused", _E,
-         "labels at a start need `allow_version_labels_for_unavailable_models`",
-         _labels_refused),
-    Rule("version-damaged", _W,
-         "a version is not whole; others of the model are",
-         _version_damaged),
-    Rule("no-default-signature", _W,
-         "a model has no signature `serving_default`, which requests use that name none",
-         _no_default_signature),
-    Rule("refused-operation", _W,
-         "a model runs operations that a push refuses: no server has them, or they have no "
-         "business in one",
-         _refused_operation),
-    Rule("awkward-name", _W,
-         "the name of a model or label must be percent-encoded in REST paths",
-         _awkward_name),
-    Rule("memory-short", _W,
-         "what will be loaded needs more memory than is free: 1.2 times its size on disk",
-         _memory_short),
-)  # fmt: skip
-
-
 # From here on a batch is hardly filled by those who happen to wait.
 _LARGE_BATCH = 32
 # More threads than this for each CPU only wait for each other.
@@ -501,6 +490,11 @@ _THREADS_PER_CPU = 4
 _SHORT_STALL_S = 10
 
 
+@_rule(
+    "batch-never-full",
+    _W,
+    "`max_batch_size` is above the number of requests that are handled at once",
+)
 def _batch_never_full(facts: Facts) -> Iterator[Problem]:
     """Each handler thread waits for its answer, so no more requests than threads are there.
 
@@ -518,6 +512,7 @@ def _batch_never_full(facts: Facts) -> Iterator[Problem]:
         yield Problem("batching.max_batch_size", text, remedy)
 
 
+@_rule("batch-timeout-zero", _I, "large batches, but no time to fill them")
 def _batch_timeout_zero(facts: Facts) -> Iterator[Problem]:
     """Then a batch is closed as soon as a batch thread is free, whatever it holds.
 
@@ -531,6 +526,7 @@ def _batch_timeout_zero(facts: Facts) -> Iterator[Problem]:
         yield Problem("batching.batch_timeout_micros", text, remedy)
 
 
+@_rule("queue-too-short", _I, "less room for waiting rows than requests that are handled at once")
 def _queue_too_short(facts: Facts) -> Iterator[Problem]:
     """Without room in the queue a request gets 503. Source: as for `batch-timeout-zero`."""
     batching = facts.batching
@@ -547,6 +543,7 @@ def _queue_too_short(facts: Facts) -> Iterator[Problem]:
         yield Problem("batching.max_enqueued_batches", text, "raise it, or expect 503 at peaks")
 
 
+@_rule("many-batch-threads", _I, "more than four batch threads for each CPU")
 def _many_batch_threads(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/batching/README.md, which wants one for each CPU."""
     threads = facts.batching and facts.batching.num_batch_threads
@@ -555,6 +552,7 @@ def _many_batch_threads(facts: Facts) -> Iterator[Problem]:
         yield Problem("batching.num_batch_threads", text, f"start from {facts.machine.cpus}")
 
 
+@_rule("rest-gives-up-early", _W, "REST requests time out before a batch that is not full is run")
 def _rest_gives_up_early(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/batching/batching_session.cc: 429 to who waits too long."""
     wait_ms = ((facts.batching and facts.batching.batch_timeout_micros) or 0) / 1000
@@ -565,6 +563,11 @@ def _rest_gives_up_early(facts: Facts) -> Iterator[Problem]:
         yield Problem("server.flags.rest_api_timeout_in_ms", text, remedy)
 
 
+@_rule(
+    "one-load-blocks-all",
+    _I,
+    "with several models, a version that fails to load holds up all of them for minutes",
+)
 def _one_load_blocks_all(facts: Facts) -> Iterator[Problem]:
     """Without load threads the repetitions of a failed load hold up the manager's own thread.
 
@@ -588,6 +591,7 @@ def _one_load_blocks_all(facts: Facts) -> Iterator[Problem]:
 _POLL = "file_system_poll_wait_seconds"
 
 
+@_rule("never-looks", _E, "a negative `file_system_poll_wait_seconds`: no version is ever found")
 def _never_looks(facts: Facts) -> Iterator[Problem]:
     """Not even once: no version is ever found, and no port opens.
 
@@ -598,6 +602,11 @@ def _never_looks(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"server.flags.{_POLL}", text, "remove it; 0 looks once")
 
 
+@_rule(
+    "pushes-unnoticed",
+    _W,
+    "`file_system_poll_wait_seconds` 0 looks for versions only at the start",
+)
 def _pushes_unnoticed(facts: Facts) -> Iterator[Problem]:
     """Source: as for `never-looks`."""
     waiting = [name for name, each in facts.spec.models.items() if not each.versions.specific]
@@ -606,6 +615,7 @@ def _pushes_unnoticed(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"server.flags.{_POLL}", text, "set it to 1 or more, or restart after a push")
 
 
+@_rule("monitoring-path-clash", _W, "the page of metrics lies among the paths of the REST API")
 def _monitoring_path_clash(facts: Facts) -> Iterator[Problem]:
     """Whatever asks for this path gets the page, never what REST has there.
 
@@ -617,6 +627,7 @@ def _monitoring_path_clash(facts: Facts) -> Iterator[Problem]:
         yield Problem("monitoring.path", text, "leave it out, or choose one outside /v1/")
 
 
+@_rule("fatal-flag", _E, "flags that the server crashes on or does not start with")
 def _fatal_flag(facts: Facts) -> Iterator[Problem]:
     """Values that the server fails or crashes on at its start.
 
@@ -651,6 +662,11 @@ _REPLACED = (
 )
 
 
+@_rule(
+    "without-effect",
+    _W,
+    "a setting does nothing, because it needs another or another replaces it",
+)
 def _without_effect(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc."""
     given, batching = facts.spec.server.flags, facts.batching
@@ -669,6 +685,7 @@ def _without_effect(facts: Facts) -> Iterator[Problem]:
             yield Problem(path, text, "say it in that file, or remove one of them")
 
 
+@_rule("no-tflite-model", _W, "`prefer_tflite_model`, but no version has such a model")
 def _no_tflite_model(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc."""
     loaded = [(base, version) for base in facts.bases for version in base.loaded]
@@ -679,49 +696,14 @@ def _no_tflite_model(facts: Facts) -> Iterator[Problem]:
         yield Problem("server.flags.prefer_tflite_model", text, "remove it, or push one with it")
 
 
-SETTING_RULES = (
-    Rule("never-looks", _E,
-         "a negative `file_system_poll_wait_seconds`: no version is ever found",
-         _never_looks),
-    Rule("fatal-flag", _E,
-         "flags that the server crashes on or does not start with",
-         _fatal_flag),
-    Rule("batch-never-full", _W,
-         "`max_batch_size` is above the number of requests that are handled at once",
-         _batch_never_full),
-    Rule("rest-gives-up-early", _W,
-         "REST requests time out before a batch that is not full is run",
-         _rest_gives_up_early),
-    Rule("pushes-unnoticed", _W,
-         "`file_system_poll_wait_seconds` 0 looks for versions only at the start",
-         _pushes_unnoticed),
-    Rule("monitoring-path-clash", _W,
-         "the page of metrics lies among the paths of the REST API",
-         _monitoring_path_clash),
-    Rule("without-effect", _W,
-         "a setting does nothing, because it needs another or another replaces it",
-         _without_effect),
-    Rule("no-tflite-model", _W,
-         "`prefer_tflite_model`, but no version has such a model",
-         _no_tflite_model),
-    Rule("batch-timeout-zero", _I,
-         "large batches, but no time to fill them",
-         _batch_timeout_zero),
-    Rule("queue-too-short", _I,
-         "less room for waiting rows than requests that are handled at once",
-         _queue_too_short),
-    Rule("many-batch-threads", _I,
-         "more than four batch threads for each CPU",
-         _many_batch_threads),
-    Rule("one-load-blocks-all", _I,
-         "with several models, a version that fails to load holds up all of them for minutes",
-         _one_load_blocks_all),
-)  # fmt: skip
-
-
 _THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+@_rule(
+    "tls-unusable",
+    _E,
+    "`ssl_config_file` is no SSLConfig, or its server and tfkit would not come together",
+)
 def _tls_unusable(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc (credentials from the SSLConfig)."""
     try:
@@ -730,6 +712,7 @@ def _tls_unusable(facts: Facts) -> Iterator[Problem]:
         yield from error.problems
 
 
+@_rule("rest-stays-plain", _W, "gRPC has TLS, REST has none and is open to other machines")
 def _rest_stays_plain(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc: the HTTP server takes no credentials."""
     server = facts.spec.server
@@ -739,20 +722,7 @@ def _rest_stays_plain(facts: Facts) -> Iterator[Problem]:
         yield Problem("server.host", text, remedy)
 
 
-TLS_RULES = (
-    Rule("tls-unusable", Severity.ERROR,
-         "`ssl_config_file` is no SSLConfig, or its server and tfkit would not come together",
-         _tls_unusable),
-    Rule("rest-stays-plain", Severity.WARNING,
-         "gRPC has TLS, REST has none and is open to other machines",
-         _rest_stays_plain),
-)  # fmt: skip
-
-
-RULES: tuple[Rule, ...] = BASE_PATH_RULES + MODEL_RULES + BATCHING_RULES + SETTING_RULES + TLS_RULES
-
-
-def lint(spec: Spec, *, machine: Machine | None = None) -> list[Finding]:
+def lint(spec: Spec, *, machine: Machine | None = None) -> list[Problem]:
     """Return everything about a deployment that will or may go wrong, the worst first.
 
     Args:
@@ -761,9 +731,8 @@ def lint(spec: Spec, *, machine: Machine | None = None) -> list[Finding]:
     """
     facts = Facts(spec, machine or Machine.here())
     found = [
-        Finding(rule.severity, rule.name, problem.path, problem.message, problem.remedy)
+        replace(problem, severity=rule.severity, rule=rule.name)
         for rule in RULES
         for problem in rule.look(facts)
     ]
-    worst_first = list(Severity)
-    return sorted(found, key=lambda finding: worst_first.index(finding.severity))
+    return sorted(found, key=worst_first)

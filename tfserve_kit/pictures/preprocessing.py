@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from tfserve_kit import bounded
 from tfserve_kit.errors import Problem, SpecError, UsageError
 from tfserve_kit.pictures.labels import Labels, from_json
-from tfserve_kit.savedmodel.scan import NOTE_PATH
+from tfserve_kit.savedmodel import NOTE_PATH
 
 _FORMAT = 1
 _MOST_BYTES = 64 << 20  # a million labels

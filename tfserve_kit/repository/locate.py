@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from tfserve_kit.errors import PushRefused, did_you_mean
+from tfserve_kit.errors import PushRefused, UsageError, did_you_mean
 from tfserve_kit.progress import Progress
-from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, list_versions, parse_version
 from tfserve_kit.savedmodel import GRAPH_FILE, GRAPH_FILES, graph_file
 
+_MODELS = Path("models")
 _DEPTH = 3  # model/1/saved_model.pb, and one wrapping folder more
 
 
@@ -124,6 +125,34 @@ def look_around(place: Path) -> Found | None:
         return next(filter(None, (look(place) for look in looks)), None)
     except OSError:
         return None
+
+
+def find_version(place: Path) -> Path:
+    """Return the version directory that is meant.
+
+    Args:
+        place: a SavedModel directory, a base path (its highest version is meant), or the name of
+            a model below `models/`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if not place.exists() and (_MODELS / place).is_dir():
+        place = _MODELS / place
+    remedy = "give a SavedModel directory, a base path or the name of a model below models/"
+    try:
+        if graph_file(place):
+            return place
+        versions = [version for version in list_versions(place) if version.path.is_dir()]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot read {place}: {reason}", remedy=remedy) from error
+    if not versions and (found := look_around(place)):
+        text = f"{place} holds no {GRAPH_FILE} and no version: it {found.what}"
+        raise UsageError(text, remedy=found.push or found.serve)
+    if not versions:
+        raise UsageError(f"{place} holds no {GRAPH_FILE} and no version", remedy=remedy)
+    return versions[-1].path
 
 
 def like_a_version(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import safe_text
-from tfserve_kit.errors import Problem, PushRefused, listed
+from tfserve_kit.errors import Problem, PushRefused, Severity, listed
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import locate, object_store
 from tfserve_kit.repository.disk import sync, sync_path, translate_os_errors
@@ -165,10 +165,10 @@ class _Push:
         root, files = self.source.fetch(folder, tag=self.gate.tag, progress=self.progress)
         _require_room(files)
         self.progress.step("checking the copy")
-        verdict = check_gate(root, self.gate, serving=serving())
-        remarks = self._told(verdict.remarks)
-        if verdict.refusals:
-            raise PushRefused(f"the model is refused:{listed(verdict.refusals)}")
+        found = check_gate(root, self.gate, serving=serving())
+        remarks = self._told([each for each in found if each.severity is Severity.WARNING])
+        if refusals := [each for each in found if each.severity is Severity.ERROR]:
+            raise PushRefused(f"the model is refused:{listed(refusals)}")
         if self.approve is not None:
             remarks += self._told(self.approve(root) or ())
         _require_as_pushed(root, files)

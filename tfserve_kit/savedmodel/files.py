@@ -17,6 +17,10 @@ GRAPH_FILES = (GRAPH_FILE, "saved_model.pbtxt")
 # Split into chunks, for graphs beyond what one message holds; no server of this kind reads it.
 CHUNKED_GRAPH_FILE = "saved_model.cpb"
 VARIABLES_INDEX = Path("variables") / "variables.index"
+# Requests that a server replays before it serves a version.
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+# How pictures become the model's input, as the push wrote it down.
+NOTE_PATH = Path("assets.extra") / "tfkit.json"
 _MOST_GRAPH_BYTES = (1 << 31) - 1  # of protobuf
 
 

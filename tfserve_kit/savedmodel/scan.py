@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-from tfserve_kit import savedmodel
-from tfserve_kit.errors import Problem
-from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX
+from tfserve_kit.errors import Problem, Severity, worst_first
 from tfserve_kit.savedmodel.checkpoint import CheckpointError, StoredTensor, tensors
+from tfserve_kit.savedmodel.files import GRAPH_FILE, NOTE_PATH, VARIABLES_INDEX, WARMUP_FILE
 from tfserve_kit.savedmodel.graph import (
     MAIN,
     Graph,
@@ -33,13 +32,14 @@ from tfserve_kit.savedmodel.graph import (
     tensor_names,
     unanswerable,
 )
+from tfserve_kit.savedmodel.signatures import Signature, graph_signatures
 from tfserve_kit.tensors import dtypes
 
-Severity = Literal["error", "warning", "info"]
+_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class OpRule:
     """What is said of an operation that runs in a server.
 
     Attributes:
@@ -139,54 +139,54 @@ _REMOTE = """DataServiceDataset DataServiceDatasetV2 DataServiceDatasetV3 DataSe
     CollectiveReduceV2 CollectiveReduceV3"""
 
 # Operations, separated by blanks, to what is said of them.
-_TABLE: tuple[tuple[str, Rule], ...] = (
-    ("PyFunc PyFuncStateless EagerPyFunc", Rule("error", "calls Python code, which no server has")),
-    ("ReadFile", Rule("error", "reads a file", file_inputs=(0,))),
+_TABLE: tuple[tuple[str, OpRule], ...] = (
+    ("PyFunc PyFuncStateless EagerPyFunc", OpRule(_E, "calls Python code, which no server has")),
+    ("ReadFile", OpRule(_E, "reads a file", file_inputs=(0,))),
     ("InitializeTableFromTextFile InitializeTableFromTextFileV2",
-     Rule("error", "fills a table from a file", file_inputs=(1,))),
+     OpRule(_E, "fills a table from a file", file_inputs=(1,))),
     ("WriteFile MatchingFiles FileSystemSetConfiguration",
-     Rule("error", "uses the server's file system")),
-    ("GenerateVocabRemapping", Rule("error", "reads files", file_inputs=(0, 1))),
+     OpRule(_E, "uses the server's file system")),
+    ("GenerateVocabRemapping", OpRule(_E, "reads files", file_inputs=(0, 1))),
     ("LoadAndRemapMatrix Restore RestoreSlice RestoreV2 DTensorRestoreV2",
-     Rule("error", "reads a checkpoint")),
+     OpRule(_E, "reads a checkpoint")),
     ("Save SaveSlices SaveV2 DistributedSave MergeV2Checkpoints",
-     Rule("error", "writes a checkpoint")),
-    ("ImmutableConst", Rule("error", "maps a file into memory")),
-    (_READERS, Rule("error", "reads files")),
-    (_DATASET_FILES, Rule("error", "reads a dataset from files", file_inputs=(0,))),
-    ("SqlDataset ExperimentalSqlDataset", Rule("error", "reads a database")),
-    (_WRITERS, Rule("error", "writes files")),
-    ("DatasetFromGraph", Rule("error", "runs a graph hidden in a tensor")),
-    (_REMOTE, Rule("error", "talks to other machines or processes")),
-    (_SUMMARIES, Rule("error", "writes logs for TensorBoard")),
-    ("Abort", Rule("error", "ends the server")),
-    ("DumpTensor", Rule("error", "writes tensors to files")),
-    ("XlaCustomCall XlaCustomCallV2", Rule("error", "calls native code by name")),
-    ("PrintV2", Rule("error", "writes to a file", applies=_prints_to_file)),
+     OpRule(_E, "writes a checkpoint")),
+    ("ImmutableConst", OpRule(_E, "maps a file into memory")),
+    (_READERS, OpRule(_E, "reads files")),
+    (_DATASET_FILES, OpRule(_E, "reads a dataset from files", file_inputs=(0,))),
+    ("SqlDataset ExperimentalSqlDataset", OpRule(_E, "reads a database")),
+    (_WRITERS, OpRule(_E, "writes files")),
+    ("DatasetFromGraph", OpRule(_E, "runs a graph hidden in a tensor")),
+    (_REMOTE, OpRule(_E, "talks to other machines or processes")),
+    (_SUMMARIES, OpRule(_E, "writes logs for TensorBoard")),
+    ("Abort", OpRule(_E, "ends the server")),
+    ("DumpTensor", OpRule(_E, "writes tensors to files")),
+    ("XlaCustomCall XlaCustomCallV2", OpRule(_E, "calls native code by name")),
+    ("PrintV2", OpRule(_E, "writes to a file", applies=_prints_to_file)),
     ("DecodeProtoV2 EncodeProto",
-     Rule("error", "reads its descriptors from a file", applies=_reads_descriptors)),
-    (_DEBUGGERS, Rule("error", "sends tensors to a debugger", applies=_debugs_elsewhere)),
-    ("CacheDataset CacheDatasetV2", Rule("error", "keeps a cache in files", file_inputs=(1,))),
-    ("SimpleMLLoadModelFromPath", Rule("warning", "reads a forest's files", file_inputs=(0,))),
+     OpRule(_E, "reads its descriptors from a file", applies=_reads_descriptors)),
+    (_DEBUGGERS, OpRule(_E, "sends tensors to a debugger", applies=_debugs_elsewhere)),
+    ("CacheDataset CacheDatasetV2", OpRule(_E, "keeps a cache in files", file_inputs=(1,))),
+    ("SimpleMLLoadModelFromPath", OpRule(_W, "reads a forest's files", file_inputs=(0,))),
     ("SimpleMLLoadModelFromPathWithHandle",
-     Rule("warning", "reads a forest's files", file_inputs=(1,))),
-    ("PrintV2", Rule("warning", "writes to the server's log at each request",
+     OpRule(_W, "reads a forest's files", file_inputs=(1,))),
+    ("PrintV2", OpRule(_W, "writes to the server's log at each request",
                      applies=lambda node: not _prints_to_file(node), signatures_only=True)),
-    ("Print", Rule("warning", "writes to the server's log", signatures_only=True)),
-    (_ASSIGNMENTS, Rule("warning", "changes variables; each server and each version has its own",
+    ("Print", OpRule(_W, "writes to the server's log", signatures_only=True)),
+    (_ASSIGNMENTS, OpRule(_W, "changes variables; each server and each version has its own",
                         signatures_only=True)),
     ("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3",
-     Rule("warning", "normalizes with the batch's own statistics, as in training",
+     OpRule(_W, "normalizes with the batch's own statistics, as in training",
           applies=_is_training, signatures_only=True)),
-    ("XlaCallModule", Rule("info", "runs compiled code, which is not looked into")),
+    ("XlaCallModule", OpRule(_I, "runs compiled code, which is not looked into")),
 )  # fmt: skip
-_TRAINING = Rule("warning", "trains: it changes the weights", signatures_only=True)
+_TRAINING = OpRule(_W, "trains: it changes the weights", signatures_only=True)
 
 
 @cache
-def rules_by_op() -> Mapping[str, tuple[Rule, ...]]:
+def rules_by_op() -> Mapping[str, tuple[OpRule, ...]]:
     """Return the rules by operation."""
-    rules: dict[str, tuple[Rule, ...]] = {}
+    rules: dict[str, tuple[OpRule, ...]] = {}
     for names, rule in _TABLE:
         for name in names.split():
             rules[name] = (*rules.get(name, ()), rule)
@@ -202,18 +202,17 @@ def _trains(name: str) -> bool:
     return bare.startswith("Apply")
 
 
-WARMUP_PATH = Path("assets.extra") / "tf_serving_warmup_requests"
-# How pictures become its input, as the push wrote it down.
-NOTE_PATH = Path("assets.extra") / "tfkit.json"
 # Bookkeeping of tf.train.Checkpoint, stored like a variable.
 _SAVE_COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Contents:
     """What a version directory holds.
 
     Attributes:
+        tags: the tags of the graph, sorted.
+        signatures: the callable signatures by name.
         tensorflow_version: the release that wrote the graph; empty if it does not say.
         variables: what the checkpoint holds, by name, without its own bookkeeping.
         assets: file names within `assets/`.
@@ -222,6 +221,8 @@ class Facts:
         fingerprint: whether there is a `fingerprint.pb`.
     """
 
+    tags: tuple[str, ...]
+    signatures: Mapping[str, Signature]
     tensorflow_version: str
     variables: Mapping[str, StoredTensor]
     assets: tuple[str, ...]
@@ -240,7 +241,7 @@ class Facts:
         return sum(variable.size_bytes for variable in self.variables.values())
 
 
-def facts(version_dir: Path, graph: Any) -> Facts:
+def read_contents(version_dir: Path, graph: Any) -> Contents:
     """Collect what a version directory holds; `graph` is its MetaGraphDef.
 
     An index of variables that cannot be read counts as none: `savedmodel.problems` names it.
@@ -249,11 +250,13 @@ def facts(version_dir: Path, graph: Any) -> Facts:
         stored = tensors(version_dir / VARIABLES_INDEX)
     except (FileNotFoundError, CheckpointError):
         stored = {}
-    return Facts(
+    return Contents(
+        tuple(sorted(graph.meta_info_def.tags)),
+        graph_signatures(graph),
         graph.meta_info_def.tensorflow_version,
         {name: each for name, each in stored.items() if _is_variable(name, each)},
         tuple(sorted({asset.filename for asset in asset_files(graph)})),
-        (version_dir / WARMUP_PATH).is_file(),
+        (version_dir / WARMUP_FILE).is_file(),
         (version_dir / NOTE_PATH).is_file(),
         (version_dir / "fingerprint.pb").is_file(),
     )
@@ -263,33 +266,7 @@ def _is_variable(name: str, stored: StoredTensor) -> bool:
     return stored.dtype is not dtypes.STRING and name != _SAVE_COUNTER
 
 
-_ORDER: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 _NEVER_RUN = "; no server ever runs it here"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about a graph that whoever serves it should know.
-
-    Attributes:
-        severity: error for what should not be served, warning for what is suspicious.
-        op: the operation it is about; empty if it is about the graph.
-        message: what is found, with the first place of it.
-        remedy: what to do about it; may be empty.
-        count: how often it is found.
-    """
-
-    severity: Severity
-    op: str
-    message: str
-    remedy: str = ""
-    count: int = 1
-
-    @property
-    def problem(self) -> Problem:
-        """The finding as a problem of a model."""
-        times = f" [{self.count} times]" if self.count > 1 else ""
-        return Problem(self.op or GRAPH_FILE, self.message + times, self.remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,32 +274,25 @@ class Scan:
     """What a scan found.
 
     Attributes:
-        findings: the worst first.
+        findings: what whoever serves the graph should know, the worst first; the rule of each is
+            the operation it is about, empty if it is about the graph.
         operations: how many nodes each operation has, the most frequent first.
         functions: number of functions in the library.
         unanswerable: why a signature can never answer, by its name.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Problem, ...]
     operations: Mapping[str, int]
     functions: int
     unanswerable: Mapping[str, list[str]]
 
 
-def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:
-    """Read the MetaGraphDef that bears exactly a tag, or several separated by commas.
+def scan_graph(graph: Any) -> Scan:
+    """Scan a MetaGraphDef; the time it takes grows with the number of nodes.
 
     Raises:
-        FileNotFoundError: there is no `saved_model.pb`.
-        ValueError: it is truncated or no SavedModel, or no graph in it bears the tag.
+        ValueError: one of its assets is damaged.
     """
-    graph = savedmodel.meta_graph(version_dir, tag=tag)
-    asset_files(graph)  # raises here rather than wherever they are needed
-    return graph
-
-
-def scan_graph(graph: Any) -> Scan:
-    """Scan a MetaGraphDef; the time it takes grows with the number of nodes."""
     return _Scanner(Graph(graph)).run()
 
 
@@ -339,7 +309,8 @@ class _Scanner:
         self._graph = graph
         self._served, self._initialized = graph.served(), graph.initialized()
         self._restored = graph.restored()
-        self._found: dict[tuple[str, str, str], Finding] = {}
+        self._found: dict[tuple[str, str, str], Problem] = {}
+        self._counts: Counter[tuple[str, str, str]] = Counter()
         self._origins: dict[tuple[str, str, bool], set[Origin]] = {}
 
     def run(self) -> Scan:
@@ -353,30 +324,29 @@ class _Scanner:
             for rule in table.get(node.op, ()):
                 self._check_rule(function, node, rule)
         for finding in self._whole():
-            self._found["", finding.severity, finding.message] = finding
-        findings = sorted(self._found.values(), key=lambda each: (_ORDER[each.severity], each.op))
+            self._add("", finding)
         return Scan(
-            tuple(findings),
+            tuple(sorted(self._counted(), key=lambda each: (worst_first(each), each.rule))),
             dict(operations.most_common()),
             len(self._graph.functions),
             unanswerable(self._graph),
         )
 
-    def _check_rule(self, function: str, node: Any, rule: Rule) -> None:
+    def _check_rule(self, function: str, node: Any, rule: OpRule) -> None:
         reach = self._reach(function, node, rule)
         root = reach and reach.root(function, node.name)
         if not rule.applies(node):
             return
         if root is None:
             loads = node.op in RESTORE_OPS and self._restored.root(function, node.name)
-            if rule.severity == "error" and not loads:
-                self._add("info", function, node, rule.reason, _NEVER_RUN)
+            if rule.severity is _E and not loads:
+                self._about(_I, function, node, rule.reason, _NEVER_RUN)
             return
         severity, detail = self._judged(function, node, rule, at_load=reach is not self._served)
         if severity is not None:
-            self._add(severity, function, node, rule.reason, f"{detail}, run by {root}")
+            self._about(severity, function, node, rule.reason, f"{detail}, run by {root}")
 
-    def _reach(self, function: str, node: Any, rule: Rule) -> Reach | None:
+    def _reach(self, function: str, node: Any, rule: OpRule) -> Reach | None:
         """Return the first purpose that runs a node and for which the rule holds."""
         purposes = [self._served, self._initialized, self._restored]
         if rule.signatures_only:
@@ -387,7 +357,7 @@ class _Scanner:
         return next(found, None)
 
     def _judged(
-        self, function: str, node: Any, rule: Rule, *, at_load: bool
+        self, function: str, node: Any, rule: OpRule, *, at_load: bool
     ) -> tuple[Severity | None, str]:
         """Return how bad it is, None if it is not, and which file it is about."""
         if not rule.file_inputs:
@@ -402,7 +372,7 @@ class _Scanner:
         if not outside:
             usual = node.op.startswith("InitializeTable")
             names = ", ".join(sorted({each.value for each in sources}))[:200]
-            return None if usual else "info", f": its own asset {names}"
+            return None if usual else _I, f": its own asset {names}"
         if all(each.kind == "constant" and not each.value for each in outside):
             return None, ""  # no name: nothing is read or written
         first = max(outside, key=lambda each: (each.kind, each.value))
@@ -429,45 +399,54 @@ class _Scanner:
         packages = (("tensorflow_text", TEXT_OPS), ("decision forests", FOREST_OPS))
         for package, names in packages:
             if node.op in names:
-                reason = f"is from {package}, which the official server has and tensorflow has not"
-                self._add("warning" if runs else "info", function, node, reason, "")
+                reason = f"is from {package}, which the official server has but TensorFlow does not"
+                self._about(_W if runs else _I, function, node, reason, "")
                 return
-        reason = "is no operation of tensorflow, so that only a server built with it has it"
-        self._add("error" if runs else "info", function, node, reason, "")
+        reason = "is not an operation of TensorFlow: only a server built with it can run it"
+        self._about(_E if runs else _I, function, node, reason, "")
 
     def _check_device(self, function: str, node: Any) -> None:
         if "GPU:" not in node.device.upper() or self._served.root(function, node.name) is None:
             return
-        key = ("", "warning", "device")
         message = f"nodes are pinned to a GPU, such as {_place(function, node)}"
-        finding = Finding("warning", "", message, "a server without one cannot run the model", 0)
-        self._count(key, finding)
+        remedy = "a server without one cannot run the model"
+        self._add("device", Problem(GRAPH_FILE, message, remedy, _W))
 
-    def _add(self, severity: Severity, function: str, node: Any, reason: str, detail: str) -> None:
+    def _about(
+        self, severity: Severity, function: str, node: Any, reason: str, detail: str
+    ) -> None:
+        """Add what is found of an operation, with the first place of it."""
         message = f"{reason}{detail} ({_place(function, node)})"
         remedy = f"export the model without it, or accept it with --allow-op {node.op}"
-        remedy = remedy if severity == "error" else ""
-        self._count((severity, node.op, reason), Finding(severity, node.op, message, remedy, 0))
+        remedy = remedy if severity is _E else ""
+        self._add(reason, Problem(node.op, message, remedy, severity, node.op))
 
-    def _count(self, key: tuple[str, str, str], finding: Finding) -> None:
-        known = self._found.get(key, finding)
-        self._found[key] = replace(known, count=known.count + 1)
+    def _add(self, reason: str, finding: Problem) -> None:
+        """Add a finding, or count it where the same was found before."""
+        key = (finding.severity, finding.rule, reason or finding.message)
+        self._found.setdefault(key, finding)
+        self._counts[key] += 1
 
-    def _whole(self) -> Iterator[Finding]:
+    def _counted(self) -> Iterator[Problem]:
+        for key, finding in self._found.items():
+            times = f" [{count} times]" if (count := self._counts[key]) > 1 else ""
+            yield replace(finding, message=finding.message + times)
+
+    def _whole(self) -> Iterator[Problem]:
         """Yield what is wrong with the graph as a whole."""
         meta = self._graph.meta_graph
         again = "export the model again"
         for name, definition in sorted(meta.signature_def.items()):
             for tensor in tensor_names([*definition.inputs.values(), *definition.outputs.values()]):
                 if node_name(tensor) not in self._graph.nodes:
-                    text = f"signature {name!r} names {tensor!r}, which the graph has not"
-                    yield Finding("error", "", text, again)
+                    text = f"signature {name!r} names {tensor!r}, which is not in the graph"
+                    yield Problem(GRAPH_FILE, text, again)
         yield from self._dangling()
         for asset in asset_files(meta):
             path = PurePosixPath(asset.filename)
             if path.is_absolute() or ".." in path.parts:
                 text = f"asset {asset.filename!r} lies outside the model's assets"
-                yield Finding("error", "", text, "export the model with the file inside it")
+                yield Problem(GRAPH_FILE, text, "export the model with the file inside it")
         compiled = [
             name
             for name, function in self._graph.functions.items()
@@ -475,15 +454,16 @@ class _Scanner:
         ]
         if compiled:
             text = f"functions must be compiled by XLA, such as {compiled[0]!r}"
-            yield Finding("info", "", text, "", len(compiled))
+            times = f" [{len(compiled)} times]" if len(compiled) > 1 else ""
+            yield Problem(GRAPH_FILE, text + times, severity=_I)
 
-    def _dangling(self) -> Iterator[Finding]:
+    def _dangling(self) -> Iterator[Problem]:
         """Yield the first node whose input is missing: no server loads such a graph."""
         for node in self._graph.nodes.values():
             for tensor in node.input:
                 if node_name(tensor) not in self._graph.nodes:
-                    text = f"node {node.name!r} needs {tensor!r}, which the graph has not"
-                    yield Finding("error", "", text, "export the model again")
+                    text = f"node {node.name!r} needs {tensor!r}, which is not in the graph"
+                    yield Problem(GRAPH_FILE, text, "export the model again")
                     return
 
 

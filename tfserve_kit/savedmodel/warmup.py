@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, listed
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, Signature, TensorSpec, tfrecord
+from tfserve_kit.savedmodel import (
+    DEFAULT_SIGNATURE,
+    GRAPH_FILE,
+    WARMUP_FILE,
+    Signature,
+    TensorSpec,
+    tfrecord,
+)
 from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes, from_proto, to_proto
 from tfserve_kit.tensors.proto import header
@@ -164,7 +171,6 @@ def _input_faults(message: Any) -> Iterator[str]:
         yield "has no examples"
 
 
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_RECORDS = 1000
 
 _MAX_MESSAGE_BYTES = (1 << 31) - 1  # of protobuf

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.deployment import render
-from tfserve_kit.deployment.lint import Finding, Severity, lint
+from tfserve_kit.deployment.lint import lint
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import process, registry
 from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
@@ -19,6 +19,7 @@ from tfserve_kit.errors import (
     ServerExists,
     ServerFailed,
     ServerUnreachable,
+    Severity,
     SpecError,
 )
 from tfserve_kit.progress import SILENT, Progress
@@ -119,7 +120,7 @@ def _make_room(server_name: str, engine: Engine) -> None:
     other.stop()
 
 
-def check(spec: Spec) -> list[Finding]:
+def check(spec: Spec) -> list[Problem]:
     """Return what the server may stumble over, none of it an error.
 
     Raises:
@@ -128,7 +129,7 @@ def check(spec: Spec) -> list[Finding]:
     found = lint(spec)
     errors = [each for each in found if each.severity is Severity.ERROR]
     if errors:
-        raise SpecError("deployment", [Problem(e.path, e.message, e.remedy) for e in errors])
+        raise SpecError("deployment", errors)
     return found
 
 

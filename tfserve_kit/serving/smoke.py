@@ -37,7 +37,7 @@ from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
-from tfserve_kit.savedmodel import scan as graphscan
+from tfserve_kit.savedmodel.scan import foreign_operations
 from tfserve_kit.savedmodel.warmup import CLASSIFY, REGRESS
 from tfserve_kit.serving import launch
 from tfserve_kit.tensors import dtypes
@@ -100,7 +100,7 @@ def _cannot_be_tried(version_dir: Path, tag: str) -> Problem | None:
     availability = process.embedded().available()
     reason, remedy = availability.reason, availability.remedy
     if availability.usable:
-        foreign = graphscan.foreign_operations(graphscan.meta_graph(version_dir, tag=tag))
+        foreign = foreign_operations(savedmodel.meta_graph(version_dir, tag=tag))
         if not foreign:
             return None
         reason = f"the tensorflow wheel has no {', '.join(foreign[:5])}"

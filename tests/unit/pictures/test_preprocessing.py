@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tfserve_kit.errors import SpecError
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel.scan import NOTE_PATH
+from tfserve_kit.savedmodel import NOTE_PATH
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 SIZE = st.integers(1, 10_000)

@@ -317,7 +317,7 @@ class TestGraphs:
             nodes.add(name=f"r{number}", op="ReadVariableOp", input=["v"])
             nodes.add(name=f"f{number}", op="ReadFile", input=[f"r{number}"])
             graph.signature_def["s"].outputs[f"y{number}"].name = f"f{number}:0"
-        assert any(each.op == "ReadFile" for each in self.quick(graph).findings)
+        assert any(each.rule == "ReadFile" for each in self.quick(graph).findings)
 
     def test_arguments_by_callers(self):
         graph = protos.MetaGraphDef()

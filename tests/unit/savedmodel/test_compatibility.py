@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit.saved_models import FLOAT, STRING, tensor
-from tfserve_kit import protos
-from tfserve_kit.savedmodel import scan
+from tfserve_kit import protos, savedmodel
+from tfserve_kit.errors import Severity
 from tfserve_kit.savedmodel.compatibility import changes
 
 INT64 = 9
@@ -30,7 +30,7 @@ OLD = {"in_x": ((-1, 224, 224, 3), "float"), "out_y": ((-1, 10), "float")}
 
 def compare(new, old=OLD):
     found = changes({"s": signature(**old)}, {"s": signature(**new)})
-    return [(each.breaking, each.place) for each in found]
+    return [(each.severity is Severity.ERROR, each.path) for each in found]
 
 
 def test_same_signatures_have_no_changes():
@@ -79,9 +79,9 @@ def test_output_must_keep_its_sizes(old, new, breaking):
 def test_other_type_breaks_and_both_are_named(alias):
     new = OLD | {alias: (OLD[alias][0], "int64")}
     (change,) = changes({"s": signature(**OLD)}, {"s": signature(**new)})
-    assert change.breaking
-    assert "is int64 [" in change.text
-    assert "was float [" in change.text
+    assert change.severity is Severity.ERROR
+    assert "is int64 [" in change.message
+    assert "was float [" in change.message
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,14 @@ def test_default_that_goes_away_breaks_and_another_value_is_told():
 def test_signatures_that_come_and_go_breaking_ones_first():
     one = signature(**OLD)
     found = changes({"b": one, "__saved_model_init_op": one}, {"a": one})
-    assert [(each.breaking, each.place) for each in found] == [(True, "b"), (False, "a")]
-    assert "--allow-breaking" in found[0].problem.remedy
-    assert not found[1].problem.remedy
+    assert [(each.severity is Severity.ERROR, each.path) for each in found] == [
+        (True, "b"),
+        (False, "a"),
+    ]
+    assert "--allow-breaking" in found[0].remedy
+    assert not found[1].remedy
 
 
 def test_versions_of_a_model_are_compatible(models):
-    one, two = (scan.meta_graph(models / "half_plus_two" / each) for each in "12")
+    one, two = (savedmodel.meta_graph(models / "half_plus_two" / each) for each in "12")
     assert changes(one.signature_def, two.signature_def) == []

@@ -47,7 +47,7 @@ def predicted(log):
 
 def store(version_dir, *records):
     """Write records past all checks; messages and text format are serialized."""
-    file = version_dir / warmup.WARMUP_FILE
+    file = version_dir / savedmodel.WARMUP_FILE
     file.parent.mkdir(exist_ok=True)
     texts = [protos.from_text("PredictionLog", r) if isinstance(r, str) else r for r in records]
     tfrecord.write(file, [r if isinstance(r, bytes) else r.SerializeToString() for r in texts])
@@ -251,7 +251,7 @@ def test_thousand_requests_are_stored_and_one_more_is_refused(model):
     with pytest.raises(UsageError, match="more than the 1,000 records"):
         warmup.write(version_dir, vectors(1001), replace=True)
     assert folder(version_dir) == ["tf_serving_warmup_requests"]
-    assert sum(1 for _ in tfrecord.read(version_dir / warmup.WARMUP_FILE)) == 1000
+    assert sum(1 for _ in tfrecord.read(version_dir / savedmodel.WARMUP_FILE)) == 1000
 
 
 def test_endless_requests_are_not_read_to_an_end(model):
@@ -421,7 +421,7 @@ def test_too_many_requests_are_a_problem_and_not_all_read(model):
 
 def test_folder_in_place_of_the_file_is_a_problem(model):
     version_dir = model("half_plus_two")
-    (version_dir / warmup.WARMUP_FILE).mkdir(parents=True)
+    (version_dir / savedmodel.WARMUP_FILE).mkdir(parents=True)
     assert messages(version_dir) == ["cannot be read: Is a directory"]
 
 
