@@ -50,7 +50,6 @@ ONLY = {
     "optuna": {"tuning.study"},
     "tomlkit": {"tuning.results"},
     "click": {"cli"},
-    "rich": {"cli"},
 }
 MAY_PRINT = {"cli", "__main__", "embedded.__main__", "protos.generate"}
 
