@@ -61,8 +61,13 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 	$(BIN)/ruff format .
 
 .PHONY: check
-check: lint types protos-check examples  ## All that CI runs; the tests look at what the examples printed
-	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test-all
+check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
+	$(MAKE) -j2 --output-sync static-and-examples test
+	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test-slow
+
+.PHONY: static-and-examples
+static-and-examples: lint types protos-check
+	$(MAKE) examples
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss

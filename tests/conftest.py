@@ -33,14 +33,21 @@ def pytest_configure(config):
     os.environ.setdefault("TFKIT_TRUST", "1")  # a trial takes seconds; test_trial.py has them
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Do not even import what `make test` leaves out."""
+    place = collection_path.relative_to(Path(__file__).parent).as_posix()
+    quick = selection.holds_quick_tests(place)
+    return True if config.option.markexpr == "not slow" and not quick else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m picks
 def pytest_collection_modifyitems(items):
     """Mark what `make test` leaves out as slow."""
     for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        test = item.nodeid.removeprefix("tests/")
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         texts = {each for each in parameters if isinstance(each, str)}
-        if selection.is_slow(file, texts.union(item.fixturenames)):
+        if selection.is_slow(test, texts.union(item.fixturenames)):
             item.add_marker(pytest.mark.slow)
 
 

@@ -5,7 +5,9 @@ room. Tests that serve for long, build images, run whole pages and examples, or 
 in tens of thousands of cases are marked `slow`, here and nowhere else.
 """
 
-# Folders and files below tests/; the longest that fits decides.
+import re
+
+# Folders, files, classes and tests, below tests/; the longest that fits decides.
 QUICK = (
     "unit",
     "integration/test_cli.py",
@@ -23,19 +25,27 @@ SLOW = (
     "system",
     "torture",
     "unit/embedded/test_fuzz_models.py",
+    "unit/repository/test_hostile_files.py",
+    "unit/repository/test_sources.py::TestKerasExport",
+    "unit/savedmodel/test_scan.py::test_what_tensorflow_exports",
 )
 # Tests that use these, or have a parameter of this name, run containers or the official binary.
 ELSEWHERE = frozenset({"docker", "docker_image", "native", "native_binary", "container_deployment"})
 
 
-def is_slow(file: str, uses: set[str]) -> bool:
+def is_slow(test: str, uses: set[str]) -> bool:
     """Say whether a test is left to `make test-slow`.
 
     Args:
-        file: the test's file, below tests/.
+        test: its node id, below tests/.
         uses: names of its fixtures, and texts among its parameters.
     """
     if uses & ELSEWHERE:
         return True
-    fitting = [each for each in QUICK + SLOW if file == each or file.startswith(f"{each}/")]
+    fitting = [each for each in QUICK + SLOW if re.match(rf"{re.escape(each)}($|/|::|\[)", test)]
     return max(fitting, key=len, default="") not in QUICK
+
+
+def holds_quick_tests(place: str) -> bool:
+    """Say whether a file or folder below tests/ has tests for `make test`."""
+    return not is_slow(place, set()) or any(f"{each}/".startswith(f"{place}/") for each in QUICK)

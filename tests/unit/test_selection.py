@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.selection import QUICK, SLOW, is_slow
+from tests.selection import QUICK, SLOW, holds_quick_tests, is_slow
 
 TESTS = Path(__file__).parents[1]
 
 
 def test_every_folder_and_file_is_there_and_named_once():
     named = QUICK + SLOW
-    assert [each for each in named if not (TESTS / each).exists()] == []
+    assert [each for each in named if not (TESTS / each.partition("::")[0]).exists()] == []
+    inner = [each.split("::") for each in named if "::" in each]
+    assert [name for file, name in inner if name not in (TESTS / file).read_text("utf-8")] == []
     assert len(set(named)) == len(named)
 
 
@@ -21,10 +23,12 @@ def test_every_folder_of_tests_is_named():
 
 
 @pytest.mark.parametrize(
-    ("file", "uses", "slow"),
+    ("test", "uses", "slow"),
     [
-        ("unit/perf/test_stats.py", {"tmp_path"}, False),
-        ("unit/embedded/test_fuzz_models.py", set(), True),
+        ("unit/perf/test_stats.py::test_mean", {"tmp_path"}, False),
+        ("unit/embedded/test_fuzz_models.py::test_json[1]", set(), True),
+        ("unit/repository/test_sources.py::TestKerasExport::test_it", set(), True),
+        ("unit/repository/test_sources.py::TestKerasExporter::test_it", set(), False),
         ("integration/test_docker.py", set(), True),
         ("integration/test_cli.py", set(), False),
         ("integration/test_cli.py", {"docker_image"}, True),
@@ -32,5 +36,21 @@ def test_every_folder_of_tests_is_named():
         ("elsewhere/test_new.py", set(), True),
     ],
 )
-def test_longest_path_decides(file, uses, slow):
-    assert is_slow(file, uses) is slow
+def test_longest_path_decides(test, uses, slow):
+    assert is_slow(test, uses) is slow
+
+
+@pytest.mark.parametrize(
+    ("place", "quick"),
+    [
+        ("unit/perf", True),
+        ("integration", True),
+        ("integration/test_cli.py", True),
+        ("integration/test_docker.py", False),
+        ("unit/embedded/test_fuzz_models.py", False),
+        ("unit/repository/test_sources.py", True),
+        ("system", False),
+    ],
+)
+def test_places_without_quick_tests_are_not_even_looked_at(place, quick):
+    assert holds_quick_tests(place) is quick
