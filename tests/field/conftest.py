@@ -18,7 +18,7 @@ from tests.field.cells import written
 from tests.field.rows import BY_NAME
 from tests.integration.commands import Done
 from tfserve_kit.cli import main
-from tfserve_kit.clients.checking import to_examples
+from tfserve_kit.clients.inputs import to_examples
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.checking import Features, Inputs
+from tfserve_kit.clients.inputs import Features, Inputs
 from tfserve_kit.clients.operations import Batch, OnError, Operations, predict_batch
-from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options, closed_client
+from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
 from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
 from tfserve_kit.clients.results import (
     BatchPrediction,
@@ -23,6 +23,7 @@ from tfserve_kit.clients.results import (
     VersionStatus,
     as_target,
 )
+from tfserve_kit.clients.sync import closed_client
 from tfserve_kit.clock import SystemClock
 from tfserve_kit.errors import UsageError
 

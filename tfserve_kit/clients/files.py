@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.clients.checking import CannotConvert, convert, require_float32
+from tfserve_kit.clients.inputs import require_float32
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
 from tfserve_kit.pictures.files import read_file
 from tfserve_kit.pictures.graph import PictureGraph
@@ -179,10 +179,10 @@ def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -
     try:
         have = dtypes.by_numpy(array.dtype)
         if spec.dtype is not None:
-            cast = array if have is spec.dtype else convert(array, spec.dtype)
+            cast = array if have is spec.dtype else dtypes.convert(array, spec.dtype)
     except TypeError:  # no type of TensorFlow's
         pass
-    except CannotConvert as error:
+    except dtypes.CannotConvert as error:
         why, remedy = str(error), error.remedy
     if cast is None or not spec.takes(array.shape):
         raise InvalidRequest(

@@ -10,9 +10,17 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tfserve_kit.clients import checking, server_messages
+from tfserve_kit.clients import server_messages
 from tfserve_kit.clients.attempts import Attempts, Deadline
-from tfserve_kit.clients.checking import Features, Inputs, to_examples
+from tfserve_kit.clients.inputs import (
+    Features,
+    Inputs,
+    check_filter,
+    choose,
+    fit,
+    to_examples,
+    unchecked,
+)
 from tfserve_kit.clients.protocol import Answer, Arrays, Call, Flow, Inferred, ServerProtocol
 from tfserve_kit.clients.results import (
     BatchPrediction,
@@ -132,7 +140,7 @@ class Operations:
         A refusal counts only when the signature was read for it: the model may have changed since.
         """
         if not self._check and not self.wire.needs_signature:
-            return None, checking.unchecked(inputs)
+            return None, unchecked(inputs)
         known = self._known.get(_model(target))
         if known is None:
             known = yield from self._read(target, deadline)
@@ -185,13 +193,13 @@ class Operations:
         *,
         any_rows: bool,
     ) -> tuple[Signature, Mapping[str, Any]]:
-        signature = checking.choose(known.signatures, target)
+        signature = choose(known.signatures, target)
         if not self._check:
-            return signature, checking.unchecked(inputs)
-        checking.check_filter(output_filter, signature, target)
+            return signature, unchecked(inputs)
+        check_filter(output_filter, signature, target)
         takes_defaults = self.wire.takes_defaults
         wanted = of_any_rows(signature) if any_rows else signature
-        return signature, checking.fit(inputs, wanted, target, takes_defaults=takes_defaults)
+        return signature, fit(inputs, wanted, target, takes_defaults=takes_defaults)
 
     def _read(self, target: Target, deadline: Deadline) -> Flow[Metadata]:
         found = yield from self.attempts.call(self.wire.metadata(target), deadline)

@@ -107,6 +107,7 @@ def _reserved(name: str) -> UsageError:
     )
 
 
+DEFAULT_TIMEOUT_S = 30.0
 _GIB = 1 << 30
 # gRPC counts the bytes of a message in 32 bits.
 _MOST_BYTES = 2 * _GIB - 1
@@ -203,14 +204,3 @@ def read_pem(file: str | Path | None) -> bytes | None:
         return Path(file).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error}") from error
-
-
-DEFAULT_TIMEOUT_S = 30.0
-
-
-def closed_client(url: str) -> UsageError:
-    """Return what a client says that is used after it was closed."""
-    return UsageError(
-        f"the client of {url} was closed",
-        remedy="make another with connect, and use it inside its `with` block",
-    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import json_text, server_messages
-from tfserve_kit.clients.checking import to_json
+from tfserve_kit.clients.inputs import to_json
 from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.protocol import Answer, Call, Inferred, Loss, Lost, Outcome
 from tfserve_kit.clients.results import (

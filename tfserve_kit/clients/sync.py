@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
-from tfserve_kit.clients.checking import Features, Inputs
+from tfserve_kit.clients.inputs import Features, Inputs
 from tfserve_kit.clients.operations import Batch, OnError, Operations, predict_batch
-from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options, closed_client
+from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
 from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
 from tfserve_kit.clients.results import (
     BatchPrediction,
@@ -24,6 +24,7 @@ from tfserve_kit.clients.results import (
     as_target,
 )
 from tfserve_kit.clock import Clock, SystemClock
+from tfserve_kit.errors import UsageError
 
 T = TypeVar("T")
 
@@ -289,3 +290,11 @@ class Client:
         if self._is_closed:
             raise closed_client(self.url)
         return run(with_headers(flow, headers), self._transport, self._clock)
+
+
+def closed_client(url: str) -> UsageError:
+    """Return what a client says that is used after it was closed."""
+    return UsageError(
+        f"the client of {url} was closed",
+        remedy="make another with connect, and use it inside its `with` block",
+    )

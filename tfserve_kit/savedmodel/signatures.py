@@ -64,9 +64,12 @@ class TensorSpec:
         """Say whether a value of a shape fits."""
         if self.shape is None:
             return True
-        return len(shape) == len(self.shape) and all(
-            wanted in {None, size} for size, wanted in zip(shape, self.shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for size, wanted in zip(shape, self.shape, strict=True):
+            if wanted is not None and wanted != size:
+                return False
+        return True
 
     def __str__(self) -> str:
         axes = ["?" if size is None else str(size) for size in self.shape or ()]

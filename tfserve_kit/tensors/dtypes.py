@@ -5,9 +5,10 @@ type), tensorflow/core/framework/types.cc (DataTypeString, the names used in err
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 try:  # bfloat16 is no dtype of numpy's own; tensorflow brings the package that adds it
     import ml_dtypes
@@ -129,3 +130,51 @@ def _by_any_numpy(dtype: np.dtype) -> DType:
         return _BY_NUMPY[dtype.newbyteorder("=")]
     except KeyError:
         raise TypeError(f"TensorFlow has no type for numpy's {dtype}") from None
+
+
+class CannotConvert(Exception):
+    """Values cannot become another type without losing something.
+
+    Args:
+        why: what would be lost, as the end of a sentence; empty if the types tell it.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
+def convert(array: NDArray[Any], wanted: DType) -> NDArray[Any]:
+    """Return an array in another type; real numbers may be rounded, all else stays the same.
+
+    Raises:
+        CannotConvert: a value would become another.
+    """
+    given = by_numpy(array.dtype)
+    if not array.size and wanted.numpy is not None and STRING not in {given, wanted}:
+        return array.astype(wanted.numpy)  # an empty list is float64 for want of better
+    if STRING in {given, wanted} or wanted.numpy is None:
+        raise CannotConvert("", f"give values of type {wanted.name}")
+    kind, target_kind = _kind(given), _kind(wanted)
+    if kind == "c" and target_kind != "c":
+        raise CannotConvert("", "the imaginary part would be lost: take .real or .imag")
+    if kind == "f" and target_kind in "iub":
+        raise CannotConvert("", "round as you mean it, such as numpy.rint(x).astype")
+    with np.errstate(all="ignore"):
+        converted: NDArray[Any] = array.astype(wanted.numpy)
+        back = converted.real if target_kind == "c" else converted
+        kept = (
+            np.isfinite(converted) | ~np.isfinite(array)
+            if kind in "fc"
+            else (back.astype(array.dtype) == array) & ((back < 0) == (array < 0))
+        )
+    if not kept.all():
+        lost = array[~kept].ravel()[0]
+        raise CannotConvert(f", which cannot hold {lost}", "scale or clip the values first")
+    return converted
+
+
+def _kind(dtype: DType) -> str:
+    """Return numpy's letter of a kind; numpy itself takes bfloat16 for raw bytes."""
+    return "f" if dtype is BFLOAT16 or dtype.numpy is None else dtype.numpy.kind

@@ -1,446 +1,319 @@
-"""Files of every kind into the inputs of a signature."""
+"""Inputs held against a signature, and tf.Examples out of plain values."""
 
 import json
+import math
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.unit.saved_models import meta_graph, tensor
-from tests.unit.saved_models import write as write_model
-from tests.unit.signatures import RAGGED, made
-from tfserve_kit import protos
-from tfserve_kit.clients.files import read_inputs
-from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.clients.inputs import check_filter, choose, fit, to_examples, to_json, unchecked
+from tfserve_kit.clients.results import Target
+from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.tensors import dtypes, to_proto
+from tfserve_kit.tensors import dtypes
+
+TARGET = Target("m")
 
 
-def signature(**inputs):
-    specs = {
-        alias: TensorSpec(f"{alias}:0", dtypes.by_name(dtype) if dtype else None, shape)
-        for alias, (dtype, shape) in inputs.items()
-    }
-    return Signature("s", specs, {}, "")
+def spec(dtype, shape=None):
+    return TensorSpec("x:0", dtypes.by_name(dtype), shape)
 
 
-PAIRS = signature(x=("float", (None, 2)))
-TWO = signature(a=("int32", (None,)), b=("float", (None, 2)))
-TEXT = signature(t=("string", (None,)))
+def signature(optional=(), **inputs):
+    outputs = {"y": spec("float"), "scores": spec("float")}
+    return Signature("serving_default", inputs, outputs, "", frozenset(optional))
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a file by its kind: JSON, bytes, an array or arrays by alias; return its path."""
-
-    def write(name, content):
-        file = tmp_path / name
-        if isinstance(content, bytes):
-            file.write_bytes(content)
-        elif file.suffix == ".npy":
-            np.save(file, content, allow_pickle=True)
-        elif file.suffix == ".npz":
-            np.savez(file, **content)
-        else:
-            file.write_text(json.dumps(content))
-        return file
-
-    return write
-
-
-def read(wanted, *files, note=None):
-    found = read_inputs(files, wanted, note or Preprocessing())
-    for alias, array in found.items():
-        assert dtypes.by_numpy(array.dtype) is wanted.inputs[alias].dtype
-    return {alias: array.tolist() for alias, array in found.items()}
-
-
-# JSON
+def one(value, dtype, shape=None):
+    return fit({"x": value}, signature(x=spec(dtype, shape)), TARGET)["x"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "document", "inputs"),
+    ("value", "dtype", "expected"),
     [
-        (PAIRS, {"instances": [[1, 2], [3, 4.5]]}, {"x": [[1, 2], [3, 4.5]]}),
-        (PAIRS, {"instances": [{"x": [1, 2]}]}, {"x": [[1, 2]]}),
-        (PAIRS, {"inputs": [[1, 2]]}, {"x": [[1, 2]]}),
-        (PAIRS, {"inputs": {"x": [[1, 2]]}, "signature_name": "s"}, {"x": [[1, 2]]}),
-        (TWO, {"instances": [{"a": 1, "b": [1, 2]}, {"a": 2, "b": [3, 4]}]},
-         {"a": [1, 2], "b": [[1, 2], [3, 4]]}),
-        (TWO, {"inputs": {"a": [1, 2, 3], "b": [[1, 2]]}}, {"a": [1, 2, 3], "b": [[1, 2]]}),
-        (TWO, {"inputs": {"a": [7]}}, {"a": [7]}),
-        (TEXT, {"instances": ["text", {"b64": "AAE="}]}, {"t": [b"text", b"\0\1"]}),
-        (TEXT, {"instances": [{"b64": "AAE="}, "text"]}, {"t": [b"\0\1", b"text"]}),
-        (signature(sc=("float", ())), {"inputs": 3}, {"sc": 3}),
-        (signature(t=("string", ())), {"inputs": {"b64": "AAE="}}, {"t": b"\0\1"}),
-        (signature(any=("float", None)), {"inputs": [[[1]]]}, {"any": [[[1]]]}),
+        ([1, 2], "int32", np.int32([1, 2])),
+        ([1, 2], "float", np.float32([1, 2])),
+        ([0.1], "float", np.float32([0.1])),
+        ([0.1], "half", np.float16([0.1])),
+        ([0.1], "double", np.float64([0.1])),
+        (np.float32([0.5]), "double", np.float64([0.5])),
+        ([np.inf, -np.inf], "float", np.float32([np.inf, -np.inf])),
+        ([True, False], "bool", np.array([True, False])),
+        ([True, False], "int64", np.int64([1, 0])),
+        ([0, 1], "bool", np.array([False, True])),
+        ([255], "uint8", np.uint8([255])),
+        ([-(2**31)], "int32", np.int32([-(2**31)])),
+        (np.uint64([2**63]), "uint64", np.uint64([2**63])),
+        ([1, 2], "complex64", np.complex64([1, 2])),
+        ([0.5], "complex64", np.complex64([0.5])),
+        ([], "int32", np.int32([])),
+        ([[], []], "float", np.zeros((2, 0), np.float32)),
+        (3, "int8", np.int8(3)),
+    ],
+)
+def test_value_becomes_the_type_of_the_signature(value, dtype, expected):
+    np.testing.assert_array_equal(one(value, dtype), expected, strict=True)
+
+
+def test_nan_passes():
+    assert np.isnan(one([np.nan], "float")[0])
+
+
+def test_array_of_the_right_type_is_not_copied():
+    sent = np.float32([1])
+    assert one(sent, "float") is sent
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "expected"),
+    [
+        ("a", "string", b"a"), (["a", "b"], "string", ["a", "b"]),
+        ([b"a\0", b"\0"], "string", [b"a\0", b"\0"]), (np.array(["a"]), "string", ["a"]),
+        ([["a"], ["b"]], "string", [["a"], ["b"]]),
     ],
 )  # fmt: skip
-def test_body_of_a_request_in_either_format(write, wanted, document, inputs):
-    assert read(wanted, write("body.json", document)) == inputs
+def test_text_keeps_every_byte(value, dtype, expected):
+    array = one(value, dtype)
+    assert array.tolist() in (expected, "a")
+    assert dtypes.by_numpy(array.dtype) is dtypes.STRING
 
 
 @pytest.mark.parametrize(
-    ("wanted", "content", "text"),
+    ("value", "dtype", "message", "remedy"),
     [
-        (PAIRS, b"{", r"body\.JSON is no request: Expecting property name"),
-        (PAIRS, b"\xff\xfe\xfa", "is no request"),
-        (PAIRS, b"[" * 100_000, "is no request"),
-        (PAIRS, [[1, 2]], "needs one of the keys examples, inputs, instances"),
-        (PAIRS, {"signature_name": "s"}, "needs one of the keys"),
-        (PAIRS, {"instances": [], "inputs": []}, "needs one of the keys"),
-        (PAIRS, {"instances": []}, "'instances' must be a list of rows"),
-        (PAIRS, {"instances": 3}, "'instances' must be a list of rows"),
-        (PAIRS, {"instances": [[1, 2], [3]]}, "input 'x': a tensor needs lists of equal length"),
-        (PAIRS, {"instances": [["a", "b"]]}, "input 'x': .* is not of type float"),
-        (PAIRS, {"instances": [1, 2]}, r"input 'x' is float32 \[2\], not float \[\?, 2\]"),
-        (PAIRS, {"inputs": {"y": 1}}, r"body\.JSON: signature 's' has no input 'y'"),
-        (PAIRS, {"inputs": [[1, 2]], "signature_name": "t"}, "for signature 't', not 's'"),
-        (TWO, {"instances": [{"a": 1}, {"b": [1, 2]}]}, "name different inputs"),
-        (TWO, {"instances": [{"a": 1}, 2]}, "name different inputs"),
-        (TWO, {"instances": [1, 2]}, r"body\.JSON names no input, and signature 's' has a, b"),
-        (signature(), {"inputs": 1}, "names no input, and signature 's' has none"),
-        (TWO, {"inputs": {"a": [1 << 40]}}, "input 'a': .* is not of type int32"),
-        (TEXT, {"instances": [{"b64": "?"}]}, "is not base64"),
-    ],
-)
-def test_body_that_does_not_fit_is_refused(write, wanted, content, text):
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    with pytest.raises(InvalidRequest, match=text):
-        read(wanted, write("body.JSON", data))
-
-
-def test_examples_become_serialized_ones(write):
-    document = {
-        "context": {"all": 1, "own": "no"},
-        "examples": [
-            {"own": "yes", "many": [1.5, 2], "flags": [True, False]},
-            {"bytes": {"b64": "AAE="}, "none": []},
-        ],
-    }
-    found = read(TEXT, write("body.json", document))["t"]
-    features = [
-        {
-            name: [*feature.int64_list.value, *feature.float_list.value, *feature.bytes_list.value]
-            for name, feature in protos.Example.FromString(each).features.feature.items()
-        }
-        for each in found
-    ]
-    assert features == [
-        {"all": [1], "own": [b"yes"], "many": [1.5, 2], "flags": [1, 0]},
-        {"all": [1], "own": [b"no"], "bytes": [b"\0\1"], "none": []},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("document", "text"),
-    [
-        ({"examples": {}}, "'examples' must be a list of objects"),
-        ({"examples": [1]}, "'examples' must be a list of objects"),
-        ({"examples": [{}], "context": 1}, "'examples' must be a list of objects"),
-        ({"examples": [{"f": [[1]]}]}, "feature 'f' is no list of numbers, texts or bytes"),
-        ({"examples": [{"f": None}]}, "feature 'f' is no list|cannot hold|is no"),
-        ({"examples": [{"f": [1 << 63]}]}, "feature 'f' is no list of numbers"),
-        ({"examples": [{"f": [1, 1e39]}]}, "beyond float32"),
-        ({"examples": [{"f": {"g": 1}}]}, "is no tensor value"),
-    ],
-)
-def test_examples_that_cannot_be_are_refused(write, document, text):
-    with pytest.raises(InvalidRequest, match=text):
-        read(TEXT, write("body.json", document))
-
-
-def test_examples_for_a_signature_that_takes_numbers_are_refused(write):
-    with pytest.raises(InvalidRequest, match=r"input 'x' is object \[1\], not float"):
-        read(PAIRS, write("body.json", {"examples": [{}]}))
-
-
-# numpy's own files
-
-
-@pytest.mark.parametrize(
-    ("given", "dtype"),
-    [
-        (np.float32, "float"), (np.float64, "float"), (np.int64, "float"), (np.uint8, "float"),
-        (np.int64, "int32"), (np.uint8, "int64"), (np.bool_, "int32"), (np.int64, "uint8"),
-        (np.float32, "half"), (np.float32, "bfloat16"), (np.int32, "bfloat16"),
-        (np.float32, "complex64"), (np.dtype(">f4"), "float"),
+        ([2**31], "int32", "it is int64, the model takes int32, which cannot hold 2", "clip"),
+        ([-1], "uint8", "which cannot hold -1", "clip"),
+        ([-1], "uint64", "which cannot hold -1", "clip"),
+        (np.int8([-1]), "uint8", "which cannot hold -1", "clip"),
+        (np.uint64([2**63]), "int64", "which cannot hold 9223372036854775808", "clip"),
+        ([2**24 + 1], "float", "which cannot hold 16777217", "scale"),
+        ([2**63 - 1], "double", "which cannot hold", "scale"),
+        ([2], "bool", "which cannot hold 2", "scale"),
+        ([1e300], "float", "the model takes float, which cannot hold 1e+300", "scale"),
+        ([70000.0], "half", "which cannot hold 70000", "scale"),
+        ([1.0], "int32", "it is double, the model takes int32", "rint"),
+        ([1.0], "bool", "it is double, the model takes bool", "rint"),
+        ([1j], "float", "it is complex128, the model takes float", ".real"),
+        (["1"], "float", "it is string, the model takes float", "float"),
+        ([1], "string", "it is int64, the model takes string", "string"),
+        ([[1], [2, 3]], "float", "inhomogeneous", "equal length"),
+        ([np.datetime64("2020-01-01")], "float", "TensorFlow has no type", "float"),
     ],
 )  # fmt: skip
-def test_array_is_taken_in_the_type_of_the_input(write, given, dtype):
-    file = write("a.npy", np.array([0, 1, 1], given))
-    assert read(signature(x=(dtype, (None,))), file) == {"x": [0, 1, 1]}
-
-
-@pytest.mark.parametrize(
-    ("array", "dtype"),
-    [
-        (np.float32([1]), "int32"), (np.int64([1 << 40]), "int32"), (np.int8([-1]), "uint8"),
-        (np.int32([2]), "bool"), (np.complex64([1]), "float"), (np.array([b"1"]), "float"),
-        (np.float32([1]), "string"), (np.array(["2026"], "datetime64[Y]"), "int64"),
-        (np.float32([1]), None),
-    ],
-)  # fmt: skip
-def test_array_that_would_become_another_is_refused(write, array, dtype):
-    file = write("a.npy", array)
-    with pytest.raises(InvalidRequest, match=r"a\.npy: input 'x' is "):
-        read(signature(x=(dtype, (None,))), file)
-
-
-def test_arrays_by_alias(write):
-    file = write("a.npz", {"a": np.int64([1, 2]), "b": np.zeros((2, 2))})
-    assert read(TWO, file) == {"a": [1, 2], "b": [[0, 0], [0, 0]]}
-
-
-def test_texts_of_numpy_are_texts(write):
-    assert read(TEXT, write("a.npy", np.array(["a", "bc"]))) == {"t": ["a", "bc"]}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("a.npy", b"", "cannot be read as numpy's own file"),
-        ("a.npy", b"\x93NUMPY\1\0", "cannot be read as numpy's own file"),
-        ("a.npz", b"PK\3\4", "cannot be read as numpy's own file"),
-        ("a.npy", np.array([b"x"], object), "cannot be read as numpy's own file: .*pickle"),
-        ("a.npz", {"z": np.zeros(1)}, "signature 's' has no input 'z'"),
-        ("a.npy", np.zeros((1, 3)), r"input 'x' is float64 \[1, 3\], not float \[\?, 2\]"),
-        ("a.npy", np.zeros(2), r"input 'x' is float64 \[2\], not float \[\?, 2\]"),
-    ],
-)
-def test_file_that_is_none_of_numpys_or_does_not_fit_is_refused(write, name, content, text):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(InvalidRequest, match=text):
-            read(PAIRS, write(name, content))
-
-
-@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.json"])
-def test_file_that_is_not_there_is_refused(tmp_path, name):
-    with pytest.raises(InvalidRequest, match="No such file"):
-        read(PAIRS, tmp_path / name)
-
-
-def test_array_without_a_name_needs_a_signature_of_one_input(write):
-    with pytest.raises(InvalidRequest, match=r"a\.npy names no input"):
-        read(TWO, write("a.npy", np.zeros(1)))
-
-
-# Pictures, and several files
-
-
-@pytest.fixture
-def picture(tmp_path):
-    """Write a grey picture of one pixel."""
-
-    def write(value):
-        file = tmp_path / f"{value}.png"
-        Image.new("L", (1, 1), value).save(file)
-        return file
-
-    return write
-
-
-GREY = signature(image=("float", (None, 1, 1, 1)))
-
-
-def test_pictures_become_rows(picture):
-    found = read(GREY, picture(0), picture(255))
-    assert found == {"image": [[[[0]]], [[[1]]]]}
-
-
-def test_pictures_are_prepared_as_the_note_says(picture):
-    note = Preprocessing(value_range=(-1, 1))
-    assert read(GREY, picture(0), note=note) == {"image": [[[[-1]]]]}
-
-
-@pytest.fixture
-def rescaling(tmp_path):
-    """The graph of a model that scales its pictures down by itself."""
-    graph = meta_graph(
-        ("scale", "Const"), ("scaled", "Mul", "x", "scale"), ("y", "Conv2D", "scaled")
-    )
-    scale = next(node for node in graph.graph_def.node if node.name == "scale")
-    value = to_proto(np.float32(1 / 255)).SerializeToString()
-    scale.attr["value"].tensor.MergeFromString(value)
-    tensor(graph.signature_def["serving_default"].inputs["image"], "x:0")
-    return PictureGraph(write_model(tmp_path / "model", graph), "serving_default")
-
-
-def test_pictures_have_the_range_that_the_graph_asks_for_and_that_is_told(picture, rescaling):
-    wanted, told = signature(image=("float", (None, 1, 1, 1))), []
-    found = read_inputs([picture(255)], wanted, Preprocessing(), graph=rescaling, tell=told.append)
-    assert found == {"image": [[[[255]]]]}
-    assert told == ["Input 'image': channels grey (signature); range 0 to 255 (graph: scaled)"]
-
-
-def test_note_wins_over_the_graph(picture, rescaling):
-    wanted, note = signature(image=("float", (None, 1, 1, 1))), Preprocessing(value_range=(0, 1))
-    assert read_inputs([picture(255)], wanted, note, graph=rescaling) == {"image": [[[[1]]]]}
-
-
-def test_key_beside_pictures_is_their_names_and_that_is_told(picture):
-    wanted, told = signature(image_bytes=("string", (None,)), key=("string", (None,))), []
-    files = picture(0), picture(255)
-    found = read_inputs(files, wanted, Preprocessing(), tell=told.append)
-    assert found["key"].tolist() == [file.name.encode() for file in files]
-    assert "input 'key' the picture's name (assumed)" in told[0]
-
-
-def test_key_that_a_file_holds_is_that(picture, write):
-    wanted = signature(image_bytes=("string", (None,)), key=("string", (None,)))
-    found = read(wanted, picture(0), write("key.json", {"inputs": {"key": ["a"]}}))
-    assert found["key"] == [b"a"]
-
-
-def test_nothing_is_told_without_a_picture(write):
-    told = []
-    read_inputs([write("a.json", {"inputs": [1.0]})], signature(x=("float", (None,))),
-                Preprocessing(), tell=told.append)  # fmt: skip
-    assert told == []
-
-
-def test_picture_for_a_signature_that_takes_none_is_refused(picture):
-    with pytest.raises(UsageError, match="which of them takes pictures is not clear"):
-        read(TWO, picture(0))
-
-
-def test_files_of_one_input_are_joined_in_order(write, picture):
-    first = write("a.npy", np.full((2, 1, 1, 1), 5.0))
-    found = read(GREY, first, picture(0), write("b.json", {"instances": [[[[7]]]]}))
-    assert np.ravel(found["image"]).tolist() == [5, 5, 0, 7]
-
-
-def test_files_of_different_inputs_stand_side_by_side(write):
-    a, b = write("a.npz", {"a": np.int32([1])}), write("b.json", {"inputs": {"b": [[1, 2]]}})
-    assert read(TWO, a, b) == {"a": [1], "b": [[1, 2]]}
-
-
-def test_arrays_that_cannot_be_joined_are_refused(write):
-    scalar = signature(sc=("float", ()))
-    file = write("a.npy", np.float32(1))
-    with pytest.raises(InvalidRequest, match=r"input 'sc' cannot be joined of \[\], \[\]"):
-        read(scalar, file, file)
-
-
-def test_no_file_holds_no_input():
-    assert read(PAIRS) == {}
-
-
-# Parameters, fixed rows, and what cannot be joined
-
-
-ROWS_AND_PARAMETER = signature(x=("float", (None, 2)), keep=("float", ()), w=("int32", (2,)))
-
-
-def test_parameter_that_each_row_names_is_one(write):
-    rows = [{"x": [1, 2], "keep": 0.5, "w": [7, 8]}, {"x": [3, 4], "keep": 0.5, "w": [7, 8]}]
-    found = read(ROWS_AND_PARAMETER, write("a.json", {"instances": rows}))
-    assert found == {"x": [[1, 2], [3, 4]], "keep": 0.5, "w": [7, 8]}
-
-
-def test_parameter_that_differs_from_row_to_row_is_refused(write):
-    rows = [{"x": [1, 2], "keep": 0.5}, {"x": [3, 4], "keep": 0.25}]
-    with pytest.raises(InvalidRequest, match=r"'keep' has no batch axis.* 0.5 and as 0.25"):
-        read(ROWS_AND_PARAMETER, write("a.json", {"instances": rows}))
-
-
-def test_only_parameter_may_be_the_only_row(write):
-    assert read(signature(n=("int32", ())), write("a.json", {"instances": [3]})) == {"n": 3}
-
-
-def test_parameter_of_several_files_is_one(write):
-    first = write("a.npz", {"x": np.ones((1, 2)), "keep": np.float32(0.5)})
-    second = write("b.npz", {"x": np.zeros((2, 2)), "keep": np.float32(0.5)})
-    other = write("c.npz", {"x": np.zeros((2, 2)), "keep": np.float32(1)})
-    found = read(ROWS_AND_PARAMETER, first, second)
-    assert found == {"x": [[1, 1], [0, 0], [0, 0]], "keep": 0.5}
-    with pytest.raises(InvalidRequest, match="one for all rows"):
-        read(ROWS_AND_PARAMETER, first, other)
-
-
-def test_parts_of_a_ragged_tensor_are_not_joined(write):
-    ragged = made(RAGGED)
-    file = write("a.npz", {"r": np.ones(3), "r_1": np.int64([0, 1, 3])})
-    assert read(ragged, file)["r_1"] == [0, 1, 3]
-    with pytest.raises(InvalidRequest, match=r"cannot be joined.*ragged"):
-        read(ragged, file, file)
-
-
-def test_rows_of_several_files_fill_a_fixed_number(write):
-    fixed = made({"x": ("float", (2, 2))}, {"y": ("float", (2,))})
-    one, two = write("a.npy", np.ones((1, 2))), write("b.npy", np.zeros((1, 2)))
-    assert read(fixed, one, two) == {"x": [[1, 1], [0, 0]]}
-    with pytest.raises(InvalidRequest, match="has 1 row, and the model takes 2"):
-        read(fixed, one)
-    assert read_inputs([one], fixed, Preprocessing(), any_rows=True)["x"].shape == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("shape", "value"), [((None,), (1,)), ((None, 1), (1, 1)), (None, (1,)), ((), ())]
-)
-def test_bytes_of_a_picture_fill_text_of_any_rank(picture, shape, value):
-    found = read_inputs([picture(0)], signature(image=("string", shape)), Preprocessing())
-    assert found["image"].shape == value
-    assert found["image"].ravel()[0].startswith(b"\x89PNG")
-
-
-def test_one_text_takes_one_picture(picture):
-    with pytest.raises(InvalidRequest, match="cannot be joined"):
-        read(signature(image=("string", ())), picture(0), picture(1))
-
-
-# Values that would become others
-
-
-@pytest.mark.parametrize(
-    ("dtype", "text", "told"),
-    [
-        ("float", "1e39", "float cannot hold 1e"),
-        ("float", "-4e38", "float cannot hold -4e"),
-        ("half", "70000", "half cannot hold 70000"),
-        ("bfloat16", "1e39", "bfloat16 cannot hold"),
-        ("double", "1e400", "1e400 is too large"),
-        ("float", "1e400", "1e400 is too large"),
-        ("int32", "2147483648", "not of type int32"),
-        ("int32", "0.5", "not of type int32"),
-        ("uint8", "-1", "not of type uint8"),
-        ("uint64", "-1", "not of type uint64"),
-        ("int64", "9223372036854775808", "not of type int64"),
-        ("bool", "2", "not of type bool"),
-        ("string", '"\\ud800"', "is no text"),
-    ],
-)
-@pytest.mark.parametrize("form", ['{"inputs": {"x": [0, %s]}}', '{"instances": [0, %s]}'])
-def test_number_in_json_that_would_become_another_is_refused(write, form, dtype, text, told):
-    content = (form % text).replace("0, ", "") if dtype == "string" else form % text
-    with pytest.raises(InvalidRequest, match=told):
-        read(signature(x=(dtype, (None,))), write("a.json", content.encode()))
-
-
-def test_infinity_that_is_meant_passes(write):
-    file = write("a.json", b'{"inputs": [Infinity, -Infinity, 1e38]}')
-    found = read(signature(x=("float", (None,))), file)["x"]
-    assert found[:2] == [float("inf"), float("-inf")]
-
-
-@pytest.mark.parametrize(
-    ("array", "dtype", "lost"),
-    [
-        (np.float64([1e39]), "float", "1e+39"),
-        (np.float32([70000]), "half", "70000"),
-        (np.int64([2**24 + 1]), "float", "16777217"),
-        (np.int64([2**63 - 1]), "double", "9223372036854775807"),
-        (np.int64([-1]), "uint8", "-1"),
-        (np.uint64([2**63]), "int64", "9223372036854775808"),
-        (np.complex128([1e39j]), "complex64", "1e"),
-    ],
-)
-def test_number_of_an_array_that_would_become_another_is_named(write, array, dtype, lost):
+def test_what_would_lose_something_is_refused_by_name(value, dtype, message, remedy):
     with pytest.raises(InvalidRequest) as caught:
-        read(signature(x=(dtype, (None,))), write("a.npy", array))
-    assert "which cannot hold" in caught.value.message
-    assert lost in caught.value.message
+        one(value, dtype)
+    assert caught.value.message.startswith("cannot send the input 'x' of model 'm': ")
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted", "fits"),
+    [
+        ((), (), True), ((1,), (None,), True), ((0,), (None,), True), ((3, 4), (None, 4), True),
+        ((1,), (), False), ((3, 5), (None, 4), False), ((4,), (None, 4), False),
+        ((4, 3), (4, 3), True), ((4, 2), (4, 3), False), ((4, 3, 1), (4, 3), False),
+    ],
+)  # fmt: skip
+def test_shape(shape, wanted, fits):
+    assert TensorSpec("x:0", None, wanted).takes(shape) is fits
+    if fits:
+        assert one(np.zeros(shape, np.float32), "float", wanted).shape == shape
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        one(np.zeros(shape, np.float32), "float", wanted)
+    assert f"its shape is {list(shape)}, the model takes {spec('float', wanted)}" in str(
+        caught.value
+    )
+
+
+def test_shape_of_any_rank_is_not_looked_at():
+    assert one(np.zeros((1, 2, 3, 4), np.float32), "float").ndim == 4
+
+
+def test_forgotten_batch_axis_is_told():
+    with pytest.raises(InvalidRequest) as caught:
+        one(np.zeros((4,), np.float32), "float", (None, 4))
+    assert "numpy.newaxis" in caught.value.remedy
+
+
+def test_array_alone_is_the_one_input_that_is_needed():
+    both = signature(a=spec("float"), b=spec("float"), optional={"b"})
+    assert list(fit([1.0], both, TARGET)) == ["a"]
+    assert list(fit([1.0], signature(x=spec("float"), optional={"x"}), TARGET)) == ["x"]
+    with pytest.raises(InvalidRequest, match="has 2 inputs"):
+        fit([1.0], signature(a=spec("float"), b=spec("float")), TARGET)
+
+
+def test_missing_and_unknown_inputs_are_named():
+    both = signature(image=spec("float"), mask=spec("float"))
+    with pytest.raises(InvalidRequest, match="needs the inputs mask too"):
+        fit({"image": [1.0]}, both, TARGET)
+    with pytest.raises(InvalidRequest) as caught:
+        fit({"images": [1.0], "mask": [1.0]}, both, TARGET)
+    assert caught.value.remedy == "did you mean image?"
+
+
+def test_inputs_with_defaults_may_be_missing_where_the_protocol_allows_it():
+    both = signature(a=spec("float"), b=spec("float"), optional={"b"})
+    assert list(fit({"a": [1.0]}, both, TARGET)) == ["a"]
+    with pytest.raises(InvalidRequest, match="has defaults for the inputs b, but not over REST"):
+        fit({"a": [1.0]}, both, TARGET, takes_defaults=False)
+    with pytest.raises(InvalidRequest, match="needs the inputs a too"):
+        fit({"b": [1.0]}, both, TARGET)
+
+
+def test_type_that_cannot_travel_is_left_to_the_server():
+    opaque = TensorSpec("x:0", None, None)
+    assert fit({"x": [1.0]}, signature(x=opaque), TARGET)["x"].dtype == np.float64
+
+
+def test_signature_and_outputs_are_looked_up_by_name():
+    known = {"serving_default": signature()}
+    assert choose(known, TARGET) is choose(known, Target("m", signature="serving_default"))
+    with pytest.raises(InvalidRequest, match="no signature 'serve'") as caught:
+        choose(known, Target("m", signature="serve"))
+    assert "serving_default" in caught.value.remedy
+    check_filter(["y"], signature(), TARGET)
+    with pytest.raises(InvalidRequest, match="no output 'score'") as caught:
+        check_filter(["y", "score"], signature(), TARGET)
+    assert caught.value.remedy == "did you mean scores?"
+
+
+def test_unchecked_inputs_need_names():
+    assert unchecked({"x": 1}) == {"x": 1}
+    with pytest.raises(InvalidRequest, match="no name"):
+        unchecked([1])
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        MASKED,
+        np.ma.masked_less([1, -1], 0),
+        [1.0, np.ma.masked],
+        [[1.0, 2.0], [3.0, np.ma.masked]],
+        [MASKED, MASKED],
+        (MASKED,),
+    ],
+)
+def test_masked_values_are_refused(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's own, where it makes NaN of them
+        with pytest.raises(InvalidRequest, match="some of its values are masked"):
+            one(value, "float")
+
+
+def test_masked_values_are_refused_where_the_signature_is_not_looked_at():
+    with pytest.raises(InvalidRequest, match="'x': some of its values are masked"):
+        unchecked({"x": MASKED})
+    assert unchecked({"x": MASKED.filled(0)})["x"].tolist() == [1, 0]
+
+
+def test_array_that_masks_nothing_is_an_array():
+    found = one(np.ma.masked_array([1.0, 2.0]), "float")
+    assert type(found) is np.ndarray and found.tolist() == [1, 2]
+    assert np.isnan(one([np.nan, 1.0], "float")[0])
+
+
+@pytest.mark.parametrize(
+    ("items", "dtype", "expected"),
+    [
+        ([1, 2], "int32", [1, 2]),
+        ([1, 2.5], "float", [1, 2.5]),
+        ([True, False], "bool", [True, False]),
+        ([[1], [2]], "int64", [[1], [2]]),
+        (["a", b"b"], "string", ["a", b"b"]),
+        ([1 + 2j], "complex64", [1 + 2j]),
+        ([2**63], "uint64", [2**63]),
+        ([], "string", []),
+    ],
+)
+def test_object_array_is_what_it_holds(items, dtype, expected):
+    assert one(np.array(items, object), dtype).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("items", "dtype", "told"),
+    [
+        ([1, None], "float", "it holds None, of type NoneType"),
+        (["a", None], "string", "it holds None, of type NoneType"),
+        (["a", 1], "string", "it holds 1, of type int"),
+        (["a", float("nan")], "string", "it holds nan, of type float"),
+        ([2**80], "int64", "it holds 1208925819614629174706176"),
+        ([Decimal(1)], "float", "of type Decimal"),
+        ([[1], [1, 2]], "int64", "inhomogeneous"),
+        ([[1], [2]], "int64", "it holds [1], of type list"),
+        ([1, 2], "string", "it is int64, the model takes string"),
+        (["a"], "float", "it is string, the model takes float"),
+        ([300], "uint8", "which cannot hold 300"),
+        (["\ud800"], "string", "surrogates not allowed"),
+    ],
+)
+def test_object_array_is_refused_for_what_it_holds(items, dtype, told):
+    array = np.empty(len(items), object)
+    array[:] = items
+    with pytest.raises(InvalidRequest) as caught:
+        one(array, dtype)
+    assert told in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "values"),
+    [
+        (1, "int64_list", [1]), (True, "int64_list", [1]), (1.5, "float_list", [1.5]),
+        ([1, 2], "int64_list", [1, 2]), (np.float32([1, 2]), "float_list", [1, 2]),
+        ("a", "bytes_list", [b"a"]), (b"a\0", "bytes_list", [b"a\0"]),
+        (["a", b"b\0"], "bytes_list", [b"a", b"b\0"]), (np.array(["a"]), "bytes_list", [b"a"]),
+        ([], "float_list", []),
+    ],
+)  # fmt: skip
+def test_feature_has_the_list_of_its_kind(value, kind, values):
+    (example,) = to_examples([{"f": value}])
+    feature = example.features.feature["f"]
+    assert feature.WhichOneof("kind") == (kind if values else None)
+    assert list(getattr(feature, kind).value) == values
+    assert to_examples([example.SerializeToString()]) == [example]
+
+
+def test_example_as_json_keeps_kinds_apart():
+    (example,) = to_examples([{"n": 1, "x": 1.0, "b": b"\xff"}])
+    assert json.dumps(to_json(example), sort_keys=True) == (
+        '{"b": [{"b64": "/w=="}], "n": [1], "x": [1.0]}'
+    )
+
+
+@pytest.mark.parametrize("row", [{"f": 1j}, {"f": [[1]]}, {"f": [None]}, {"f": 2**70}, [], b"\xff"])
+def test_row_that_is_no_example_is_named(row):
+    with pytest.raises(InvalidRequest, match="example 1"):
+        to_examples([{"f": 1}, row])
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(InvalidRequest, match="no examples"):
+        to_examples([])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1e39, "beyond float32"),
+        ([0.5, -1e39], "beyond float32"),
+        (np.ma.masked_array([1.0, 2.0], mask=[False, True]), "are masked"),
+        ("\ud800", "surrogates"),
+    ],
+)
+def test_values_that_would_become_others_are_no_features(value, told):
+    with pytest.raises(InvalidRequest, match=told):
+        to_examples([{"f": value}])
+
+
+def test_infinity_that_is_meant_is_a_feature():
+    (example,) = to_examples([{"f": [math.inf, 1.0]}])
+    assert list(example.features.feature["f"].float_list.value) == [math.inf, 1.0]

@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit import saved_models
 from tests.unit.signatures import NESTED, RAGGED, SPARSE, made
-from tfserve_kit import savedmodel
+from tfserve_kit import protos, savedmodel
 from tfserve_kit.savedmodel.signatures import Composite, batch_axes, obstacles, of_any_rows
 
 ROW, SCALAR = ("float", (None, 2)), ("float", ())
@@ -168,3 +168,11 @@ def test_sparse_parts_are_held_against_each_other(indices, values, shape, fault)
     arrays = dict(zip("abc", map(np.array, (indices, values, shape)), strict=True))
     found = Composite("sparse", ("a", "b", "c")).fault(arrays)
     assert (fault in found) if fault else not found
+
+
+def test_metadata_tells_which_inputs_are_optional():
+    message = protos.SignatureDef()
+    message.inputs["a"].dtype = message.inputs["b"].dtype = 1
+    message.defaults["b"].dtype = 1
+    found = savedmodel.parse_signatures({"s": message})["s"]
+    assert found.optional == {"b"}

@@ -7,7 +7,7 @@ tf.Example messages for classify and regress, out of plain Python values.
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import InvalidRequest, did_you_mean
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
-from tfserve_kit.tensors.dtypes import DType
 
 Inputs = Mapping[str, ArrayLike] | ArrayLike
 """Array per input alias; or an array alone, for a signature with one input."""
@@ -148,18 +147,18 @@ def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> N
     wanted = spec.dtype
     if given is not wanted and wanted is not None:
         try:
-            array = convert(array, wanted)
-        except CannotConvert as error:
+            array = dtypes.convert(array, wanted)
+        except dtypes.CannotConvert as error:
             raise InvalidRequest(
                 f"cannot send the input {alias!r} of {target}: it is {given.name}, "
                 f"the model takes {wanted.name}{error}",
                 remedy=error.remedy,
             ) from error
-    if spec.shape is not None and not has_shape(array.shape, spec.shape):
+    if not spec.takes(array.shape):
         raise InvalidRequest(
             f"cannot send the input {alias!r} of {target}: its shape is {list(array.shape)}, "
             f"the model takes {spec}",
-            remedy=_remedy_for_shape(array.shape, spec.shape),
+            remedy=_remedy_for_shape(array.shape, spec),
         )
     return array
 
@@ -225,72 +224,14 @@ def by_content(array: NDArray[Any]) -> NDArray[Any]:
     )
 
 
-def has_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    """Say whether a shape fits one with None where any size goes."""
-    if len(shape) != len(wanted):
-        return False
-    for have, want in zip(shape, wanted, strict=True):
-        if want is not None and have != want:
-            return False
-    return True
-
-
 def _require_unicode(items: Iterable[str | bytes]) -> None:
     for item in items:
         if isinstance(item, str) and not item.isascii():
             item.encode()  # UnicodeEncodeError is a ValueError
 
 
-class CannotConvert(Exception):
-    """Values cannot become another type without losing something.
-
-    Args:
-        why: what would be lost, as the end of a sentence; empty if the types tell it.
-        remedy: what to do about it.
-    """
-
-    def __init__(self, why: str, remedy: str) -> None:
-        super().__init__(why)
-        self.remedy = remedy
-
-
-def convert(array: NDArray[Any], wanted: DType) -> NDArray[Any]:
-    """Return an array in another type; real numbers may be rounded, all else stays the same.
-
-    Raises:
-        CannotConvert: a value would become another.
-    """
-    given = dtypes.by_numpy(array.dtype)
-    if not array.size and wanted.numpy is not None and dtypes.STRING not in {given, wanted}:
-        return array.astype(wanted.numpy)  # an empty list is float64 for want of better
-    if dtypes.STRING in {given, wanted} or wanted.numpy is None:
-        raise CannotConvert("", f"give values of type {wanted.name}")
-    kind, target_kind = _kind(given), _kind(wanted)
-    if kind == "c" and target_kind != "c":
-        raise CannotConvert("", "the imaginary part would be lost: take .real or .imag")
-    if kind == "f" and target_kind in "iub":
-        raise CannotConvert("", "round as you mean it, such as numpy.rint(x).astype")
-    with np.errstate(all="ignore"):
-        converted: NDArray[Any] = array.astype(wanted.numpy)
-        back = converted.real if target_kind == "c" else converted
-        kept = (
-            np.isfinite(converted) | ~np.isfinite(array)
-            if kind in "fc"
-            else (back.astype(array.dtype) == array) & ((back < 0) == (array < 0))
-        )
-    if not kept.all():
-        lost = array[~kept].ravel()[0]
-        raise CannotConvert(f", which cannot hold {lost}", "scale or clip the values first")
-    return converted
-
-
-def _kind(dtype: DType) -> str:
-    """Return numpy's letter of a kind; numpy itself takes bfloat16 for raw bytes."""
-    return "f" if dtype is dtypes.BFLOAT16 or dtype.numpy is None else dtype.numpy.kind
-
-
-def _remedy_for_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> str:
-    if len(shape) + 1 == len(wanted) and has_shape([1, *shape], wanted):
+def _remedy_for_shape(shape: tuple[int, ...], spec: TensorSpec) -> str:
+    if spec.takes((1, *shape)):
         return "the batch axis is missing: send array[numpy.newaxis]"
     return "a ? takes any size; reshape the input"
 

@@ -1,4 +1,4 @@
-"""Addresses with another protocol behind them, without TLS or with another certificate."""
+"""What the words of failures say: of servers, proxies, TLS and other protocols."""
 
 import asyncio
 import socket
@@ -19,7 +19,12 @@ from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
-from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, ServerUnreachable
+from tfserve_kit.errors import (
+    InvalidRequest,
+    RequestError,
+    ServerFault,
+    ServerUnreachable,
+)
 
 PAGE = b"<!DOCTYPE html><html><head><title>%b</title></head><body>nginx</body></html>"
 
@@ -229,3 +234,53 @@ def test_any_words_and_pages_can_be_looked_at(body, text):
     server_messages.page(b"<html>" + body)
     for scheme in ("grpc", "grpcs", "http", "https"):
         server_messages.explained(f"{scheme}://h:1", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("Task size 5 is larger than maximum input batch size 2 [[{{node x}}]]", 2),
+        ("Task size 5 is larger than maximum batch size 12", 12),
+        ("Task size 5 is larger than maximum input batch size 0", None),
+        ("Task size is large", None),
+        ("", None),
+    ],
+)
+def test_batch_limit_is_found_in_the_words(text, limit):
+    assert server_messages.batch_limit(text) == limit
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(1, "send one row"), (12, "send at most 12 rows")])
+def test_remedy_for_too_many_rows_names_the_limit(limit, rows):
+    text = f"Task size 20 is larger than maximum input batch size {limit}"
+    assert server_messages.remedy(text).startswith(rows)
+    assert server_messages.remedy("Task size") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("Server Threadpool Exhausted", "grpc_max_threads"),
+        (
+            "The batch scheduling queue to which this task was submitted is full; currently 10",
+            "max_enqueued_batches",
+        ),
+        ("The batching queue to which this task was submitted is full", "num_batch_threads"),
+        ("GOAWAY received; Error code: 11; Debug Text: too_many_pings", "keepalive"),
+    ],
+)
+def test_refusal_of_a_full_server_names_the_flag_that_helps(text, flag):
+    assert flag in server_messages.remedy(text)
+    reply = Reply(False, b"", "RESOURCE_EXHAUSTED", text)
+    assert flag in GrpcProtocol("grpc://h:1").error(reply, Target("m"), 1.0).remedy
+
+
+def test_other_words_of_servers():
+    full = "The batch scheduling queue to which this task was submitted is full; currently 1"
+    assert server_messages.is_full_queue(full)
+    assert server_messages.is_full_queue("Run() timeout exceeded while waiting in batching queue")
+    assert not server_messages.is_full_queue("connection refused")
+    assert server_messages.is_message_too_large(
+        "CLIENT: Received message larger than max (5 vs. 4)"
+    )
+    assert not server_messages.is_message_too_large("out of memory")

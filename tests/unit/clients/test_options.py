@@ -1,4 +1,4 @@
-"""Headers of callers: what can be sent, and that it arrives, per connection and per call."""
+"""Options of a client, and the headers that callers add."""
 
 import asyncio
 import base64
@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from tfserve_kit import protos
 from tfserve_kit.clients import connect, connect_async
-from tfserve_kit.clients.options import for_grpc, for_http
+from tfserve_kit.clients.options import OptionNames, Options, for_grpc, for_http, read_pem
 from tfserve_kit.errors import UsageError
 
 STATUS = protos.message_class("GetModelStatusResponse")(
     model_version_status=[{"version": 1, "state": "AVAILABLE"}]
 )
+
+
 SECRET = "s3cret-value"
 
 
@@ -161,3 +163,36 @@ def test_header_of_a_connection_that_cannot_be_sent_is_refused_at_once(server):
     url, _ = server
     with pytest.raises(UsageError, match="x y"):
         connect(url, headers={"x y": SECRET})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"retries": -1}, {"retry_share": 1.5}, {"retry_share": -0.1}, {"hedge_after_s": 0},
+        {"max_answer_bytes": 0}, {"max_answer_bytes": 1 << 31},
+        {"cert_file": "a"}, {"key_file": "a"},
+        {"hedge_after_s": 1, "idempotent": False},
+    ],
+)  # fmt: skip
+def test_option_out_of_range_is_named(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Options(**wrong)
+
+
+def test_options_have_the_same_names_in_both_places():
+    assert list(OptionNames.__annotations__) == list(Options.__slots__)
+    assert {name: Options.__annotations__[name] for name in Options.__slots__} == (
+        OptionNames.__annotations__
+    )
+
+
+def test_headers_are_not_shown():
+    assert "secret" not in repr(Options(headers={"authorization": "secret"}))
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path):
+    assert read_pem(None) is None
+    (tmp_path / "a.pem").write_bytes(b"pem")
+    assert read_pem(tmp_path / "a.pem") == b"pem"
+    with pytest.raises(UsageError, match=r"no\.pem"):
+        read_pem(tmp_path / "no.pem")

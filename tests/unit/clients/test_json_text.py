@@ -1,4 +1,4 @@
-"""Large answers in JSON: read quickly to the same arrays, or left to the general reader."""
+"""JSON as inputs are written and answers are read, quickly and slowly alike."""
 
 import json
 import tracemalloc
@@ -11,11 +11,13 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from tfserve_kit.clients import json_text
 from tfserve_kit.clients import json_text as json_bulk
+from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import ServerFault
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
+from tfserve_kit.tensors import json as tensor_json
 from tfserve_kit.tensors.json import answer, to_value
 
 NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64", "uint64"]
@@ -148,3 +150,51 @@ def test_bytes_in_an_output_of_text_are_explained(body):
 def test_what_is_no_json_at_all_is_said_to_be_none():
     with pytest.raises(ServerFault, match="did not answer with JSON"):
         wire(known("string")).read(b"\xff\xfe<html>")
+
+
+@pytest.fixture(params=["orjson", "json"])
+def library(request, monkeypatch):
+    """Both ways to write and read JSON."""
+    if request.param == "json":
+        monkeypatch.setattr(json_text, "orjson", None)
+    else:
+        pytest.importorskip("orjson")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.float32([0.1, -0.0, 3.4e38, 1e-45]), np.float64([[0.1, 1 / 3]]), np.float16([0.1]),
+        np.float32([np.nan, np.inf, -np.inf]), np.int64([2**63 - 1, -(2**63)]),
+        np.uint8([[0, 255]]),
+        np.uint64([2**64 - 1]), np.array([True, False]), np.zeros((2, 0), np.float32),
+        np.float32(1.5), np.array(["a", 'b"\n']), np.array([b"\xff\0"], object),
+        np.arange(12, dtype=np.int32).reshape(3, 4).T, np.arange(3, dtype=">f4"),
+    ],
+)  # fmt: skip
+def test_text_of_inputs_means_what_the_document_would(library, array):
+    written = json.loads(to_text({"x": array, 'y"': array}))
+    expected = json.loads(json.dumps(tensor_json.column_request({"x": array})["inputs"]["x"]))
+    if array.dtype.kind == "f":  # orjson knows that a float32 needs fewer digits
+        found = np.array(written["x"], array.dtype)
+        np.testing.assert_array_equal(found, array)
+        assert np.signbit(found).tolist() == np.signbit(array).tolist()
+    else:
+        assert written["x"] == expected
+    assert list(written) == ["x", 'y"']
+    assert str(written["x"]) == str(written['y"'])
+
+
+def test_numbers_that_json_lacks_are_read(library):
+    assert str(read_json(b"[NaN, Infinity, -Infinity, 1]")) == "[nan, inf, -inf, 1]"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"<html>"])
+def test_what_is_no_json_is_refused(library, text):
+    with pytest.raises(ValueError):  # noqa: PT011 (each library has words of its own)
+        read_json(text)
+
+
+def test_type_that_json_lacks_is_refused(library):
+    with pytest.raises(TypeError, match="use gRPC"):
+        to_text({"x": np.complex64([1])})
