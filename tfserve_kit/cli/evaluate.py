@@ -1,11 +1,9 @@
 """`tfkit evaluate`."""
 
-import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,21 +15,17 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
-from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
+from tfserve_kit.cli.picture_options import picture_options
 from tfserve_kit.cli.result_files import force_option, require_writable
-from tfserve_kit.cli.target import Destination, destination
-from tfserve_kit.clients import Client, Target
+from tfserve_kit.cli.target import destination
+from tfserve_kit.clients import Target
 from tfserve_kit.errors import RequestError, UsageError
-from tfserve_kit.evaluation.tables import SEPARATORS, Given
-from tfserve_kit.pictures.model import Asked
-from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.safe_text import csv_cell
 from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
-    from tfserve_kit.evaluation.examples import Dataset
-    from tfserve_kit.evaluation.report import Report
-    from tfserve_kit.evaluation.run import Answer, Run, Subject
+    from tfserve_kit.pictures.model import PictureOptions
+
+_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -70,17 +64,16 @@ _file = click.Path(path_type=Path)
 @click.option("--compare", metavar="VERSION_OR_LABEL",
               help="Evaluate this version too, on the same examples.")  # fmt: skip
 @picture_options
-@model_options
 @click.option("--first-class", type=click.IntRange(min=0), metavar="N",
-              help="What numbers of classes in the data count from; 0 if left out.")  # fmt: skip
+              help="Number of the first class in the data; 0 if left out.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
               help="Of two classes, predict the second above this; 0.5 if left out.")  # fmt: skip
 @click.option("--csv-header/--no-csv-header", default=None,
               help="Whether the first row of a CSV file names its columns.")  # fmt: skip
 @click.option("--csv-columns", callback=_columns, metavar="[PATH,]LABEL",
               help="Columns of a CSV file, by name or number from 1.")  # fmt: skip
-@click.option("--csv-separator", type=click.Choice(list(SEPARATORS)),
-              help="What separates the columns of a CSV file.")  # fmt: skip
+@click.option("--csv-separator", type=click.Choice(list(_SEPARATORS)),
+              help="Column separator of a CSV file.")  # fmt: skip
 @base_path_option
 @click.option("--num-tests", type=click.IntRange(min=1), metavar="N",
               help="How many examples to use; all if left out.")  # fmt: skip
@@ -95,16 +88,18 @@ _file = click.Path(path_type=Path)
 @click.option("--max-error-rate", callback=_share, metavar="SHARE",
               help="Fail if the error rate, of --compare if given, is higher.")  # fmt: skip
 @click.option("--max-worse", callback=_share, metavar="SHARE",
-              help="Fail if --compare errs more often by more than this.")  # fmt: skip
+              help="Fail if the error rate of --compare is higher by more than this.")  # fmt: skip
 @click.option("--report", "page_file", type=_file, metavar="FILE",
               help="Write a page with tables and the worst mistakes as HTML.")  # fmt: skip
 @click.option("--predictions", "predictions_file", type=_file, metavar="FILE",
               help="Write true class, predicted class, score and path as CSV.")  # fmt: skip
 @click.option("--each", "show_each", is_flag=True,
-              help="Show label, score and path of each example, too.")  # fmt: skip
+              help="Also show label, score and path of each example.")  # fmt: skip
 @force_option
 @json_option
-def evaluate_command(
+@click.pass_context
+def command(
+    ctx: click.Context,
     data: tuple[Path, ...],
     url: str | None,
     model: str | None,
@@ -115,9 +110,12 @@ def evaluate_command(
     label: str | None,
     signature: str,
     compare: str | None,
-    text_encoding: str | None,
+    asked: "PictureOptions",
     first_class: int | None,
     threshold: float | None,
+    csv_header: bool | None,
+    csv_columns: tuple[str, ...] | None,
+    csv_separator: str | None,
     base_path: Path | None,
     num_tests: int | None,
     seed: int | None,
@@ -130,14 +128,6 @@ def evaluate_command(
     predictions_file: Path | None,
     show_each: bool,
     as_json: bool,
-    csv_header: bool | None,
-    csv_columns: tuple[str, ...] | None,
-    csv_separator: str | None,
-    softmax: bool,
-    output_alias: str,
-    picture_input: str,
-    companions: dict[str, str],
-    **how: Any,
 ) -> int:
     """Measure how good a model is on labelled examples.
 
@@ -145,153 +135,62 @@ def evaluate_command(
     holds them; a CSV file of path,label or label,pixel,pixel,... rows; or an .npz file with x and
     y. Pictures are prepared as predict does it.
     """
-    from tfserve_kit.evaluation import examples, report
-    from tfserve_kit.evaluation import run as runs
+    from tfserve_kit.evaluation import report
+    from tfserve_kit.evaluation.datasets import open_dataset
+    from tfserve_kit.evaluation.run import Options, evaluate_versions
+    from tfserve_kit.evaluation.tables import CsvOptions
 
     if max_worse is not None and compare is None:
         raise UsageError("--max-worse needs a second version", remedy="add --compare")
     require_writable(page_file, predictions_file)
-    separator = None if csv_separator is None else SEPARATORS[csv_separator]
-    dataset = _opened(data, Given(csv_header, csv_columns, separator, text_encoding))
+    separator = None if csv_separator is None else _SEPARATORS[csv_separator]
+    encoding = ctx.params["text_encoding"]  # of a CSV file as well as of labels
+    dataset = open_dataset(data, CsvOptions(csv_header, csv_columns, separator, encoding))
+    for text in dataset.remarks:
+        output.note(f"Assumed: {text}")
     where = destination(url, protocol, model, access)
     targets = [where.target(version, label, signature)]
-    targets += [_second(where.model, compare, signature)] if compare else []
-    place = replace(where, base_path=base_path or where.base_path)
-    sending = runs.Sending(batch_size, concurrency, timeout_s)
-    wanted = examples.choose(len(dataset), num_tests, seed)
+    if compare:
+        targets.append(_second(targets[0], compare))
+    options = Options(
+        batch_size=batch_size,
+        concurrency=concurrency,
+        timeout_s=timeout_s,
+        asked=asked,
+        base_path=base_path or where.base_path,
+        first_class=first_class,
+        threshold=threshold,
+        count=num_tests,
+        seed=seed,
+    )
     with where.connect() as client, output.TerminalProgress() as progress:
-        asked = Asked(
-            options=preprocessing(text_encoding=text_encoding, **how),
-            output=output_alias,
-            softmax=softmax,
-            picture_input=picture_input,
-            companions=companions,
-        )
-        subjects = [
-            _subject(client, each, dataset, place, asked, (first_class, threshold), timeout_s)
-            for each in targets
-        ]
-        progress.note(f"Input {subjects[0].model}")
-        for text in runs.assumed(subjects):
-            if text not in subjects[0].model.assumed:  # which has just been told
-                progress.note(f"Assumed: {text}")
-        progress.step(f"Evaluating {len(wanted)} examples")
-        done = runs.evaluate(client, subjects, dataset, wanted, sending, progress)
-    found = report.build(done, top)
+        run = evaluate_versions(client, targets, dataset, options, progress)
+    found = report.build(run, top)
     missed = report.missed_gates(found, max_error_rate, max_worse)
     if page_file:
-        _write_page(page_file, found, done, dataset)
+        how = run.outcomes[0].subject.model.input.how
+        _write(page_file, report.page(found, report.thumbnails(found, dataset, how)))
     if predictions_file:
-        _write_predictions(predictions_file, done)
+        _write(predictions_file, report.predictions_csv(run))
     shown, text = {**report.as_data(found), "missed_gates": missed}, report.as_text(found)
     if show_each:
-        rows = _predictions(done)
-        shown["predictions"] = rows
-        lines = [f"{each['label']} {each['score']:.6g} {each['path']}" for each in rows]
-        text = "\n".join([*lines, "", text])
+        shown["predictions"] = report.predictions(run)
+        text = report.predictions_text(run) + "\n\n" + text
     output.result("evaluation", shown, as_json=as_json, text=text)
     return _exit_code(found.failed, missed)
 
 
-def _opened(data: Sequence[Path], form: Given) -> "Dataset":
-    """Open the set, and say what was taken for granted to read it."""
-    from tfserve_kit.evaluation.datasets import open_dataset
-
-    dataset = open_dataset(data, form)
-    for text in dataset.about.remarks:
-        output.note(f"Assumed: {text}")
-    return dataset
-
-
-def _second(model: str, compare: str, signature: str) -> Target:
+def _second(first: Target, compare: str) -> Target:
+    """Return the version or label to compare with."""
     if compare.isascii() and compare.isdigit():
-        return Target(model, int(compare), signature=signature)
-    return Target(model, label=compare, signature=signature)
+        return replace(first, version=int(compare), label=None)
+    return replace(first, version=None, label=compare)
 
 
-def _subject(
-    client: Client,
-    target: Target,
-    dataset: "Dataset",
-    place: Destination,
-    asked: Asked,
-    judging: tuple[int | None, float | None],
-    timeout_s: float,
-) -> "Subject":
-    from tfserve_kit.clients.classifier import choose_signature
-    from tfserve_kit.evaluation import run
-    from tfserve_kit.evaluation.classes import Classes
-    from tfserve_kit.evaluation.run import Subject
-    from tfserve_kit.pictures.graph import PictureGraph
-    from tfserve_kit.pictures.model import PictureModel
-
-    found = client.metadata(target, timeout_s=timeout_s)
-    chosen = choose_signature(found.signatures, target.signature)
-    version_dir = place.base_path / str(found.version) if place.base_path else None
-    if version_dir:
-        asked = replace(asked, note=Preprocessing.read(version_dir))
-    model = PictureModel(chosen, asked, PictureGraph(version_dir, chosen.name), ready=dataset.ready)
-    labels = asked.labels or run.ask(client, target, model, dataset, timeout_s)
-    classes = Classes.of(dataset, labels, judging[0])
-    classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
-    return Subject(
-        f"label {target.label}" if target.label else f"version {found.version}",
-        target,
-        found.version,
-        model,
-        classes,
-        judging[1],
-    )
-
-
-def _write_page(file: Path, found: "Report", done: "Run", dataset: "Dataset") -> None:
-    from tfserve_kit.evaluation import report as page
-
-    pictures = page.thumbnails(found, dataset, done.outcomes[0].subject.input.how)
-    with _writing(file) as stream:
-        stream.write(page.render(found, pictures))
-
-
-def _write_predictions(file: Path, done: "Run") -> None:
-    """Write a row for each example that was answered; with --compare, two more columns."""
-    first, *others = ({each.index: each for each in o.answers} for o in done.outcomes)
-    header = ["true", "predicted", "score", "path"]
-    header += ["compared_predicted", "compared_score"] * len(others)
-    with _writing(file) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        for answer in first.values():
-            row = _prediction(answer, done, 0)
-            true = done.outcomes[0].subject.classes.name(answer.true)
-            also = [_prediction(o.get(answer.index), done, 1) for o in others]
-            cells = [true, *row, answer.name, *(cell for each in also for cell in each)]
-            writer.writerow(map(csv_cell, cells))
-
-
-def _predictions(done: "Run") -> list[dict[str, Any]]:
-    """Return what was predicted for each example that was answered, in the order of the data."""
-    first = done.outcomes[0]
-    return [
-        {
-            "label": first.subject.classes.name(each.predicted),
-            "score": float(each.score),
-            "path": each.name,
-        }
-        for each in first.answers
-    ]
-
-
-def _prediction(answer: "Answer | None", done: "Run", place: int) -> tuple[str, str]:
-    if answer is None:
-        return "", ""
-    return done.outcomes[place].subject.classes.name(answer.predicted), f"{answer.score:.6g}"
-
-
-@contextmanager
-def _writing(file: Path) -> Iterator[IO[str]]:
+def _write(file: Path, text: str) -> None:
     try:
         with file.open("w", newline="", encoding="utf-8") as stream:
-            yield stream
+            stream.write(text)
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
 

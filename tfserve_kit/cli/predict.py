@@ -1,6 +1,7 @@
-"""`tfkit predict`."""
+"""`tfkit predict`: classifies pictures, and shows them for people, as JSON or as CSV."""
 
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from contextlib import closing
@@ -17,22 +18,22 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
-from tfserve_kit.cli.picture_options import model_options, picture_options, preprocessing
-from tfserve_kit.cli.predictions import Shown
+from tfserve_kit.cli.picture_options import picture_options
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients.classifier import (
+    Classified,
     Classifier,
-    Outcome,
     choose_batch_rows,
-    choose_signature,
     classify_all,
+    find_model,
 )
-from tfserve_kit.errors import RequestError
+from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.pictures.files import find
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.model import Asked
-from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.pictures.model import PictureOptions
+from tfserve_kit.safe_text import csv_cell
 from tfserve_kit.serving.access import Access
+
+_CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 
 
 @click.command("predict")
@@ -47,13 +48,12 @@ from tfserve_kit.serving.access import Access
               help="Pictures in each request; up to 16 if left out.")  # fmt: skip
 @base_path_option
 @picture_options
-@model_options
 @click.option("--max-pixels", type=click.IntRange(min=1), metavar="N",
               help="Refuse larger pictures; 89478485 if left out.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per class, as CSV.")
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="Print each picture's result as JSON.")
 @json_option
-def predict_command(
+def command(
     images: tuple[str, ...],
     url: str | None,
     model: str | None,
@@ -66,15 +66,11 @@ def predict_command(
     top: int,
     batch_size: int | None,
     base_path: Path | None,
+    asked: PictureOptions,
     max_pixels: int | None,
-    softmax: bool,
-    output_alias: str,
-    picture_input: str,
-    companions: dict[str, str],
     as_csv: bool,
     as_jsonl: bool,
     as_json: bool,
-    **how: Any,
 ) -> int:
     """Classify pictures.
 
@@ -85,33 +81,32 @@ def predict_command(
 
     A picture that fails is named on stderr and the others go on; the exit code is then 6.
     """
-    shown = Shown(as_json=as_json, as_jsonl=as_jsonl, as_csv=as_csv)
+    shown = _Shown(as_json=as_json, as_jsonl=as_jsonl, as_csv=as_csv)
     where = destination(url, protocol, model, access)
     target = where.target(version, label, signature)
-    options = preprocessing(**how)
     _settle_pillow(max_pixels)
     pictures = find(images, sys.stdin.buffer, timeout_s=timeout_s)
     with where.connect() as client:
-        found = client.metadata(target, timeout_s=timeout_s)
-        version_dir = _version_dir(base_path or where.base_path, found.version)
-        chosen = choose_signature(found.signatures, signature)
-        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
-        asked = Asked(note, options, output_alias, softmax, picture_input, companions)
-        graph = PictureGraph(version_dir, chosen.name)
-        classifier = Classifier(client, target, chosen, asked, graph=graph, timeout_s=timeout_s)
+        versions = base_path or where.base_path
+        found, answers = find_model(client, target, asked, base_path=versions, timeout_s=timeout_s)
+        classifier = Classifier(client, target, found, timeout_s=timeout_s)
         shown.explain(classifier)
         rows = choose_batch_rows(classifier, len(pictures), batch_size)
-        outcomes = classify_all(classifier, pictures, batch_rows=rows, top=top)
-        with closing(outcomes):
+        results = classify_all(classifier, pictures, batch_rows=rows, top=top)
+        with closing(results):
             shown.expect(len(pictures), many=len(pictures) > rows)
-            return _show(outcomes, shown, (where.model, found.version))
+            return _show(results, shown, (where.model, answers))
 
 
-def _show(outcomes: Iterable[Outcome], shown: Shown, answerer: tuple[str, int]) -> int:
+def _show(
+    results: Iterable[tuple[str, Classified | RequestError]],
+    shown: "_Shown",
+    answerer: tuple[str, int],
+) -> int:
     """Show what becomes of the pictures, and return the exit code."""
     try:
-        for outcome in outcomes:
-            shown.add(outcome, *answerer)
+        for name, result in results:
+            shown.add(name, result, *answerer)
     except RequestError as error:
         if not shown.count:
             raise
@@ -125,10 +120,6 @@ def _show(outcomes: Iterable[Outcome], shown: Shown, answerer: tuple[str, int]) 
     return shown.exit_code
 
 
-def _version_dir(base_path: Path | None, version: int) -> Path | None:
-    return base_path / str(version) if base_path else None
-
-
 def _settle_pillow(max_pixels: int | None) -> None:
     """Raise its limit, and let errors alone speak of a picture."""
     warnings.filterwarnings("ignore", module="PIL")
@@ -136,3 +127,201 @@ def _settle_pillow(max_pixels: int | None) -> None:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+class _Shown:
+    """Shows what became of each picture; errors on stderr, by the picture's name.
+
+    Args:
+        as_json: keep all and show them as one result, by `finish`.
+        as_jsonl: show each as a result of its own, at once.
+        as_csv: show a row for each class, at once; nothing of pictures that failed.
+
+    Attributes:
+        count: how many pictures were added.
+        exit_code: that of the worst of them.
+
+    Raises:
+        UsageError: more than one form is asked for.
+    """
+
+    def __init__(self, *, as_json: bool, as_jsonl: bool, as_csv: bool) -> None:
+        if as_json + as_jsonl + as_csv > 1:
+            raise UsageError("give one of --json, --jsonl and --csv")
+        self._kept: list[dict[str, Any]] = []
+        self._as_json, self._as_csv = as_json, as_csv
+        self._print = _line if as_jsonl else _csv if as_csv else _text
+        self._progress = output.TerminalProgress()
+        self._started_s = time.perf_counter()
+        self._prepare_s = self._answer_s = 0.0
+        self._expected = self._failed = self.count = 0
+        self.exit_code = exit_codes.OK
+        self._how: dict[str, dict[str, str]] = {}
+        self._classifier: Classifier | None = None
+        self._said: set[str] = set()
+        self._meanings: set[str] = set()
+
+    def explain(self, classifier: Classifier) -> None:
+        """Say what was decided about the model, and what of it was only assumed."""
+        self._classifier, model = classifier, classifier.model
+        self._how = {
+            each.what: {"value": each.value, "source": each.source}
+            | ({"because": each.because} if each.because else {})
+            for each in model.choices
+        }
+        output.note(f"Input {model}")
+        self._explain_labels()
+
+    def _explain_labels(self) -> None:
+        """Say once what was taken for granted of the names of classes."""
+        labels = self._classifier.labels if self._classifier else None
+        if labels is None or not labels.source:
+            return
+        because = "; ".join(labels.remarks)
+        value = f"{len(labels)} names of {labels.source}"
+        self._how["labels"] = {"value": value, "source": "file"} | (
+            {"because": because} if because else {}
+        )
+        for text in labels.remarks:
+            if text not in self._said:
+                self._progress.note(f"Assumed: {text}")
+        self._said.update(labels.remarks)
+
+    def expect(self, pictures: int, *, many: bool) -> None:
+        """Say how many pictures will come; with many, the progress is shown.
+
+        Where the results themselves run down the terminal, they are progress enough.
+        """
+        self._expected, self._started_s = pictures, time.perf_counter()
+        if self._as_csv:
+            output.result("predict", None, as_json=False, text=",".join(_CSV_COLUMNS))
+        if many and (self._as_json or not sys.stdout.isatty()):
+            self._progress.step(f"classifying {pictures} pictures")
+
+    def add(self, name: str, result: Classified | RequestError, model: str, version: int) -> None:
+        """Show one picture.
+
+        Args:
+            name: of the picture.
+            result: what became of it.
+            model: which model was asked.
+            version: the one that answered, where the answer does not say.
+        """
+        self._explain_labels()  # the first answer may have shown how many classes there are
+        data = _data(name, result, model, version, self._how)
+        if self._as_json:
+            self._kept.append(data)
+        else:
+            self._print(data)
+        self._add_up(result)
+        self._progress.advance(self.count, self._expected)
+
+    def _add_up(self, found: Classified | RequestError) -> None:
+        self.count += 1
+        if isinstance(found, RequestError):
+            self._failed += 1
+            self.exit_code = exit_codes.exit_code(found)
+            self._progress.fault(str(found))
+        else:
+            self._remark(found)
+            self._prepare_s += found.prepare_s
+            self._answer_s += found.request_s / found.batch_rows
+
+    def _remark(self, found: Classified) -> None:
+        """Say once what the scores are if they are no probabilities, and each time what is NaN."""
+        if found.nan_scores:
+            self._progress.note(f"Warning: {found.nan_scores} of its scores are NaN")
+        if found.meaning not in self._meanings and found.meaning == "logits or other scores":
+            self._progress.note(
+                "The scores are not probabilities; --softmax turns logits into them."
+            )
+        self._meanings.add(found.meaning)
+
+    def finish(self) -> None:
+        """Show what was kept, and where the time went."""
+        with self._progress:
+            pass  # takes its line off the terminal
+        if self._as_json:
+            output.result("predict", self._kept, as_json=True, text="")
+        if self._expected > 1:
+            took_s = time.perf_counter() - self._started_s
+            output.note(
+                f"{self.count} of {self._expected} pictures in {took_s:.2f} s "
+                f"({self.count / took_s:.1f} per second): preparing took {self._prepare_s:.2f} s, "
+                f"beside that answering {self._answer_s:.2f} s; {self._failed} failed"
+            )
+
+
+def _data(
+    name: str, found: Classified | RequestError, model: str, version: int,
+    how: dict[str, dict[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    if isinstance(found, RequestError):
+        error = {"error": type(found).__name__, "message": found.message, "remedy": found.remedy}
+        return {"image": name, **error}
+    return {
+        "image": name,
+        "model": model,
+        "version": found.version if found.version is not None else version,
+        "prepare_ms": round(found.prepare_s * 1e3, 3),
+        "request_ms": round(found.request_s * 1e3, 3),
+        "batch_rows": found.batch_rows,
+        "how": how,
+        "meaning": found.meaning,
+        "scores": [
+            {"index": each.index, "label": each.label, "score": each.score} for each in found.scores
+        ],
+    } | _detected(found)
+
+
+def _detected(found: Classified) -> dict[str, Any]:
+    if found.detections is None:
+        return {}
+    return {
+        "detections": [
+            {"box": each.box, "index": each.index, "label": each.label, "score": each.score}
+            for each in found.detections
+        ]
+    }
+
+
+def _line(data: dict[str, Any]) -> None:
+    output.result("prediction", data, as_json=True, text="")
+
+
+def _text(data: dict[str, Any]) -> None:
+    if "error" in data:
+        return
+    many = f" with {data['batch_rows'] - 1} more" if data["batch_rows"] > 1 else ""
+    head = (
+        f"{data['image']}: {data['model']} version {data['version']}, "
+        f"prepared in {data['prepare_ms']:.1f} ms, answered{many} in {data['request_ms']:.1f} ms"
+    )
+    rows = [_row(each) for each in [*data["scores"], *data.get("detections", ())]]
+    if not rows:
+        rows = ["  nothing detected"]
+    output.result("predict", None, as_json=False, text="\n".join([head, *rows]))
+
+
+def _row(each: dict[str, Any]) -> str:
+    score = f"{each['score']:9.4f}" if each["score"] is not None else "        -"
+    index = f"{each['index']:5d}" if each["index"] is not None else "    -"
+    box = "  at " + ", ".join(f"{side:.4g}" for side in each["box"]) if "box" in each else ""
+    return f"  {score}  {index}  {each['label'] or ''}{box}".rstrip()
+
+
+def _csv(data: dict[str, Any]) -> None:
+    if "error" in data:
+        return
+    import csv
+    import io
+
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    for rank, each in enumerate([*data["scores"], *data.get("detections", ())], start=1):
+        score = "" if each["score"] is None else f"{each['score']:.9g}"  # what 32 bits hold
+        index = "" if each["index"] is None else each["index"]
+        writer.writerow(
+            (csv_cell(data["image"]), rank, index, csv_cell(each["label"] or ""), score)
+        )
+    output.result("predict", None, as_json=False, text=lines.getvalue().rstrip("\n"))

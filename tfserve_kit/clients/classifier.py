@@ -1,8 +1,6 @@
-"""Class scores: sorted, with index and name.
+"""Pictures in, what the model says of them out, over any client.
 
-Pictures in, what the model says of them out, over any client.
-
-Many pictures: prepared ahead in threads, sent in batches, and none that fails loses another.
+Many are prepared ahead in threads and sent in batches, and one that fails costs no other.
 """
 
 import os
@@ -10,15 +8,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S
-from tfserve_kit.clients.results import Target
+from tfserve_kit.clients.results import Prediction, Target
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -28,17 +27,14 @@ from tfserve_kit.errors import (
     UsageError,
     did_you_mean,
 )
-from tfserve_kit.pictures import outputs as heads
 from tfserve_kit.pictures.files import PictureFile
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.labels import Labels
-from tfserve_kit.pictures.labels import read as read_labels
-from tfserve_kit.pictures.model import Asked, Meaning, PictureModel
-from tfserve_kit.pictures.outputs import Detection, Outputs, ranking
+from tfserve_kit.pictures.model import Meaning, PictureModel, PictureOptions
+from tfserve_kit.pictures.outputs import Detection, Outputs, detections, ranking
 from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
-
-__all__ = ["ClassScore", "read_labels", "top_scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,36 +110,30 @@ class Classifier:
     Args:
         client: a connection; not closed here.
         target: model, version or label, and signature.
-        signature: the signature of that name, from `Client.metadata`.
-        asked: what is known beside the signature.
-        graph: the version's graph, where it can be read here: it tells what else is open.
+        model: what goes in and comes out, see `find_model`.
         timeout_s: deadline of each request, in seconds.
 
     Attributes:
-        model: what goes in and comes out, and what decided so.
+        model: the same.
         labels: the names of its classes, brought to their number once that is known; None if
             nobody says them.
 
     Raises:
-        UsageError: the signature takes no picture, or it is not clear what it says of one.
+        UsageError: there is another number of labels than of classes.
     """
 
     def __init__(
         self,
         client: Client,
         target: Target,
-        signature: Signature,
-        asked: Asked,
+        model: PictureModel,
         *,
-        graph: PictureGraph | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._client = client
         self._target = target
-        self.model = PictureModel(signature, asked, graph)
-        self.labels = self._fitted(
-            asked.labels, self.model.classes, is_one_column=self.model.is_one_column
-        )
+        self.model = model
+        self.labels = self._fitted(model.labels, model.classes, is_one_column=model.is_one_column)
         self._timeout_s = timeout_s
 
     def _fitted(
@@ -196,7 +186,7 @@ class Classifier:
         """Classify prepared pictures with one request.
 
         Args:
-            pictures: at least one; no more than `fixed_rows`, up to which the last is repeated.
+            pictures: at least one, see `ask`.
             top: how many classes or objects to return.
 
         Raises:
@@ -204,34 +194,22 @@ class Classifier:
             UsageError: there is another number of labels than of classes, or the answer cannot be
                 shown as classes.
         """
-        missing = max(0, (self.fixed_rows or 0) - len(pictures))
-        sent = [*pictures, *[pictures[-1]] * missing]
-        inputs = self.model.inputs(
-            [each.row for each in sent], [(each.name, each.index) for each in sent]
-        )
-        answer = self._client.predict(self._target, inputs, timeout_s=self._timeout_s)
-        read = {
-            "scores": self._scored,
-            "ranked": self._ranked,
-            "class": self._named,
-            "detections": self._detected,
-        }
-        said = read[self.model.head.kind](answer.outputs, len(sent), top)
+        answer = ask(self._client, self._target, self.model, pictures, self._timeout_s)
+        rows = self.fixed_rows or len(pictures)
+        read = {"scores": self._scored, "detections": self._detected}
+        said = read.get(self.model.head.kind, self._ranked)(answer.outputs, rows, top)
         return [
             Classified(
-                each.scores,
-                answer.version,
-                picture.prepare_s,
-                answer.duration_s,
-                len(pictures),
-                each.detections,
-                each.meaning,
-                each.nan_scores,
+                **each,
+                version=answer.version,
+                prepare_s=picture.prepare_s,
+                request_s=answer.duration_s,
+                batch_rows=len(pictures),
             )
             for each, picture in zip(said, pictures, strict=False)
         ]
 
-    def _scored(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
+    def _scored(self, outputs: Outputs, rows: int, top: int) -> list[dict[str, Any]]:
         scores, meaning = self.model.scores(outputs, rows, str(self._target))
         one = meaning == "one probability"
         self.labels = self._fitted(self.labels, scores.shape[1], is_one_column=one)
@@ -239,51 +217,56 @@ class Classifier:
         if self.labels is None:
             labels = self.model.labels_in(outputs, scores.shape) or labels
         return [
-            _Said(
-                tuple(top_scores(scores[i], labels[i], top)),
-                None,
-                meaning,
-                int(np.isnan(scores[i]).sum()),
-            )
+            {
+                "scores": tuple(top_scores(scores[i], labels[i], top)),
+                "meaning": meaning,
+                "nan_scores": int(np.isnan(scores[i]).sum()),
+            }
             for i in range(rows)
         ]
 
-    def _ranked(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
-        found = ranking(outputs, self.model.head, rows, self.labels, str(self._target))
+    def _ranked(self, outputs: Outputs, rows: int, top: int) -> list[dict[str, Any]]:
+        meaning = "classes" if self.model.head.kind == "class" else "scores of the best classes"
         return [
-            _Said(
-                tuple(ClassScore(*each) for each in row[:top]),
-                None,
-                "scores of the best classes",
-                sum(np.isnan(score) for _, _, score in row),
-            )
-            for row in found
+            {
+                "scores": tuple(ClassScore(*each) for each in row[:top]),
+                "meaning": meaning,
+                "nan_scores": sum(score is not None and np.isnan(score) for _, _, score in row),
+            }
+            for row in ranking(outputs, self.model.head, rows, self.labels, str(self._target))
         ]
 
-    def _named(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
-        del top
-        head, where = self.model.head, str(self._target)
-        classes = heads.rows_of(outputs, head.classes, rows, head, where).reshape(rows, -1)[:, 0]
-        scores: list[float | None] = [None] * rows
-        if head.scores:
-            found = heads.rows_of(outputs, head.scores, rows, head, where).reshape(rows, -1)[:, 0]
-            scores = [float(each) for each in found]
+    def _detected(self, outputs: Outputs, rows: int, top: int) -> list[dict[str, Any]]:
+        found = detections(outputs, self.model.head, rows, self.labels, str(self._target))
         return [
-            _Said((ClassScore(*heads.named(value, self.labels), score),), None, "classes")
-            for value, score in zip(classes, scores, strict=True)
+            {"scores": (), "meaning": "boxes", "detections": tuple(each[:top])} for each in found
         ]
 
-    def _detected(self, outputs: Outputs, rows: int, top: int) -> list["_Said"]:
-        found = heads.detections(outputs, self.model.head, rows, self.labels, str(self._target))
-        return [_Said((), tuple(each[:top]), "boxes") for each in found]
 
+def ask(
+    client: Client,
+    target: Target,
+    model: PictureModel,
+    pictures: Sequence[PreparedPicture],
+    timeout_s: float,
+) -> Prediction:
+    """Send prepared pictures as one request.
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    scores: tuple[ClassScore, ...]
-    detections: tuple[Detection, ...] | None
-    meaning: Meaning
-    nan_scores: int = 0
+    Args:
+        client: a connection.
+        target: where the request goes.
+        model: what goes in.
+        pictures: at least one; no more than the rows that the model takes, up to which the last
+            is repeated.
+        timeout_s: deadline, in seconds.
+
+    Raises:
+        RequestError: the request failed.
+    """
+    missing = max(0, (model.input.rows or 0) - len(pictures))
+    sent = [*pictures, *[pictures[-1]] * missing]
+    inputs = model.inputs([each.row for each in sent], [(each.name, each.index) for each in sent])
+    return client.predict(target, inputs, timeout_s=timeout_s)
 
 
 def choose_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
@@ -300,6 +283,41 @@ def choose_signature(signatures: Mapping[str, Signature], name: str) -> Signatur
     return signatures[wanted]
 
 
+def find_model(
+    client: Client,
+    target: Target,
+    asked: PictureOptions,
+    *,
+    base_path: Path | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    ready: bool = False,
+) -> tuple[PictureModel, int]:
+    """Find out from a server, and from the version itself, what a model takes and says.
+
+    Args:
+        client: a connection.
+        target: model, version or label, and signature.
+        asked: what the caller says beside that; a note stored with the version is read.
+        base_path: where the versions can be read here; None if they cannot.
+        timeout_s: deadline, in seconds.
+        ready: whether what is sent are rows of the input, not pictures.
+
+    Returns:
+        The model, and the version that answers.
+
+    Raises:
+        RequestError: the server does not answer, or does not know the model.
+        UsageError: the signature does not take pictures, or it is not clear what it says of one.
+    """
+    found = client.metadata(target, timeout_s=timeout_s)
+    signature = choose_signature(found.signatures, target.signature)
+    version_dir = base_path / str(found.version) if base_path else None
+    if version_dir:
+        asked = replace(asked, note=Preprocessing.read(version_dir))
+    graph = PictureGraph(version_dir, signature.name)
+    return PictureModel(signature, asked, graph, ready=ready), found.version
+
+
 # Rows of a request if nobody says; enough to keep a server busy, little to wait for.
 DEFAULT_BATCH_ROWS = 16
 _MOST_WORKERS = 4
@@ -307,15 +325,8 @@ _MOST_WORKERS = 4
 _FATAL = (DeadlineExceeded, ModelNotFound, ServerUnreachable)
 
 In = TypeVar("In")
+Row = TypeVar("Row")
 Out = TypeVar("Out")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one picture: its classes, or the error that concerns it alone."""
-
-    name: str
-    result: Classified | RequestError
 
 
 def choose_batch_rows(classifier: Classifier, pictures: int, wanted: int | None) -> int:
@@ -340,11 +351,8 @@ def choose_batch_rows(classifier: Classifier, pictures: int, wanted: int | None)
 
 def classify_all(
     classifier: Classifier, pictures: Iterable[PictureFile], *, batch_rows: int, top: int
-) -> Generator[Outcome, None, None]:
-    """Yield what becomes of each picture, in order.
-
-    While a batch is with the server, the next ones are prepared: at most three batches (or
-    four pictures) are in memory, and as many decoded pictures as there are threads.
+) -> Generator[tuple[str, Classified | RequestError], None, None]:
+    """Yield the name of each picture, and its classes or the error that concerns it alone.
 
     Args:
         classifier: prepares and asks.
@@ -357,40 +365,89 @@ def classify_all(
         UsageError: there is another number of labels than of classes.
     """
 
-    def prepare(numbered: tuple[int, PictureFile]) -> tuple[str, PreparedPicture | RequestError]:
+    def prepare(numbered: tuple[int, PictureFile]) -> PreparedPicture:
         index, picture = numbered
-        try:
-            data = picture.read()
-            return picture.name, classifier.prepare(data, name=picture.name, index=index)
-        except RequestError as error:
-            return picture.name, error
+        return classifier.prepare(picture.read(), name=picture.name, index=index)
 
-    with closing(_ahead(prepare, enumerate(pictures), max(2 * batch_rows, _MOST_WORKERS))) as ahead:
-        while batch := list(islice(ahead, batch_rows)):
-            ready = [item for _, item in batch if isinstance(item, PreparedPicture)]
-            scored = iter(_scored(classifier, ready, top))
-            for name, item in batch:
-                yield Outcome(name, next(scored) if isinstance(item, PreparedPicture) else item)
+    def score(prepared: Sequence[PreparedPicture]) -> Sequence[Classified | RequestError]:
+        return isolated(lambda some: classifier.score(some, top=top), prepared)
+
+    batches = answer_all(enumerate(pictures), prepare, score, batch_rows=batch_rows)
+    with closing(batches):
+        for (_, picture), found in chain.from_iterable(batches):
+            if isinstance(found, _FATAL):
+                raise found
+            yield picture.name, found
 
 
-def _scored(
-    classifier: Classifier, pictures: Sequence[PreparedPicture], top: int
-) -> Sequence[Classified | RequestError]:
-    """Return a result for each picture; where a batch is refused, each is tried alone."""
-    if not pictures:
-        return []
+def isolated(
+    send: Callable[[Sequence[Row]], Sequence[Out]], rows: Sequence[Row]
+) -> Sequence[Out | RequestError]:
+    """Return a result for each row; where a request is refused, each row is tried alone.
+
+    Args:
+        send: sends rows as one request; raises RequestError.
+        rows: at least one.
+    """
     try:
-        return classifier.score(pictures, top=top)
-    except _FATAL:
-        raise
+        return send(rows)
     except RequestError as error:
-        if len(pictures) == 1:
-            return [error]
-        return [result for each in pictures for result in _scored(classifier, [each], top)]
+        if len(rows) == 1 or isinstance(error, _FATAL):
+            return [error] * len(rows)
+    found: list[Out | RequestError] = []
+    for place, row in enumerate(rows):
+        (result,) = isolated(send, [row])
+        if isinstance(result, _FATAL):
+            return [*found, *[result] * (len(rows) - place)]
+        found.append(result)
+    return found
+
+
+def answer_all(
+    items: Iterable[In],
+    prepare: Callable[[In], Row],
+    answer: Callable[[Sequence[Row]], Sequence[Out | RequestError]],
+    *,
+    batch_rows: int,
+    concurrency: int = 1,
+) -> Generator[list[tuple[In, Out | RequestError]], None, None]:
+    """Yield batches of items with what became of each, in order.
+
+    While batches are with the server, the next ones are prepared: at most three batches (or four
+    items) are in memory beside those in flight.
+
+    Args:
+        items: read only when their turn comes.
+        prepare: makes a row of an item; a RequestError that it raises is that item's result.
+        answer: returns a result for each row of a batch.
+        batch_rows: items in a batch.
+        concurrency: how many batches may be with the server at once.
+    """
+
+    def prepared(item: In) -> tuple[In, Row | RequestError]:
+        try:
+            return item, prepare(item)
+        except RequestError as error:
+            return item, error
+
+    def answered(batch: list[tuple[In, Row | RequestError]]) -> list[tuple[In, Out | RequestError]]:
+        rows = [row for _, row in batch if not isinstance(row, RequestError)]
+        found = iter(answer(rows) if rows else ())
+        return [
+            (item, row if isinstance(row, RequestError) else next(found)) for item, row in batch
+        ]
+
+    with closing(_ahead(prepared, items, max(2 * batch_rows, _MOST_WORKERS))) as ahead:
+        batches = iter(lambda: list(islice(ahead, batch_rows)), [])
+        if concurrency == 1:
+            yield from map(answered, batches)
+            return
+        with closing(_ahead(answered, batches, 2 * concurrency, concurrency)) as results:
+            yield from results
 
 
 def _ahead(
-    make: Callable[[In], Out], items: Iterable[In], count: int
+    make: Callable[[In], Out], items: Iterable[In], count: int, workers: int | None = None
 ) -> Generator[Out, None, None]:
     """Yield what a function makes of items, in order, with some of them in work beforehand."""
     source = iter(items)
@@ -400,7 +457,7 @@ def _ahead(
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(_MOST_WORKERS, os.cpu_count() or 1))
     waiting: deque[Future[Out]] = deque(pool.submit(make, item) for item in first)
     try:
         for item in source:

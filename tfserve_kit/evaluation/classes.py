@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
+from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError, did_you_mean
 from tfserve_kit.evaluation.examples import Dataset, Label
 from tfserve_kit.pictures.labels import Labels, shown
 
@@ -59,6 +59,7 @@ class Lookup:
 
 # Up to so many classes their numbers in order are their numbers sorted as texts.
 _ONE_DIGIT = 10
+_MOST_CLASSES = 1_000_000  # a table has a row for each
 
 
 class Classes:
@@ -73,6 +74,7 @@ class Classes:
         names: the names that the set uses.
         numbers: the indices that the set uses, or the lowest and the highest of them.
         first_class: the number of the set's first class; None if the user does not say, then 0.
+        are_answered: whether the model names classes in its answers, so that nothing is guessed.
     """
 
     def __init__(
@@ -82,14 +84,16 @@ class Classes:
         *,
         numbers: Iterable[int] = (),
         first_class: int | None = None,
+        are_answered: bool = False,
     ) -> None:
+        self._are_answered = are_answered
         self._labels = None if labels is None else Labels.of(labels)
         self._names = sorted(set(names))
         self._first = first_class or 0
         self._sorted: tuple[str, ...] | None = None
         if self._labels is None and not all(map(is_number, self._names)):
             self._sorted = tuple(self._names)
-        self._lookup = Lookup(self._known)
+        self._lookup = Lookup(self.known)
         self._numbers = sorted({*numbers, *(int(name) for name in self._names_of_numbers())})
         if first_class is not None and not self._numbers:
             raise UsageError("--first-class is for classes that are numbers, and those of the set "
@@ -98,24 +102,36 @@ class Classes:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, labels: Sequence[str] | None, first_class: int | None = None
+        cls,
+        dataset: Dataset,
+        labels: Sequence[str] | None,
+        first_class: int | None = None,
+        *,
+        are_answered: bool = False,
     ) -> "Classes":
         """Return the classes of a set, once it is known which of its names count.
 
         Raises:
             UsageError: the set's names of classes may be none, and the model's do not prove them.
         """
-        used = dataset.class_names - dataset.about.empty_classes
-        if dataset.about.doubt is not None:
+        used = dataset.class_names - dataset.empty_classes
+        if dataset.doubt is not None:
             lookup = Lookup(labels or ())
             if not used or any(lookup(name) is None for name in used):
-                raise dataset.about.doubt
+                raise dataset.doubt
         # An empty folder was a class to whoever trained on such folders, and sorted them.
         names = dataset.class_names if labels is None else used
-        return cls(labels, names, numbers=dataset.indices, first_class=first_class)
+        return cls(
+            labels,
+            names,
+            numbers=dataset.indices,
+            first_class=first_class,
+            are_answered=are_answered,
+        )
 
     @property
-    def _known(self) -> Sequence[str]:
+    def known(self) -> Sequence[str]:
+        """The names of the classes that have one."""
         return self._labels or self._sorted or ()
 
     @property
@@ -148,13 +164,51 @@ class Classes:
             return int(label) - self._first
         raise InvalidRequest(f"the model has no class {label!r} ({self._nearest(label)})")
 
+    def answered(self, index: int | None, name: str | None) -> int:
+        """Return the class index of a class that a model answers with, by its number or its name.
+
+        Raises:
+            ServerFault: that is not the number of a class.
+            UsageError: nothing tells which class of the set that is.
+        """
+        if name is not None and (index is None or self._are_answered):
+            return self._answered_name(name)
+        place = (index or 0) - (self._labels.first if self._labels is not None else 0)
+        if not 0 <= place < _MOST_CLASSES:
+            raise ServerFault(f"its class is {index}")
+        if self._sorted is not None and place >= len(self._sorted):
+            raise UsageError(
+                f"the model answers with class {index}, and the set has {len(self._sorted)} "
+                f"classes: {shown(self._sorted)}; which is which is not known",
+                remedy="give --labels with the names of all of the model's classes, in its order",
+            )
+        return place
+
+    def _answered_name(self, name: str) -> int:
+        if (found := self._lookup(name)) is not None:
+            return found
+        if self._labels is not None:
+            self._labels = self._labels.extended(name)
+        elif self._sorted is not None:
+            self._sorted = (*self._sorted, name)
+        elif is_number(name):
+            return int(name) - self._first
+        else:
+            raise UsageError(
+                f"the model answers with the class {name!r}, and the classes of the set are "
+                "numbers",
+                remedy="give --labels with the names of the model's classes, in the set's order",
+            )
+        self._lookup = Lookup(self.known)
+        return len(self.known) - 1
+
     def _nearest(self, name: str) -> str:
-        near = did_you_mean(name, self._known)
-        return near if near.startswith("did") else f"known: {shown(self._known)}"
+        near = did_you_mean(name, self.known)
+        return near if near.startswith("did") else f"known: {shown(self.known)}"
 
     def name(self, index: int) -> str:
         """Return the name of a class, its number in the set where it has none."""
-        known = self._known
+        known = self.known
         return known[index] if index < len(known) else str(index + self._first)
 
     def require(self, classes: int, *, is_one_column: bool = False) -> None:
@@ -225,13 +279,13 @@ class Classes:
         raise UsageError(
             f"{which}: the model has no class {names}; "
             f"those of the set are {shown(self._names)}; "
-            f"those of the model are {shown(self._known)}",
+            f"those of the model are {shown(self.known)}",
             remedy=f"{self._hint(lacking)}give --labels with the names that the set uses, in the "
             "model's order, or leave out what it does not know",
         )
 
     def _hint(self, lacking: Sequence[str]) -> str:
-        near = did_you_mean(lacking[0], self._known)
+        near = did_you_mean(lacking[0], self.known)
         return f"{near} else " if near.startswith("did") else ""
 
     def remarks(self) -> list[str]:
@@ -244,7 +298,7 @@ class Classes:
         ]
 
     def _remarks_on_order(self) -> Iterator[str]:
-        if self._sorted is not None:
+        if self._sorted is not None and not self._are_answered:
             last = len(self._sorted) - 1
             yield (
                 "the names of the model's classes are not known: those of the set, sorted by name, "

@@ -26,8 +26,15 @@ from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation import tables
-from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
-from tfserve_kit.evaluation.tables import Given
+from tfserve_kit.evaluation.examples import (
+    Content,
+    Dataset,
+    Failure,
+    Label,
+    file_reader,
+    row_reader,
+)
+from tfserve_kit.evaluation.tables import CsvOptions
 from tfserve_kit.pictures.files import is_picture
 from tfserve_kit.pictures.labels import shown
 from tfserve_kit.tensors import numpy_files
@@ -54,7 +61,7 @@ class _Kind:
 
     folder: Path
     pictures: list[Path] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Failure] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
     debris: list[str] = field(default_factory=list)
 
@@ -66,7 +73,7 @@ class _Kind:
         return {each.relative_to(self.folder).parts[0] for each in self.pictures}
 
 
-def open_folder(folder: Path) -> Files:
+def open_folder(folder: Path) -> Dataset:
     """Open a folder with one folder per class; the names of those are the labels.
 
     Every picture below them counts, at any depth; links to folders below them are not followed.
@@ -88,15 +95,15 @@ def open_folder(folder: Path) -> Files:
     remarks = list(_remarks(folder, kinds, loose, [each.name for each in visible]))
     if doubt is None:
         remarks += _remarks_on_depth(folder, kinds)
-    return Files(
+    entries = [(file, str(file), kind.folder.name) for kind in kinds for file in kind.pictures]
+    return Dataset(
         str(folder),
-        [(file, str(file), kind.folder.name) for kind in kinds for file in kind.pictures],
-        about=About(
-            [each for kind in kinds for each in kind.left_out],
-            remarks,
-            frozenset(kind.folder.name for kind in kinds if not kind.pictures),
-            doubt,
-        ),
+        [label for _, _, label in entries],
+        file_reader(entries),
+        left_out=[each for kind in kinds for each in kind.left_out],
+        remarks=remarks,
+        empty_classes=frozenset(kind.folder.name for kind in kinds if not kind.pictures),
+        doubt=doubt,
     )
 
 
@@ -129,11 +136,11 @@ def _walk(folder: Path) -> _Kind:
 def _sort_in(file: Path, kind: _Kind) -> None:
     if not file.is_file():
         reason = "is a link to nothing" if file.is_symlink() else "is no file"
-        kind.left_out.append(LeftOut(str(file), reason))
+        kind.left_out.append(Failure(None, str(file), reason))
     elif is_picture(file):
         kind.pictures.append(file)
     else:
-        kind.left_out.append(LeftOut(str(file), "is not a picture"))
+        kind.left_out.append(Failure(None, str(file), "is not a picture"))
 
 
 def _no_pictures(folder: Path, kinds: list[_Kind], loose: list[Path]) -> UsageError:
@@ -248,7 +255,7 @@ def labels_beside(images: Path) -> Path:
     return labels
 
 
-def open_idx(first: Path, second: Path | None = None) -> Rows:
+def open_idx(first: Path, second: Path | None = None) -> Dataset:
     """Open two IDX files, images and labels in either order; or images with labels beside them.
 
     Raises:
@@ -266,7 +273,8 @@ def open_idx(first: Path, second: Path | None = None) -> Rows:
         found = list(_idx_shape(second))
         raise UsageError(f"{second}: labels of shape {found} for {shape[0]} images")
     _require_colours(first, shape[1:])
-    return Rows(str(first), _labels(labels), lambda: _idx_rows(first, shape))
+    known, source = _labels(labels), str(first)
+    return Dataset(source, known, row_reader(source, known, lambda: _idx_rows(first, shape)))
 
 
 def _open_idx_stream(file: Path) -> IO[bytes] | gzip.GzipFile:
@@ -345,7 +353,7 @@ def _labels(labels: NDArray[Any]) -> list[Label]:
     return found
 
 
-def open_npz(file: Path) -> Rows:
+def open_npz(file: Path) -> Dataset:
     """Open an .npz file with `x`, [examples, ...], and `y`, [examples].
 
     They may be called as Keras's or MedMNIST's are, `x_test` and `y_test` or `test_images` and
@@ -376,13 +384,8 @@ def open_npz(file: Path) -> Rows:
         _require_colours(file, shape[1:])
     if x != "x":
         remarks = [f"{file}: of its arrays {x} and {y} are used", *remarks]
-    return Rows(
-        str(file),
-        labels,
-        lambda: _npz_rows(file, x),
-        ready=not is_picture,
-        about=About(remarks=remarks),
-    )
+    reader = row_reader(str(file), labels, lambda: _npz_rows(file, x))
+    return Dataset(str(file), labels, reader, ready=not is_picture, remarks=remarks)
 
 
 def _npz_pair(file: Path, names: set[str]) -> tuple[str, str]:
@@ -448,10 +451,10 @@ _FORMS = (
 
 
 _TABLES = {".csv", ".tsv", ".tab", ".psv", ".txt"}
-_AS_WRITTEN = Given()
+_AS_WRITTEN = CsvOptions()
 
 
-def open_dataset(paths: Sequence[Path], given: Given = _AS_WRITTEN) -> Dataset:
+def open_dataset(paths: Sequence[Path], given: CsvOptions = _AS_WRITTEN) -> Dataset:
     """Open a labelled set; nothing but labels and sizes is read yet.
 
     Args:

@@ -1,15 +1,24 @@
 """Labelled examples, read one at a time, from files of their own or from rows of a stream."""
 
+import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures.files import read_file
+from tfserve_kit.pictures.inputs import ImageInput
+from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import TensorSpec
+
+_FLAT_RANK, _COLOUR_RANK = 1, 3
 
 # An encoded picture; or its pixels, uint8; or a row of the model's input, of any other type.
 Content = bytes | NDArray[Any]
@@ -22,7 +31,7 @@ class Example:
     """One labelled example.
 
     Attributes:
-        index: its place in the set, from 0.
+        index: its place in the dataset, from 0.
         name: what to call it: its file, or its place in one, such as `digits.npz[7]`.
         label: the class it belongs to.
         load: returns its content; raises InvalidRequest if there is none to be had.
@@ -34,55 +43,62 @@ class Example:
     load: Callable[[], Content]
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What stands in a set and is no example, such as a file that is no picture."""
+Reader = Callable[[Collection[int]], Iterator[Example]]
 
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An example without an answer, and why; without an index if it is not an example at all."""
+
+    index: int | None
     name: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What is known of a set besides its examples.
-
-    Attributes:
-        left_out: what stands in it and is no example.
-        remarks: what was taken for granted to read it so, a sentence each.
-        empty_classes: names of classes without examples.
-        doubt: why its names of classes may be none, unless the model knows them; None for no doubt.
-    """
-
-    left_out: Sequence[LeftOut] = ()
-    remarks: Sequence[str] = ()
-    empty_classes: frozenset[str] = frozenset()
-    doubt: UsageError | None = None
-
-
-_NOTHING = About()
-
-
-class Dataset(Protocol):
+@dataclass(frozen=True, eq=False)
+class Dataset:
     """A labelled set on disk.
 
     Attributes:
         source: what to call it.
-        class_names: every label that is a name; empty where labels are indices.
-        indices: every label that is an index.
+        labels: the label of each example.
+        read: yields the examples of some indices, in rising order, reading as little as needed.
         ready: whether it holds rows of a model's input, to be sent as they are, not pictures.
-        about: what is known of it besides.
+        left_out: what stands in it and is not an example, such as a file that is not a picture.
+        remarks: what was taken for granted to read it so, a sentence each.
+        empty_classes: names of classes without examples.
+        unproved: labels that no picture stands for, so that they may not be classes.
+        doubt: why its folders may not be classes, unless the model knows their names; None for
+            no doubt.
     """
 
     source: str
-    class_names: frozenset[str]
-    indices: frozenset[int]
-    ready: bool
-    about: About
+    labels: Sequence[Label]
+    read: Reader
+    ready: bool = False
+    left_out: Sequence[Failure] = ()
+    remarks: Sequence[str] = ()
+    empty_classes: frozenset[str] = frozenset()
+    unproved: frozenset[str] = frozenset()
+    doubt: UsageError | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def class_names(self) -> frozenset[str]:
+        """Every label that is a name; empty where labels are indices."""
+        found = {label for label in self.labels if isinstance(label, str)}
+        return frozenset(found - self.unproved) | self.empty_classes
+
+    @cached_property
+    def indices(self) -> frozenset[int]:
+        """Every label that is an index."""
+        return frozenset(label for label in self.labels if isinstance(label, int))
 
     def examples(self, wanted: Collection[int]) -> Iterator[Example]:
-        """Yield the examples of some indices, in rising order, reading as little as is needed."""
+        """Yield the examples of some indices, in rising order."""
+        return self.read(wanted)
 
 
 def choose(total: int, count: int | None, seed: int | None) -> range | list[int]:
@@ -100,86 +116,45 @@ def choose(total: int, count: int | None, seed: int | None) -> range | list[int]
     return sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
 
 
-class Files:
-    """Pictures in files of their own; a `Dataset`.
+def file_reader(entries: Sequence[tuple[Path, str, str]]) -> Reader:
+    """Return what reads pictures in files of their own.
 
     Args:
-        source: what to call the set.
         entries: file, name and label of each.
-        unproved: labels that no picture stands for, so that they may be none.
-        about: see `Dataset`.
     """
 
-    ready = False
-    indices: frozenset[int] = frozenset()
-
-    def __init__(
-        self,
-        source: str,
-        entries: Sequence[tuple[Path, str, str]],
-        *,
-        unproved: Collection[str] = (),
-        about: About = _NOTHING,
-    ) -> None:
-        self.source, self.about = source, about
-        self._entries = entries
-        found = frozenset(label for _, _, label in entries)
-        self.class_names = (found - frozenset(unproved)) | about.empty_classes
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def examples(self, wanted: Collection[int]) -> Iterator[Example]:
-        """Yield examples; see `Dataset`."""
+    def read(wanted: Collection[int]) -> Iterator[Example]:
         for index in wanted:
-            file, name, label = self._entries[index]
-            yield Example(index, name, label, _reader(file))
+            file, name, label = entries[index]
+            yield Example(index, name, label, partial(read_file, file))
+
+    return read
 
 
-def _reader(file: Path) -> Callable[[], bytes]:
-    return lambda: read_file(file)
-
-
-class Rows:
-    """Examples that are rows of one stream, read from its start each time; a `Dataset`.
+def row_reader(
+    source: str, labels: Sequence[Label], rows: Callable[[], Iterator[Content | InvalidRequest]]
+) -> Reader:
+    """Return what reads examples that are rows of one stream, each time from its start.
 
     Args:
         source: what to call the set.
         labels: label of each row.
         rows: opens the stream and yields each row, or what is wrong with it.
-        ready: see `Dataset`.
-        about: see `Dataset`.
     """
 
-    def __init__(
-        self,
-        source: str,
-        labels: Sequence[Label],
-        rows: Callable[[], Iterator[Content | InvalidRequest]],
-        *,
-        ready: bool = False,
-        about: About = _NOTHING,
-    ) -> None:
-        self.source, self.ready, self.about = source, ready, about
-        self.class_names = frozenset(label for label in labels if isinstance(label, str))
-        self.indices = frozenset(label for label in labels if isinstance(label, int))
-        self._labels, self._rows = labels, rows
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def examples(self, wanted: Collection[int]) -> Iterator[Example]:
-        """Yield examples; see `Dataset`."""
+    def read(wanted: Collection[int]) -> Iterator[Example]:
         chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
         last = max(chosen, default=-1)
         if last < 0:
             return
-        for index, row in enumerate(self._rows()):
+        for index, row in enumerate(rows()):
             if index in chosen:
-                name = f"{self.source}[{index}]"
-                yield Example(index, name, self._labels[index], _given(row, name))
+                name = f"{source}[{index}]"
+                yield Example(index, name, labels[index], _given(row, name))
             if index == last:
                 return
+
+    return read
 
 
 def _given(row: Content | InvalidRequest, name: str) -> Callable[[], Content]:
@@ -189,3 +164,93 @@ def _given(row: Content | InvalidRequest, name: str) -> Callable[[], Content]:
         return row
 
     return load
+
+
+def row_of(content: Content, wanted: ImageInput, name: str) -> NDArray[Any]:
+    """Return one row of an input, of the model's dtype, without the batch axis.
+
+    Raises:
+        InvalidRequest: the content is not a picture, or does not fit.
+    """
+    if isinstance(content, bytes):
+        return prepare(content, wanted, name=name)
+    if content.dtype == np.uint8:
+        return prepare(as_png(content, wanted.how), wanted, name=name)
+    return _as_it_is(content, wanted.spec, name)
+
+
+def _as_it_is(values: NDArray[Any], spec: TensorSpec, name: str) -> NDArray[Any]:
+    """Give a row the dtype of the input, if it is of the same kind, and its shape."""
+    dtype = spec.dtype.numpy if spec.dtype else None
+    if dtype is None or _kind(dtype) != _kind(values.dtype):
+        text = f"{name} is {values.dtype}, and the input is {spec}"
+        raise InvalidRequest(text, remedy="store the input's dtype; pictures are uint8")
+    try:
+        return values.reshape(_row_shape(values, spec)).astype(dtype)
+    except ValueError as error:
+        text = f"{name} has the shape {list(values.shape)}, and the input is {spec}"
+        raise InvalidRequest(text, remedy="store rows of the input's shape") from error
+
+
+def _row_shape(values: NDArray[Any], spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of a row of the input, as far as it is known; the values say the rest."""
+    axes = values.shape if spec.shape is None else spec.shape[1:]
+    if len(axes) == values.ndim:
+        return tuple(size or own for size, own in zip(axes, values.shape, strict=True))
+    return tuple(size or -1 for size in axes)
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return {"u": "i"}.get(dtype.kind, dtype.kind) if dtype.kind != "V" else "f"  # V: bfloat16
+
+
+def as_png(pixels: NDArray[np.uint8], how: Preprocessing | None = None) -> bytes:
+    """Return pixels as an encoded picture.
+
+    Args:
+        pixels: uint8 [height, width], [height, width, 1 or 3] or [values].
+        how: the size of the model's pictures, which a row of values may have; a square otherwise.
+
+    Raises:
+        InvalidRequest: the values make no picture.
+    """
+    if pixels.ndim == _FLAT_RANK:
+        pixels = pixels.reshape(_shape_of(len(pixels), how))
+    if pixels.ndim == _COLOUR_RANK and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _shape_of(values: int, how: Preprocessing | None) -> tuple[int, int, int]:
+    if how and how.height and how.width and how.channels in {1, 3}:
+        size = (how.height, how.width, how.channels)
+        if how.height * how.width * how.channels == values:
+            return size
+    for channels in (1, 3):
+        side = round((values / channels) ** 0.5)
+        if side and side * side * channels == values:
+            return side, side, channels
+    raise InvalidRequest(f"{values} pixels make neither a square nor the model's picture")
+
+
+def thumbnail(content: Content, how: Preprocessing, side: int) -> bytes | None:
+    """Return a small PNG of a picture that was prepared before; None for what is none.
+
+    Args:
+        content: of an example.
+        how: the size of the model's pictures, see `as_png`.
+        side: the most pixels it is wide and high.
+    """
+    if not isinstance(content, bytes):
+        if content.dtype != np.uint8:
+            return None
+        content = as_png(content, how)
+    with Image.open(io.BytesIO(content)) as image:
+        upright = ImageOps.exif_transpose(image)
+        small = upright.convert("RGB") if upright.mode not in {"L", "RGB"} else upright
+        small.thumbnail((side, side))
+        stream = io.BytesIO()
+        small.save(stream, "PNG")
+        return stream.getvalue()

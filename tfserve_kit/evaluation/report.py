@@ -4,6 +4,8 @@ A report as one HTML file that needs nothing else: no script, no font, no pictur
 """
 
 import base64
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tfserve_kit.errors import InvalidRequest
-from tfserve_kit.evaluation.examples import Dataset
-from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Run, thumbnail
+from tfserve_kit.evaluation.examples import Dataset, Failure, thumbnail
+from tfserve_kit.evaluation.run import Answer, Outcome, Run
 from tfserve_kit.evaluation.scores import (
     Calibration,
     ClassScores,
@@ -30,7 +32,7 @@ from tfserve_kit.evaluation.scores import (
 )
 from tfserve_kit.evaluation.scores import worst_mistakes as positions_of_worst
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.safe_text import printable_html
+from tfserve_kit.safe_text import csv_cell, printable_html
 
 # Models with more classes have no matrix that could be read.
 MOST_MATRIX_CLASSES = 40
@@ -132,7 +134,7 @@ def summarize(outcome: Outcome, top_k: int) -> Summary:
     true = np.array([answer.true for answer in answers], np.int64)
     predicted = np.array([answer.predicted for answer in answers], np.int64)
     ranks = np.array([answer.rank for answer in answers], np.int64)
-    scores = np.array([answer.score for answer in answers])
+    scores = np.array([answer.score for answer in answers], np.float64)  # None becomes NaN
     right, wrong = true == predicted, int(np.count_nonzero(true != predicted))
     shows_matrix = classes <= MOST_MATRIX_CLASSES
     return Summary(
@@ -262,7 +264,8 @@ def _mistakes(summary: Summary) -> list[str]:
         for each in summary.confused[:_CONFUSED_IN_TEXT]
     ]
     worst = [
-        f"  {each.score:9.4f}  {names[each.true]} for {names[each.predicted]}  {_shown(each.name)}"
+        f"  {number(each.score):>9}  {names[each.true]} for {names[each.predicted]}"
+        f"  {_shown(each.name)}"
         for each in summary.worst[:_WORST_IN_TEXT]
     ]
     return ["Most often taken: " + ", ".join(confused), "Mistakes with the highest scores:", *worst]
@@ -280,6 +283,11 @@ def _class_table(summary: Summary) -> list[str]:
     ]
     head = f"{'class':<{width}}{'examples':>10}{'precision':>11}{'recall':>9}{'F1':>9}"
     return ["", head, *rows]
+
+
+def number(score: float | None) -> str:
+    """Return a score, a dash where there is none."""
+    return "-" if score is None else f"{score:.4f}"
 
 
 def share(value: float | None) -> str:
@@ -341,7 +349,7 @@ def thumbnails(report: Report, dataset: Dataset, how: Preprocessing) -> dict[int
     return found
 
 
-def render(report: Report, pictures: Mapping[int, bytes]) -> str:
+def page(report: Report, pictures: Mapping[int, bytes]) -> str:
     """Return the page; names of files and classes may hold anything, all are escaped.
 
     Args:
@@ -357,7 +365,7 @@ def render(report: Report, pictures: Mapping[int, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "share": share}
+    environment.filters |= {"percent": percent, "points": points, "share": share, "number": number}
     return environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         report=report,
         pictures={index: _data_uri(picture) for index, picture in pictures.items()},
@@ -382,3 +390,49 @@ def _listed(summary: Summary) -> list[ClassScores]:
 def _shade(count: int, of: int) -> float:
     """Return how dark a cell of the matrix is, 0-1; a single mistake must be seen at all."""
     return round(0.08 + 0.92 * count / of, 3) if count else 0.0
+
+
+def predictions(run: Run) -> list[dict[str, Any]]:
+    """Return what was predicted for each example that was answered, in the order of the set."""
+    first = run.outcomes[0]
+    return [
+        {
+            "label": first.subject.classes.name(each.predicted),
+            "score": each.score,
+            "path": each.name,
+        }
+        for each in first.answers
+    ]
+
+
+def predictions_text(run: Run) -> str:
+    """Return the predictions as lines of label, score and path."""
+    first = run.outcomes[0]
+    return "\n".join(" ".join((*_predicted(first, each), each.name)) for each in first.answers)
+
+
+def predictions_csv(run: Run) -> str:
+    """Return a row for each example that was answered, as CSV.
+
+    With two subjects there are two more columns, empty where the second gave no answer.
+    """
+    first, *others = run.outcomes
+    known = [{each.index: each for each in outcome.answers} for outcome in others]
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["true", "predicted", "score", "path",
+                     *["compared_predicted", "compared_score"] * len(others)])  # fmt: skip
+    for answer in first.answers:
+        row = [first.subject.classes.name(answer.true), *_predicted(first, answer), answer.name]
+        for outcome, answers in zip(others, known, strict=True):
+            row += _predicted(outcome, answers.get(answer.index))
+        writer.writerow(map(csv_cell, row))
+    return lines.getvalue()
+
+
+def _predicted(outcome: Outcome, answer: Answer | None) -> tuple[str, str]:
+    """Return the predicted class and its score; both empty without an answer."""
+    if answer is None:
+        return "", ""
+    score = "" if answer.score is None else f"{answer.score:.6g}"
+    return outcome.subject.classes.name(answer.predicted), score

@@ -1,38 +1,63 @@
-"""What is evaluated: one version of a model, what it takes and what its scores are called.
-
-Names of classes that a model answers with: what it says itself needs no guess.
-
-Sends a labelled set to a server, in batches from several threads, and keeps what matters.
-"""
+"""Sends a labelled set to one or two versions of a model, and judges what they answer."""
 
 import contextlib
-import io
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients.classifier import PreparedPicture, answer_all, ask, find_model, isolated
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.examples import Content, Dataset, Example
+from tfserve_kit.evaluation.examples import Dataset, Example, Failure, choose, row_of
 from tfserve_kit.evaluation.scores import are_probabilities, rank_of
 from tfserve_kit.pictures.inputs import ImageInput
 from tfserve_kit.pictures.labels import Labels
-from tfserve_kit.pictures.model import PictureModel
-from tfserve_kit.pictures.outputs import Outputs
-from tfserve_kit.pictures.prepare import prepare
-from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
+from tfserve_kit.pictures.outputs import Outputs, Ranking, ranking
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.savedmodel import TensorSpec
 
-_FLAT_RANK, _COLOUR_RANK = 1, 3
+# After so many failed requests without an answer between them, the rest is not sent.
+PATIENCE = 16
+# The rank of a class that a model does not answer with: no K of a top-K error rate reaches it.
+_LAST = 1 << 31
+_NOTHING = PictureOptions()
+_OWN_NAMES = "the model's own answer"
+_TRIES = 16  # a picture or two may be damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        batch_size: examples in a request, at most.
+        concurrency: requests in flight, at most.
+        timeout_s: deadline of each request, in seconds.
+        asked: what is known of the model beside its signature.
+        base_path: where its versions can be read here; None if they cannot.
+        first_class: see `Classes`.
+        threshold: see `Subject`.
+        count: how many examples to use; None for all.
+        seed: draw them at random; None takes the first.
+    """
+
+    batch_size: int = 32
+    concurrency: int = 4
+    timeout_s: float = 30.0
+    asked: PictureOptions = _NOTHING
+    base_path: Path | None = None
+    first_class: int | None = None
+    threshold: float | None = None
+    count: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +85,20 @@ class Subject:
         """Refuse what cannot be evaluated so, as far as the signature tells it.
 
         Raises:
-            UsageError: the model gives no scores of classes, or there is a threshold for more than
+            UsageError: the model answers with no classes, or there is a threshold for other than
                 two.
         """
-        if self.model.head.kind != "scores":
-            what = {
-                "class": "a class without scores",
-                "ranked": "the best classes alone",
-                "detections": "objects",
-            }
+        kind = self.model.head.kind
+        if kind == "detections":
             raise UsageError(
-                f"{self.target} answers with {what[self.model.head.kind]}, and what is evaluated "
-                "are scores of all classes",
-                remedy="choose an output with scores by --output, or a signature by --signature; "
+                f"{self.target} answers with objects, and only classes can be evaluated",
+                remedy="choose an output with classes by --output, or a signature by --signature; "
                 "`tfkit metadata` lists them",
+            )
+        if self.threshold is not None and kind != "scores":
+            raise UsageError(
+                f"a threshold is for scores of two classes, and {self.target} answers with classes",
+                remedy="leave out --threshold",
             )
         if self.model.classes is not None:
             self._require_two(self.model.classes)
@@ -102,113 +127,42 @@ class Subject:
         if self.model.is_one_column or self.threshold is not None:
             limit = 0.5 if self.threshold is None else self.threshold
             said = [*said, f"scores of class 1 above {limit:g} speak for it (--threshold)"]
+        if self.model.head.kind != "scores":
+            said = [*said, "a class that the model does not answer with is not among its top K"]
         return [*said, *self.classes.remarks()]
 
-    @property
-    def input(self) -> ImageInput:
-        """The input that examples fill."""
-        return self.model.input
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """Rows that each request must have; None if any number goes."""
-        return self.model.input.rows
-
-    def row(self, content: Content, name: str) -> NDArray[Any]:
-        """Return one row of the input, of the model's dtype, without the batch axis.
-
-        Raises:
-            InvalidRequest: the content is no picture, or does not fit.
-        """
-        if isinstance(content, bytes):
-            return prepare(content, self.input, name=name)
-        if content.dtype == np.uint8:
-            return prepare(as_png(content, self.input.how), self.input, name=name)
-        return _as_it_is(content, self.input.spec, name)
-
-
-def _as_it_is(values: NDArray[Any], spec: TensorSpec, name: str) -> NDArray[Any]:
-    """Give a row the dtype of the input, if it is of the same kind, and its shape."""
-    dtype = spec.dtype.numpy if spec.dtype else None
-    if dtype is None or _kind(dtype) != _kind(values.dtype):
-        text = f"{name} is {values.dtype}, and the input is {spec}"
-        raise InvalidRequest(text, remedy="store the input's dtype; pictures are uint8")
-    try:
-        return values.reshape(_row_shape(values, spec)).astype(dtype)
-    except ValueError as error:
-        text = f"{name} has the shape {list(values.shape)}, and the input is {spec}"
-        raise InvalidRequest(text, remedy="store rows of the input's shape") from error
-
-
-def _row_shape(values: NDArray[Any], spec: TensorSpec) -> tuple[int, ...]:
-    """Return the shape of a row of the input, as far as it is known; the values say the rest."""
-    axes = values.shape if spec.shape is None else spec.shape[1:]
-    if len(axes) == values.ndim:
-        return tuple(size or own for size, own in zip(axes, values.shape, strict=True))
-    return tuple(size or -1 for size in axes)
-
-
-def _kind(dtype: np.dtype[Any]) -> str:
-    return {"u": "i"}.get(dtype.kind, dtype.kind) if dtype.kind != "V" else "f"  # V: bfloat16
-
-
-def as_png(pixels: NDArray[np.uint8], how: Preprocessing | None = None) -> bytes:
-    """Return pixels as an encoded picture.
+def open_subject(client: Client, target: Target, dataset: Dataset, options: "Options") -> Subject:
+    """Find out what a served version takes and says, and check that the set goes with it.
 
     Args:
-        pixels: uint8 [height, width], [height, width, 1 or 3] or [values].
-        how: the size of the model's pictures, which a row of values may have; a square otherwise.
+        client: a connection.
+        target: the version.
+        dataset: what it will be evaluated on.
+        options: what is known beside its signature.
 
     Raises:
-        InvalidRequest: the values make no picture.
+        UsageError: the model does not take pictures, or it and the set do not go together.
+        RequestError: the server did not answer.
     """
-    if pixels.ndim == _FLAT_RANK:
-        pixels = pixels.reshape(_shape_of(len(pixels), how))
-    if pixels.ndim == _COLOUR_RANK and pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
+    timeout_s = options.timeout_s
+    model, version = find_model(
+        client,
+        target,
+        options.asked,
+        base_path=options.base_path,
+        timeout_s=timeout_s,
+        ready=dataset.ready,
+    )
+    labels = model.labels or own_names(client, target, model, dataset, timeout_s)
+    first, are_answered = options.first_class, model.answers_with_names
+    classes = Classes.of(dataset, labels, first, are_answered=are_answered)
+    classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
+    name = f"label {target.label}" if target.label else f"version {version}"
+    return Subject(name, target, version, model, classes, options.threshold)
 
 
-def _shape_of(values: int, how: Preprocessing | None) -> tuple[int, int, int]:
-    if how and how.height and how.width and how.channels in {1, 3}:
-        size = (how.height, how.width, how.channels)
-        if how.height * how.width * how.channels == values:
-            return size
-    for channels in (1, 3):
-        side = round((values / channels) ** 0.5)
-        if side and side * side * channels == values:
-            return side, side, channels
-    raise InvalidRequest(f"{values} pixels make neither a square nor the model's picture")
-
-
-def thumbnail(content: Content, how: Preprocessing, side: int) -> bytes | None:
-    """Return a small PNG of a picture that was prepared before; None for what is none.
-
-    Args:
-        content: of an example.
-        how: the size of the model's pictures, see `as_png`.
-        side: the most pixels it is wide and high.
-    """
-    if not isinstance(content, bytes):
-        if content.dtype != np.uint8:
-            return None
-        content = as_png(content, how)
-    with Image.open(io.BytesIO(content)) as image:
-        upright = ImageOps.exif_transpose(image)
-        small = upright.convert("RGB") if upright.mode not in {"L", "RGB"} else upright
-        small.thumbnail((side, side))
-        stream = io.BytesIO()
-        small.save(stream, "PNG")
-        return stream.getvalue()
-
-
-_SOURCE = "the model's own answer"
-_TRIES = 16  # a picture or two may be damaged
-
-
-def ask(
+def own_names(
     client: Client, target: Target, model: PictureModel, dataset: Dataset, timeout_s: float
 ) -> Labels | None:
     """Return the names that a model gives its classes in an answer; None where it gives none.
@@ -222,27 +176,25 @@ def ask(
     """
     if model.head.kind != "scores" or not model.head.classes:
         return None
-    asked = Subject("", target, 0, model, Classes(None, ()))
     for example in dataset.examples(range(min(len(dataset), _TRIES))):
         with contextlib.suppress(RequestError):  # the run will tell of it
-            row = asked.row(example.load(), example.name)
-            rows = model.input.rows or 1
-            inputs = model.inputs([row] * rows, [(example.name, example.index)] * rows)
-            outputs = client.predict(target, inputs, timeout_s=timeout_s).outputs
-            scores, _ = model.scores(outputs, rows, str(target))
+            row = row_of(example.load(), model.input, example.name)
+            picture = PreparedPicture(row, 0.0, example.name, example.index)
+            outputs = ask(client, target, model, [picture], timeout_s).outputs
+            scores, _ = model.scores(outputs, model.input.rows or 1, str(target))
             found = model.labels_in(outputs, scores.shape)
-            return Labels(found[0], source=_SOURCE) if found else None
+            return Labels(found[0], source=_OWN_NAMES) if found else None
     return None
 
 
-def require_same(subject: Subject, outputs: Outputs, shape: tuple[int, ...]) -> None:
+def _require_same_names(subject: Subject, outputs: Outputs, shape: tuple[int, ...]) -> None:
     """Check that each row of an answer has its classes in the order of the first answer.
 
     Raises:
         UsageError: the model sorts them anew for each picture.
     """
     known = subject.classes.labels
-    if known is None or known.source != _SOURCE:
+    if known is None or known.source != _OWN_NAMES:
         return
     for row in subject.model.labels_in(outputs, shape) or []:
         if row != tuple(known):
@@ -254,25 +206,6 @@ def require_same(subject: Subject, outputs: Outputs, shape: tuple[int, ...]) -> 
             )
 
 
-# After so many failed requests without an answer between them, the rest is not sent.
-PATIENCE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """How to send.
-
-    Attributes:
-        batch_size: examples in a request, at most.
-        concurrency: requests in flight, at most.
-        timeout_s: deadline of each request, in seconds.
-    """
-
-    batch_size: int = 32
-    concurrency: int = 4
-    timeout_s: float = 30.0
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model made of one example.
@@ -282,7 +215,7 @@ class Answer:
         name: of the example.
         true: index of its class.
         predicted: index of the class with the highest score; the lowest where scores tie.
-        score: that score.
+        score: that score; None of a model that answers with a class alone.
         rank: how many classes come before the true one.
         version: the version that answered; None over REST, which does not say.
     """
@@ -291,7 +224,7 @@ class Answer:
     name: str
     true: int
     predicted: int
-    score: float
+    score: float | None
     rank: int
     version: int | None
 
@@ -299,15 +232,6 @@ class Answer:
     def is_right(self) -> bool:
         """Whether the prediction is the true class."""
         return self.predicted == self.true
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An example without an answer, and why; without an index if it is no example at all."""
-
-    index: int | None
-    name: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -319,7 +243,8 @@ class Outcome:
         answers: in the order of the set.
         failures: examples whose requests failed.
         versions: the versions that answered, rising; more than one if it changed meanwhile.
-        classes: number of scores in an answer, 0 without any answer.
+        classes: number of scores in an answer, 0 without any answer; of a model that answers
+            with classes, those that are known.
         are_probabilities: whether the scores of every example lie in 0-1 and sum to 1.
         error: the first error of a request.
     """
@@ -331,6 +256,12 @@ class Outcome:
     classes: int = 0
     are_probabilities: bool = True
     error: RequestError | None = None
+
+    def fail(self, example: Example, error: RequestError) -> None:
+        """Note that an example got no answer."""
+        self.error = self.error or error
+        reason = f"{type(error).__name__}: {error.message}"
+        self.failures.append(Failure(example.index, example.name, reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,12 +283,58 @@ class Run:
     assumed: tuple[str, ...] = ()
 
 
+class _Row(NamedTuple):
+    """An example, and what each input makes of it."""
+
+    example: Example
+    values: dict[ImageInput, NDArray[np.generic]]
+
+
+class _Reading(NamedTuple):
+    """One row of an answer: the scores of all classes, or the classes it names, best first."""
+
+    said: NDArray[np.float64] | Ranking
+    version: int | None
+    are_probabilities: bool = False
+
+
+def evaluate_versions(
+    client: Client,
+    targets: Sequence[Target],
+    dataset: Dataset,
+    options: Options,
+    progress: Progress = SILENT,
+) -> Run:
+    """Evaluate served versions on the same examples; what `tfkit evaluate` does.
+
+    Args:
+        client: a connection; not closed here.
+        targets: one version, or two to compare.
+        dataset: the examples.
+        options: how to evaluate.
+        progress: told what is taken for granted, and how many examples are done.
+
+    Raises:
+        UsageError: no example can be used, or a model and the set do not go together.
+        RequestError: no request was answered; the first error.
+    """
+    subjects = [open_subject(client, each, dataset, options) for each in targets]
+    model = subjects[0].model
+    progress.note(f"Input {model}")
+    for text in assumed(subjects):
+        if text not in model.assumed:  # which has just been told
+            progress.note(f"Assumed: {text}")
+    wanted = choose(len(dataset), options.count, options.seed)
+    progress.step(f"Evaluating {len(wanted)} examples")
+    return evaluate(client, subjects, dataset, wanted, options, progress)
+
+
 def evaluate(
     client: Client,
     subjects: Sequence[Subject],
     dataset: Dataset,
     wanted: Sequence[int],
-    sending: Sending,
+    options: Options,
     progress: Progress = SILENT,
 ) -> Run:
     """Have each subject answer the same examples.
@@ -367,36 +344,39 @@ def evaluate(
         subjects: what to evaluate; each batch goes to one after the other.
         dataset: the examples.
         wanted: indices of those to use, rising.
-        sending: how to send them.
+        options: how to send them.
         progress: told how many examples are done.
 
     Raises:
         UsageError: no example can be used, or the model and the set do not go together.
         RequestError: no request was answered; the first error.
     """
-    work = _Work(client, subjects, sending, progress, len(wanted))
-    with ThreadPoolExecutor(sending.concurrency, "evaluate") as threads:
-        batches = _Batches(dataset.examples(wanted), sending.batch_size)
-        try:
-            futures = [threads.submit(work.through, batches) for _ in range(sending.concurrency)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            batches.end()  # for the other threads where one failed, for all on Ctrl-C
-        for future in futures:
-            future.result()
-    left_out = [Failure(None, each.name, each.reason) for each in dataset.about.left_out]
+    work = _Work(client, subjects, options)
+    batches = answer_all(
+        dataset.examples(wanted),
+        work.prepare,
+        work.ask,
+        batch_rows=options.batch_size,
+        concurrency=options.concurrency,
+    )
+    done = 0
+    with closing(batches):
+        for batch in batches:
+            for example, found in batch:
+                work.judge(example, found)
+            done += len(batch)
+            progress.advance(done, len(wanted))
     run = Run(
         dataset.source,
         len(wanted),
-        left_out + work.unusable(),
-        list(work.outcomes.values()),
-        (*dataset.about.remarks, *assumed(subjects)),
+        [*dataset.left_out, *work.unusable.values()],
+        work.outcomes,
+        (*dataset.remarks, *assumed(subjects)),
     )
     _require_answers(run)
     for outcome in run.outcomes:
-        outcome.answers.sort(key=lambda answer: answer.index)
-        outcome.failures.sort(key=lambda failure: failure.index or 0)
-        outcome.versions = _versions(client, outcome, sending.timeout_s)
+        outcome.classes = outcome.classes or _count(outcome)
+        outcome.versions = _versions(client, outcome, options.timeout_s)
     return run
 
 
@@ -425,6 +405,12 @@ def _require_answers(run: Run) -> None:
                          f"first, {first.name}: {first.reason}")  # fmt: skip
 
 
+def _count(outcome: Outcome) -> int:
+    """Return how many classes a model may have that only answers with some."""
+    seen = (max(answer.true, answer.predicted) + 1 for answer in outcome.answers)
+    return max(len(outcome.subject.classes.known), *seen)
+
+
 def _versions(client: Client, outcome: Outcome, timeout_s: float) -> tuple[int, ...]:
     """Return the versions in the answers; over REST, that before and that after the run."""
     found = {answer.version for answer in outcome.answers if answer.version is not None}
@@ -435,174 +421,127 @@ def _versions(client: Client, outcome: Outcome, timeout_s: float) -> tuple[int, 
     return tuple(sorted(found))
 
 
-class _Batches:
-    """Hands out batches of a stream to several threads."""
-
-    def __init__(self, examples: Iterator[Example], size: int) -> None:
-        self._examples, self._size = examples, size
-        self._turn = threading.Lock()
-
-    def __iter__(self) -> Iterator[list[Example]]:
-        while batch := self._next():
-            yield batch
-
-    def _next(self) -> list[Example]:
-        with self._turn:
-            return list(islice(self._examples, self._size))
-
-    def end(self) -> None:
-        """Have no further batch."""
-        with self._turn:
-            self._examples = iter(())
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """An example as one row of an input."""
-
-    example: Example
-    values: NDArray[Any]
-
-
 class _Work:
-    """The work of all threads, and its results."""
+    """What happens to an example: prepared and sent in threads, then judged in the order."""
 
-    def __init__(
-        self,
-        client: Client,
-        subjects: Sequence[Subject],
-        sending: Sending,
-        progress: Progress,
-        total: int,
-    ) -> None:
-        self.outcomes = {id(subject): Outcome(subject) for subject in subjects}
-        self._client, self._sending = client, sending
-        self._progress, self._done, self._total = progress, 0, total
-        self._unusable: dict[int, Failure] = {}
+    def __init__(self, client: Client, subjects: Sequence[Subject], options: Options) -> None:
+        self.outcomes = [Outcome(subject) for subject in subjects]
+        self.unusable: dict[int, Failure] = {}
+        self._client, self._subjects, self._timeout_s = client, subjects, options.timeout_s
         self._failed_in_a_row = 0
-        self._results = threading.Lock()
+        self._counting = threading.Lock()
 
-    def unusable(self) -> list[Failure]:
-        """Return the examples that were not sent, in the order of the set."""
-        return [self._unusable[index] for index in sorted(self._unusable)]
+    def prepare(self, example: Example) -> _Row:
+        """Bring an example into the form that each subject wants; mostly it is the same.
 
-    def through(self, batches: _Batches) -> None:
-        """Send batches until there are no more."""
-        for batch in batches:
-            contents = {each.index: self._load(each) for each in batch}
-            prepared: dict[ImageInput, dict[int, NDArray[Any]]] = {}
-            for outcome in self.outcomes.values():
-                subject = outcome.subject
-                if subject.input not in prepared:  # versions mostly want the same of a picture
-                    prepared[subject.input] = self._prepare(subject, batch, contents)
-                rows = self._rows(subject, batch, prepared[subject.input])
-                step = subject.fixed_batch or len(rows) or 1
-                for start in range(0, len(rows), step):
-                    self._send(outcome, rows[start : start + step])
-            with self._results:
-                self._done += len(batch)
-                self._progress.advance(self._done, self._total)
+        Raises:
+            InvalidRequest: it cannot be used.
+        """
+        for subject in self._subjects:
+            with contextlib.suppress(InvalidRequest):
+                subject.classes.index(example.label)
+                break
+        else:
+            self._subjects[0].classes.index(example.label)  # raises
+        content = example.load()
+        inputs = dict.fromkeys(subject.model.input for subject in self._subjects)
+        return _Row(example, {each: row_of(content, each, example.name) for each in inputs})
 
-    def _load(self, example: Example) -> Content | None:
+    def ask(self, rows: Sequence[_Row]) -> list[list[_Reading | RequestError]]:
+        """Return what each subject says of each row."""
+        answers: list[list[_Reading | RequestError]] = []
+        for subject in self._subjects:
+            step = subject.model.input.rows or len(rows)
+            parts = (rows[start : start + step] for start in range(0, len(rows), step))
+            send: Callable[[Sequence[_Row]], list[_Reading]] = partial(self._send, subject)
+            answers.append([found for part in parts for found in isolated(send, part)])
+        return [list(each) for each in zip(*answers, strict=True)]
+
+    def _send(self, subject: Subject, rows: Sequence[_Row]) -> list[_Reading]:
+        if self._failed_in_a_row >= PATIENCE:
+            raise ServerFault(f"not sent: {PATIENCE} requests in a row had failed")
+        wanted = subject.model.input
+        pictures = [
+            PreparedPicture(row.values[wanted], 0.0, row.example.name, row.example.index)
+            for row in rows
+        ]
         try:
-            return example.load()
-        except InvalidRequest as error:
-            self._drop(example, error)
-            return None
-
-    def _prepare(
-        self, subject: Subject, batch: list[Example], contents: dict[int, Content | None]
-    ) -> dict[int, NDArray[Any]]:
-        found = {}
-        for example in batch:
-            content = contents[example.index]
-            if content is not None:
-                try:
-                    found[example.index] = subject.row(content, example.name)
-                except InvalidRequest as error:
-                    self._drop(example, error)
+            answer = ask(self._client, subject.target, subject.model, pictures, self._timeout_s)
+            found = _readings(subject, answer.outputs, len(rows), answer.version)
+        except RequestError as error:
+            with self._counting:  # a server that refuses an input lives
+                self._failed_in_a_row += not isinstance(error, InvalidRequest)
+            raise
+        with self._counting:
+            self._failed_in_a_row = 0
         return found
 
-    def _rows(
-        self, subject: Subject, batch: list[Example], values: dict[int, NDArray[Any]]
-    ) -> list[_Row]:
-        found = []
-        for example in (each for each in batch if each.index in values):
+    def judge(
+        self, example: Example, found: Sequence[_Reading | RequestError] | RequestError
+    ) -> None:
+        """Compare what was said of an example with its label."""
+        if isinstance(found, RequestError):
+            self._drop(example, found)
+            return
+        for outcome, reading in zip(self.outcomes, found, strict=True):
+            if isinstance(reading, RequestError):
+                outcome.fail(example, reading)
+                continue
             try:
-                subject.classes.index(example.label)  # for good once the classes are counted
+                outcome.answers.append(_answer(outcome, example, reading))
             except InvalidRequest as error:
                 self._drop(example, error)
+            except ServerFault as error:
+                outcome.fail(example, error)
             else:
-                found.append(_Row(example, values[example.index]))
-        return found
+                outcome.are_probabilities &= reading.are_probabilities
 
-    def _drop(self, example: Example, error: InvalidRequest) -> None:
-        with self._results:
-            reason = error.message.removeprefix(example.name).lstrip(": ")
-            failure = Failure(example.index, example.name, reason)
-            self._unusable.setdefault(example.index, failure)
-
-    def _send(self, outcome: Outcome, rows: list[_Row]) -> None:
-        """Send rows as one request; each by itself if the server takes offence at one of them."""
-        if self._failed_in_a_row >= PATIENCE:
-            text = f"not sent: {PATIENCE} requests in a row had failed"
-            self._fail(outcome, rows, ServerFault(text))
-            return
-        subject = outcome.subject
-        missing = max(0, (subject.fixed_batch or 0) - len(rows))
-        sent = [*rows, *rows[-1:] * missing]
-        inputs = subject.model.inputs(
-            [row.values for row in sent], [(row.example.name, row.example.index) for row in sent]
-        )
-        try:
-            answer = self._client.predict(subject.target, inputs, timeout_s=self._sending.timeout_s)
-            scores, _ = subject.model.scores(answer.outputs, len(sent), str(subject.target))
-            require_same(subject, answer.outputs, scores.shape)
-            scores = scores[: len(rows)]
-        except RequestError as error:
-            if isinstance(error, InvalidRequest) and len(rows) > 1:
-                for row in rows:
-                    self._send(outcome, [row])
-            else:
-                self._fail(outcome, rows, error)
-        else:
-            subject.classes.require(scores.shape[1], is_one_column=subject.model.is_one_column)
-            self._judge(outcome, rows, scores, answer.version)
-
-    def _fail(self, outcome: Outcome, rows: list[_Row], error: RequestError) -> None:
-        reason = f"{type(error).__name__}: {error.message}"
-        with self._results:
-            # A server that refuses an input lives.
-            self._failed_in_a_row += not isinstance(error, InvalidRequest)
-            outcome.error = outcome.error or error
-            outcome.failures += [
-                Failure(row.example.index, row.example.name, reason) for row in rows
-            ]
-
-    def _judge(
-        self, outcome: Outcome, rows: list[_Row], scores: NDArray[Any], version: int | None
-    ) -> None:
-        classes = scores.shape[1]
-        answers = []
-        for row, line in zip(rows, scores, strict=True):
-            true = outcome.subject.classes.index(row.example.label)
-            if not 0 <= true < classes:
-                text = f"its class is {true}, and the model has {classes}, counted from 0"
-                self._drop(row.example, InvalidRequest(text))
-            elif np.isnan(line).any() or np.isinf(line.max()):
-                self._fail(outcome, [row], ServerFault("its scores are NaN or infinite"))
-            else:
-                answers.append(_answer(outcome.subject, row, true, line, version))
-        with self._results:
-            self._failed_in_a_row = 0
-            outcome.classes = classes
-            outcome.are_probabilities &= are_probabilities(scores)
-            outcome.answers += answers
+    def _drop(self, example: Example, error: RequestError) -> None:
+        reason = error.message.removeprefix(example.name).lstrip(": ")
+        self.unusable.setdefault(example.index, Failure(example.index, example.name, reason))
 
 
-def _answer(
-    subject: Subject, row: _Row, true: int, scores: NDArray[np.float64], version: int | None
-) -> Answer:
-    best, example = subject.predicted(scores), row.example
+def _readings(subject: Subject, outputs: Outputs, rows: int, version: int | None) -> list[_Reading]:
+    """Return what an answer says of each row, without those that filled a batch up."""
+    model, where = subject.model, str(subject.target)
+    sent = model.input.rows or rows
+    if model.head.kind != "scores":
+        found = ranking(outputs, model.head, sent, None, where)
+        return [_Reading(each, version) for each in found[:rows]]
+    scores, _ = model.scores(outputs, sent, where)
+    _require_same_names(subject, outputs, scores.shape)
+    return [_Reading(row, version, are_probabilities(row[np.newaxis])) for row in scores[:rows]]
+
+
+def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
+    """Judge one row.
+
+    Raises:
+        InvalidRequest: the model has no such class as the example's.
+        ServerFault: the row says nothing.
+        UsageError: the classes of the set and of the model do not go together.
+    """
+    subject, classes = outcome.subject, outcome.subject.classes
+    if isinstance(reading.said, list):
+        places = [classes.answered(index, name) for index, name, _ in reading.said]
+        score = reading.said[0][2] if reading.said else None
+        if not places or (score is not None and not np.isfinite(score)):
+            raise ServerFault("its scores are NaN or infinite")
+        true, best = classes.index(example.label), places[0]
+        if true < 0:
+            raise InvalidRequest(f"its class is {true}, and classes are counted from 0")
+        rank = places.index(true) if true in places else _LAST
+        return Answer(example.index, example.name, true, best, score, rank, reading.version)
+    scores = reading.said
+    classes.require(len(scores), is_one_column=subject.model.is_one_column)
+    outcome.classes = len(scores)
+    true = classes.index(example.label)
+    if not 0 <= true < len(scores):
+        text = f"its class is {true}, and the model has {len(scores)}, counted from 0"
+        raise InvalidRequest(text)
+    if np.isnan(scores).any() or np.isinf(scores.max()):
+        raise ServerFault("its scores are NaN or infinite")
+    best = subject.predicted(scores)
     rank = rank_of(scores, true) if subject.threshold is None else int(best != true)
-    return Answer(example.index, example.name, true, best, float(scores[best]), rank, version)
+    score = float(scores[best])
+    return Answer(example.index, example.name, true, best, score, rank, reading.version)

@@ -20,7 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
-from tfserve_kit.evaluation.examples import About, Content, Dataset, Files, Label, LeftOut, Rows
+from tfserve_kit.evaluation.examples import (
+    Content,
+    Dataset,
+    Failure,
+    Label,
+    file_reader,
+    row_reader,
+)
 from tfserve_kit.pictures import text_files
 from tfserve_kit.pictures.files import SUFFIXES, is_picture
 from tfserve_kit.pictures.labels import shown
@@ -40,7 +47,7 @@ _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?([eE][+-]?\d+)?\s*|\s*nan\s*", re.ASCII |
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CsvOptions:
     """What the user says of a table; None for what is to be found out.
 
     Attributes:
@@ -120,7 +127,7 @@ class Sample:
         columns: the columns that hold anything.
     """
 
-    def __init__(self, file: Path, rows: Sequence[Sequence[str]], given: Given) -> None:
+    def __init__(self, file: Path, rows: Sequence[Sequence[str]], given: CsvOptions) -> None:
         self.file, self.given = file, given
         self.first = rows[0]
         self.names = [plain(cell) for cell in self.first]
@@ -348,7 +355,7 @@ def is_remark(row: Sequence[str]) -> bool:
     return row[0].startswith("#")
 
 
-def find_form(file: Path, given: Given) -> Form:
+def find_form(file: Path, given: CsvOptions) -> Form:
     """Find out the form of a table.
 
     Raises:
@@ -509,10 +516,10 @@ def _pixel_label(sample: Sample, *, named: bool) -> int:
 
 
 _BRIGHTEST = 255
-_AS_WRITTEN = Given()
+_AS_WRITTEN = CsvOptions()
 
 
-def open_csv(file: Path, given: Given = _AS_WRITTEN) -> Dataset:
+def open_csv(file: Path, given: CsvOptions = _AS_WRITTEN) -> Dataset:
     """Open a table, with a header or without, separated by commas, semicolons, tabs or bars.
 
     A row is the path of a picture and its label, or a label and the pixels of a picture, 0-255, row
@@ -531,13 +538,13 @@ def open_csv(file: Path, given: Given = _AS_WRITTEN) -> Dataset:
     return _pixels_set(file, form) if places is None else _pictures(file, form, places)
 
 
-def _pictures(file: Path, form: Form, places: Places) -> Files:
+def _pictures(file: Path, form: Form, places: Places) -> Dataset:
     entries, left_out = [], []
     for number, row in _body(file, form):
         if is_remark(row) and not (len(row) > places.path and is_file(places.locate(row))):
             continue
         if reason := _broken(row, form):
-            left_out.append(LeftOut(f"{file} line {number}", reason))
+            left_out.append(Failure(None, f"{file} line {number}", reason))
             continue
         path = places.locate(row)
         entries.append((path, str(path), row[form.columns.label].strip()))
@@ -546,8 +553,14 @@ def _pictures(file: Path, form: Form, places: Places) -> Files:
         raise UsageError(f"{file} has {what}")
     entries = _without_fractions(entries)
     unproved = _unproved(file, entries)
-    about = About(left_out, [*form.columns.remarks, *_repetitions(entries)])
-    return Files(str(file), entries, unproved=unproved, about=about)
+    return Dataset(
+        str(file),
+        [label for _, _, label in entries],
+        file_reader(entries),
+        left_out=left_out,
+        remarks=[*form.columns.remarks, *_repetitions(entries)],
+        unproved=unproved,
+    )
 
 
 def _broken(row: list[str], form: Form) -> str:
@@ -566,7 +579,7 @@ def _without_fractions(entries: list[tuple[Path, str, str]]) -> list[tuple[Path,
     return [(path, name, label[:-2]) for path, name, label in entries]
 
 
-def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> set[str]:
+def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> frozenset[str]:
     """Return the labels of which no picture exists; such a row may be anything.
 
     Raises:
@@ -575,11 +588,11 @@ def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> set[str]:
     waiting = defaultdict(list)
     for path, _, label in entries:
         waiting[label].append(path)
-    found = {
+    found = frozenset(
         label
         for label, paths in waiting.items()
         if not any(path.is_file() and is_picture(path) for path in paths)
-    }
+    )
     if len(found) == len(waiting):
         raise UsageError(
             f"none of the {len(entries)} examples of {file} can be used: no file that it names is "
@@ -619,12 +632,12 @@ def _body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
     )
 
 
-def _pixels_set(file: Path, form: Form) -> Rows:
+def _pixels_set(file: Path, form: Form) -> Dataset:
     labels = [_label(row[form.columns.label]) for _, row in _pixel_body(file, form)]
     if not labels:
         raise UsageError(f"{file} has a header and no rows")
-    about = About(remarks=form.columns.remarks)
-    return Rows(str(file), labels, lambda: _pixel_rows(file, form), about=about)
+    reader = row_reader(str(file), labels, lambda: _pixel_rows(file, form))
+    return Dataset(str(file), labels, reader, remarks=form.columns.remarks)
 
 
 def _pixel_body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:

@@ -14,6 +14,7 @@ from tfserve_kit.pictures.inputs import Choice, Companions, ImageInput, Source, 
 from tfserve_kit.pictures.outputs import Head, Outputs, as_ranked
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.tensors import dtypes
 
 # What scores are: told by their values, or made so on request.
 Meaning = Literal[
@@ -30,7 +31,7 @@ _NOTHING = Preprocessing()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PictureOptions:
     """What is said about a model that its signature does not say.
 
     Attributes:
@@ -67,7 +68,9 @@ class PictureModel:
     Attributes:
         input: the input for the pictures.
         head: the outputs that are read.
+        labels: the names of its classes, None where nobody says them.
         classes: how many classes there are scores for, as far as the signature says it.
+        answers_with_names: whether the class that it answers with, if it does, is a name.
         is_one_column: whether the scores are one number for each picture, that of class 1.
         choices: what was decided about inputs and output, and by what.
 
@@ -78,11 +81,12 @@ class PictureModel:
     def __init__(
         self,
         signature: Signature,
-        asked: Asked,
+        asked: PictureOptions,
         graph: PictureGraph | None = None,
         *,
         ready: bool = False,
     ) -> None:
+        self.labels = asked.labels
         self.input = _ready_input(signature, asked) if ready else _input(signature, asked, graph)
         self._companions = Companions(signature, self.input.alias, asked.companions)
         batched = self.input.batched or heads.are_one_row(signature)
@@ -95,6 +99,11 @@ class PictureModel:
         self.classes = heads.class_count(self.head, signature)
         self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
             self.head, signature.outputs[self.head.scores]
+        )
+        self.answers_with_names = (
+            self.head.kind in {"class", "ranked"}
+            and self.head.classes in signature.outputs
+            and signature.outputs[self.head.classes].dtype is dtypes.STRING
         )
         self.choices = (
             *self.input.choices,
@@ -143,7 +152,7 @@ class PictureModel:
         """
         if self.head.kind != "scores":
             raise UsageError(
-                f"output {self.head.boxes or self.head.classes!r} is no scores of classes",
+                f"output {self.head.boxes or self.head.classes!r} does not hold class scores",
                 remedy="choose another with --output",
             )
         scores = heads.class_scores(outputs, self.head, rows, where)
@@ -162,7 +171,7 @@ class PictureModel:
         return [tuple(item.decode("utf-8", "replace") for item in row) for row in array]
 
 
-def _input(signature: Signature, asked: Asked, graph: PictureGraph | None) -> ImageInput:
+def _input(signature: Signature, asked: PictureOptions, graph: PictureGraph | None) -> ImageInput:
     return image_input(
         signature,
         asked.note,
@@ -173,7 +182,7 @@ def _input(signature: Signature, asked: Asked, graph: PictureGraph | None) -> Im
     )
 
 
-def _ready_input(signature: Signature, asked: Asked) -> ImageInput:
+def _ready_input(signature: Signature, asked: PictureOptions) -> ImageInput:
     """Return the input for rows that are sent as they are."""
     left = [name for name in signature.inputs if name not in asked.companions]
     alias = asked.picture_input or (left[0] if len(left) == 1 else "")
@@ -199,7 +208,7 @@ def _meaning(scores: NDArray[np.float64], made_by: ScoreKind | None) -> Meaning:
 
 
 def _output_choice(
-    head: Head, signature: Signature, asked: Asked, graph: PictureGraph | None
+    head: Head, signature: Signature, asked: PictureOptions, graph: PictureGraph | None
 ) -> Choice:
     """Say which output is shown; one column is taken for a probability unless the graph says so."""
     alias = head.boxes or head.scores or head.classes

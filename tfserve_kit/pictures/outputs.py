@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel.batch_axes import batch_axes
 from tfserve_kit.tensors import dtypes
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -89,9 +90,15 @@ def choose_head(signature: Signature, output: str = "", *, batched: bool = True)
             f"signature {signature.name!r} has no output {output!r}",
             remedy=did_you_mean(output, signature.outputs),
         )
-    if not output and (detector := _detector(signature.outputs, batched=batched)):
-        return detector
     outputs = {output: signature.outputs[output]} if output else signature.outputs
+    if batched:
+        fixed = {None, 1, batch_axes(signature).fixed_rows}
+        whole = [alias for alias, spec in outputs.items() if (spec.shape or (1,))[0] not in fixed]
+        if len(whole) == len(outputs) > 0:
+            raise _not_row_by_row(whole[0], outputs[whole[0]])
+        outputs = {alias: spec for alias, spec in outputs.items() if alias not in whole}
+    if not output and (detector := _detector(outputs, batched=batched)):
+        return detector
     rank = 2 if batched else 1
     scores = [alias for alias, spec in outputs.items() if _is_float(spec, rank)]
     columns = [alias for alias, spec in outputs.items() if _is_float(spec, rank - 1)]
@@ -191,6 +198,13 @@ def _plainest(found: Sequence[str]) -> str:
 
 def _last(spec: TensorSpec) -> int | None:
     return spec.shape[-1] if spec.shape else None
+
+
+def _not_row_by_row(alias: str, spec: TensorSpec) -> UsageError:
+    return UsageError(
+        f"output {alias!r} is {spec}: its first axis is fixed, so it has no row for each picture",
+        remedy="choose another with --output; `tfkit request` shows any output",
+    )
 
 
 def _no_head(signature: Signature, outputs: Mapping[str, TensorSpec], rank: int) -> UsageError:
@@ -384,21 +398,34 @@ def as_ranked(head: Head, signature: Signature, *, is_sorted: bool) -> Head:
     return replace(head, kind="ranked", ids=ids[0] if ids else "")
 
 
+Ranking = list[tuple[int | None, str | None, float | None]]
+
+
 def ranking(
     outputs: Outputs, head: Head, rows: int, labels: Sequence[str] | None, where: str
-) -> list[list[tuple[int | None, str | None, float]]]:
-    """Return number, name and score of the classes that a model ranks, for each row.
+) -> list[Ranking]:
+    """Return number, name and score of the classes that a model answers with, for each row.
+
+    Of a model that answers with a class alone it is that class, perhaps without a score.
 
     Raises:
         ServerFault: outputs that contradict each other.
     """
-    scores = rows_of(outputs, head.scores, rows, head, where)
-    said = [rows_of(outputs, each, rows, head, where) for each in (head.ids, head.classes) if each]
-    if any(each.shape != scores.shape for each in said):
-        shapes = ", ".join(str(list(each.shape)) for each in (scores, *said))
+    aliases = [each for each in (head.ids, head.classes) if each]
+    said = [rows_of(outputs, each, rows, head, where) for each in aliases]
+    scores = rows_of(outputs, head.scores, rows, head, where) if head.scores else None
+    if head.kind == "class":
+        said = [each.reshape(rows, -1)[:, :1] for each in said]
+        scores = None if scores is None else scores.reshape(rows, -1)[:, :1]
+    shape = said[0].shape if scores is None else scores.shape
+    if any(each.shape != shape for each in said):
+        shapes = ", ".join(str(list(each.shape)) for each in (scores, *said) if each is not None)
         raise ServerFault(f"{where}: scores and their classes do not fit together: {shapes}")
-    found = []
+    found: list[Ranking] = []
     for row in range(rows):
+        if scores is None:
+            found.append([(*_both(said, (row, 0), labels), None)])
+            continue
         order = np.argsort(-scores[row].astype(np.float64), kind="stable")
         found.append([(*_both(said, (row, at), labels), float(scores[row][at])) for at in order])
     return found

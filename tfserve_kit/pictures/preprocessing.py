@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from tfserve_kit import bounded
 from tfserve_kit.errors import Problem, SpecError, UsageError
-from tfserve_kit.pictures.labels import Labels, from_json
+from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.savedmodel import NOTE_PATH
 
 _FORMAT = 1
@@ -198,7 +198,11 @@ def _are_labels(value: Any) -> bool:
 
 def _labels(value: Any, source: str) -> Labels:
     """Return the names that a note gives in order, or by index as label files may do."""
-    return Labels(value, source=source) if isinstance(value, list) else from_json(value, source)
+    if isinstance(value, list):
+        return Labels(value, source=source)
+    from tfserve_kit.pictures import label_files
+
+    return label_files.from_json(value, source)
 
 
 def _is_fraction(value: Any) -> bool:

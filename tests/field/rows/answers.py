@@ -7,8 +7,7 @@ from tests.field.expected import Answer, Class, ErrorRate, Objects, Refusal, Row
 IMAGE = {"image": "float [?, 8, 8, 3]"}
 COLOURS = ErrorRate("colours")
 MASK = Refusal(2, "a value for each place of the picture", "tfkit request")
-NO_SCORES = Refusal(2, "what is evaluated are scores of all classes",
-                    "choose an output with scores")  # fmt: skip
+OBJECTS = Refusal(2, "answers with objects", "choose an output with classes")
 RANKED = {"meaning": "scores of the best classes"}
 TWO = Refusal(2, "2 outputs that may be class scores: bright float [?, 2], colour float [?, 3]",
               "choose one, such as --output", file="red.png")  # fmt: skip
@@ -37,17 +36,17 @@ ROWS = (
                told={"output": "'probabilities', class scores (signature)"}),),
         COLOURS),
     Row("class_alone", "the class alone", IMAGE, {"classes": "int64 [?]"},
-        (Class("red.png", 2, None, meaning="classes"),), NO_SCORES),
+        (Class("red.png", 2, None, meaning="classes"),), COLOURS),
     Row("class_name_alone", "the name of the class alone", IMAGE, {"label": "string [?]"},
-        (Class("green.png", None, None, "green", meaning="classes"),), NO_SCORES),
+        (Class("green.png", None, None, "green", meaning="classes"),), COLOURS),
     Row("class_names", "names in the order of the scores", IMAGE,
         {"labels": "string [?, 3]", "scores": "float [?, 3]"},
         (Class("red.png", None, 0.9995, "red", **RANKED),
-         Class("green.png", None, 0.9995, "green", **RANKED)), NO_SCORES),
+         Class("green.png", None, 0.9995, "green", **RANKED)), COLOURS),
     Row("class_numbers", "numbers in the order of the scores", IMAGE,
         {"indices": "int32 [?, 2]", "scores": "float [?, 2]"},
         (Class("red.png", 2, 0.9995, **RANKED), Class("green.png", 1, 0.9995, **RANKED),
-         Class("red.png", 2, 0.9995, "c", options=("--labels", "abc.txt"), **RANKED)), NO_SCORES),
+         Class("red.png", 2, 0.9995, "c", options=("--labels", "abc.txt"), **RANKED)), COLOURS),
     Row("best_scores_alone", "sorted scores of classes that nothing names", IMAGE,
         {"scores": "float [?, 2]"},
         (Refusal(2, "is sorted for each picture, and no output says which classes", "--output"),),
@@ -73,9 +72,9 @@ ROWS = (
          "detection_scores": "float [1, 2]", "num_detections": "float [1]"},
         (Objects("red.png", ((3, 0.9), (17, 0.2)), ("--size", "8x8")),
          Objects("blue.png", ((1, 0.9), (17, 0.2)), ("--size", "8x8"))),
-        replace(NO_SCORES, options=("--size", "8x8")), batches=False),
+        replace(OBJECTS, options=("--size", "8x8")), batches=False),
     Row("detector_of_other_names", "boxes, scores and classes", {"image": "uint8 [?, 8, 8, 3]"},
         {"boxes": "float [?, 2, 4]", "classes": "int64 [?, 2]", "scores": "float [?, 2]"},
         (Objects("red.png", ((3, 0.9), (17, 0.2))), Objects("green.png", ((1, 0.9), (17, 0.2)))),
-        NO_SCORES),
+        OBJECTS),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Models as TensorFlow 1 wrote them: a session, a builder, and what is run at the load."""
 
-from tests.field.expected import Answer, Class, Refusal, Row
+from tests.field.expected import Answer, Class, ErrorRate, Refusal, Row
 
 ROWS = (
     Row("session_variables", "variables that are no resources", {"x": "float [?, 2]"},
@@ -13,5 +13,5 @@ ROWS = (
         {"images": "float [?, 8, 8, 3]"}, {"classes": "string [?, 3]", "scores": "float [?, 3]"},
         (Class("red.png", None, 0.9995, "red", meaning="scores of the best classes"),
          Class("green.png", None, 0.9995, "green", meaning="scores of the best classes")),
-        Refusal(2, "what is evaluated are scores of all classes", "choose an output with scores")),
+        ErrorRate("colours")),
 )  # fmt: skip

@@ -10,8 +10,8 @@ from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.clients.classifier import Classifier, ClassScore, choose_signature
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
 from tfserve_kit.pictures.graph import PictureFacts
-from tfserve_kit.pictures.labels import parse
-from tfserve_kit.pictures.model import Asked
+from tfserve_kit.pictures.label_files import parse
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -53,8 +53,10 @@ def png(pixel=(255, 0, 51)):
 
 
 def classifier(client, given=None, note=Preprocessing(), **options):  # noqa: B008
-    asked = Asked(note, **options.pop("asked", {}))
-    return Classifier(client, TARGET, given or signature(scores=SCORES), asked, **options)
+    asked = PictureOptions(note, **options.pop("asked", {}))
+    graph = options.pop("graph", None)
+    model = PictureModel(given or signature(scores=SCORES), asked, graph)
+    return Classifier(client, TARGET, model, **options)
 
 
 def test_picture_is_sent_as_a_batch_of_one_to_the_target():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from tfserve_kit.clients.classifier import ClassScore, read_labels, top_scores
+from tfserve_kit.clients.classifier import ClassScore, top_scores
 from tfserve_kit.errors import UsageError
+from tfserve_kit.pictures.label_files import read as read_labels
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,7 @@ def run(classifier, count, batch_rows):
 
 def results(outcomes):
     return {
-        each.name: each.result.scores if isinstance(each.result, Classified) else each.result
-        for each in outcomes
+        name: found.scores if isinstance(found, Classified) else found for name, found in outcomes
     }
 
 
@@ -84,8 +83,8 @@ def test_pictures_are_sent_in_batches_and_come_back_in_order(count, rows, sent):
     classifier = FakeClassifier()
     outcomes = run(classifier, count, rows)
     assert classifier.sent == sent
-    assert [each.name for each in outcomes] == [f"{n}.png" for n in range(count)]
-    assert [each.result.scores for each in outcomes] == [(n, 3) for n in range(count)]
+    assert [name for name, _ in outcomes] == [f"{n}.png" for n in range(count)]
+    assert [found.scores for _, found in outcomes] == [(n, 3) for n in range(count)]
 
 
 def test_picture_that_is_none_leaves_its_place_to_no_other():
@@ -107,7 +106,7 @@ def test_file_that_cannot_be_read_is_an_outcome():
 
     pictures = files(3, read)
     outcomes = list(classify_all(FakeClassifier(), pictures, batch_rows=2, top=3))
-    assert [isinstance(each.result, InvalidRequest) for each in outcomes] == [False, True, False]
+    assert [isinstance(found, InvalidRequest) for _, found in outcomes] == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", [InvalidRequest, ServerFault, ServerOverloaded])
@@ -124,7 +123,7 @@ def test_refused_batch_is_tried_picture_by_picture(kind):
 def test_error_that_the_others_would_meet_too_ends_it_after_those_before(kind):
     classifier = FakeClassifier(failing={3: kind("gone")})
     outcomes = classify_all(classifier, files(6), batch_rows=2, top=3)
-    assert [next(outcomes).name, next(outcomes).name] == ["0.png", "1.png"]
+    assert [next(outcomes)[0], next(outcomes)[0]] == ["0.png", "1.png"]
     with pytest.raises(kind):
         next(outcomes)
     assert classifier.sent == [[0, 1], [2, 3]]

@@ -4,9 +4,9 @@ import numpy as np
 
 from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.examples import Rows
-from tfserve_kit.evaluation.run import Answer, Failure, Outcome, Subject
-from tfserve_kit.pictures.model import Asked, PictureModel
+from tfserve_kit.evaluation.examples import Dataset, Failure, row_reader
+from tfserve_kit.evaluation.run import Answer, Outcome, Subject
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
@@ -23,7 +23,7 @@ def subject(*, version=1, shape=(None, 3), labels=None, names=(), threshold=None
         version,
         PictureModel(
             Signature("s", {"x": tensor("float", shape)}, {"scores": tensor("float", shape)}, ""),
-            Asked(),
+            PictureOptions(),
             ready=True,
         ),
         Classes(labels, names),
@@ -34,7 +34,12 @@ def subject(*, version=1, shape=(None, 3), labels=None, names=(), threshold=None
 def dataset(scores, labels):
     """A set whose rows are the scores that the model answers with."""
     rows = [row if isinstance(row, Exception) else np.float32(row) for row in scores]
-    return Rows("set", labels, lambda: iter(rows), ready=True)
+    return rows_set(labels, lambda: iter(rows), ready=True)
+
+
+def rows_set(labels, rows, **known):
+    """A set whose examples are rows of a stream."""
+    return Dataset("set", labels, row_reader("set", labels, rows), **known)
 
 
 class EchoClient:

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.examples import Rows
-from tfserve_kit.pictures.labels import parse
+from tfserve_kit.evaluation.examples import Dataset
+from tfserve_kit.pictures.label_files import parse
 
 
 def agreed(labels, names=(), classes=None, *, numbers=(), first_class=None):
     found = Classes(labels, names, numbers=numbers, first_class=first_class)
-    found.agree(Rows("the set", list(names), lambda: iter(())), classes)
+    found.agree(Dataset("the set", list(names), lambda wanted: iter(())), classes)
     return found
 
 

@@ -238,14 +238,14 @@ class TestNpz:
         np.savez(tmp_path / "set.npz", **{x: IMAGES, y: np.array(LABELS)[:, np.newaxis]}, **train)
         found = open_dataset([tmp_path / "set.npz"])
         assert_holds_images(found)
-        assert f"of its arrays {x} and {y} are used" in found.about.remarks[0]
+        assert f"of its arrays {x} and {y} are used" in found.remarks[0]
 
     def test_shares_are_labels_and_it_is_told(self, tmp_path):
         shares = np.array([[0.2, 0.8, 0], [0.9, 0.1, 0], [0, 0.3, 0.7]], np.float32)
         np.savez(tmp_path / "set.npz", x=IMAGES, y=shares)
         found = open_dataset([tmp_path / "set.npz"])
         assert_holds_images(found, [1, 0, 2])
-        assert "the highest share" in found.about.remarks[0]
+        assert "the highest share" in found.remarks[0]
 
     def test_whole_numbers_stored_as_floats_are_labels(self, tmp_path):
         np.savez(tmp_path / "set.npz", x=IMAGES, y=np.array(LABELS, np.float32))
@@ -393,8 +393,8 @@ class TestWhatLiesAbout:
         )])  # fmt: skip
         assert found.class_names == {"cat", "dog"}
         assert labels(found) == ["cat", "dog"]
-        assert not found.about.left_out
-        (remark,) = found.about.remarks
+        assert not found.left_out
+        (remark,) = found.remarks
         assert "__MACOSX (2)" in remark
         assert "Thumbs.db (2)" in remark
 
@@ -402,7 +402,7 @@ class TestWhatLiesAbout:
         folder = made("cat/a.png", "cat/notes.txt", "cat/deep/b.xml", "dog/b.png")
         found = open_dataset([folder])
         assert labels(found) == ["cat", "dog"]
-        assert [(each.name, each.reason) for each in found.about.left_out] == [
+        assert [(each.name, each.reason) for each in found.left_out] == [
             (str(folder / "cat" / "deep" / "b.xml"), "is not a picture"),
             (str(folder / "cat" / "notes.txt"), "is not a picture"),
         ]
@@ -413,7 +413,7 @@ class TestWhatLiesAbout:
     def test_loose_pictures_are_told(self, made):
         found = open_dataset([made("cat/a.png", "dog/b.png", "c.png", "readme.txt")])
         assert len(found) == 2
-        assert found.about.remarks[0].startswith("1 pictures right in")
+        assert found.remarks[0].startswith("1 pictures right in")
 
     def test_links_to_nothing_and_to_folders_are_told(self, made, tmp_path):
         folder = made("cat/a.png", "dog/b.png")
@@ -423,8 +423,8 @@ class TestWhatLiesAbout:
         (folder / "cow").symlink_to(folder / "dog")
         found = open_dataset([folder])
         assert labels(found) == ["cat", "cat", "cow", "dog"]
-        assert [each.reason for each in found.about.left_out] == ["is a link to nothing"]
-        assert "links to folders are not followed" in found.about.remarks[0]
+        assert [each.reason for each in found.left_out] == ["is a link to nothing"]
+        assert "links to folders are not followed" in found.remarks[0]
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_folder_that_cannot_be_read_is_named(self, made):
@@ -444,7 +444,7 @@ class TestEmptyFolders:
         classes = Classes.of(found, None)
         classes.agree(found, 3)
         assert classes.index("dog") == 2
-        assert "classes without any picture: cow" in found.about.remarks
+        assert "classes without any picture: cow" in found.remarks
 
     def test_they_contradict_no_labels(self, made):
         found = open_dataset([made("cat/a.png", "logs/", "dog/b.png")])
@@ -488,7 +488,7 @@ class TestLevels:
         found = open_dataset([made("cat/2020/a.png", "dog/2021/b.png")])
         assert labels(found) == ["cat", "dog"]
         assert Classes.of(found, None).index("dog") == 1
-        assert "lie in folders below" in found.about.remarks[0]
+        assert "lie in folders below" in found.remarks[0]
 
     def test_pictures_without_classes_are_refused_with_what_helps(self, made):
         folder = made("a.png", "b.png")

@@ -8,8 +8,8 @@ from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
 from tfserve_kit.evaluation import run
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.run import Sending, Subject, evaluate
-from tfserve_kit.pictures.model import Asked, PictureModel
+from tfserve_kit.evaluation.run import Options, Subject, evaluate
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.savedmodel import Signature
 
 SCORES = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]
@@ -20,7 +20,7 @@ def model(rows=None, **outputs):
     spec = tensor("float", (rows, 3))
     outputs = outputs or {"labels": tensor("string", (rows, 3))}
     return PictureModel(
-        Signature("s", {"x": spec}, {"scores": spec, **outputs}, ""), Asked(), ready=True
+        Signature("s", {"x": spec}, {"scores": spec, **outputs}, ""), PictureOptions(), ready=True
     )
 
 
@@ -39,7 +39,7 @@ class NamingClient:
 
 
 def ask(client, labelled, **about):
-    return run.ask(client, Target("m"), model(**about), labelled, 5.0)
+    return run.own_names(client, Target("m"), model(**about), labelled, 5.0)
 
 
 def test_the_names_of_one_answer_are_those_of_the_model():
@@ -76,9 +76,9 @@ def test_a_model_without_names_is_not_asked():
 class TestInARun:
     def evaluated(self, client):
         labelled = dataset(SCORES, ["red", "blue"])
-        classes = Classes.of(labelled, run.ask(client, Target("m"), model(), labelled, 5.0))
+        classes = Classes.of(labelled, run.own_names(client, Target("m"), model(), labelled, 5.0))
         about = Subject("version 1", Target("m"), 1, model(), classes)
-        return evaluate(client, [about], labelled, range(2), Sending(concurrency=1))
+        return evaluate(client, [about], labelled, range(2), Options(concurrency=1))
 
     def test_they_are_no_guess(self):
         found = self.evaluated(NamingClient())

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.unit.evaluation.made import answer, outcome
+from tests.unit.evaluation.made import answer, outcome, rows_set
 from tfserve_kit.clients import Target
 from tfserve_kit.evaluation import report as page
-from tfserve_kit.evaluation.examples import Rows
+from tfserve_kit.evaluation.examples import Failure, as_png
 from tfserve_kit.evaluation.report import as_data, as_text, build, missed_gates, percent
-from tfserve_kit.evaluation.run import Failure, Run, as_png
+from tfserve_kit.evaluation.run import Run
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
 ANSWERS = [
@@ -170,7 +170,7 @@ HOSTILE = ("<script>alert(1)</script>", '" onmouseover="alert(2)', "</style><img
 
 class TestPage:
     def test_what_was_measured_is_on_it(self):
-        found = Reader(page.render(report(), {3: as_png(np.zeros((2, 2), np.uint8))}))
+        found = Reader(page.page(report(), {3: as_png(np.zeros((2, 2), np.uint8))}))
         text = " ".join(" ".join(found.texts).split())
         assert "50%" in text and "15% to 85%" in text and "top-2 error rate" in text
         assert "2 taken for 0 score 0.9500 3.png" in text
@@ -188,7 +188,7 @@ class TestPage:
         made = outcome(answers, labels=HOSTILE)
         made.failures = failures
         made.subject = replace(made.subject, name=HOSTILE[0], target=Target(HOSTILE[0]))
-        text = page.render(report(made, made, unusable=failures, source=HOSTILE[0]), {})
+        text = page.page(report(made, made, unusable=failures, source=HOSTILE[0]), {})
         found = Reader(text)
         assert not {"script", "img", "iframe", "link", "object"} & set(found.tags)
         assert found.tags.count("style") == 1
@@ -196,13 +196,13 @@ class TestPage:
         assert HOSTILE[0] in found.texts
 
     def test_it_needs_nothing_from_elsewhere(self):
-        text = page.render(report(), {3: b"png"})
+        text = page.page(report(), {3: b"png"})
         assert not re.search(r"https?://|url\(|@import|<script|<link", text)
         policy = [value for _, name, value in Reader(text).attributes if name == "content"]
         assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in policy
 
     def test_comparison_has_both(self):
-        text = page.render(report(outcome(ANSWERS), outcome(ANSWERS, version=2, versions=(2,))), {})
+        text = page.page(report(outcome(ANSWERS), outcome(ANSWERS, version=2, versions=(2,))), {})
         headings = re.findall(r"<h2>(.*)</h2>", text)
         assert headings == [
             "version 2 against version 1: no difference found", "version 1", "version 2"
@@ -210,19 +210,19 @@ class TestPage:
 
     def test_many_classes_show_the_worst_and_the_most_confused(self):
         answers = [answer(i, i, i if i % 9 else 0) for i in range(60)]
-        text = page.render(report(outcome(answers, classes=60)), {})
+        text = page.page(report(outcome(answers, classes=60)), {})
         assert 'class="matrix' not in text
         assert "What was most often taken for what" in text
         assert "Of 60 classes, those with the lowest F1." in text
         assert text.index('title="9"') < text.index('title="1"')
 
     def test_few_examples_and_no_mistakes_make_a_page(self):
-        found = Reader(page.render(report(outcome([answer(0, 0, 0)])), {}))
+        found = Reader(page.page(report(outcome([answer(0, 0, 0)])), {}))
         assert "Mistakes with the highest scores" not in found.texts
 
     def test_pictures_of_the_worst_mistakes_are_read_again(self):
         pixels = [np.full((2, 3), i, np.uint8) for i in range(4)]
-        labelled = Rows("set", [0, 1, 1, 2], lambda: iter(pixels))
+        labelled = rows_set([0, 1, 1, 2], lambda: iter(pixels))
         found = page.thumbnails(report(), labelled, Preprocessing())
         assert sorted(found) == [2, 3]
         assert np.asarray(Image.open(io.BytesIO(found[3]))).tolist() == [[3] * 3] * 2
@@ -254,14 +254,14 @@ class TestInABrowser:
 
     def test_no_script_would_run_even_if_one_slipped_in(self, opened):
         evil = "<script>document.title='owned'</script>"
-        text = page.render(report(), {}).replace("</body>", f"{evil}</body>")
+        text = page.page(report(), {}).replace("</body>", f"{evil}</body>")
         assert "<title>m: error rate 50%</title>" in opened(text)
 
     def test_a_phone_needs_not_be_scrolled_sideways(self, opened):
         names = tuple(f"a rather long name of a class, {i}" for i in range(40))
         made = outcome([answer(i, i % 40, i % 37, name="dir/" * 30) for i in range(400)],
                        classes=40, labels=names)  # fmt: skip
-        text = page.render(report(made, source="a" * 300), {})
+        text = page.page(report(made, source="a" * 300), {})
         policy = re.search(r"<meta http-equiv=.*>", text)[0]
         width = "<script>document.title = document.documentElement.scrollWidth</script></body>"
         shown = opened(text.replace(policy, "").replace("</body>", width), width=500)

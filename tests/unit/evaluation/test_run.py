@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.evaluation.made import EchoClient, dataset, subject
+from tests.unit.evaluation.made import EchoClient, dataset, rows_set, subject
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -14,18 +14,17 @@ from tfserve_kit.errors import (
     ServerFault,
     UsageError,
 )
-from tfserve_kit.evaluation.examples import Rows
-from tfserve_kit.evaluation.run import PATIENCE, Sending, evaluate
+from tfserve_kit.evaluation.run import PATIENCE, Options, evaluate
 
 SCORES = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.2, 0.6, 0.2], [0.5, 0.5, 0.0]]
 LABELS = [0, 2, 1, 1, 1]
 
 
 def run(client, subjects=None, rows=SCORES, labels=LABELS, wanted=None, progress=None, **how):
-    sending = Sending(**{"batch_size": 2, "concurrency": 1, "timeout_s": 5.0, **how})
+    options = Options(**{"batch_size": 2, "concurrency": 1, "timeout_s": 5.0, **how})
     chosen = range(len(rows)) if wanted is None else wanted
     more = {} if progress is None else {"progress": progress}
-    return evaluate(client, subjects or [subject()], dataset(rows, labels), chosen, sending, **more)
+    return evaluate(client, subjects or [subject()], dataset(rows, labels), chosen, options, **more)
 
 
 class Steps:
@@ -179,9 +178,9 @@ class TestBadExamples:
             yield np.float32(SCORES[0])
             raise UsageError("the file is damaged")
 
-        broken = Rows("set", LABELS, rows, ready=True)
+        broken = rows_set(LABELS, rows, ready=True)
         with pytest.raises(UsageError, match="damaged"):
-            evaluate(EchoClient(), [subject()], broken, range(5), Sending(concurrency=3))
+            evaluate(EchoClient(), [subject()], broken, range(5), Options(concurrency=3))
 
 
 class TestFailedRequests:

@@ -10,8 +10,9 @@ from tests.unit.evaluation.made import tensor
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.evaluation.classes import Classes
-from tfserve_kit.evaluation.run import Subject, as_png, thumbnail
-from tfserve_kit.pictures.model import Asked, PictureModel
+from tfserve_kit.evaluation.examples import as_png, row_of, thumbnail
+from tfserve_kit.evaluation.run import Subject
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
@@ -23,7 +24,7 @@ def signature(inputs=None, **outputs):
 
 def subject(spec, note=Preprocessing(), *, ready=False):  # noqa: B008
     outputs = {"scores": tensor("float", (None, 3))}
-    model = PictureModel(signature({"x": spec}, **outputs), Asked(note), ready=ready)
+    model = PictureModel(signature({"x": spec}, **outputs), PictureOptions(note), ready=ready)
     return Subject("version 1", Target("m"), 1, model, Classes(None, ()))
 
 
@@ -33,31 +34,31 @@ PIXELS = np.array([[0, 51], [102, 255]], np.uint8)
 class TestRow:
     @pytest.mark.parametrize("content", [PIXELS, PIXELS[..., None], PIXELS.ravel()])
     def test_pixels_are_prepared_as_pictures_are(self, content):
-        row = subject(tensor("float", (None, 2, 2, 1))).row(content, "x")
+        row = row_of(content, subject(tensor("float", (None, 2, 2, 1))).model.input, "x")
         np.testing.assert_allclose(row[..., 0], [[0, 0.2], [0.4, 1]], rtol=1e-6)
 
     def test_encoded_pictures_are_prepared(self):
         about = subject(tensor("float", (None, 4)))
         encoded = as_png(PIXELS)
         np.testing.assert_array_equal(
-            about.row(encoded, "x"), prepare(encoded, about.input, name="x")
+            row_of(encoded, about.model.input, "x"), prepare(encoded, about.model.input, name="x")
         )
 
     def test_the_note_counts(self):
         note = Preprocessing(value_range=(-1.0, 1.0))
-        row = subject(tensor("float", (None, 4)), note).row(PIXELS, "x")
+        row = row_of(PIXELS, subject(tensor("float", (None, 4)), note).model.input, "x")
         np.testing.assert_allclose(row, [-1, -0.6, -0.2, 1], rtol=1e-6)
 
     def test_a_row_of_pixels_has_the_model_s_size_if_it_fits(self):
         spec = tensor("uint8", (None, 1, 4, 1))
-        assert subject(spec).row(PIXELS.ravel(), "x").shape == (1, 4, 1)
+        assert row_of(PIXELS.ravel(), subject(spec).model.input, "x").shape == (1, 4, 1)
 
     def test_a_row_of_pixels_that_is_no_picture_is_refused(self):
         with pytest.raises(InvalidRequest, match="5 pixels make neither a square"):
-            subject(tensor("float", (None, 4))).row(np.zeros(5, np.uint8), "x")
+            row_of(np.zeros(5, np.uint8), subject(tensor("float", (None, 4))).model.input, "x")
 
     def test_models_that_decode_get_a_picture(self):
-        row = subject(tensor("string", (None,))).row(PIXELS, "x")
+        row = row_of(PIXELS, subject(tensor("string", (None,))).model.input, "x")
         assert Image.open(io.BytesIO(row[()])).size == (2, 2)
 
     @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ class TestRow:
     )
     def test_other_numbers_are_sent_as_they_are(self, shape):
         values = np.array([[-3.5, 0], [7, 1e6]])
-        row = subject(tensor("float", shape), ready=True).row(values, "x")
+        row = row_of(values, subject(tensor("float", shape), ready=True).model.input, "x")
         assert row.dtype == np.float32
         assert row.ravel().tolist() == [-3.5, 0, 7, 1e6]
 
@@ -80,12 +81,12 @@ class TestRow:
     )
     def test_numbers_of_another_kind_or_shape_are_refused(self, dtype, values, fault):
         with pytest.raises(InvalidRequest, match=fault):
-            subject(tensor(dtype, (None, 4)), ready=True).row(values, "x")
+            row_of(values, subject(tensor(dtype, (None, 4)), ready=True).model.input, "x")
 
     def test_pictures_need_an_input_for_pictures(self):
         with pytest.raises(UsageError, match="picture size"):
             subject(tensor("float", (None, 5)))
-        assert subject(tensor("float", (None, 5)), ready=True).input.alias == "x"
+        assert subject(tensor("float", (None, 5)), ready=True).model.input.alias == "x"
 
 
 class TestPictures:
@@ -118,19 +119,22 @@ class TestPictures:
 
 def test_fixed_batch_is_the_first_size():
     spec = tensor("float", (8, 4))
-    assert subject(spec).fixed_batch == 8
+    assert subject(spec).model.input.rows == 8
 
 
-@pytest.mark.parametrize(
-    ("outputs", "said"),
-    [
-        ({"classes": tensor("int64", (None,))}, "a class without scores"),
-        ({"boxes": tensor("float", (None, 9, 4)), "scores": tensor("float", (None, 9)),
-          "classes": tensor("float", (None, 9))}, "objects"),
-    ],
-)  # fmt: skip
-def test_a_model_without_scores_of_classes_is_refused_before_anything_is_sent(outputs, said):
-    model = PictureModel(signature(**outputs), Asked(), ready=True)
-    with pytest.raises(UsageError, match=said) as caught:
+def test_a_detector_is_refused_before_anything_is_sent():
+    outputs = {
+        "boxes": tensor("float", (None, 9, 4)),
+        "scores": tensor("float", (None, 9)),
+        "classes": tensor("float", (None, 9)),
+    }
+    model = PictureModel(signature(**outputs), PictureOptions(), ready=True)
+    with pytest.raises(UsageError, match="answers with objects") as caught:
         Subject("version 1", Target("m"), 1, model, Classes(None, ()))
     assert "--output" in caught.value.remedy
+
+
+def test_a_threshold_needs_scores():
+    model = PictureModel(signature(classes=tensor("int64", (None,))), PictureOptions(), ready=True)
+    with pytest.raises(UsageError, match="a threshold is for scores"):
+        Subject("version 1", Target("m"), 1, model, Classes(None, ()), 0.5)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.datasets import open_dataset
-from tfserve_kit.evaluation.tables import Given
+from tfserve_kit.evaluation.tables import CsvOptions
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def write(tmp_path):
 
 
 def opened(file, **given):
-    return open_dataset([file], Given(**given))
+    return open_dataset([file], CsvOptions(**given))
 
 
 def pairs(dataset):
@@ -93,11 +93,11 @@ def test_every_way_to_write_a_table_gives_the_same_set(write, text, encoding):
     ],
 )  # fmt: skip
 def test_what_was_taken_for_granted_is_told(write, text, remark):
-    assert any(remark in each for each in opened(write(text)).about.remarks)
+    assert any(remark in each for each in opened(write(text)).remarks)
 
 
 def test_a_plain_table_has_nothing_to_tell(write):
-    assert opened(write("a.png,cat\nb.png,dog\n")).about.remarks == []
+    assert opened(write("a.png,cat\nb.png,dog\n")).remarks == []
 
 
 class TestRowsThatCannotBeUsed:
@@ -118,13 +118,13 @@ class TestRowsThatCannotBeUsed:
     def test_broken_rows_are_named_by_their_line(self, write, row, reason):
         found = opened(write(f"filename,class\na.png,cat\n{row}\na.png,cat\n"))
         assert len(found) == 2
-        ((left_out),) = found.about.left_out
+        ((left_out),) = found.left_out
         assert (left_out.name.rpartition("/")[2], left_out.reason) == ("set.csv line 3", reason)
 
     def test_a_header_in_the_middle_is_no_example(self, write):
         found = opened(write("filename,class\na.png,cat\nfilename,class\nb.png,dog\n"))
         assert pairs(found) == AB
-        assert [each.reason for each in found.about.left_out] == ["repeats the header"]
+        assert [each.reason for each in found.left_out] == ["repeats the header"]
 
     def test_a_quotation_mark_that_is_not_closed_swallows_nothing_in_silence(self, write):
         with pytest.raises(UsageError, match=r"line 3: unexpected end of data"):
@@ -164,7 +164,7 @@ class TestPaths:
         monkeypatch.chdir(tmp_path)
         found = opened(file)
         assert pairs(found) == [("a.png", "cat"), ("c.png", "dog")]
-        assert "paths start from the current folder" in found.about.remarks[0]
+        assert "paths start from the current folder" in found.remarks[0]
 
     def test_files_without_an_ending_are_pictures_by_their_content(self, write):
         found = opened(write("name,label\nplain,cat\na.png,dog\n"))
@@ -265,12 +265,12 @@ class TestPixels:
         assert [(each.label, each.load().tolist()) for each in found.examples(range(2))] == [
             ("cat", [1, 2, 3]), ("dog", [4, 5, 6])
         ]  # fmt: skip
-        assert "is taken as the label, the others as pixels" in found.about.remarks[0]
+        assert "is taken as the label, the others as pixels" in found.remarks[0]
 
     def test_a_header_is_told_and_is_no_class(self, write):
         found = opened(write("label,0,1,2\ncat,1,2,3\n"))
         assert found.class_names == {"cat"}
-        assert "first row taken as a header" in found.about.remarks[0]
+        assert "first row taken as a header" in found.remarks[0]
 
 
 CELLS = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1).map(

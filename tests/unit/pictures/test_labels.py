@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.pictures.labels import Labels, parse, read
+from tfserve_kit.pictures.label_files import parse, read
+from tfserve_kit.pictures.labels import Labels
 
 
 def test_as_many_as_classes_are_taken_as_they_are():
