@@ -98,7 +98,7 @@ _file = click.Path(path_type=Path)
 @force_option
 @json_option
 @click.pass_context
-def command(
+def evaluate_command(
     ctx: click.Context,
     data: tuple[Path, ...],
     url: str | None,

@@ -53,7 +53,7 @@ _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per class, as CSV.")
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="Print each picture's result as JSON.")
 @json_option
-def command(
+def predict_command(
     images: tuple[str, ...],
     url: str | None,
     model: str | None,

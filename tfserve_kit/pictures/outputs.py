@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfserve_kit.errors import ServerFault, UsageError, did_you_mean
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.savedmodel import Signature, TensorSpec
-from tfserve_kit.savedmodel.batch_axes import batch_axes
+from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes
 
 Outputs = Mapping[str, NDArray[Any]]

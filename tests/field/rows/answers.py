@@ -11,6 +11,8 @@ OBJECTS = Refusal(2, "answers with objects", "choose an output with classes")
 RANKED = {"meaning": "scores of the best classes"}
 TWO = Refusal(2, "2 outputs that may be class scores: bright float [?, 2], colour float [?, 3]",
               "choose one, such as --output", file="red.png")  # fmt: skip
+CONSTANT = Refusal(2, "output 'scores' is float [2]: its first axis is fixed, so it has no row "
+                   "for each picture", "--output")  # fmt: skip
 AGE = Refusal(2, "output 'age' is one number for each picture", "--softmax", file="mid.png")
 
 ROWS = (
@@ -59,9 +61,8 @@ ROWS = (
         (AGE, Answer("rows.npy", {"age": [[0.0], [100.0]]})),
         Refusal(2, "the set has 3 classes, the model 2", "give --labels")),
     Row("constant_answer", "the same numbers whatever comes", IMAGE, {"scores": "float [2]"},
-        (Refusal(6, "output 'scores' should have 1 rows but is [2]", file="red.png"),
-         Answer("rows.npy", {"scores": [0.25, 0.75]})),
-        Refusal(2, "the set has 3 classes, the model 2"), batches=False),
+        (replace(CONSTANT, file="red.png"), Answer("rows.npy", {"scores": [0.25, 0.75]})),
+        CONSTANT, batches=False),
     Row("nan_scores", "NaN where the class is sure", IMAGE, {"scores": "float [?, 3]"},
         (Class("red.png", 0, 0.0003, meaning="logits or other scores"),),
         Refusal(6, "its scores are NaN or infinite")),

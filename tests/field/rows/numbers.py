@@ -51,7 +51,7 @@ ROWS = (
         {"keys_again": "int32 [?, 1]", "version": "float [2]"},
         (Answer({"keys": [[7], [8], [9]]},
                 {"keys_again": [[7], [8], [9]], "version": [1.0, 2.0]}),),
-        Refusal(2, "answers with class 255, and the set has 3 classes", "--labels"),
+        Refusal(2, "and the set has 3 classes: blue, green, red", "--labels"),
         batches=False),
     Row("squeezed", "one row gives a bare number", X, {"y": "float [...]"},
         (Answer({"x": [4.0]}, {"y": 8.0}), Answer({"x": [4.0, 5.0]}, {"y": [8.0, 10.0]})),

@@ -675,3 +675,22 @@ class TestLabels:
             Preprocessing(labels=parse("item { id: 1 name: 'ant' }", "f")),
         )
         assert made.classify(png()).scores[0] == ClassScore(1, "ant", None)
+
+
+class TestOutputsWithoutRows:
+    def test_a_constant_is_not_the_scores_of_as_many_pictures(self):
+        given = signature(version=tensor("float", (2,)))
+        with pytest.raises(UsageError, match=r"float \[2\]: its first axis is fixed") as caught:
+            classifier(FixedClient(version=np.float32([1, 2])), given)
+        assert "--output" in caught.value.remedy
+
+    def test_it_is_no_rival_of_scores(self):
+        given = signature(version=tensor("float", (2,)), scores=SCORES)
+        client = FixedClient(version=np.float32([1, 2]), scores=np.float32([[0.1, 0.7, 0.2]]))
+        assert classifier(client, given).classify(png()).scores[0].index == 1
+
+    def test_as_many_rows_as_the_inputs_always_have_are_rows(self):
+        inputs = {"image": tensor("float", (2, 1, 1, 3))}
+        given = signature(inputs, odds=tensor("float", (2,)))
+        found = classifier(FixedClient(odds=np.float32([0.25, 0.25])), given).classify(png())
+        assert [each.score for each in found.scores] == [0.75, 0.25]
