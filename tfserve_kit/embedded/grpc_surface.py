@@ -5,10 +5,9 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import ledger, messages
@@ -21,7 +20,7 @@ from tfserve_kit.embedded.handlers import (
 )
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
-from tfserve_kit.embedded.messages import PredictInputs, status_message
+from tfserve_kit.embedded.messages import KnownRequests, PredictInputs, status_message
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, encoded, invalid, told
 from tfserve_kit.tensors import predict_response
@@ -29,13 +28,13 @@ from tfserve_kit.tensors import predict_response
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # The methods whose requests are counted.
-_COUNTED = frozenset({"Predict", "Classify", "Regress"})
+_PREDICT = "Predict"
+_COUNTED = frozenset({_PREDICT, "Classify", "Regress"})
 _LONGEST_SERVICE_BYTES = 200
 _HEALTHY_SERVICES = frozenset({"", "ModelService", "PredictionService"})
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A gRPC answer: the serialized response, or a code and its details.
 
     In the details halves of characters stand for bytes that are no UTF-8, as `surrogateescape` has
@@ -70,7 +69,8 @@ class GrpcSurface:
         self._metrics = metrics
         self._health = health
         self._as_content = as_content
-        self._methods = {
+        self._known = KnownRequests()
+        methods: dict[str, Callable[[bytes, Any, Call], bytes]] = {
             "Predict": self._predict,
             "GetModelMetadata": self._metadata,
             "GetModelStatus": self._status,
@@ -79,6 +79,7 @@ class GrpcSurface:
             "MultiInference": self._multi_inference,
             "HandleReloadConfigRequest": self._reload,
         }
+        self._methods = {protos.METHODS[name].path: (name, run) for name, run in methods.items()}
 
     def answer(self, path: str, request: bytes, call: Call | None = None) -> Answer:
         """Answer one request; never raises.
@@ -90,20 +91,28 @@ class GrpcSurface:
         """
         if path == _HEALTH_CHECK and self._health:
             return _health(request)
-        name = path.rpartition("/")[2]
-        method = protos.METHODS.get(name)
-        if method is None or method.path != path or name not in self._methods:
+        if path not in self._methods:
             return Answer(Code.UNIMPLEMENTED)
+        name, run = self._methods[path]
         started_ns = time.perf_counter_ns()
         call = call or Call.unbounded()
         held_bytes, model = call.account.held_bytes, ""
         try:
             if len(request) > UNCOUNTED_BYTES:
                 call.account.take(ledger.cost_of_message(name, request), "the message")
-            message = protos.message_class(method.request).FromString(request)
-            if name in _COUNTED:
-                model = message.model_spec.name
-            answer = Answer(body=self._methods[name](message, call))
+            known = self._known.find(request) if name == _PREDICT else None
+            if known:
+                model = known.model.name
+                inputs = known.inputs(request)
+                body = self._predicted(
+                    known.model, known.signature, inputs, known.output_filter, call
+                )
+            else:
+                message = protos.message_class(protos.METHODS[name].request).FromString(request)
+                if name in _COUNTED:
+                    model = message.model_spec.name
+                body = run(request, message, call)
+            answer = Answer(body=body)
         except protos.DecodeError:
             call.account.keep(held_bytes)
             return Answer(Code.INTERNAL)
@@ -116,15 +125,23 @@ class GrpcSurface:
             self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
         return answer
 
-    def _predict(self, request: Any, call: Call) -> bytes:
+    def _predict(self, sent: bytes, request: Any, call: Call) -> bytes:
         model = _model(request)
-        result = self._handlers.predict(
-            model,
-            request.model_spec.signature_name,
-            PredictInputs(request, call.account),
-            request.output_filter,
-            call=call,
-        )
+        inputs = PredictInputs(request, call.account)
+        signature = request.model_spec.signature_name
+        body = self._predicted(model, signature, inputs, request.output_filter, call)
+        self._known.learn(sent, request, model)
+        return body
+
+    def _predicted(
+        self,
+        model: ModelRef,
+        signature: str,
+        inputs: Mapping[str, Any],
+        output_filter: Sequence[str],
+        call: Call,
+    ) -> bytes:
+        result = self._handlers.predict(model, signature, inputs, output_filter, call=call)
         spec = _encoded_spec(model.name, result.version, result.signature)
         outputs = result.outputs.values()
         call.account.take(
@@ -132,8 +149,8 @@ class GrpcSurface:
         )
         return predict_response(result.outputs, spec, as_content=self._as_content)
 
-    def _metadata(self, request: Any, call: Call) -> bytes:
-        del call
+    def _metadata(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent, call
         _require_spec(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -149,18 +166,20 @@ class GrpcSurface:
         response.metadata["signature_def"].Pack(signatures)
         return _serialized(response)
 
-    def _status(self, request: Any, call: Call) -> bytes:
-        del call
+    def _status(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent, call
         _require_spec(request)
         response = protos.GetModelStatusResponse()
         for status in self._handlers.status(_ref(request.model_spec)):
             response.model_version_status.append(status_message(status))
         return _serialized(response)
 
-    def _classify(self, request: Any, call: Call) -> bytes:
+    def _classify(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent
         return self._infer(request, call, self._handlers.classify, protos.ClassificationResponse())
 
-    def _regress(self, request: Any, call: Call) -> bytes:
+    def _regress(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent
         return self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
 
     def _infer(
@@ -181,7 +200,8 @@ class GrpcSurface:
         _fill_result(response.result, found)
         return _serialized(response)
 
-    def _multi_inference(self, request: Any, call: Call) -> bytes:
+    def _multi_inference(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent
         if not (request.tasks and request.tasks[0].model_spec.name):
             raise invalid(_UNNAMED)
         tasks = [
@@ -201,7 +221,8 @@ class GrpcSurface:
             )
         return _serialized(response)
 
-    def _reload(self, request: Any, call: Call) -> bytes:
+    def _reload(self, sent: bytes, request: Any, call: Call) -> bytes:
+        del sent
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "

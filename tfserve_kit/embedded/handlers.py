@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,18 +214,49 @@ def run_signature(
         The signature's name and array per output alias.
     """
     name = signature or DEFAULT_SIGNATURE
-    definition = _signature(signatures, name)
-    if check_method and definition.method_name not in _METHODS:
-        text = (
-            f"Expected prediction signature method_name to be one of {{{', '.join(_METHODS)}}}. "
-            f"Was: {definition.method_name}"
-        )
-        raise ServingError(Code.INTERNAL, text)
-    feeds = _feeds(definition, inputs)
-    outputs = _outputs(definition, output_filter)
-    _check_types(definition.inputs, feeds)
-    values = run(feeds, list(outputs.values()))
-    return name, dict(zip(outputs, values, strict=True))
+    plan = Plan(_signature(signatures, name))
+    return name, plan.run(run, inputs, output_filter, check_method=check_method)
+
+
+class Plan:
+    """How Predict runs a signature: what can be worked out once per version is.
+
+    Args:
+        definition: its SignatureDef message.
+    """
+
+    __slots__ = ("_aliases", "_definition", "_feeds", "_numpy", "_outputs")
+
+    def __init__(self, definition: Any) -> None:
+        inputs, outputs = definition.inputs, definition.outputs
+        self._definition = definition
+        self._aliases = frozenset(inputs)
+        self._feeds = [(alias, inputs[alias].name) for alias in sorted(inputs)]
+        self._numpy = {info.name: dtypes.numpy_of(info.dtype) for info in inputs.values()}
+        self._outputs = {alias: outputs[alias].name for alias in sorted(outputs)}
+
+    def run(
+        self, run: Run, inputs: Arrays, output_filter: Sequence[str] = (), *, check_method: bool
+    ) -> Arrays:
+        """Return array per output alias; arguments and errors as of `run_signature`."""
+        definition = self._definition
+        if check_method and definition.method_name not in _METHODS:
+            text = (
+                f"Expected prediction signature method_name to be one of {{{', '.join(_METHODS)}}}."
+                f" Was: {definition.method_name}"
+            )
+            raise ServingError(Code.INTERNAL, text)
+        if inputs.keys() == self._aliases:
+            feeds = {name: inputs[alias] for alias, name in self._feeds}
+        else:
+            feeds = _feeds(definition, inputs)
+        outputs = _outputs(definition, output_filter) if output_filter else self._outputs
+        for name, value in feeds.items():
+            if isinstance(value, Foreign) or value.dtype is not self._numpy[name]:
+                _check_types(definition.inputs, feeds)
+                break
+        values = run(feeds, list(outputs.values()))
+        return dict(zip(outputs, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,9 +428,9 @@ def _check_types(expected: Any, feeds: Mapping[str, Any]) -> None:
 
 
 def _outputs(definition: Any, output_filter: Sequence[str]) -> dict[str, str]:
-    """Return the tensor name per output alias."""
+    """Return the tensor name per output alias that is asked for."""
     wanted: dict[str, str] = {}
-    for alias in output_filter or sorted(definition.outputs):
+    for alias in output_filter:
         if alias not in definition.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {alias} "
@@ -415,8 +446,7 @@ def _braced(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
+class ModelRef(NamedTuple):
     """The model a request is for: its name, and a version or a label or neither."""
 
     name: str
@@ -424,8 +454,7 @@ class ModelRef:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(NamedTuple):
     """Outputs by alias, and the version and signature that made them."""
 
     version: int
@@ -510,15 +539,13 @@ class Handlers:
                 the graph.
         """
         with self._lease(model) as lease:
-            signatures, run = lease.servable.signatures, self._run(lease, "Predict", call)
-            name, outputs = run_signature(
-                signatures,
-                run,
-                signature,
-                inputs,
-                output_filter,
-                check_method=self._check_method_name,
-            )
+            name = signature or DEFAULT_SIGNATURE
+            plan = lease.plans.get(name)
+            if plan is None:
+                plan = lease.plans[name] = Plan(_signature(lease.servable.signatures, name))
+            run = partial(self._timed_run, lease, "Predict", call)
+            check_method = self._check_method_name
+            outputs = plan.run(run, inputs, output_filter, check_method=check_method)
             return Predicted(lease.version, name, outputs)
 
     def metadata(self, model: ModelRef) -> Metadata:

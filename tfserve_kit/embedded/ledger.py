@@ -276,7 +276,7 @@ def cost_of_message(method: str, body: bytes) -> int:
             if left < 0:
                 cost += message.times * (end - at)
                 break
-            number, begin, at = _field(body, at, end)
+            number, begin, at = field_at(body, at, end)
             if at - begin >= _BULK_BYTES and number in message.inner:
                 stack += [(message, at, end), (message.inner[number], begin, at)]
                 break
@@ -285,7 +285,7 @@ def cost_of_message(method: str, body: bytes) -> int:
     return cost
 
 
-def _field(body: bytes, at: int, end: int) -> tuple[int, int, int]:
+def field_at(body: bytes, at: int, end: int) -> tuple[int, int, int]:
     """Return a field's number, and where its content begins and ends; all of the rest if bad."""
     try:
         tag, begin = varint.decode(body, at, bits=32)

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -224,6 +224,7 @@ class Entry:
     failures: int = 0
     retry_at_s: float | None = None
     leases: int = 0
+    plans: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +239,19 @@ class VersionStatus:
 class Lease:
     """A version on loan to a request during a `with` block; it is not unloaded before that ends."""
 
-    __slots__ = ("_give_back", "model", "servable", "version")
+    __slots__ = ("_give_back", "model", "plans", "servable", "version")
 
     def __init__(
-        self, model: str, version: int, servable: Servable, give_back: Callable[[], object]
+        self,
+        model: str,
+        version: int,
+        servable: Servable,
+        give_back: Callable[[], object],
+        plans: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.version, self.servable = model, version, servable
         self._give_back = give_back
+        self.plans = {} if plans is None else plans
 
     def __enter__(self) -> Self:
         return self
@@ -350,7 +357,9 @@ class Manager:
         self._configs = {config.name: config for config in settings.models}
         self._entries: dict[str, dict[int, Entry]] = {name: {} for name in self._configs}
         self._labels: LabelMap = {}
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken twice by each request: quicker than the condition
+        self._changed = threading.Condition(self._lock)
+        self._newest: dict[str, Entry] = {}  # the highest available version, once asked for
         self._touched: dict[str, None] = {}  # models that something has happened to, in order
         self._troubled: set[str] = set()  # models with a version that failed for good
         self._retrying: set[Entry] = set()
@@ -419,26 +428,35 @@ class Manager:
             version = resolve_label(self._labels, model, label)
         entry = self._take(model, version)
         assert entry.servable is not None  # noqa: S101 (available versions have one)
-        return Lease(model, entry.number, entry.servable, partial(self._give_back, entry))
+        give_back = partial(self._give_back, entry)
+        return Lease(model, entry.number, entry.servable, give_back, entry.plans)
 
     def _give_back(self, entry: Entry) -> None:
-        with self._changed:
+        with self._lock:
             entry.leases -= 1
             self._unload_if_idle(entry)
 
     def _take(self, model: str, version: int | None) -> Entry:
-        with self._changed:
-            entries = self._entries.get(model, {})
-            if version is None:
-                ready = [n for n, entry in entries.items() if entry.state is State.AVAILABLE]
-                entry = entries[max(ready)] if ready else None
-            else:
-                entry = entries.get(version)
+        with self._lock:
+            entry = (
+                self._newest.get(model) or self._find_newest(model)
+                if version is None
+                else self._entries.get(model, {}).get(version)
+            )
             if entry is None or entry.state is not State.AVAILABLE:
                 which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
                 raise ServingError(Code.NOT_FOUND, f"Servable not found for request: {which}")
             entry.leases += 1
             return entry
+
+    def _find_newest(self, model: str) -> Entry | None:
+        """Return the highest available version of a model; the caller holds the lock."""
+        entries = self._entries.get(model, {})
+        ready = [n for n, entry in entries.items() if entry.state is State.AVAILABLE]
+        if not ready:
+            return None
+        newest = self._newest[model] = entries[max(ready)]
+        return newest
 
     def status(self, model: str) -> list[VersionStatus]:
         """Return the state of every version the manager has seen, highest first."""
@@ -657,6 +675,7 @@ class Manager:
     def _enter(self, entry: Entry, state: State) -> None:
         with self._changed:
             entry.state = state
+            self._newest.pop(entry.model, None)
             self._touched[entry.model] = None
             self._changed.notify_all()
 
@@ -692,6 +711,7 @@ class Manager:
 
     def _unload(self, entry: Entry) -> None:
         servable, entry.servable = entry.servable, None
+        entry.plans.clear()
         try:
             if servable is not None:
                 servable.close()

@@ -6,7 +6,8 @@ tensorflow_serving/util/json_tensor.cc (JSON).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import handlers, json_reader
 from tfserve_kit.embedded.json_writer import echo, members
-from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.ledger import Account, field_at
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.status import encoded, invalid
@@ -40,7 +41,7 @@ class PredictInputs(Mapping[str, Any]):
         self._account = account
         # Values that are left out cost nothing to send; of those sent a byte makes eight at most.
         self._spare_bytes = MAX_FILLED_BYTES
-        self._sent_bytes = cache(request.ByteSize)  # it looks through the whole message
+        self._request = request
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -62,7 +63,7 @@ class PredictInputs(Mapping[str, Any]):
         except ValueError as error:  # a TensorError, or more dimensions than numpy knows
             raise handlers.unreadable(alias) from error
         self._spare_bytes -= array.nbytes
-        if self._spare_bytes < 0 and self._spare_bytes + 8 * self._sent_bytes() < 0:
+        if self._spare_bytes < 0 and self._spare_bytes + 8 * self._request.ByteSize() < 0:
             raise handlers.unreadable(alias)
         return array
 
@@ -81,7 +82,133 @@ def status_message(status: VersionStatus) -> Any:
     return message
 
 
+# Requests of so many lengths are known, so many of one length, and so much besides numbers of each.
+_MOST_LENGTHS = 256
+_MOST_OF_A_LENGTH = 4
+_MOST_AROUND_BYTES = 4096
+# tensorflow_serving/apis/predict.proto and tensorflow/core/framework/tensor.proto: what holds
+# numbers as they lie in memory (tensor_content, float_val, double_val).
+_INPUTS, _KEY, _VALUE = 2, 1, 2
+_PLAIN_FIELDS = (4, 5, 6)
+_PLAIN_KINDS = "fiu"
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRequest:
+    """A PredictRequest that only its numbers tell apart from others.
+
+    Attributes:
+        model: which model it is for.
+        signature: name of the signature.
+        output_filter: aliases of the outputs.
+        tensors: alias, dtype, number of elements, where they begin, and shape of each input.
+        around: all other bytes: where they begin and end, and what they are.
+    """
+
+    model: handlers.ModelRef
+    signature: str
+    output_filter: tuple[str, ...]
+    tensors: tuple[tuple[str, np.dtype[Any], int, int, tuple[int, ...]], ...]
+    around: tuple[tuple[int, int, bytes], ...]
+
+    def fits(self, request: bytes) -> bool:
+        """Say whether a request of the same length differs in its numbers only."""
+        for begin, end, text in self.around:  # noqa: SIM110 (in half the time)
+            if request[begin:end] != text:
+                return False
+        return True
+
+    def inputs(self, request: bytes) -> dict[str, NDArray[Any]]:
+        """Return the array per input alias of a request that fits; they share its memory."""
+        return {
+            alias: np.frombuffer(request, dtype, count, begin).reshape(shape)
+            for alias, dtype, count, begin, shape in self.tensors
+        }
+
+
+class KnownRequests:
+    """Requests seen before. Clients mostly send one again with other numbers: it is not parsed.
+
+    What is not numbers must be the same to the byte, so nothing is read in another way than by
+    protobuf. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._by_length: dict[int, tuple[KnownRequest, ...]] = {}
+
+    def find(self, request: bytes) -> KnownRequest | None:
+        """Return what is known of a request."""
+        for known in self._by_length.get(len(request), ()):
+            if known.fits(request):
+                return known
+        return None
+
+    def learn(self, request: bytes, message: Any, model: handlers.ModelRef) -> None:
+        """Remember a request that was answered, if it is one that can be told by its bytes.
+
+        Args:
+            request: its bytes.
+            message: the same as a PredictRequest.
+            model: which model it is for.
+        """
+        numbers = _numbers_within(request, message)
+        if numbers is None:
+            return
+        around, at = [], 0
+        for begin, array in sorted(numbers.values(), key=itemgetter(0)):
+            around.append((at, begin, request[at:begin]))
+            at = begin + array.nbytes
+        around.append((at, len(request), request[at:]))
+        if sum(len(text) for *_, text in around) > _MOST_AROUND_BYTES:
+            return
+        if len(self._by_length) >= _MOST_LENGTHS:
+            self._by_length = {}
+        known = KnownRequest(
+            model,
+            message.model_spec.signature_name,
+            tuple(message.output_filter),
+            tuple(
+                (alias, array.dtype, array.size, begin, array.shape)
+                for alias, (begin, array) in numbers.items()
+            ),
+            tuple(each for each in around if each[2]),
+        )
+        others = self._by_length.get(len(request), ())
+        self._by_length[len(request)] = (known, *others[: _MOST_OF_A_LENGTH - 1])
+
+
+def _numbers_within(request: bytes, message: Any) -> dict[str, tuple[int, NDArray[Any]]] | None:
+    """Return where each input's numbers begin in a request, and the numbers.
+
+    None unless every input has plain numbers, once, and as many as its shape says.
+    """
+    found: dict[str, tuple[int, NDArray[Any]]] = {}
+    for begin, end in _fields(request, 0, len(request)).get(_INPUTS, ()):
+        entry = _fields(request, begin, end)
+        if [len(entry.get(number, ())) for number in (_KEY, _VALUE)] != [1, 1]:
+            return None
+        (key,), (value,) = entry[_KEY], entry[_VALUE]
+        tensor = _fields(request, *value)
+        spans = [span for number in _PLAIN_FIELDS for span in tensor.get(number, ())]
+        alias = request[slice(*key)].decode()
+        array = from_proto(message.inputs[alias]) if len(spans) == 1 else None
+        if array is None or alias in found or array.dtype.kind not in _PLAIN_KINDS:
+            return None
+        ((first, last),) = spans
+        if request[first:last] != array.tobytes():
+            return None
+        found[alias] = first, array
+    return found if len(found) == len(message.inputs) else None
+
+
+def _fields(body: bytes, at: int, end: int) -> dict[int, list[tuple[int, int]]]:
+    """Return where the fields of a part of a message begin and end, by number."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    while at < end:
+        number, begin, at = field_at(body, at, end)
+        found.setdefault(number, []).append((begin, at))
+    return found
 
 
 def examples_from_input(message: Any, account: Account) -> NDArray[Any]:

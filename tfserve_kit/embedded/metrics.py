@@ -103,24 +103,36 @@ class Metrics:
 
     def add(self, metric: Metric, labels: Sequence[str] = (), amount: float = 1) -> None:
         """Raise a counter."""
-        key = tuple(labels)
         with self._lock:
-            values = self._counters.setdefault(metric, {})
-            if key in values or len(values) < _MOST_LABEL_SETS or _is_known(values, key):
-                values[key] = values.get(key, 0) + amount
+            self._raise(metric, tuple(labels), amount)
 
     def observe(self, metric: Metric, value: float, labels: Sequence[str] = ()) -> None:
         """Put a value into a histogram; a value on a bound counts above it."""
-        key = tuple(labels)
         with self._lock:
-            values = self._histograms.setdefault(metric, {})
-            if key not in values:
-                if len(values) >= _MOST_LABEL_SETS:
-                    return
-                values[key] = _Histogram([0] * (len(metric.buckets) + 1))
-            histogram = values[key]
-            histogram.counts[bisect.bisect_right(metric.buckets, value)] += 1
-            histogram.total += value
+            self._put(metric, tuple(labels), value)
+
+    def _raise(self, metric: Metric, key: tuple[str, ...], amount: float) -> None:
+        """See `add`; the lock is held."""
+        values = self._counters.get(metric)
+        if values is None:
+            values = self._counters[metric] = {}
+        if key in values:
+            values[key] += amount
+        elif len(values) < _MOST_LABEL_SETS or _is_known(values, key):
+            values[key] = amount
+
+    def _put(self, metric: Metric, key: tuple[str, ...], value: float) -> None:
+        """See `observe`; the lock is held."""
+        values = self._histograms.get(metric)
+        if values is None:
+            values = self._histograms[metric] = {}
+        histogram = values.get(key)
+        if histogram is None:
+            if len(values) >= _MOST_LABEL_SETS:
+                return
+            histogram = values[key] = _Histogram([0] * (len(metric.buckets) + 1))
+        histogram.counts[bisect.bisect_right(metric.buckets, value)] += 1
+        histogram.total += value
 
     def count_request(
         self, model: str, api: str, entrypoint: str, status: str, started_ns: int
@@ -134,9 +146,12 @@ class Metrics:
             status: name of its canonical code.
             started_ns: `time.perf_counter_ns()` when it arrived.
         """
-        self.add(REQUEST_COUNT, (model[:_LONGEST_NAME], status))
-        if status == "OK":
-            self.observe(REQUEST_LATENCY, micros_since(started_ns), (model, api, entrypoint))
+        key = (model[:_LONGEST_NAME], status)
+        with self._lock:
+            self._raise(REQUEST_COUNT, key, 1)
+            if status == "OK":
+                labels = (model, api, entrypoint)
+                self._put(REQUEST_LATENCY, labels, micros_since(started_ns))
 
     def first(self, name: str) -> int:
         """Return the first value of a counter, 0 if there is none.

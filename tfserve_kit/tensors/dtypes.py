@@ -69,6 +69,7 @@ BFLOAT16 = TABLE[10]
 
 _BY_NUMBER = {row.number: row for row in TABLE}
 _BY_NAME = {row.name: row for row in TABLE} | {row.enum_name: row for row in TABLE}
+_NUMPY = {row.number: row.numpy for row in TABLE if row.numpy is not None}
 _BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy is not None}
 
 
@@ -102,6 +103,11 @@ def by_number(number: int) -> DType:
         KeyError: the table has no such type (resource, variant, quantized and reference types).
     """
     return _BY_NUMBER[number]
+
+
+def numpy_of(number: int) -> np.dtype | None:
+    """Return the numpy dtype of a DataType number, None where there is none."""
+    return _NUMPY.get(number)
 
 
 def by_name(name: str) -> DType:

@@ -342,7 +342,7 @@ def predict_response(
         model_spec: a serialized ModelSpec.
         as_content: as for `to_proto`.
     """
-    pieces: list[Piece] = [_field(_RESPONSE_SPEC, model_spec)]
+    pieces: list[Piece] = [_response_spec(model_spec)]
     for alias, array in outputs.items():
         pieces += _entry(_RESPONSE_OUTPUT, alias, array, as_content=as_content)
     return b"".join(pieces)
@@ -368,6 +368,12 @@ def _entry(tag: bytes, alias: str, array: NDArray[Any], *, as_content: bool) -> 
         else native(array).reshape(-1).view(np.uint8).data
     )
     return [_numbers_start(tag, alias, dtype.number, array.shape, numbers, size_bytes), content]
+
+
+@lru_cache(maxsize=64)
+def _response_spec(model_spec: bytes) -> bytes:
+    """Return the field of a serialized ModelSpec; most answers repeat it."""
+    return _field(_RESPONSE_SPEC, model_spec)
 
 
 @lru_cache(maxsize=64)

@@ -196,7 +196,7 @@ def test_members_keep_a_key_that_repeats_and_the_first_counts():
 
 def test_large_body_that_is_no_json_is_refused_by_the_fast_parser(monkeypatch):
     monkeypatch.setattr("tfserve_kit.embedded.json_reader._MOST_READ_AGAIN_BYTES", 10)
-    monkeypatch.setattr(json_reader, "read", pytest.fail)
+    monkeypatch.setattr(json_reader, "read_exactly", pytest.fail)
     with pytest.raises(ServingError) as refused:
         parse_object(b'{"a": [1, 2, 3}', Call.unbounded().account)
     assert refused.value.message == (

@@ -917,7 +917,7 @@ def test_base_path_that_hangs_holds_up_no_other_model(world, monkeypatch):
             assert go.wait(PATIENCE_S)
         return aspired(config)
 
-    monkeypatch.setattr(source, "aspired", hanging)
+    monkeypatch.setattr(source, "aspired_versions", hanging)
     world.start("stuck", "m", "n")
     world.poll()
     world.settles({1: "AVAILABLE"}, "m")

@@ -1,13 +1,16 @@
-"""tf.Example inputs from messages and from JSON."""
+"""Inputs from messages and from JSON."""
 
 import math
 
+import numpy as np
 import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import messages
+from tfserve_kit.embedded.handlers import ModelRef
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tensors import to_proto
 
 ACCOUNT = Call.unbounded().account
 
@@ -153,3 +156,91 @@ def test_json_without_a_list_of_examples_is_refused(document, end):
 )  # fmt: skip
 def test_json_that_is_no_example_is_refused(document, text):
     assert refusal(messages.examples_from_json, document) == text
+
+
+# Requests that repeat
+
+
+def _predict(inputs, *, as_content=True, name="m", signature="s", output_filter=()):
+    request = protos.PredictRequest(output_filter=output_filter)
+    request.model_spec.name, request.model_spec.signature_name = name, signature
+    for alias, array in inputs.items():
+        request.inputs[alias].CopyFrom(to_proto(np.asarray(array), as_content=as_content))
+    return request
+
+
+def _learnt(request):
+    known, content = messages.KnownRequests(), request.SerializeToString()
+    known.learn(content, request, ModelRef(request.model_spec.name))
+    return known, content
+
+
+@pytest.mark.parametrize("as_content", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_request_with_other_numbers_is_read_from_its_bytes(dtype, *, as_content):
+    first = {"a": np.zeros((2, 3), dtype), "b": np.ones(4, dtype)}
+    known, _ = _learnt(_predict(first, as_content=as_content, output_filter=["y"]))
+    second = {"a": np.arange(6, dtype=dtype).reshape(2, 3), "b": np.full(4, np.nan, dtype)}
+    request = _predict(second, as_content=as_content, output_filter=["y"]).SerializeToString()
+    found = known.find(request)
+    assert (found.model.name, found.signature, found.output_filter) == ("m", "s", ("y",))
+    arrays = found.inputs(request)
+    assert arrays.keys() == second.keys()
+    for alias, array in second.items():
+        assert arrays[alias].dtype == dtype
+        np.testing.assert_array_equal(arrays[alias], array)
+
+
+def test_every_byte_beside_the_numbers_counts():
+    array = np.arange(3, dtype=np.float32)
+    known, content = _learnt(_predict({"a": array}))
+    begin = content.index(array.tobytes())
+    for index in range(len(content)):
+        changed = content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
+        is_number = begin <= index < begin + array.nbytes
+        assert (known.find(changed) is not None) == is_number
+    assert known.find(content + b"\0") is known.find(content[:-1]) is None
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        _predict({"a": np.array([b"text"], object)}),
+        _predict({"a": np.array([True])}, as_content=False),
+        _predict({"a": np.array([1, 2])}, as_content=False),
+        _predict({"a": np.zeros((0, 4), np.float32)}),
+        _predict({"a" * 5000: np.zeros(4, np.float32)}),
+    ],
+    ids=["strings", "packed bool", "packed int64", "nothing", "a long name"],
+)
+def test_request_that_its_bytes_do_not_tell_is_not_remembered(request_):
+    known, content = _learnt(request_)
+    assert known.find(content) is None
+
+
+def test_values_left_out_or_sent_twice_are_not_remembered():
+    few = _predict({"a": np.zeros(4, np.float32)}, as_content=False)
+    del few.inputs["a"].float_val[2:]
+    both = _predict({"a": np.zeros(4, np.float32)})
+    both.inputs["a"].float_val.extend([1, 2, 3, 4])
+    for request in (few, both):
+        known, content = _learnt(request)
+        assert known.find(content) is None
+    once = _predict({"a": np.zeros(4, np.float32)})
+    twice = once.SerializeToString() * 2
+    known = messages.KnownRequests()
+    known.learn(twice, protos.PredictRequest.FromString(twice), ModelRef("m"))
+    assert known.find(twice) is None
+
+
+def test_known_requests_are_bounded():
+    known = messages.KnownRequests()
+    for length in range(1, 600):
+        request = _predict({"a": np.zeros(length, np.float32)})
+        known.learn(request.SerializeToString(), request, ModelRef("m"))
+        assert len(known._by_length) <= 256
+    for name in "abcdefgh":
+        request = _predict({"a": np.zeros(1, np.float32)}, name=name)
+        known.learn(content := request.SerializeToString(), request, ModelRef(name))
+    assert known.find(content).model.name == "h"
+    assert max(map(len, known._by_length.values())) == 4
