@@ -4,14 +4,16 @@ import contextlib
 import json
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfserve_kit import protos
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.protocol import Loss, Lost, Reply
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
-from tfserve_kit.errors import RequestError, ServerFault
+from tfserve_kit.errors import InvalidRequest, ServerFault
 from tfserve_kit.http.messages import Cut, Malformed, TooLarge, read_response
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes, predict_response
@@ -75,17 +77,40 @@ JSON = st.recursive(
 def test_json_of_any_kind_is_an_answer_or_a_fault(document):
     wire, body = RestProtocol("http://h"), json.dumps(document).encode()
     calls = [
-        wire.predict(TARGET, {"x": [1.0]}, (), SIGNATURE),
-        wire.classify(TARGET, []),
-        wire.regress(TARGET, []),
-        wire.metadata(TARGET),
-        wire.status(TARGET),
+        (wire.predict(TARGET, {"x": [1.0]}, (), SIGNATURE), {"outputs", "predictions"}),
+        (wire.classify(TARGET, []), {"results"}),
+        (wire.regress(TARGET, []), {"results"}),
+        (wire.metadata(TARGET), {"metadata"}),
+        (wire.status(TARGET), {"model_version_status"}),
     ]
-    for call in calls:
-        with contextlib.suppress(ServerFault):
-            call.read(body)
+    keys = set(document) if isinstance(document, dict) else set()
+    for call, holds in calls:
+        answer = read_or_none(call, body)
+        assert answer is None or keys & holds
     error = wire.error(Reply(False, body, "400", "Bad Request"), TARGET, 1.0)
-    assert isinstance(error, RequestError)
+    assert isinstance(error, InvalidRequest)
+    if isinstance(document, dict) and isinstance(document.get("error"), str):
+        assert document["error"].strip() in error.message
+
+
+def read_or_none(call, body):
+    """Return what a body says, None where it is refused with the reason."""
+    try:
+        return call.read(body)
+    except ServerFault as fault:
+        refusal = fault.message
+    assert "sent an unreadable answer: " in refusal
+    return None
+
+
+def test_documents_that_answer_are_read():
+    wire = RestProtocol("http://h")
+    call = wire.predict(TARGET, {"x": [1.0]}, (), SIGNATURE)
+    for body in (b'{"outputs": [1.5]}', b'{"predictions": [1.5]}', b'{"outputs": {"y": [1.5]}}'):
+        outputs, version = call.read(body)
+        assert (outputs["y"].tolist(), version) == ([1.5], None)
+    assert wire.classify(TARGET, []).read(b'{"results": []}').classes == ()
+    assert wire.status(TARGET).read(b'{"model_version_status": []}') == []
 
 
 GOOD = predict_response({"y": np.float32([1, 2, 3]), "s": np.array([b"a"], object)}, b"")
@@ -99,16 +124,31 @@ def test_protobuf_of_any_kind_is_an_answer_or_a_fault(change):
         body[change[0]] = change[1]
     wire = GrpcProtocol("grpc://h:1")
     calls = [
-        wire.predict(TARGET, {"x": [1.0]}, (), None),
-        wire.classify(TARGET, []),
-        wire.regress(TARGET, []),
-        wire.multi_inference(TARGET, {"a": "classify"}, []),
-        wire.metadata(TARGET),
-        wire.status(TARGET),
+        (wire.predict(TARGET, {"x": [1.0]}, (), None), protos.PredictResponse),
+        (wire.classify(TARGET, []), protos.ClassificationResponse),
+        (wire.regress(TARGET, []), protos.RegressionResponse),
+        (wire.multi_inference(TARGET, {"a": "classify"}, []), protos.MultiInferenceResponse),
+        (wire.metadata(TARGET), protos.GetModelMetadataResponse),
+        (wire.status(TARGET), protos.GetModelStatusResponse),
     ]
-    for call in calls:
-        with contextlib.suppress(ServerFault):
-            call.read(bytes(body))
+    for call, kind in calls:
+        answer = read_or_none(call, bytes(body))
+        assert answer is None or parses(kind, bytes(body))
+        if kind is protos.GetModelStatusResponse:
+            assert (answer is not None) is parses(kind, bytes(body))
+
+
+def parses(kind, body):
+    with contextlib.suppress(DecodeError):
+        kind.FromString(body)
+        return True
+    return False
+
+
+def test_unchanged_answer_is_read():
+    call = GrpcProtocol("grpc://h:1").predict(TARGET, {"x": [1.0]}, (), None)
+    outputs, version = call.read(GOOD)
+    assert (outputs["y"].tolist(), outputs["s"].tolist(), version) == ([1, 2, 3], [b"a"], 0)
 
 
 def test_outcome_of_another_protocol_is_a_fault_too():

@@ -123,6 +123,23 @@ def test_answer_may_have_so_many_bytes_and_no_more(text):
         read([text])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n"
+        + b"x" * 1000
+        + b"\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e7\r\n"
+        + b"x" * 999
+        + b"\r\n1\r\nx\r\n0\r\n\r\n",
+    ],
+)
+def test_answer_of_exactly_the_limit_is_read(text):
+    assert read([text]).body == b"x" * 1000
+
+
 def test_compressed_answer_is_measured_as_it_was_meant():
     assert inflated(gzip.compress(b"x" * 1000), "gzip", 1000) == b"x" * 1000
     with pytest.raises(TooLarge):

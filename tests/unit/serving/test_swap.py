@@ -334,10 +334,26 @@ def test_old_answer_to_a_request_sent_after_a_new_one_is_stale():
     assert "requests sent after version 2 had answered" in report.problems()[0]
 
 
+def test_request_sent_in_the_moment_of_the_first_new_answer_may_be_answered_by_the_old_version():
+    (first,) = {each.received_s for each in GOOD if each.sent_s == 13}
+    assert judge(COURSE, [*GOOD, answer(first, 1)]).stale == 0
+    assert judge(COURSE, [*GOOD, answer(math.nextafter(first, 14), 1)]).stale == 1
+
+
+def test_old_answer_in_the_moment_of_the_roll_back_is_not_stale():
+    course = Course("m", 1, 2, 50.0, 10.0, 12.0, rolled_back_s=15.0, rolled_back=(2,))
+    assert judge(course, [*GOOD, answer(14, 1, received_s=15.0)]).stale == 0
+    assert judge(course, [*GOOD, answer(14, 1, received_s=math.nextafter(15.0, 0))]).stale == 1
+
+
 def test_old_answers_after_a_roll_back_are_not_stale():
     course = Course("m", 1, 2, 50.0, 10.0, 12.0, rolled_back_s=15.0, rolled_back=(2,))
     assert judge(course, [*GOOD, answer(14.95, 1, received_s=15.1), answer(16, 1)]).stale == 0
     assert judge(course, [*GOOD, answer(14, 1)]).stale == 1
+
+
+def test_answer_of_a_third_version_is_none_of_the_new_one():
+    assert judge(COURSE, [answer(9, 1), answer(13, 3)]).serve_s is None
 
 
 def test_answer_of_a_third_version_is_a_stray():
