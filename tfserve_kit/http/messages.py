@@ -124,12 +124,9 @@ class Endpoint:
 @cache
 def user_agent() -> str:
     """Return how tfkit names itself to servers: `tfkit/VERSION (tfserve-kit)`."""
-    from importlib.metadata import PackageNotFoundError, version
+    from tfserve_kit.processes import own_version
 
-    try:
-        return f"tfkit/{version('tfserve-kit')} (tfserve-kit)"
-    except PackageNotFoundError:  # a checkout that was not installed
-        return "tfkit (tfserve-kit)"
+    return f"tfkit/{own_version()} (tfserve-kit)"
 
 
 def merged_headers(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:

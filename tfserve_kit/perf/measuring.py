@@ -20,6 +20,7 @@ from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.perf.workload import POISON_EVERY, Workload, poisoned
+from tfserve_kit.processes import own_version
 from tfserve_kit.progress import SILENT, Progress
 
 POISON, OVERLOAD = "poison", "overload"
@@ -165,7 +166,7 @@ def describe_environment() -> dict[str, str | int]:
         "governor": _read(_GOVERNOR) or "unknown",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "tfkit": version("tfserve-kit"),
+        "tfkit": own_version(),
         "grpcio": version("grpcio"),
         "numpy": version("numpy"),
     }

@@ -12,12 +12,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfserve_kit import bounded
 from tfserve_kit.errors import Problem
+from tfserve_kit.processes import own_version
 from tfserve_kit.progress import SILENT, Progress
 
 MANIFEST_PATH = Path("assets.extra") / "tfkit.manifest.json"
@@ -58,7 +58,7 @@ class Manifest:
         """Return the manifest of a push that happens now."""
         others = {name: file for name, file in files.items() if name != MANIFEST_PATH.as_posix()}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(others, source, now, _own_version())
+        return cls(others, source, now, own_version())
 
     @property
     def size_bytes(self) -> int:
@@ -125,13 +125,6 @@ def _file(name: str, size_bytes: int, sha256: str) -> File:
     if type(size_bytes) is not int or size_bytes < 0 or not isinstance(sha256, str):
         raise ValueError(f"says of {name!r:.100} what no file has")
     return File(size_bytes, sha256)
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("tfserve-kit")
-    except metadata.PackageNotFoundError:  # run from a folder, or the disk is failing
-        return "unknown"
 
 
 def differences(
