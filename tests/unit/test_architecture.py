@@ -43,6 +43,8 @@ NEIGHBOURS = {
 ONLY = {
     "tensorflow": {"embedded.loader", "protos.generate"},
     "tensorflow_serving": {"protos.generate"},
+    "ngh2": {"embedded.http2"},
+    "uvloop": {"embedded.front"},
     "google": {"protos"},
     "google_crc32c": {"savedmodel.tfrecord"},
     "docker": {"engines.docker", "engines.daemon", "engines.images"},

@@ -505,6 +505,8 @@ class BatchingServable:
         queue = self._queues.get((frozenset(feeds), frozenset(fetches)))
         if queue is None or not feeds:
             return self._servable.run(feeds, fetches, call=call)
+        if call:
+            call.waits = True
         size = row_count(feeds)
         for _ in feeds:
             self._metrics.observe(INPUT_BATCH_SIZE, size)

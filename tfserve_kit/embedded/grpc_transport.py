@@ -1,48 +1,605 @@
-"""gRPC on a TCP port, with grpcio; everything above it deals in bytes.
+"""gRPC on TCP ports and UNIX sockets: the connections, and what becomes of their calls."""
 
-grpcio neither tells how much of a message has arrived nor lets us bound what all of those hold
-together; what it hands over whole is accounted for, see `grpc_calls`.
-"""
-
+import asyncio
+import logging
+import math
+import random
 import time
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
-import grpc
-
-from tfserve_kit.embedded.grpc_calls import Calls
-from tfserve_kit.embedded.grpc_workers import Workers
-from tfserve_kit.embedded.limits import MOST_STREAMS
+from tfserve_kit import protos
+from tfserve_kit.embedded.front import EventLoop, Listener, listening, listening_at, tls_context
+from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol, GrpcStream
+from tfserve_kit.embedded.grpc_surface import Answer
+from tfserve_kit.embedded.http2 import Http2Limits
+from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
+from tfserve_kit.embedded.lanes import Lane, Lanes, Turn
+from tfserve_kit.embedded.ledger import Account, Call, Ledger
+from tfserve_kit.embedded.limits import (
+    MOST_INFLATED_BYTES,
+    MOST_INFLATED_TIMES,
+    MOST_MESSAGE_BYTES,
+    MOST_METADATA_BYTES,
+    MOST_STREAMS,
+    MOST_UNHEARD,
+    PATIENCE_S,
+    STEADY_BYTES,
+)
+from tfserve_kit.embedded.running import Runner, belongs_on_the_spot
 from tfserve_kit.embedded.settings import Tls
-from tfserve_kit.embedded.status import ServingError, invalid
+from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.tensors import varint
 
-_OPTIONS = [
-    # As the official server: what protobuf can hold (tensorflow_serving/model_servers/server.cc).
-    ("grpc.max_receive_message_length", (1 << 31) - 1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_concurrent_streams", MOST_STREAMS),
-    # Messages are inflated here, with a bound: what a thousandth was sent of would be made.
-    ("grpc.per_message_decompression", 0),
-    # With more of them in its hands grpcio would refuse some, whosever they are.
-    ("grpc.server.max_pending_requests", 1 << 20),
-    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
-    # Two servers on one port would share its connections without a word.
-    ("grpc.so_reuseport", 0),
-]
-# Before connections are told to end: how long no call must have come, and the most that is waited.
+# (method path, request bytes, call) -> Answer
+Surface = Callable[[str, bytes, Call], Answer]
+
+_log = logging.getLogger(__name__)
+
+# What is read at once, for all connections into the same memory.
+_READ_BYTES = 1 << 16
+# What is handed to the system at once, and what may wait for it before more is made ready.
+_WRITE_BYTES = 1 << 18
+# What a client that takes nothing may go on sending.
+_MOST_UNREPLIED_BYTES = 1 << 20
+# Field 1, of any length: the ModelSpec of every prediction but MultiInference.
+_FIRST_FIELD = b"\x0a"
+_LONGEST_SPEC_BYTES = 4096
+_RELOAD = "HandleReloadConfigRequest"
+_QUICK = frozenset({"GetModelStatus", "GetModelMetadata", "Check", "Watch"})
+_WATCH, _CHECK = "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check"
+_SERVICE_UNKNOWN, _NOT_SERVING = b"\x08\x03", b"\x08\x02"
+
+# When a connection is to end: how long a client may take to hear of it.
+_LONGEST_FAREWELL_S = 1.0
 _QUIET_S = 0.05
-_LONGEST_QUIET_S = 1.0
+_FAREWELL, _ALIVE = b"farewell", b"anybody?"
+_LEAST_LOOK_S = 0.01
+_FOREVER_MS = (1 << 31) - 1  # what the library takes for it
+_AGE_JITTER = 0.1
+
+
+class Unheard:
+    """Calls that wait for their client: its message, or for it to lose interest; not too many.
+
+    When there are, the client with the most of them loses the one that has been silent longest.
+
+    Args:
+        most: how many there may be.
+    """
+
+    def __init__(self, most: int = MOST_UNHEARD) -> None:
+        self._most = most
+        self._count = 0
+        self._by_client: dict[str, OrderedDict[int, tuple[GrpcStream, Any]]] = {}
+
+    def add(self, client: str, stream: GrpcStream, owner: Any) -> tuple[GrpcStream, Any] | None:
+        """Note a call and whose it is; return the one that has to give way, if any."""
+        mine = self._by_client.get(client)
+        if mine is not None and id(stream) in mine:
+            return None
+        evicted = None
+        if self._count >= self._most:
+            most = max(self._by_client, key=lambda each: len(self._by_client[each]))
+            evicted = next(iter(self._by_client[most].values()))
+            self.forget(most, evicted[0])
+        self._by_client.setdefault(client, OrderedDict())[id(stream)] = (stream, owner)
+        self._count += 1
+        return evicted
+
+    def forget(self, client: str, stream: GrpcStream) -> None:
+        """Note that a call is heard, or has ended."""
+        calls = self._by_client.get(client)
+        if calls and calls.pop(id(stream), None):
+            self._count -= 1
+            if not calls:
+                del self._by_client[client]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a server listens.
+
+    Attributes:
+        address: `host:port`; port 0 asks the system for a free one. Empty for no TCP port.
+        socket_path: UNIX socket to listen on as well, without TLS; empty for none.
+        tls: certificates, None for plain text.
+    """
+
+    address: str = ""
+    socket_path: str = ""
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcOptions:
+    """How a server treats its connections; times in seconds.
+
+    Attributes:
+        limits: what one may do.
+        patience_s: how long a message that has begun may take to arrive, and an answer to be
+            taken, without getting on.
+        most_age_s: after that clients are asked to go elsewhere.
+        age_grace_s: how long their calls may take then.
+        most_idle_s: the same as `most_age_s` for those without calls.
+        keepalive_s: after such a silence a client is asked for a sign of life.
+        keepalive_timeout_s: how long it may take to give one.
+    """
+
+    limits: GrpcLimits = field(default_factory=GrpcLimits)
+    patience_s: float = PATIENCE_S
+    most_age_s: float = math.inf
+    age_grace_s: float = math.inf
+    most_idle_s: float = math.inf
+    keepalive_s: float = 7200.0
+    keepalive_timeout_s: float = 20.0
+
+    @property
+    def look_s(self) -> float:
+        """How often to look at connections."""
+        return min(
+            self.patience_s, self.most_idle_s / 2, self.keepalive_s / 2, self.keepalive_timeout_s
+        )
+
+
+def options_of(arguments: Iterable[tuple[str, int | str]]) -> GrpcOptions:
+    """Return what arguments of the gRPC library stand for, such as `grpc.max_connection_age_ms`.
+
+    Those that make no difference here are passed over, as the library does with unknown ones.
+    """
+    given = {name: value for name, value in arguments if isinstance(value, int)}
+
+    def number(name: str, default: int) -> int:
+        value = given.get(f"grpc.{name}", default)
+        return value if value >= 0 else default
+
+    def seconds(name: str, default_s: float = math.inf) -> float:
+        value = given.get(f"grpc.{name}", 0)
+        return value / 1e3 if 0 < value < _FOREVER_MS else default_s
+
+    default = GrpcOptions()
+    ping_s = number("http2.min_ping_interval_without_data_ms", 300_000) / 1e3
+    permitted = given.get("grpc.keepalive_permit_without_calls", 0)
+    largest = given.get("grpc.max_send_message_length", -1)
+    limits = GrpcLimits(
+        Http2Limits(
+            number("max_concurrent_streams", MOST_STREAMS) or MOST_STREAMS,
+            number("max_metadata_size", MOST_METADATA_BYTES),
+        ),
+        min(number("max_receive_message_length", MOST_MESSAGE_BYTES), MOST_MESSAGE_BYTES),
+        largest if largest >= 0 else None,
+        ping_s,
+        ping_s if permitted else max(ping_s, default.limits.idle_ping_interval_s),
+        number("http2.max_ping_strikes", 2),
+    )
+    return GrpcOptions(
+        limits,
+        most_age_s=seconds("max_connection_age_ms"),
+        age_grace_s=seconds("max_connection_age_grace_ms"),
+        most_idle_s=seconds("max_connection_idle_ms"),
+        keepalive_s=seconds("keepalive_time_ms", default.keepalive_s),
+        keepalive_timeout_s=seconds("keepalive_timeout_ms", default.keepalive_timeout_s),
+    )
+
+
+class _Shared:
+    """What the connections of a server have in common; lives in the event loop."""
+
+    def __init__(
+        self,
+        surface: Surface,
+        ledger: Ledger,
+        runner: Runner,
+        loop: asyncio.AbstractEventLoop,
+        options: GrpcOptions,
+    ) -> None:
+        self.surface, self.ledger, self.runner, self.loop = surface, ledger, runner, loop
+        self.options = options
+        self.unheard = Unheard()
+        self.connections: set[GrpcConnection] = set()
+        self.buffer = bytearray(_READ_BYTES)
+        self.read = memoryview(self.buffer)
+        self.is_draining = False
+
+    def lane(self, path: str) -> Lane:
+        """Return the lane of a method."""
+        method = path.rpartition("/")[2]
+        if method in _QUICK:
+            return self.runner.lanes.others
+        return self.runner.lanes.reloads if method == _RELOAD else self.runner.lanes.predictions
+
+
+class _Asked:
+    """A call that is made in a thread, or waits for its turn."""
+
+    __slots__ = ("_connection", "_stream", "timer", "turn")
+
+    def __init__(self, connection: "GrpcConnection", stream: GrpcStream) -> None:
+        self._connection, self._stream = connection, stream
+        self.turn: Turn | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def done(self, answer: Answer) -> None:
+        """Take the answer."""
+        if self.timer:
+            self.timer.cancel()
+        self._stream.is_working = False
+        self._connection.answer(self._stream, answer)
+
+    def refuse(self) -> None:
+        """Answer that there is no thread to be had."""
+        self.done(Answer(Code.UNAVAILABLE, "No thread can be started; repeat the request later"))
+
+    def expire(self) -> None:
+        """Answer that it is too late."""
+        self._connection.answer(
+            self._stream, Answer(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"), is_late=True
+        )
+        self.drop()
+
+    def drop(self) -> None:
+        """Wait for its turn no longer, as nobody waits for the answer."""
+        if self.timer:
+            self.timer.cancel()
+        if self.turn and not self.turn.has_come:
+            self.turn.end()
+            self._stream.is_working = False
+            self._stream.settle()
+
+
+class GrpcConnection(asyncio.BufferedProtocol):
+    """A client connection; lives in the event loop.
+
+    Args:
+        shared: what it has in common with the server's other connections.
+    """
+
+    def __init__(self, shared: _Shared) -> None:
+        self._shared = shared
+        self._transport: Any = None
+        self._client = ""
+        self._protocol: GrpcProtocol | None = None  # from the first byte on
+        self._ready: deque[GrpcStream] = deque()
+        self._is_full = False  # what was written is not taken
+        self._is_flushing = self._is_stepping = self._is_leaving = self._has_left = False
+        self._unreplied_bytes = 0
+        self._received_s = self._begun_s = self._busy_s = time.monotonic()
+        self._pinged_s: float | None = None
+        self._sent_bytes = 0
+        self._before: dict[Any, int] = {}
+
+    # Called by asyncio
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin, with an asyncio transport."""
+        self._transport = transport
+        peer = transport.get_extra_info("peername") or ("",)
+        self._client = str(peer[0]) if isinstance(peer, tuple) else ""
+        transport.set_write_buffer_limits(_WRITE_BYTES)
+        self._shared.connections.add(self)
+        self._is_leaving = self._shared.is_draining
+        age_s = self._shared.options.most_age_s
+        if age_s < math.inf:
+            age_s *= random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
+            self._shared.loop.call_later(age_s, self.retire)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return where the next bytes go."""
+        del sizehint
+        return self._shared.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take up what has arrived."""
+        shared, now_s = self._shared, time.monotonic()
+        self._received_s = now_s
+        protocol = self._protocol
+        if protocol is None:
+            protocol = self._begin()
+        calls = protocol.receive(shared.read[:nbytes], now_s)
+        if calls:
+            self._busy_s = now_s
+            self._ready.extend(calls)
+            if not self._is_stepping:
+                self._is_stepping = True
+                shared.runner.step(self._step)
+        self._note(protocol, calls)
+        if self._is_full:
+            self._unreplied_bytes += nbytes
+        if self._unreplied_bytes > _MOST_UNREPLIED_BYTES or self._ready:
+            self._transport.pause_reading()
+        if not self._is_flushing:
+            self.flush()
+
+    def _begin(self) -> GrpcProtocol:
+        shared = self._shared
+        protocol = GrpcProtocol(shared.ledger, self._client, shared.options.limits)
+        self._protocol = protocol
+        if self._is_leaving:
+            protocol.announce_end()
+            protocol.ping(_FAREWELL)
+        return protocol
+
+    def eof_received(self) -> bool:
+        """Close: whoever sends no more cannot open windows for its answers."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything the client wanted."""
+        del exc
+        self._shared.connections.discard(self)
+        self._ready.clear()
+        if self._protocol:
+            streams = list(self._protocol.streams.values())
+            self._protocol.end()
+            for stream in streams:
+                self._shared.unheard.forget(self._client, stream)
+
+    def pause_writing(self) -> None:
+        """Make no more ready, as the client takes its answers slowly."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """Go on, as the client has taken what it was sent."""
+        self._is_full = False
+        self._unreplied_bytes = 0
+        self.flush()
+        self._read_on()
+
+    # Calls
+
+    def _note(self, protocol: GrpcProtocol, calls: list[GrpcStream]) -> None:
+        """Keep an eye on calls whose message has not arrived, and forget those that have ended."""
+        unheard = self._shared.unheard
+        for stream in calls:
+            unheard.forget(self._client, stream)
+        for stream in protocol.take_gone():
+            unheard.forget(self._client, stream)
+        for stream in protocol.take_begun():
+            if stream.message is None and not stream.is_answered and not stream.is_gone:
+                self._wait_for(stream)
+
+    def _wait_for(self, stream: GrpcStream) -> None:
+        evicted = self._shared.unheard.add(self._client, stream, self)
+        if evicted:
+            silent, owner = evicted
+            owner.answer(silent, Answer(Code.CANCELLED, "Too many calls wait for their client"))
+
+    def _step(self) -> bool:
+        """Make one call; say whether there are more."""
+        ready = self._ready
+        if ready:
+            self._ask(ready.popleft())
+            if ready:
+                return True
+        self._is_stepping = False
+        self._flush_soon()
+        self._read_on()
+        return False
+
+    def _ask(self, stream: GrpcStream) -> None:
+        if stream.is_gone or stream.message is None:
+            return
+        runner, message = self._shared.runner, stream.message
+        asked = _asked_for(message)
+        kind = (stream.path, asked, len(message).bit_length())
+        if not stream.is_compressed:
+            known, now_s = runner.kinds.find(kind), time.monotonic()
+            if belongs_on_the_spot(known, len(message), now_s):
+                self.answer(stream, self._answered(stream, kind, on_the_spot=True))
+                return
+        later = _Asked(self, stream)
+        stream.is_working = True
+        work = partial(self._answered, stream, kind, on_the_spot=False)
+        try:
+            later.turn = runner.run(
+                self._shared.lane(stream.path),
+                (self._client, asked),
+                work,
+                later.done,
+                later.refuse,
+            )
+        except ServingError as error:
+            stream.is_working = False
+            self.answer(stream, Answer(error.code, error.message))
+            return
+        stream.on_gone(later.drop)
+        if stream.deadline_s is not None:
+            left_s = max(0.0, stream.deadline_s - time.monotonic())
+            later.timer = self._shared.loop.call_later(left_s, later.expire)
+
+    def _answered(self, stream: GrpcStream, kind: Any, *, on_the_spot: bool) -> Answer:
+        """Return the answer; called in any thread."""
+        message, stream.message = stream.message, None
+        if message is None or stream.is_gone or stream.is_answered:
+            return Answer(Code.CANCELLED)
+        call = Call(stream.account, stream.deadline_s, stream.has_gone, stream.on_gone)
+        started_s = time.perf_counter()
+        try:
+            call.check()
+            if stream.is_compressed:
+                message = _inflated(message, stream.account)
+            path = _CHECK if stream.path == _WATCH else stream.path
+            answer = self._shared.surface(path, message, call)
+        except ServingError as error:
+            return Answer(error.code, error.message)
+        except Exception:  # noqa: BLE001 (whoever asks must get an answer)
+            _log.exception("a call failed")
+            return Answer(Code.INTERNAL)
+        if answer.code is Code.OK and not stream.is_compressed:
+            took_s, now_s = time.perf_counter() - started_s, time.monotonic()
+            self._shared.runner.kinds.note(
+                kind, took_s, now_s, on_the_spot=on_the_spot, waits=call.waits
+            )
+        return answer
+
+    def answer(self, stream: GrpcStream, answer: Answer, *, is_late: bool = False) -> None:
+        """Answer a call."""
+        if not self._protocol:
+            return
+        if stream.path == _WATCH and not is_late:
+            self._watch(self._protocol, stream, answer)
+        else:
+            self._protocol.answer(stream, answer.code, answer.details, answer.body)
+        if not self._is_stepping:
+            self._flush_soon()
+
+    def _watch(self, protocol: GrpcProtocol, stream: GrpcStream, answer: Answer) -> None:
+        """Tell the health and stay in touch: it does not change before the server ends."""
+        if answer.code is Code.NOT_FOUND:
+            protocol.begin(stream, _SERVICE_UNKNOWN)
+        elif answer.code is not Code.OK:
+            protocol.answer(stream, answer.code, answer.details)
+            return
+        else:
+            protocol.begin(stream, answer.body)
+        self._wait_for(stream)
+        if self._is_leaving:
+            self._end_watches(protocol)
+
+    def _end_watches(self, protocol: GrpcProtocol) -> None:
+        for stream in list(protocol.streams.values()):
+            if stream.is_open and not stream.is_answered:
+                protocol.begin(stream, _NOT_SERVING)
+                protocol.finish(stream, Code.UNAVAILABLE, "The server ends")
+                self._shared.unheard.forget(self._client, stream)
+
+    # Bytes
+
+    def _flush_soon(self) -> None:
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._shared.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what there is, as far as the client takes it."""
+        self._is_flushing = False
+        protocol, transport = self._protocol, self._transport
+        if protocol is None or transport.is_closing():
+            return
+        while not self._is_full:
+            data = protocol.take(_WRITE_BYTES)
+            if data:
+                self._sent_bytes += len(data)
+                transport.write(data)
+            if len(data) < _WRITE_BYTES:
+                break
+        for stream in protocol.take_gone():
+            self._shared.unheard.forget(self._client, stream)
+        if protocol.pong == _FAREWELL and self._is_leaving:
+            protocol.pong = b""
+            self.leave()
+        if protocol.is_over:
+            transport.close()
+
+    def _read_on(self) -> None:
+        if self._ready or self._unreplied_bytes > _MOST_UNREPLIED_BYTES:
+            return
+        if not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    # The end
+
+    def retire(self) -> None:
+        """Ask the client to go elsewhere, as the connection is old enough."""
+        if self._is_leaving or self._transport.is_closing():
+            return
+        self.announce_end()
+        loop, grace_s = self._shared.loop, self._shared.options.age_grace_s
+        loop.call_later(_LONGEST_FAREWELL_S, self.leave)
+        if grace_s < math.inf:
+            loop.call_later(grace_s, self.abort)
+
+    def announce_end(self) -> None:
+        """Ask the client to begin no more calls, and to confirm that it has heard."""
+        self._is_leaving = True
+        if self._protocol:
+            self._protocol.announce_end()
+            self._protocol.ping(_FAREWELL)
+            self._end_watches(self._protocol)
+            self.flush()
+
+    def leave(self) -> None:
+        """Begin no call any more, and close when those that have begun are answered."""
+        if self._has_left:
+            return
+        self._has_left = True
+        if self._protocol is None:
+            self._transport.close()
+        elif not self._protocol.is_over:
+            self._protocol.end_after_calls()
+            self._flush_soon()
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether the client knows that it is to begin no more calls, as far as it ever will."""
+        return self._protocol is None or self._has_left
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # Patience
+
+    def look(self, now_s: float) -> None:
+        """Hang up on a client that does not get on, or is no more; called now and then."""
+        options, protocol = self._shared.options, self._protocol
+        taken_bytes = self._sent_bytes - self._transport.get_write_buffer_size()
+        if self._transport.get_write_buffer_size() and self._before.get("taken") == taken_bytes:
+            self.abort()
+            return
+        before, self._before = self._before, {"taken": taken_bytes}
+        if protocol:
+            for stream in list(protocol.streams.values()):
+                self._look_at(protocol, stream, before)
+            if protocol.streams:
+                self._busy_s = now_s
+        if now_s - self._busy_s > options.most_idle_s:
+            self.retire()
+        self._keep_alive(now_s)
+        self._flush_soon()
+
+    def _look_at(self, protocol: GrpcProtocol, stream: GrpcStream, before: dict[Any, int]) -> None:
+        """End a call whose answer is not taken, or whose message does not come on."""
+        number = stream.number
+        if stream.is_answered:
+            unsent = protocol.unsent_bytes(stream)
+            if unsent and before.get(-number) == unsent:
+                protocol.reset(stream)
+            self._before[-number] = unsent
+        elif stream.body is not None:
+            arrived = stream.body.tell()
+            if number in before and arrived - before[number] < STEADY_BYTES:
+                text = "The message did not arrive in time"
+                self.answer(stream, Answer(Code.DEADLINE_EXCEEDED, text))
+                self._shared.unheard.forget(self._client, stream)
+            self._before[number] = arrived
+
+    def _keep_alive(self, now_s: float) -> None:
+        """Ask a client that has long been silent for a sign of life."""
+        options = self._shared.options
+        if self._received_s >= (self._pinged_s or 0.0):
+            self._pinged_s = None
+        if self._pinged_s is not None:
+            if now_s - self._pinged_s > options.keepalive_timeout_s:
+                self.abort()
+        elif self._protocol and now_s - self._received_s > options.keepalive_s:
+            self._pinged_s = now_s
+            self._protocol.ping(_ALIVE)
 
 
 class GrpcTransport:
     """A gRPC server.
 
     Args:
-        calls: what answers.
-        address: `host:port`; port 0 asks the system for a free one. Empty for no TCP port.
-        socket_path: UNIX socket to listen on as well, without TLS; empty for none.
-        tls: certificates, None for plain text.
-        arguments: further arguments of the gRPC library, such as `grpc.max_connection_age_ms`.
+        surface: (method path, request bytes, call) -> Answer; called in any thread.
+        lanes: how many calls are worked on in threads at once.
+        ledger: what clients make the server hold.
+        ports: where it listens.
+        options: how it treats its connections.
+        loop: the event loop, shared with other servers; one of its own if left out.
 
     Raises:
         ServingError: an address cannot be listened on, or a certificate cannot be used.
@@ -50,64 +607,149 @@ class GrpcTransport:
 
     def __init__(
         self,
-        calls: Calls,
-        address: str,
-        *,
-        socket_path: str = "",
-        tls: Tls | None = None,
-        arguments: Iterable[tuple[str, int | str]] = (),
+        surface: Surface,
+        lanes: Lanes,
+        ledger: Ledger,
+        ports: Ports,
+        options: GrpcOptions = GrpcOptions(),
+        loop: EventLoop | None = None,
     ) -> None:
-        self._calls = calls
-        self._workers = Workers(calls.most)
-        self._server = grpc.server(
-            self._workers,
-            handlers=[calls],
-            options=[*_OPTIONS, *arguments],
-        )
-        self.port = self._listen(address, tls) if address else 0
-        asked = address.rpartition(":")[2]
-        if asked not in {"", "0", str(self.port)}:  # 70000 would become 4464
-            raise _unusable(address)
-        if socket_path:
-            self._listen(f"unix:{socket_path}", None)
-
-    def _listen(self, address: str, tls: Tls | None) -> int:
+        self._loop = loop or EventLoop()
+        self._owns_loop = loop is None
+        runner = Runner(self._loop.loop, lanes, "grpc")
+        self._shared = _Shared(surface, ledger, runner, self._loop.loop, options)
+        self._has_started = False
+        self._listeners: list[Listener] = []
+        self.port = 0
         try:
-            if tls is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, _credentials(tls))
-        except (RuntimeError, ValueError):
-            port = 0
-        if not port:
-            raise _unusable(address)
-        return int(port)
+            if ports.address:
+                self._listen(ports.address, ports.tls)
+            if ports.socket_path:
+                self._listen_at(ports.socket_path)
+        except ServingError:
+            self._discard()
+            raise
+
+    def _listen(self, address: str, tls: Tls | None) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            context = tls_context(tls, "h2") if tls else None
+            listener = listening(host, int(port))
+        except (OSError, OverflowError, ValueError) as error:
+            raise _unusable(address) from error
+        self.port = listener.getsockname()[1]
+        self._add(listener, context)
+
+    def _listen_at(self, path: str) -> None:
+        try:
+            self._add(listening_at(path), None)
+        except OSError as error:
+            raise _unusable(f"unix:{path}") from error
+
+    def _add(self, listener: Any, tls: Any) -> None:
+        def protocol() -> GrpcConnection:
+            return GrpcConnection(self._shared)
+
+        loop = self._loop.loop
+        self._listeners.append(Listener(loop, listener, protocol, lambda _: True, tls))
 
     def start(self) -> None:
         """Begin to answer."""
-        self._server.start()
+        self._has_started = True
+        self._loop.start()
+        self._loop.do(self._open())
+
+    async def _open(self) -> None:
+        for listener in self._listeners:
+            listener.open()
+        self._looking = self._loop.loop.create_task(self._look())
+
+    async def _look(self) -> None:
+        """Look at all connections now and then."""
+        shared = self._shared
+        while True:
+            await asyncio.sleep(max(shared.options.look_s, _LEAST_LOOK_S))
+            for connection in list(shared.connections):
+                try:
+                    connection.look(time.monotonic())
+                except Exception:  # noqa: BLE001 (the others are looked at)
+                    _log.exception("a connection failed")
+                    connection.abort()
 
     def stop(self, grace_s: float) -> None:
-        """Refuse new requests, wait up to `grace_s` seconds for those in flight, then end.
+        """Refuse new requests, wait up to `grace_s` seconds for those in flight, then end."""
+        if self._has_started:
+            self._has_started = False
+            self._loop.do(self._drain(grace_s))
+        self._discard()
 
-        grpcio cancels calls that were on their way when it was told to stop, so it is told when
-        there are none: answers are kept back until nobody asks any more, and given once the
-        connections have been told to go.
+    def _discard(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._shared.runner.end()
+        if self._owns_loop:
+            self._loop.stop()
+
+    async def _drain(self, grace_s: float) -> None:
+        """Let in who has knocked, answer what is asked, and tell everybody to come no more.
+
+        A client confirms that it has heard: what it had sent before has come in by then.
         """
-        end_s = time.monotonic() + grace_s
-        self._calls.hold(_QUIET_S, min(grace_s, _LONGEST_QUIET_S))
-        ended = self._server.stop(max(0.0, end_s - time.monotonic()))
-        self._calls.release()
-        ended.wait()
-        self._workers.end()
+        shared, loop = self._shared, self._loop.loop
+        end_s = loop.time() + grace_s
+        await asyncio.gather(*(listener.close_gently() for listener in self._listeners))
+        self._looking.cancel()
+        shared.is_draining = True
+        for connection in list(shared.connections):
+            connection.announce_end()
+        await asyncio.sleep(_QUIET_S)
+        farewell_s = min(end_s, loop.time() + _LONGEST_FAREWELL_S)
+        while not all(each.has_heard for each in shared.connections) and loop.time() < farewell_s:
+            await asyncio.sleep(0.005)
+        for connection in list(shared.connections):
+            connection.leave()
+        await self._until_empty(end_s)
+        for connection in list(shared.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # lets the transports say goodbye
+
+    async def _until_empty(self, end_s: float) -> None:
+        while self._shared.connections and self._loop.loop.time() < end_s:
+            await asyncio.sleep(0.005)
 
 
-def _credentials(tls: Tls) -> Any:
-    return grpc.ssl_server_credentials(
-        [(tls.server_key, tls.server_cert)],
-        root_certificates=tls.custom_ca or None,
-        require_client_auth=tls.client_verify,
-    )
+def _asked_for(message: bytes) -> tuple[str, str] | None:
+    """Return the model and signature, if they are told as usual; all others are one."""
+    if message[:1] != _FIRST_FIELD:
+        return None
+    try:
+        size, begin = varint.decode(message[:11], 1)
+    except ValueError:
+        return None
+    return None if size > _LONGEST_SPEC_BYTES else _named(message[begin : begin + size])
+
+
+@lru_cache(maxsize=128)
+def _named(spec: bytes) -> tuple[str, str] | None:
+    """Return the names in a ModelSpec; most calls repeat it."""
+    try:
+        found = protos.ModelSpec.FromString(spec)
+    except protos.DecodeError:
+        return None
+    return found.name, found.signature_name
+
+
+def _inflated(message: bytes, account: Account) -> bytes:
+    """Return a compressed message as it was meant.
+
+    Raises:
+        ServingError: it is damaged, or becomes too large.
+    """
+    most_bytes = max(MOST_INFLATED_BYTES, MOST_INFLATED_TIMES * len(message))
+    whole = inflated(message, account, wbits=GZIP_OR_ZLIB, most_bytes=most_bytes)
+    if whole is None:
+        raise ServingError(Code.INTERNAL, "The message cannot be decompressed")
+    return whole
 
 
 def _unusable(address: str) -> ServingError:

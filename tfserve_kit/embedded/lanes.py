@@ -13,9 +13,8 @@ bytes are in the ledger: a group may be at most four times what is still free.
 
 import threading
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 
-from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE, Call
+from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE
 from tfserve_kit.embedded.limits import MOST_WAITING
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -55,11 +54,6 @@ class Lane:
         self._taken = self.waiting = 0
         self._lock = threading.Lock()
         self._parties: dict[Group, _Party] = {}  # the last served comes last
-
-    @property
-    def most(self) -> int:
-        """How many requests it can hold, waiting or not."""
-        return self.most_turns + self._most_waiting
 
     def enter(self, group: Group, begin: Callable[["Turn"], object]) -> "Turn":
         """Ask for a turn.
@@ -172,51 +166,3 @@ class Lanes:
         self.predictions = Lane(threads)
         self.reloads = Lane(_FEW, _FEW_WAITING)
         self.others = Lane(_FEW, _FEW_WAITING)
-
-    @property
-    def most(self) -> int:
-        """How many requests they can hold, waiting or not."""
-        return self.predictions.most + self.reloads.most + self.others.most
-
-
-class BlockingTurn:
-    """A turn that a thread waits for, as a context manager.
-
-    Args:
-        lane: where.
-        group: whom it counts for.
-        call: how long it is wanted.
-
-    Raises:
-        ServingError: too many wait already; or nobody waits for the answer any more.
-    """
-
-    __slots__ = ("_call", "_group", "_lane", "_turn")
-
-    def __init__(self, lane: Lane, group: Group, call: Call) -> None:
-        self._lane, self._group, self._call = lane, group, call
-
-    def __enter__(self) -> None:
-        sleeping = threading.Lock()  # far cheaper than an event, for what is hardly ever waited for
-        sleeping.acquire()
-
-        def wake(turn: Turn | None = None) -> None:
-            del turn
-            with suppress(RuntimeError):  # it is awake
-                sleeping.release()
-
-        self._turn = turn = self._lane.enter(self._group, wake)
-        if not turn.has_come:
-            self._call.on_cancel(wake)
-        try:
-            self._call.check()
-            while not turn.has_come:
-                timeout_s = self._call.timeout_s
-                sleeping.acquire(timeout=-1 if timeout_s is None else timeout_s)
-                self._call.check()
-        except BaseException:
-            turn.end()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        self._turn.end()

@@ -389,12 +389,14 @@ class Call:
         deadline_s: until when somebody waits for the answer, by `time.monotonic()`; None for ever.
         is_cancelled: says whether the client has gone.
         on_cancel: has something called when the client has gone, perhaps also when the call ends.
+        waits: set by whoever has it wait for other things than the processor, such as a batch.
     """
 
     account: Account
     deadline_s: float | None = None
     is_cancelled: Callable[[], bool] = _never
     on_cancel: Callable[[Callable[[], object]], object] = _nobody
+    waits: bool = False
 
     @classmethod
     def unbounded(cls) -> "Call":

@@ -21,7 +21,10 @@ MOST_REQUEST_BYTES = 6 * GIB
 # Predictions of one protocol that wait for their turn.
 MOST_WAITING = 1280
 # gRPC calls that have begun and whose message has not arrived; the oldest give way to new ones.
-MOST_UNHEARD = 256
+MOST_UNHEARD = 4096
+# A gRPC message, and the headers of a call.
+MOST_MESSAGE_BYTES = (1 << 31) - 1
+MOST_METADATA_BYTES = 16_384
 # gRPC calls on one connection.
 MOST_STREAMS = 1024
 # Request line and headers of a REST request, and its body.
@@ -89,6 +92,7 @@ def rows() -> list[tuple[str, str, str]]:
         ),
         ("time for an answer to be taken", f"{slow} without progress", "closed"),
         ("predictions that wait for their turn, by protocol", f"{MOST_WAITING}", full[:3]),
+        ("headers of a gRPC call", _size(MOST_METADATA_BYTES), "closed"),
         ("gRPC calls on one connection", f"{MOST_STREAMS}", "further ones wait"),
         ("gRPC calls that have begun and sent no message", f"{MOST_UNHEARD}", "the oldest end"),
         ("values left out of tensors, and filled in", _size(MOST_FILLED_BYTES), deep),

@@ -12,9 +12,9 @@ from typing import Self
 from tfserve_kit.deployment.flags import FlagValue
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.batching import BatchScheduler
-from tfserve_kit.embedded.grpc_calls import Calls
+from tfserve_kit.embedded.front import EventLoop
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
-from tfserve_kit.embedded.grpc_transport import GrpcTransport
+from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports, options_of
 from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport
 from tfserve_kit.embedded.lanes import Lanes
@@ -70,6 +70,7 @@ class EmbeddedServer:
         self._lock = threading.Lock()  # while ports open or close
         self._has_begun = False
         self._stopping = threading.Event()
+        self._front = EventLoop()
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
         self._rest: RestSurface | None = None
@@ -167,6 +168,7 @@ class EmbeddedServer:
             stack.callback(self._manager.stop, self._grace_s)
             if self._rest:
                 stack.callback(self._rest.stop)
+            stack.callback(self._front.stop)
             # Both at once: the grace is what somebody who stops a server will wait.
             transports = stack.enter_context(ThreadPoolExecutor(2, "stop"))
             for transport in (self._grpc, self._http):
@@ -186,12 +188,16 @@ class EmbeddedServer:
             as_content=settings.answer_with_content,
             health=settings.health,
         )
+        address = f"{settings.bind_address}:{settings.grpc_port}"
+        if settings.grpc_port is None:
+            address = ""
         self._grpc = GrpcTransport(
-            Calls(surface.answer, Lanes(settings.grpc_threads), self._ledger),
-            "" if settings.grpc_port is None else f"{settings.bind_address}:{settings.grpc_port}",
-            socket_path=settings.grpc_socket_path,
-            tls=settings.tls,
-            arguments=settings.grpc_channel_arguments,
+            surface.answer,
+            Lanes(settings.grpc_threads),
+            self._ledger,
+            Ports(address, settings.grpc_socket_path, settings.tls),
+            options_of(settings.grpc_channel_arguments),
+            self._front,
         )
         self._grpc.start()
         _log.info("Running gRPC ModelServer at %s:%d ...", settings.bind_address, self.grpc_port)

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from tfserve_kit.embedded.grpc_calls import Calls, Unheard
 from tfserve_kit.embedded.grpc_surface import Answer
-from tfserve_kit.embedded.grpc_transport import GrpcTransport
+from tfserve_kit.embedded.grpc_transport import GrpcOptions, GrpcTransport, Ports, Unheard
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
@@ -21,12 +20,13 @@ from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
 GIB = 1 << 30
+OPTIONS = GrpcOptions()
 
 
-def serving(surface, address, threads, **more):
+def serving(surface, address, threads, *, options=OPTIONS, **more):
     """A transport on `address`, not started."""
-    calls = Calls(surface, Lanes(threads), Ledger(GIB))
-    return GrpcTransport(calls, address, **more)
+    ports = Ports(address, **more)
+    return GrpcTransport(surface, Lanes(threads), Ledger(GIB), ports, options)
 
 
 def wait_until(condition):
@@ -341,27 +341,17 @@ def test_calls_that_never_send_their_message_keep_no_other_from_being_answered(s
 
 def test_silent_call_gives_way_when_there_are_too_many_of_them():
     unheard, told = Unheard(most=2), []
-
-    class Context:
-        def __init__(self, name):
-            self.name = name
-
-        def cancel(self):
-            told.append(self.name)
-
-    def hear(names):
-        """Begin calls, each while those before are silent; the first letter is the client."""
-        if names:
-            message = unheard.hear(names[0][0], Context(names[0]), silent(names[1:]))
-            assert message == b"x"
-
-    def silent(others):
-        hear(others)
-        yield b"x"
-
-    hear(["a1", "a2", "b1", "b2", "c1"])
+    streams = {name: object() for name in ("a1", "a2", "b1", "b2", "c1")}
+    for name, stream in streams.items():  # the first letter is the client
+        evicted = unheard.add(name[0], stream, name)
+        if evicted:
+            assert streams[evicted[1]] is evicted[0]
+            told.append(evicted[1])
     # Whoever has the most loses the one that has waited longest; of two with as many the first.
     assert told == ["a1", "a2", "b1"]
+    assert unheard.add("c", streams["c1"], "c1") is None  # it is known
+    for name, stream in streams.items():
+        unheard.forget(name[0], stream)
     assert unheard._count == 0
     assert unheard._by_client == {}
 
@@ -379,7 +369,7 @@ def test_status_is_told_while_every_prediction_computes(server, surface):
 
 def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surface):
     lanes = Lanes(1)
-    server = GrpcTransport(Calls(surface, lanes, Ledger(GIB)), "127.0.0.1:0")
+    server = GrpcTransport(surface, lanes, Ledger(GIB), Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -412,7 +402,7 @@ def test_message_that_only_begins_like_a_compressed_one_passes_as_it_is(server, 
 
 def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_back(surface):
     ledger = Ledger(GIB)
-    server = GrpcTransport(Calls(surface, Lanes(2), ledger), "127.0.0.1:0")
+    server = GrpcTransport(surface, Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     gzip = grpc.Compression.Gzip
     options = [("grpc.max_send_message_length", -1)]
@@ -429,7 +419,7 @@ def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_
 
 def test_message_for_which_there_is_no_room_is_refused_and_others_are_served(surface):
     ledger = Ledger(10_000_000)
-    server = GrpcTransport(Calls(surface, Lanes(2), ledger), "127.0.0.1:0")
+    server = GrpcTransport(surface, Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         with pytest.raises(grpc.RpcError) as caught:

@@ -1,13 +1,10 @@
 """Who gets a turn, with begins that only note it."""
 
-import threading
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfserve_kit.embedded.lanes import BlockingTurn, Lane
-from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.lanes import Lane
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -118,73 +115,3 @@ def test_any_order_of_entering_and_ending_keeps_the_bounds_and_loses_nobody(turn
     assert lane._taken == lane.waiting == 0
     assert not lane._parties
     assert len(begun) == len(set(begun))
-
-
-class Client:
-    """Someone who can go away."""
-
-    def __init__(self):
-        self.has_gone, self.told = False, []
-
-    def call(self, timeout_s=PATIENCE_S):
-        account = Ledger(1 << 20).account("")
-        return Call.within(timeout_s, account, lambda: self.has_gone, self.told.append)
-
-    def leave(self):
-        self.has_gone = True
-        for tell in self.told:
-            tell()
-
-
-def waiting(lane, client, timeout_s=PATIENCE_S):
-    """Wait for a turn in a thread; return it and what it raised, once it has ended."""
-    raised = []
-
-    def wait():
-        try:
-            with BlockingTurn(lane, "a", client.call(timeout_s)):
-                raised.append(None)
-        except ServingError as error:
-            raised.append(error.code)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread, raised
-
-
-def test_thread_waits_until_its_turn_has_come():
-    lane = Lane(1)
-    with BlockingTurn(lane, "a", Client().call()):
-        thread, raised = waiting(lane, Client())
-        thread.join(0.05)
-        assert not raised
-    thread.join(PATIENCE_S)
-    assert raised == [None]
-
-
-def test_thread_whose_client_goes_waits_no_longer():
-    lane, client = Lane(1), Client()
-    with BlockingTurn(lane, "a", Client().call()):
-        thread, raised = waiting(lane, client)
-        while not client.told:
-            thread.join(0.01)
-        client.leave()
-        thread.join(PATIENCE_S)
-        assert raised == [Code.CANCELLED]
-    assert lane.waiting == 0
-
-
-def test_thread_whose_deadline_passes_waits_no_longer():
-    lane = Lane(1)
-    with BlockingTurn(lane, "a", Client().call()):
-        thread, raised = waiting(lane, Client(), timeout_s=0.05)
-        thread.join(PATIENCE_S)
-        assert raised == [Code.DEADLINE_EXCEEDED]
-
-
-def test_client_that_has_gone_before_gets_no_turn():
-    lane, client = Lane(1), Client()
-    client.leave()
-    with pytest.raises(ServingError), BlockingTurn(lane, "a", client.call()):
-        pytest.fail("it was not to begin")
-    assert lane._taken == 0

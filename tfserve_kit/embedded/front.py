@@ -1,0 +1,261 @@
+"""One event loop in one thread for all connections, and the ports that they come in by."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import resource
+import socket
+import ssl
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from tfserve_kit.embedded.settings import Tls
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # there is no wheel of it here
+    from asyncio import new_event_loop
+
+_BACKLOG = 1024
+# Loading models takes descriptors too, and must not fail because clients have them all.
+_RESERVED_DESCRIPTORS = 512
+_ACCEPT_AGAIN_S = 0.1
+_SO_ATTACH_FILTER = 26
+# How long handshakes may take to end: of TCP when the server ends, of TLS at any time.
+_HANDSHAKE_S = 0.02
+_TLS_HANDSHAKE_S = 20.0
+
+
+def allow_many_connections() -> None:
+    """Let this process open as many descriptors as the system allows."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):  # macOS promises more than it gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def most_connections() -> int:
+    """Return how many connections leave enough descriptors for everything else."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return descriptors - min(_RESERVED_DESCRIPTORS, descriptors // 2)
+
+
+class EventLoop:
+    """An event loop in a thread of its own, for several servers.
+
+    Attributes:
+        loop: the loop itself.
+    """
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop = new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="front", daemon=True)
+
+    def start(self) -> None:
+        """Let it run; idempotent."""
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def do(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do something in the loop, and wait until it is done; it must run."""
+        asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def stop(self) -> None:
+        """End it; idempotent."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+        elif not self.loop.is_closed():
+            self.loop.close()
+
+    def _run(self) -> None:
+        self.loop.run_forever()
+        self.loop.close()
+
+
+class Listener:
+    """A socket that connections come in by. Lives in the event loop once it is opened.
+
+    Args:
+        loop: the event loop.
+        listener: the socket, which listens.
+        protocol: returns what talks over a new connection.
+        has_room: whether another connection may come; while not, further ones wait in the system.
+        tls: certificates; None for plain text.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        has_room: Callable[[int], bool],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._loop = loop
+        self._socket = listener
+        self._protocol = protocol
+        self._has_room = has_room
+        self._tls = tls
+        self._handshakes: set[asyncio.Task[object]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        listener.setblocking(False)
+        if listener.family != socket.AF_UNIX:
+            # Connections inherit it: clients that are cut off from the network go one day.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def open(self) -> None:
+        """Take up connections from now on."""
+        self._accepting = self._loop.create_task(self._accept())
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                if self._has_room(len(self._handshakes)):
+                    client, _ = await self._loop.sock_accept(self._socket)
+                    await self._take_up(client)
+                    continue
+            except (OSError, MemoryError):  # no descriptor left, or the client has already gone
+                pass
+            await asyncio.sleep(_ACCEPT_AGAIN_S)
+
+    async def _take_up(self, client: socket.socket) -> None:
+        if self._tls is None:
+            await self._loop.connect_accepted_socket(self._protocol, client)
+            return
+        task = self._loop.create_task(self._shake_hands(client))  # nobody waits for it
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, TimeoutError, EOFError):  # what is said is not TLS
+            await self._loop.connect_accepted_socket(
+                self._protocol, client, ssl=self._tls, ssl_handshake_timeout=_TLS_HANDSHAKE_S
+            )
+
+    async def close_gently(self) -> None:
+        """Let in who has knocked, and nobody else any more."""
+        if self._accepting is None:
+            self.close()
+            return
+        _refuse_handshakes(self._socket)
+        await asyncio.sleep(_HANDSHAKE_S)
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        with contextlib.suppress(OSError):  # there are no more, or no descriptor is left
+            while True:
+                client, _ = self._socket.accept()
+                client.setblocking(False)
+                await self._take_up(client)
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more; idempotent."""
+        path = "" if self._socket.fileno() < 0 else self._socket.getsockname()
+        self._socket.close()
+        if isinstance(path, str) and path:
+            Path(path).unlink(missing_ok=True)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a TCP socket that listens.
+
+    Raises:
+        OSError: it is taken, or there is no such address.
+        OverflowError: the number is not a port's.
+    """
+    if not 0 <= port < 1 << 16:
+        raise OverflowError(f"{port} is not a port")
+    address = host.strip("[]")
+    if ":" not in address:
+        return socket.create_server((address, port), backlog=_BACKLOG)
+    return socket.create_server(
+        (address, port),
+        family=socket.AF_INET6,
+        backlog=_BACKLOG,
+        dualstack_ipv6=socket.has_dualstack_ipv6(),
+    )
+
+
+def listening_at(path: str) -> socket.socket:
+    """Return a UNIX socket that listens; one that nobody listens on any more is replaced.
+
+    Raises:
+        OSError: it is taken, or cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if _is_abandoned(path):
+            Path(path).unlink()
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_abandoned(path: str) -> bool:
+    if not Path(path).is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def tls_context(tls: Tls, protocol: str) -> ssl.SSLContext:
+    """Return what makes a server speak TLS.
+
+    Args:
+        tls: certificates.
+        protocol: what is spoken over it, by its name for ALPN.
+
+    Raises:
+        OSError: a certificate cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([protocol])
+    with tempfile.TemporaryDirectory() as folder:  # it reads files alone; nobody else may
+        names = ("cert.pem", "key.pem")
+        for name, content in zip(names, (tls.server_cert, tls.server_key), strict=True):
+            (Path(folder) / name).write_bytes(content)
+        context.load_cert_chain(*(os.fspath(Path(folder) / name) for name in names))
+    if tls.custom_ca:
+        context.load_verify_locations(cadata=tls.custom_ca.decode("ascii", "replace"))
+    if tls.client_verify:
+        if not tls.custom_ca:
+            raise ssl.SSLError("clients cannot be verified without a custom_ca")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _refuse_handshakes(listener: socket.socket) -> None:
+    """Let no connection begin any more, while those that have begun can still be accepted.
+
+    What waits in a listening socket that is closed is reset, though its client has perhaps sent
+    its request already. Linux can be told to drop just the packets that begin a connection (with
+    the flag SYN, in byte 13 of a TCP header); other systems have to do without.
+    """
+    program = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (0x30, 0, 0, 13),  # load the byte
+            (0x45, 0, 1, 0x02),  # is SYN among its flags?
+            (0x06, 0, 0, 0),  # drop the packet
+            (0x06, 0, 0, 0xFFFFFFFF),  # or keep all of it
+        )
+    )
+    memory = ctypes.create_string_buffer(program)
+    option = struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
+    if sys.platform == "linux" and listener.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)

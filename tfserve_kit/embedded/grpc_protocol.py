@@ -1,0 +1,517 @@
+"""gRPC over one HTTP/2 connection as a state machine: bytes in, calls out; answers in, bytes out.
+
+No socket, no thread, no look at a clock. Source: PROTOCOL-HTTP2.md of gRPC.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+from tfserve_kit.embedded import http2
+from tfserve_kit.embedded.http2 import ErrorCode, Http2, Http2Error, Http2Limits
+from tfserve_kit.embedded.ledger import Account, Ledger
+from tfserve_kit.embedded.limits import MOST_MESSAGE_BYTES
+from tfserve_kit.embedded.status import Code, ServingError, encoded
+
+_PREFIX_BYTES = 5
+# Smaller messages that arrive at once, and smaller answers, are not worth an entry in the ledger.
+SMALL_BYTES = 1 << 16
+_LONGEST_PATH_BYTES = 1024
+_MOST_DETAILS_BYTES = 1024
+_CUT = b"...TRUNCATED"
+# A small message and what goes before it are one piece.
+_ONE_PIECE_BYTES = 1 << 14
+
+_HEADERS = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+)
+_OK = ((b"grpc-status", b"0"),)
+_WRONG_METHOD = ((b":status", b"405"), (b"allow", b"POST"))
+_WRONG_TYPE = ((b":status", b"415"),)
+_TYPE = b"application/grpc"
+_ENCODINGS = (b"gzip", b"deflate")
+
+_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_MOST_TIMEOUT_DIGITS = 8
+# Frames that do nothing for a call: so many between two calls, then the client has to calm down.
+_MOST_IDLE_FRAMES = 10_000
+# Windows are opened a good deal at once; smaller steps count as frames that do nothing.
+_LARGE_STEP_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcLimits:
+    """What one connection may do; sizes in bytes.
+
+    Attributes:
+        http2: streams and headers.
+        most_message_bytes: what a message may have.
+        most_answer_bytes: the same for an answer; None for any.
+        ping_interval_s: how far apart pings have to be while nothing is sent to the client.
+        idle_ping_interval_s: the same while there is no call.
+        most_ping_strikes: how often they may be closer; 0 for any number of times.
+    """
+
+    http2: Http2Limits = field(default_factory=Http2Limits)
+    most_message_bytes: int = MOST_MESSAGE_BYTES
+    most_answer_bytes: int | None = None
+    ping_interval_s: float = 300.0
+    idle_ping_interval_s: float = 7200.0
+    most_ping_strikes: int = 2
+
+
+class GrpcStream:
+    """One call.
+
+    Attributes:
+        path: full name of the method.
+        deadline_s: until when the client waits for the answer; None for ever.
+        account: what it makes the server hold.
+        message: the request, once all of it is there.
+        is_compressed: whether the message is.
+        is_gone: the client has left.
+        is_answered: all of its answer is made.
+        is_working: somebody works on the answer, and holds what the account holds.
+    """
+
+    __slots__ = (
+        "_told",
+        "account",
+        "body",
+        "deadline_s",
+        "encoding",
+        "has_ended",
+        "is_answered",
+        "is_compressed",
+        "is_gone",
+        "is_open",
+        "is_working",
+        "message",
+        "number",
+        "path",
+        "wanted_bytes",
+    )
+
+    def __init__(self, number: int, account: Account) -> None:
+        self.number = number
+        self.account = account
+        self.path = ""
+        self.deadline_s: float | None = None
+        self.encoding: bytes | None = None
+        self.message: bytes | None = None
+        self.body: BytesIO | None = None
+        self.wanted_bytes = -1  # not known yet
+        self.is_compressed = self.is_gone = self.is_answered = self.is_working = False
+        self.has_ended = False  # the client sends no more
+        self.is_open = False  # an answer of several messages has begun
+        self._told: list[Callable[[], object]] | None = None
+
+    def has_gone(self) -> bool:
+        """Say whether the client has left; from any thread."""
+        return self.is_gone
+
+    def on_gone(self, told: Callable[[], object]) -> None:
+        """Have something called when the client leaves, perhaps twice; from any thread."""
+        if self._told is None:
+            self._told = []
+        self._told.append(told)
+        if self.is_gone:
+            told()
+
+    def leave(self) -> None:
+        """Note that the client has left."""
+        self.is_gone = True
+        for told in self._told or ():
+            told()
+        self._told = None
+
+    def close(self) -> None:
+        """Note that it is answered."""
+        self.is_answered = True
+        self.body = self.message = self._told = None
+
+    def settle(self) -> None:
+        """Give back what it holds, unless somebody still works with it."""
+        if not self.is_working:
+            self.account.close()
+
+
+class GrpcProtocol:
+    """The server's end of one connection.
+
+    Args:
+        ledger: what clients make the server hold.
+        client: whose share that counts for.
+        limits: what the client may do.
+
+    Attributes:
+        streams: calls that have begun and not ended, by number.
+        is_over: nothing more can be said; hang up once everything is sent.
+        pong: content of the last answer to a ping of ours.
+    """
+
+    def __init__(self, ledger: Ledger, client: str, limits: GrpcLimits) -> None:
+        self._ledger = ledger
+        self._client = client
+        self._limits = limits
+        self._http = Http2(limits.http2)
+        self.streams: dict[int, GrpcStream] = {}
+        self.is_over = False
+        self.pong = b""
+        self._gone: list[GrpcStream] = []
+        self._begun: list[GrpcStream] = []
+        self._unended: list[int] = []  # answered, though the client may send more
+        self._idle_frames = 0
+        self._last_ping_s: float | None = None
+        self._ping_strikes = 0
+
+    # From the client
+
+    def receive(self, data: bytes | bytearray | memoryview, now_s: float) -> list[GrpcStream]:
+        """Take up bytes; return the calls whose message is whole with them."""
+        if self.is_over:
+            return []
+        try:
+            events = self._http.receive(data)
+        except Http2Error:
+            self.end()
+            return []
+        whole: list[GrpcStream] = []
+        for event in events:
+            if type(event) is http2.DataReceived:
+                self._data(event, whole)
+            elif type(event) is http2.RequestReceived:
+                self._request(event, now_s, whole)
+            else:
+                self._other(event, now_s, whole)
+        return [stream for stream in whole if not stream.is_gone]
+
+    def take_gone(self) -> list[GrpcStream]:
+        """Return the calls that have ended since the last time without being answered."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def take_begun(self) -> list[GrpcStream]:
+        """Return the calls that have begun since the last time, and lacked their message."""
+        begun, self._begun = self._begun, []
+        return begun
+
+    def end(self) -> None:
+        """Note that the connection has ended, for whatever reason."""
+        self.is_over = True
+        for stream in list(self.streams.values()):
+            self._close(stream)
+
+    def _request(self, event: Any, now_s: float, whole: list[GrpcStream]) -> None:
+        self._idle_frames = 0
+        headers = dict(event.headers)
+        stream = GrpcStream(event.stream_id, self._ledger.account(self._client))
+        self.streams[stream.number] = stream
+        stream.has_ended = event.end_stream
+        if headers.get(b":method") != b"POST":
+            self._refuse(stream, _WRONG_METHOD)
+            return
+        if not headers.get(b"content-type", b"").startswith(_TYPE):
+            self._refuse(stream, _WRONG_TYPE)
+            return
+        stream.encoding = headers.get(b"grpc-encoding")
+        path = headers.get(b":path", b"")
+        if len(path) > _LONGEST_PATH_BYTES:
+            self.answer(stream, Code.UNIMPLEMENTED, "the method's name is too long")
+            return
+        stream.path = path.decode("latin-1")
+        timeout = headers.get(b"grpc-timeout")
+        if timeout is not None:
+            timeout_s = _timeout_s(timeout)
+            if timeout_s is None:
+                self.answer(stream, Code.INTERNAL, "grpc-timeout cannot be read")
+                return
+            stream.deadline_s = now_s + timeout_s
+        if event.end_stream:
+            self._end_of_message(stream, whole)
+        else:
+            self._begun.append(stream)
+
+    def _data(self, event: Any, whole: list[GrpcStream]) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is None:
+            return
+        stream.has_ended = stream.has_ended or event.end_stream
+        if stream.is_answered or stream.message is not None:
+            return  # one message is all that is wanted
+        data = event.data
+        if stream.body is None and len(data) >= _PREFIX_BYTES:
+            size = int.from_bytes(data[1:_PREFIX_BYTES], "big")
+            if len(data) == size + _PREFIX_BYTES and self._accepts(stream, data[0], size):
+                if size > SMALL_BYTES and not self._charge(stream, size):
+                    return
+                stream.message = data[_PREFIX_BYTES:]
+                whole.append(stream)
+                return
+        if not stream.is_answered and data and self._collect(stream, data):
+            whole.append(stream)
+        if event.end_stream:
+            self._end_of_message(stream, whole)
+
+    def _collect(self, stream: GrpcStream, data: bytes) -> bool:
+        """Add a piece to a message that comes in several; say whether it is whole."""
+        if stream.body is None:
+            stream.body = BytesIO()
+        body = stream.body
+        if stream.wanted_bytes < 0:
+            missing = _PREFIX_BYTES - body.tell()
+            body.write(data[:missing])
+            if body.tell() < _PREFIX_BYTES:
+                return False
+            prefix, data = body.getvalue(), data[missing:]
+            size = int.from_bytes(prefix[1:], "big")
+            if not self._accepts(stream, prefix[0], size):
+                return False
+            stream.wanted_bytes = size
+            body = stream.body = BytesIO()
+        missing = stream.wanted_bytes - body.tell()
+        if len(data) > missing:
+            data = data[:missing]
+        if not self._charge(stream, len(data)):
+            return False
+        body.write(data)
+        if body.tell() == stream.wanted_bytes:
+            stream.message, stream.body = body.getvalue(), None
+        return stream.message is not None
+
+    def _accepts(self, stream: GrpcStream, flag: int, size: int) -> bool:
+        """Say whether a message may come, or answer that it may not."""
+        if flag:
+            if flag != 1 or stream.encoding in {None, b"identity"}:
+                self.answer(stream, Code.INTERNAL, "the message's compression is not known")
+                return False
+            if stream.encoding not in _ENCODINGS:
+                self.answer(stream, Code.UNIMPLEMENTED, "the encoding is not supported")
+                return False
+            stream.is_compressed = True
+        most = self._limits.most_message_bytes
+        if size > most:
+            text = f"Received message larger than max ({size} vs. {most})"
+            self.answer(stream, Code.RESOURCE_EXHAUSTED, text)
+            return False
+        return True
+
+    def _charge(self, stream: GrpcStream, size: int) -> bool:
+        """Take bytes from the call's account, or answer that there is no room."""
+        try:
+            stream.account.take(size, "the message")
+        except ServingError as error:
+            self.answer(stream, error.code, error.message)
+            return False
+        return True
+
+    def _end_of_message(self, stream: GrpcStream, whole: list[GrpcStream]) -> None:
+        """Answer a call that ends without a message, or within one."""
+        stream.has_ended = True
+        if stream.is_answered or stream.message is not None:
+            return
+        if stream.body is not None:
+            self.answer(stream, Code.INTERNAL, "the message was cut")
+            return
+        del whole
+        text = f'"{stream.path}" requires exactly one request message.'
+        self.answer(stream, Code.UNIMPLEMENTED, text)
+
+    def _other(self, event: Any, now_s: float, whole: list[GrpcStream]) -> None:
+        kind = type(event)
+        if kind is http2.StreamClosed:
+            stream = self.streams.get(event.stream_id)
+            if stream is not None:
+                self._close(stream)
+        elif kind is http2.TrailersReceived:
+            stream = self.streams.get(event.stream_id)
+            if stream is not None:
+                self._end_of_message(stream, whole)
+        elif kind is http2.ConnectionClosed:
+            self.end()
+        elif kind is http2.PingReceived:
+            self._ping(now_s)
+        elif kind is http2.PingAcknowledged:
+            self.pong = event.opaque_data
+        elif kind is not http2.WindowUpdated or event.increment < _LARGE_STEP_BYTES:
+            self._idle()
+
+    def _idle(self) -> None:
+        self._idle_frames += 1
+        if self._idle_frames > _MOST_IDLE_FRAMES:
+            self._http.end_at_once(ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _ping(self, now_s: float) -> None:
+        """Allow pings now and then; each answer of ours allows one more."""
+        last_s, self._last_ping_s = self._last_ping_s, now_s
+        self._idle()
+        limits = self._limits
+        interval_s = limits.ping_interval_s if self.streams else limits.idle_ping_interval_s
+        if last_s is None or now_s - last_s >= interval_s:
+            return
+        self._ping_strikes += 1
+        if 0 < limits.most_ping_strikes < self._ping_strikes:
+            self._http.end_at_once(ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
+
+    def _close(self, stream: GrpcStream) -> None:
+        del self.streams[stream.number]
+        stream.body = None
+        if not stream.is_answered:
+            stream.leave()
+            self._gone.append(stream)
+        stream.settle()
+
+    # To the client
+
+    def answer(self, stream: GrpcStream, code: Code, details: str = "", body: bytes = b"") -> None:
+        """Answer a call; nothing where it has ended."""
+        if stream.is_answered or stream.is_gone:
+            stream.settle()
+            return
+        most = self._limits.most_answer_bytes
+        if most is not None and len(body) > most:
+            code, details = (
+                Code.RESOURCE_EXHAUSTED,
+                f"Sent message larger than max ({len(body)} vs. {most})",
+            )
+        self._calm()
+        if code is Code.OK:
+            self._send(stream, body)
+        else:
+            status = ((b"grpc-status", b"%d" % code), (b"grpc-message", _told(details)))
+            self._refuse(stream, (*_HEADERS, *status))
+
+    def begin(self, stream: GrpcStream, body: bytes) -> None:
+        """Send a message that others may follow, see `finish`."""
+        if stream.is_answered or stream.is_gone:
+            return
+        self._calm()
+        try:
+            if not stream.is_open:
+                self._http.begin(stream.number, _HEADERS)
+                stream.is_open = True
+            self._http.proceed(stream.number, _prefix(body) + body)
+        except Http2Error:
+            self._lose(stream)
+
+    def finish(self, stream: GrpcStream, code: Code, details: str = "") -> None:
+        """End a call that was answered with `begin`."""
+        if stream.is_answered or stream.is_gone:
+            return
+        status = ((b"grpc-status", b"%d" % code), (b"grpc-message", _told(details)))
+        try:
+            self._http.end(stream.number, status)
+        except Http2Error:
+            self._lose(stream)
+        self._note_answered(stream)
+
+    def reset(self, stream: GrpcStream) -> None:
+        """End a call without a word more: its client does not take the answer."""
+        self._http.reset(stream.number, ErrorCode.CANCEL)
+
+    def _send(self, stream: GrpcStream, body: bytes) -> None:
+        if len(body) > _ONE_PIECE_BYTES:
+            pieces: tuple[bytes, ...] = (_prefix(body), body)
+        else:
+            pieces = (_prefix(body) + body,)
+        try:
+            self._http.respond(stream.number, _HEADERS, pieces, _OK)
+        except Http2Error:
+            self._lose(stream)
+        self._note_answered(stream, len(body))
+
+    def _refuse(self, stream: GrpcStream, headers: http2.Headers) -> None:
+        try:
+            self._http.respond_at_once(stream.number, headers)
+        except Http2Error:
+            self._lose(stream)
+        self._note_answered(stream)
+
+    def _note_answered(self, stream: GrpcStream, held_bytes: int = 0) -> None:
+        """Hold a large answer until the client has taken it; a small one is not counted."""
+        stream.close()
+        if not stream.has_ended:
+            self._unended.append(stream.number)
+        if held_bytes > SMALL_BYTES:
+            stream.account.keep(held_bytes)
+        else:
+            stream.settle()
+
+    def _lose(self, stream: GrpcStream) -> None:
+        """Give up a stream that the engine has ended, as it will tell in a moment."""
+        self._http.reset(stream.number, ErrorCode.INTERNAL_ERROR)
+
+    def _calm(self) -> None:
+        self._ping_strikes = 0
+        self._last_ping_s = None
+
+    def take(self, most_bytes: int) -> bytes:
+        """Return bytes for the client, as many as are wanted or there are."""
+        try:
+            data = self._http.take(most_bytes)
+        except Http2Error:
+            self.end()
+            return b""
+        for event in self._http.events():
+            self._other(event, 0.0, [])
+        if self._unended and len(data) < most_bytes and self._end_unended():
+            data += self.take(most_bytes)
+        return data
+
+    def _end_unended(self) -> bool:
+        """Tell clients that have all of their answer, and still send, that nobody listens."""
+        streams = [self.streams[number] for number in self._unended if number in self.streams]
+        listening = [stream for stream in streams if not stream.has_ended]
+        ended = [stream for stream in listening if not self._http.unsent_bytes(stream.number)]
+        self._unended = [stream.number for stream in listening if stream not in ended]
+        for stream in ended:
+            self._http.reset(stream.number, ErrorCode.NO_ERROR)
+        return bool(ended)
+
+    def unsent_bytes(self, stream: GrpcStream | None = None) -> int:
+        """Return how much of an answer, or of all, the client has yet to make room for."""
+        return self._http.unsent_bytes(None if stream is None else stream.number)
+
+    def ping(self, content: bytes) -> None:
+        """Ask the client for a sign of life; `pong` will be its answer."""
+        self._http.ping(content)
+
+    def announce_end(self) -> None:
+        """Ask the client to begin no more calls; those on their way are still answered."""
+        self._http.announce_end()
+
+    def end_after_calls(self) -> None:
+        """Begin no call any more; once all are answered the connection is over."""
+        self._http.end_after_streams()
+
+
+def _prefix(body: bytes) -> bytes:
+    return b"\0" + len(body).to_bytes(4, "big")
+
+
+def _timeout_s(text: bytes) -> float | None:
+    """Return a `grpc-timeout` in seconds, None where it is none."""
+    digits, unit = text[:-1], _UNITS_S.get(text[-1:])
+    if unit is None or not digits.isdigit() or len(digits) > _MOST_TIMEOUT_DIGITS:
+        return None
+    return int(digits) * unit
+
+
+def _told(details: str) -> bytes:
+    """Return details as they are sent: percent-encoded, and what is quoted need not be UTF-8.
+
+    Source: tensorflow_serving/model_servers/grpc_status_util.cc, which cuts them.
+    """
+    text = encoded(details, errors="surrogateescape")
+    if len(text) > _MOST_DETAILS_BYTES:
+        text = text[:_MOST_DETAILS_BYTES] + _CUT
+    return b"".join(_PERCENT[byte] for byte in text)
+
+
+_PERCENT = [
+    bytes([byte]) if 0x20 <= byte <= 0x7E and byte != ord("%") else b"%%%02X" % byte  # noqa: PLR2004
+    for byte in range(256)
+]

@@ -1,0 +1,225 @@
+"""HTTP/2 as a server speaks it, without sockets; the only module that knows `ngh2`.
+
+`ngh2` binds libnghttp2, which frames, compresses headers, keeps windows and judges what peers send.
+Its limits are set here, on purpose; what a client may do beyond them is for `grpc_protocol`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ngh2
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    PingAcknowledged,
+    PingReceived,
+    RequestReceived,
+    SettingsReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+
+from tfserve_kit.embedded.limits import MOST_METADATA_BYTES, MOST_STREAMS
+
+__all__ = [
+    "ConnectionClosed",
+    "DataReceived",
+    "ErrorCode",
+    "Http2",
+    "Http2Error",
+    "Http2Limits",
+    "PingAcknowledged",
+    "PingReceived",
+    "RequestReceived",
+    "SettingsReceived",
+    "StreamClosed",
+    "StreamReset",
+    "TrailersReceived",
+    "WindowUpdated",
+]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# Streams that a client takes back: so many at once, and so many each second.
+_MOST_RESETS = (10_000, 1_000)
+# What a peer does that makes no sense, such as updates of windows that are closed: likewise.
+_MOST_GLITCHES = (10_000, 330)
+_MOST_HEADERS = 256
+_MOST_CONTINUATIONS = 8
+_MOST_SETTINGS = 32
+# Acknowledgements that wait for a client that does not read.
+_MOST_WAITING_ACKS = 1000
+# What may be on its way to us: for one stream, and for all streams of a connection.
+_STREAM_WINDOW_BYTES = 1 << 20
+_CONNECTION_WINDOW_BYTES = 1 << 22
+
+
+class Http2Error(Exception):
+    """The peer broke the protocol or went too far; the connection is of no use any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Limits:
+    """What a peer may do.
+
+    Attributes:
+        most_streams: requests at the same time.
+        most_header_bytes: size of a request's headers, as RFC 9113, 6.5.2 counts it.
+    """
+
+    most_streams: int = MOST_STREAMS
+    most_header_bytes: int = MOST_METADATA_BYTES
+
+
+class Http2:
+    """The server's end of one connection: bytes in, events out; frames in, bytes out.
+
+    Args:
+        limits: what the peer may do.
+    """
+
+    __slots__ = ("_connection", "_most_header_bytes")
+
+    def __init__(self, limits: Http2Limits) -> None:
+        config = ngh2.Configuration(
+            max_outbound_ack=_MOST_WAITING_ACKS,
+            max_settings=_MOST_SETTINGS,
+            stream_reset_rate_limit=_MOST_RESETS,
+            max_continuations=_MOST_CONTINUATIONS,
+            glitch_rate_limit=_MOST_GLITCHES,
+            max_inbound_header_list_size=limits.most_header_bytes,
+            max_inbound_header_count=_MOST_HEADERS,
+        )
+        self._connection = ngh2.Connection(ngh2.Role.SERVER, config)
+        setting = ngh2.Setting
+        self._connection.initiate_connection(
+            {
+                setting.MAX_CONCURRENT_STREAMS: limits.most_streams,
+                setting.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
+                setting.MAX_HEADER_LIST_SIZE: limits.most_header_bytes,
+            }
+        )
+        self._connection.set_local_window_size(_CONNECTION_WINDOW_BYTES)
+
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Any]:
+        """Take up bytes from the peer; return what they mean, and what was noticed before.
+
+        Raises:
+            Http2Error: hang up.
+        """
+        try:
+            self._connection.receive_data(data)
+        except (ngh2.NGH2Error, MemoryError) as error:
+            raise Http2Error(str(error)) from error
+        return self._connection.events()
+
+    def take(self, most_bytes: int) -> bytes:
+        """Return bytes for the peer, as many as are wanted or there are now.
+
+        Raises:
+            Http2Error: hang up.
+        """
+        try:
+            return self._connection.data_to_send(most_bytes)
+        except (ngh2.NGH2Error, MemoryError) as error:
+            raise Http2Error(str(error)) from error
+
+    def events(self) -> list[Any]:
+        """Return what was noticed while bytes were taken."""
+        return self._connection.events()
+
+    def respond(self, stream: int, headers: Headers, body: Sequence[bytes], end: Headers) -> None:
+        """Answer with headers, body and trailers.
+
+        Raises:
+            Http2Error: the stream has ended meanwhile.
+        """
+        connection = self._connection
+        try:
+            connection.send_response(stream, headers)
+            for piece in body:
+                connection.send_data(stream, piece)
+            connection.send_trailers(stream, end)
+        except ngh2.NGH2Error as error:
+            raise Http2Error(str(error)) from error
+
+    def begin(self, stream: int, headers: Headers) -> None:
+        """Answer with headers; a body follows, by and by. Raises as `respond`."""
+        try:
+            self._connection.send_response(stream, headers)
+        except ngh2.NGH2Error as error:
+            raise Http2Error(str(error)) from error
+
+    def proceed(self, stream: int, body: bytes) -> None:
+        """Go on with the body of an answer. Raises as `respond`."""
+        try:
+            self._connection.send_data(stream, body)
+        except ngh2.NGH2Error as error:
+            raise Http2Error(str(error)) from error
+
+    def end(self, stream: int, trailers: Headers) -> None:
+        """End an answer that has begun. Raises as `respond`."""
+        try:
+            self._connection.send_trailers(stream, trailers)
+        except ngh2.NGH2Error as error:
+            raise Http2Error(str(error)) from error
+
+    def respond_at_once(self, stream: int, headers: Headers) -> None:
+        """Answer with headers alone. Raises as `respond`."""
+        try:
+            self._connection.send_response(stream, headers, end_stream=True)
+        except ngh2.NGH2Error as error:
+            raise Http2Error(str(error)) from error
+
+    def reset(self, stream: int, code: ErrorCode) -> None:
+        """End a stream at once; nothing where the connection has ended."""
+        try:
+            self._connection.reset_stream(stream, code)
+        except ngh2.NGH2Error:
+            return
+
+    def ping(self, content: bytes) -> None:
+        """Ask for a sign of life; nothing where the connection has ended."""
+        try:
+            self._connection.ping(content)
+        except ngh2.NGH2Error:
+            return
+
+    def announce_end(self) -> None:
+        """Ask the peer to begin no more streams; those on their way are still served."""
+        try:
+            self._connection.send_shutdown_notice()
+        except ngh2.NGH2Error:
+            return
+
+    def end_after_streams(self) -> None:
+        """Begin no stream after those that are known; then the connection ends."""
+        try:
+            self._connection.send_goaway()
+        except ngh2.NGH2Error:
+            return
+
+    def end_at_once(self, code: ErrorCode, text: bytes = b"") -> None:
+        """Tell the peer why, and end; what is left to be sent is the last."""
+        try:
+            if text:
+                self._connection.send_goaway(code, debug_data=text)
+            self._connection.terminate_connection(code)
+        except ngh2.NGH2Error:
+            return
+
+    def unsent_bytes(self, stream: int | None = None) -> int:
+        """Return how much of an answer, or of all, has not been taken."""
+        return self._connection.queued_body_size(stream)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes could be taken now."""
+        try:
+            return self._connection.want_write
+        except ngh2.NGH2Error:
+            return False
