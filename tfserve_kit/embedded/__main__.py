@@ -32,8 +32,6 @@ def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     logging.addLevelName(logging.CRITICAL, "FATAL")
     logging.basicConfig(level=logging.INFO, handlers=[BoundedHandler(sys.stderr)])
-    # Whoever knocks in a wrong way could have it write without end; it looks before it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Not one of the official server's flags: tfkit itself says where to listen.
     binds = [argument.removeprefix(_BIND) for argument in argv if argument.startswith(_BIND)]
     line = flags.parse(argument for argument in argv if not argument.startswith(_BIND))
