@@ -3,8 +3,8 @@
 Bottom to top: `limits`, `status`, `ledger` (what a request may hold), `metrics` -> `servable` (a
 loaded version), `batching` (around one) -> `settings` (flags) -> `manager` (which versions are
 loaded, lends them) -> `handlers` (requests as plain values) -> `messages`, `json_reader`,
-`json_writer`, `json_process` -> `grpc_surface`, `rest_surface` (bytes to bytes) -> `lanes`, `running`
-(who works when) -> `http2`, `grpc_protocol` (without sockets) -> `front` (event loop, ports) ->
-`grpc_transport`, `http_transport` (connections) -> `server` (puts them together) -> `__main__`.
-`loader` alone imports tensorflow.
+`json_writer`, `json_process` -> `grpc_surface`, `rest_surface` (bytes to bytes) -> `lanes`,
+`running` (who works when) -> `http2`, `grpc_protocol` (without sockets) -> `front` (event loop,
+ports) -> `grpc_transport`, `http_transport` (connections) -> `server` (puts them together) ->
+`__main__`. `loader` alone imports tensorflow.
 """

@@ -15,6 +15,7 @@ from tfserve_kit.embedded.status import Code
 
 PATH = "/a.B/C"
 LIMITS = GrpcLimits()
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST = 1 << 20
 
 
@@ -491,19 +492,19 @@ def test_headers_that_become_large_end_the_connection():
     "sent",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(0, 0, 1, b"x"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(0, 0, 1, b"x"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(8, 0, 0, bytes(4)),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(8, 0, 0, b"\x7f\xff\xff\xff"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(6, 0, 0, b"short"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"12345"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"\0\4\xff\xff\xff\xff"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(9, 4, 1, b"x"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 5, 2, b"\x83"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 5, 1, b"\xff\xff\xff\xff"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(5, 4, 1, b"\0\0\0\2\x83"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(3, 0, 1, bytes(4)),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(0, 0, 1, b"")[:1] + b"\xff" * 9,
+        PREFACE + frame(0, 0, 1, b"x"),
+        PREFACE + frame(4, 0, 0) + frame(0, 0, 1, b"x"),
+        PREFACE + frame(4, 0, 0) + frame(8, 0, 0, bytes(4)),
+        PREFACE + frame(4, 0, 0) + frame(8, 0, 0, b"\x7f\xff\xff\xff"),
+        PREFACE + frame(4, 0, 0) + frame(6, 0, 0, b"short"),
+        PREFACE + frame(4, 0, 0, b"12345"),
+        PREFACE + frame(4, 0, 0, b"\0\4\xff\xff\xff\xff"),
+        PREFACE + frame(4, 0, 0) + frame(9, 4, 1, b"x"),
+        PREFACE + frame(4, 0, 0) + frame(1, 5, 2, b"\x83"),
+        PREFACE + frame(4, 0, 0) + frame(1, 5, 1, b"\xff\xff\xff\xff"),
+        PREFACE + frame(4, 0, 0) + frame(5, 4, 1, b"\0\0\0\2\x83"),
+        PREFACE + frame(4, 0, 0) + frame(3, 0, 1, bytes(4)),
+        PREFACE + frame(4, 0, 0) + b"\0" + b"\xff" * 9,
     ],
     ids=[
         "http1", "no-settings", "data-idle-stream", "window-zero", "window-overflow", "ping-size",
