@@ -299,6 +299,7 @@ class _Metered:
 
 def _unzip(watched: _Watched, intake: Intake, limits: Limits, at: list[str]) -> None:
     with _zip(watched, limits) as archive:
+        intake.expect(sum(info.file_size for info in archive.infolist()))
         for info in archive.infolist():
             name = info.orig_filename  # `filename` ends at a NUL
             at.append(name)
@@ -364,6 +365,7 @@ def _untar(stream: _Metered, intake: Intake, at: list[str]) -> None:
         if member.kind == "folder":
             _keep_folder(member.name, intake)
         elif member.kind == "file":
+            intake.expect(member.size_bytes)
             _keep(member.name, tar_content(stream, member, CHUNK_BYTES), intake)
         else:
             text = f"{member.name!a} is a {member.kind} in the archive"

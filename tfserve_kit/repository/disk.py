@@ -12,7 +12,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -63,11 +65,18 @@ def copy_tree(source: Path, target: Path, progress: Progress) -> dict[str, File]
         Size and checksum of every file by its path within the folder.
 
     Raises:
-        PushRefused: a file changed while it was copied, or is no file.
+        PushRefused: there is no room for it, a file changed while it was copied, or is no file.
         OSError: as the system says.
     """
     folders, files = _contents(source)
-    count = Count(progress, sum(found.st_size for found in files.values()))
+    size_bytes = sum(found.st_size for found in files.values())
+    large = [name for name, found in files.items() if found.st_size > _SMALL_BYTES]
+    try:
+        require_room(target, size_bytes)
+    except PushRefused:
+        if not large or not _shares_blocks(f"{source}/{large[0]}", target):
+            raise
+    count = Count(progress, size_bytes)
     for name in folders:
         (target / name).mkdir()
 
@@ -76,7 +85,6 @@ def copy_tree(source: Path, target: Path, progress: Progress) -> dict[str, File]
         count.add(file.size_bytes)
         return file
 
-    large = [name for name, found in files.items() if found.st_size > _SMALL_BYTES]
     small = files.keys() - set(large)
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -86,6 +94,30 @@ def copy_tree(source: Path, target: Path, progress: Progress) -> dict[str, File]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def require_room(folder: Path, size_bytes: int) -> None:
+    """Refuse what the disk of a folder has no room for, rather than fill it first.
+
+    Raises:
+        PushRefused: fewer bytes are free.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if size_bytes > free_bytes:
+        raise PushRefused(
+            f"No space left: the model takes {size_bytes:,} bytes, {free_bytes:,} are free",
+            remedy=_ADVICE[errno.ENOSPC],
+        )
+
+
+def _shares_blocks(source: str, folder: Path) -> bool:
+    """Say whether a copy in a folder takes no room of its own, since it shares the source's."""
+    reader = os.open(source, os.O_RDONLY)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return _cloned(reader, file.fileno())
+    finally:
+        os.close(reader)
 
 
 def checksums(directory: Path) -> dict[str, File]:

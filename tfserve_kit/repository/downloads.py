@@ -7,6 +7,7 @@ from tfserve_kit import safe_text
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.http.messages import user_agent
 from tfserve_kit.progress import Progress
+from tfserve_kit.repository.disk import require_room
 from tfserve_kit.repository.intake import CHUNK_BYTES, Limits
 from tfserve_kit.repository.locate import scheme
 
@@ -84,6 +85,7 @@ def _store(
     total = int(announced) if announced.isdecimal() else None
     done = 0
     _require_size(total or 0, limits, shown)
+    require_room(target.parent, total or 0)
     with target.open("xb") as file:
         while chunk := response.raw.read(CHUNK_BYTES, decode_content=False):
             done += len(chunk)

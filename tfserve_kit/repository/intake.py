@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit.errors import PushRefused, UsageError
-from tfserve_kit.repository.disk import write_all
+from tfserve_kit.repository.disk import require_room, write_all
 from tfserve_kit.repository.manifest import File
 
 CHUNK_BYTES = 1 << 20
@@ -116,6 +116,14 @@ class Intake:
             else max(_SMALL_BYTES, packed_bytes * limits.max_ratio)
         )
         self._lock = threading.Lock()
+
+    def expect(self, size_bytes: int) -> None:
+        """Refuse what is announced to be more than the disk has room for.
+
+        Raises:
+            PushRefused: it is.
+        """
+        require_room(Path(self._folder), size_bytes)
 
     def count(self, size_bytes: int) -> None:
         """Count bytes that came, kept or not.

@@ -115,6 +115,7 @@ class Store:
         """Store the object at the path as a file."""
         info = self.fs.info(self.path)
         intake = Intake(target.parent, limits)
+        intake.expect(info.get("size") or 0)
         counted = _counting(intake, Count(progress, info.get("size") or 0))
         with target.open("xb") as file:
             for chunk in self.chunks(self.path, counted):
@@ -125,6 +126,7 @@ class Store:
     ) -> None:
         """Bring objects into a folder, several at once: relative path to what is known of each."""
         total = sum(info.get("size") or 0 for info in names.values())
+        intake.expect(total)
         counted = _counting(intake, Count(progress, total))
 
         def one(name: str) -> None:

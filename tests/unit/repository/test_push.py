@@ -512,6 +512,33 @@ class TestDisk:
         assert "free some space" in text
         assert tree(disk) == {}
 
+    def test_sparse_files_are_refused_before_they_fill_the_disk(self, source, base):
+        claimed = 1 << 42
+        (source / "assets").mkdir()
+        for name in "abcdefgh":
+            (source / "assets" / name).touch()
+            os.truncate(source / "assets" / name, claimed)
+        before = tree(base)
+        text = refusal(source, base)
+        size_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        assert f"takes {size_bytes:,} bytes" in text
+        assert "are free" in text
+        assert "free some space" in text
+        assert tree(base) == before
+
+    def test_archive_that_unpacks_to_more_than_is_free_is_refused(self, source, small_disk):
+        disk, _ = small_disk
+        (source / "assets").mkdir()
+        (source / "assets" / "big").write_bytes(bytes(200_000))
+        size_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        claims = {"zip": size_bytes, "gztar": 200_000}  # of all files; of one after the other
+        for kind, claimed in claims.items():
+            packed = shutil.make_archive(str(source.parent / "packed"), kind, source)
+            text = refusal(packed, disk / "new" / "model")
+            assert f"the model takes {claimed:,} bytes" in text
+            assert "free some space" in text
+            assert tree(disk) == {}
+
     def test_disk_is_full_only_for_what_does_not_fit(self, source, small_disk):
         disk, _ = small_disk
         assert push(source, disk / "model").version == 1
