@@ -7,6 +7,7 @@ from tfserve_kit import errors
 
 OK = 0
 BUG = 1
+REQUEST_FAILED = 6
 INTERRUPTED = 130
 
 # The first class that an error is an instance of decides.
@@ -15,7 +16,7 @@ TABLE: tuple[tuple[int, type[errors.TfkitError], str], ...] = (
     (3, errors.SpecError, "the deployment file or a template is invalid"),
     (4, errors.EngineUnavailable, "this machine cannot run the engine"),
     (5, errors.ServerError, "a server failed, never became ready, or does not exist"),
-    (6, errors.RequestError, "a request to a server failed"),
+    (REQUEST_FAILED, errors.RequestError, "a request to a server failed"),
     (8, errors.PushRefused, "a model version was not pushed or rolled back, or is damaged"),
 )
 # Used by commands themselves, not by an error.

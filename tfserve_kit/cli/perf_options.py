@@ -1,7 +1,6 @@
 """What the options of `tfkit perf` accept."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ from click.core import ParameterSource
 
 from tfserve_kit.cli.options import signature_option
 from tfserve_kit.cli.result_files import force_option
-from tfserve_kit.errors import UsageError
-from tfserve_kit.serving.access import Access
 
 _file = click.Path(path_type=Path)
 _positive = click.FloatRange(min=0, min_open=True)
@@ -25,8 +22,14 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     except ValueError:
         counts = ()
     if not counts or min(counts) < 1:
-        raise click.BadParameter(f"{value!r} is no count above 0, nor a list such as 1,8,32")
+        raise click.BadParameter(f"{value!r} is not a count above 0, nor a list such as 1,8,32")
     return counts
+
+
+def _sender(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return what sends; `auto` is `own` wherever that can."""
+    del ctx, param
+    return "own" if value == "auto" else value
 
 
 def _ramp(
@@ -61,14 +64,14 @@ _WHAT = (
                  help="Send recorded requests, when they came: JSON Lines with \"at\"; or, with "
                  "--rate, a TFRecord file of PredictionLog."),
     click.option("--speed", type=_positive, metavar="FACTOR",
-                 help="Replay so many times as fast as it was recorded."),
+                 help="Replay speed multiplier."),
 )  # fmt: skip
 _WHEN = (
     click.option("--duration", "duration_s", type=_positive, default=10.0, show_default=True,
                  metavar="SECONDS", help="How long to send."),
     click.option("--requests", type=_count, metavar="N", help="Send no more than this."),
     click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
-                 help="How much of the beginning is left out; detected if not given."),
+                 help="Warm-up to exclude; detected if not given."),
     click.option("--concurrency", callback=_counts, default="8", show_default=True, metavar="N,...",
                  help="Requests in flight; several, such as 1,8,32, are run one by one."),
     click.option("--rate", type=_positive, metavar="PER_SECOND",
@@ -87,7 +90,8 @@ _WHEN = (
 )  # fmt: skip
 _HOW = (
     click.option("--sender", type=click.Choice(["auto", "own", "grpcio"]), default="auto",
-                 show_default=True, help="What sends gRPC: grpcio is slower, and knows TLS."),
+                 show_default=True, callback=_sender,
+                 help="gRPC load generator; grpcio is slower but supports TLS."),
     click.option("--connections", type=_count, default=1, show_default=True,
                  help="Connections that requests are spread over."),
     click.option("--processes", type=_count, default=1, show_default=True,
@@ -112,115 +116,9 @@ _RESULTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the options were set to; see their help."""
-
-    url: str | None
-    model: str | None
-    protocol: str
-    timeout_s: float
-    access: Access
-    signature: str
-    source: str
-    batch: int
-    replay: Path | None
-    speed: float | None
-    duration_s: float
-    requests: int | None
-    warmup_s: float | None
-    concurrency: tuple[int, ...]
-    rate: float | None
-    arrivals: str
-    ramp: tuple[float, float] | None
-    find_max: bool
-    slo: str | None
-    during: str
-    sender: str
-    connections: int
-    processes: int
-    max_in_flight: int
-    metrics_url: str | None
-    gates: tuple[str, ...]
-    outputs: tuple[Path, ...]
-    samples_file: Path | None
-    page_file: Path | None
-    markdown_file: Path | None
-    given: frozenset[str] = frozenset()  # names of the options that were not left out
-
-    def refuse_contradictions(self) -> None:
-        """Refuse options that cannot go together.
-
-        Raises:
-            UsageError: there are such.
-        """
-        if self.rate and self.ramp:
-            raise UsageError("--rate and --ramp both say how fast to send", remedy="give one")
-        if self.find_max != (self.slo is not None):
-            raise UsageError("--find-max needs --slo, and the other way round",
-                             remedy="write --find-max --slo p99=50ms")  # fmt: skip
-        if self.find_max and (self.ramp or self.requests):
-            raise UsageError("--find-max chooses rates itself", remedy="leave out the rest")
-        with_rate = self.rate or self.ramp or self.find_max
-        if with_rate and len(self.concurrency) > 1:
-            raise UsageError("several --concurrency with a rate", remedy="give --max-in-flight")
-        if self.during == "overload" and not self.rate:
-            raise UsageError("--during overload doubles a rate", remedy="give --rate")
-        if self.during == "poison" and self.processes > 1:
-            raise UsageError("--during poison with several --processes", remedy="give just one")
-        self._refuse_beside_replay()
-        for file in self.outputs:
-            if file.suffix not in {".npz", ".json"}:
-                raise UsageError(f"--output {file}", remedy="name it .npz or .json")
-
-    def _refuse_beside_replay(self) -> None:
-        if self.replay is None:
-            if self.speed is not None:
-                raise UsageError("--speed is for --replay", remedy="leave it out, or give --rate")
-            return
-        if wrong := [option for name, option in _LOG_SAYS.items() if name in self.given]:
-            raise UsageError(
-                f"--replay with {', '.join(wrong)}: the log says what is sent and when",
-                remedy="leave that out; --requests N sends the first N",
-            )
-        if self.during == "overload":
-            raise UsageError("--during overload with --replay", remedy="give --speed 2 instead")
-        if self.rate and self.speed is not None:
-            raise UsageError("--rate and --speed both say how fast to send", remedy="give one")
-
-    def refuse_times(self, *, has_times: bool) -> None:
-        """Refuse a log that has times besides --rate, and one that has none without.
-
-        Raises:
-            UsageError: it is so.
-        """
-        if has_times and ("rate" in self.given or "arrivals" in self.given):
-            raise UsageError(
-                f"{self.replay} says itself when requests come",
-                remedy="leave out --rate and --arrivals; --speed 2 sends it twice as fast",
-            )
-        if not has_times and not self.rate:
-            raise UsageError(
-                f"{self.replay} does not say when requests came",
-                remedy="give --rate, and no --speed",
-            )
-
-
 def given_options(context: click.Context) -> frozenset[str]:
     """Return the names of the options that were not left out."""
     left_out = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
     return frozenset(
         name for name in context.params if context.get_parameter_source(name) not in left_out
     )
-
-
-# Options that say what a log says itself.
-_LOG_SAYS = {
-    "source": "--input",
-    "batch": "--batch",
-    "duration_s": "--duration",
-    "concurrency": "--concurrency",
-    "ramp": "--ramp",
-    "find_max": "--find-max",
-    "slo": "--slo",
-}

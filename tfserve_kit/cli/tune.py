@@ -37,7 +37,7 @@ _positive = click.FloatRange(min=0, min_open=True)
               help="Look for the highest rate with this, such as p99=50ms.")  # fmt: skip
 @click.option("--rate", type=_positive, metavar="PER_SECOND",
               help="Look for the lowest latency at this rate instead.")  # fmt: skip
-@click.option("--quantile", default="p99", show_default=True, help="Which latency that is.")
+@click.option("--quantile", default="p99", show_default=True, help="Latency quantile to minimise.")
 @click.option("--trials", type=_count, default=20, show_default=True, metavar="N",
               help="Candidates to try in all.")  # fmt: skip
 @click.option("--duration", "duration_s", type=_positive, default=3.0, show_default=True,
@@ -46,7 +46,7 @@ _positive = click.FloatRange(min=0, min_open=True)
               help="Rounds of the proof; 0 for none.")  # fmt: skip
 @click.option("--output", "folder", type=click.Path(file_okay=False, path_type=Path),
               default="tuned", show_default=True, metavar="DIR",
-              help="Where the search is kept and its results go; it goes on there.")  # fmt: skip
+              help="Folder of the search and its results; rerun to resume.")  # fmt: skip
 @click.option("--measure", metavar="MODEL", help="Which model gets requests, if there are several.")
 @signature_option
 @click.option("--input", "source", metavar="FILE", default="random", show_default=True,
@@ -57,7 +57,7 @@ _positive = click.FloatRange(min=0, min_open=True)
               show_default=True, help="Spacing of requests.")  # fmt: skip
 @engine_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of what is drawn.")  # fmt: skip
+              help="Random seed.")  # fmt: skip
 @access_options
 @json_option
 def tune_command(
@@ -74,8 +74,8 @@ def tune_command(
 
     Starts a server for each candidate on free ports, measures it, and proves the best one against
     the server's default batching in paired runs. What proved better is written to --output:
-    batching_config.txt, and tfkit.toml to serve with. Ctrl-C keeps what was found; the same command
-    goes on from there.
+    batching_config.txt, and tfkit.toml to serve with. Ctrl-C keeps what was found; run the same
+    command to resume.
     """
     _require_optuna()
     goal = _goal(asked["slo"], asked["rate"], asked["quantile"])
@@ -95,7 +95,7 @@ def tune_command(
         text += "".join(f"\nWrote {file}" for file in files)
     output.result("tune", data, as_json=as_json, text=text)
     if tuned.is_interrupted:
-        output.note("The same command goes on from here")
+        output.note("Run the same command to resume")
     return exit_codes.INTERRUPTED if tuned.is_interrupted else exit_codes.OK
 
 
@@ -111,20 +111,17 @@ def _goal(slo: str | None, rate: float | None, quantile: str) -> "Goal":
         UsageError: the options contradict each other, or say nothing.
     """
     from tfserve_kit.perf import gate
-    from tfserve_kit.perf.stats import QUANTILES
     from tfserve_kit.tuning import HighestRate, LowestLatency
 
     if (slo is None) == (rate is None):
-        raise UsageError("--slo or --rate says what is best", remedy="give one: --slo p99=50ms")
-    limit = gate.parse(slo.replace("=", "<") if slo else f"{quantile}<1s")
+        raise UsageError("give either --slo or --rate", remedy="such as --slo p99=50ms")
+    if rate is not None:
+        gate.require_quantile(quantile)
+        return LowestLatency(rate, quantile)
+    limit = gate.parse_slo(slo or "")
     if limit.name in {"rate", "errors"} or not limit.below or limit.is_change:
-        raise UsageError(f"{slo or quantile} limits no latency", remedy="write --slo p99=50ms")
-    known = ["mean", "max", *(f"p{q * 100:g}" for q in QUANTILES)]
-    if limit.name not in known:
-        raise UsageError(
-            f"no run is asked for {limit.name}", remedy=f"use one of {', '.join(known)}"
-        )
-    return HighestRate(limit) if rate is None else LowestLatency(rate, limit.name)
+        raise UsageError(f"{slo} limits no latency", remedy="write --slo p99=50ms")
+    return HighestRate(limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +159,7 @@ def _batchable(spec: "Spec", model: str, signature: str) -> tuple["Spec", bool]:
 
 def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
     from tfserve_kit.engines import registry
-    from tfserve_kit.perf import preparing
-    from tfserve_kit.perf.workload import Workload
+    from tfserve_kit.perf.payloads import Preparer
     from tfserve_kit.serving import launch
     from tfserve_kit.tuning import CandidateServer, Effort, Space, tune
 
@@ -171,13 +167,9 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
     spec, batches = _batchable(asked.spec, model, options["signature"])
     engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
     output.note(f"Engine {engine.name}: {why}.")
-    requests = preparing.Asked(
+    requests = Preparer(
         model, options["signature"], options["source"], options["batch"],
-        Path(spec.models[model].base_path),
-    )  # fmt: skip
-    work = Workload(
-        "", options["protocol"], duration_s=options["duration_s"], rate=1.0,
-        arrivals=options["arrivals"],
+        base_path=Path(spec.models[model].base_path),
     )  # fmt: skip
     space = Space(
         os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s, batches
@@ -193,7 +185,7 @@ def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "
     launch.prepare(spec, engine, progress=progress)
     with deferred() as interrupts:
         bed = CandidateServer(
-            spec, engine, work, preparing.Preparer(requests), goal.quantile, asked.templates,
-            progress, interrupts,
+            spec, engine, options["protocol"], requests, goal.quantile, options["duration_s"],
+            options["arrivals"], asked.templates, progress, interrupts,
         )  # fmt: skip
         return tune(bed, goal, space, effort)

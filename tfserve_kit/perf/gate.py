@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf.stats import Summary
+from tfserve_kit.perf.stats import QUANTILES, Summary
 
 _NAME = r"(?P<name>mean|max|p\d+(?:\.\d+)?|rate|errors)"
 _FORM = re.compile(
@@ -13,6 +13,10 @@ _FORM = re.compile(
 )
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _EXAMPLES = "write p99<50ms, rate>1000 or errors<0.1%; against another run p99<+5% or rate>-3%"
+
+# What a server must keep besides the limit on latency.
+_MOST_ERRORS = 0.001
+_LEAST_ANSWERED = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ def parse(text: str) -> Gate:
     if found is None:
         raise UsageError(f"{text!r} is no condition", remedy=_EXAMPLES)
     name, unit, number = found["name"], found["unit"], found["number"]
+    if name not in {"rate", "errors"}:
+        require_quantile(name)
     signed = number[0] in "+-"
     wanted = "%" if signed or name == "errors" else "" if name == "rate" else "us, ms or s"
     if unit not in wanted.replace(",", "").replace("or ", "").split(" "):
@@ -80,21 +86,29 @@ def parse(text: str) -> Gate:
     return Gate(text.strip(), name, found["sign"] == "<", float(number) * scale, signed)
 
 
-def value_of(summary: Summary, name: str) -> float | None:
-    """Return a number of a run by its name: seconds, answers per second, or a share.
+def parse_slo(text: str) -> Gate:
+    """Return the limit that a text such as `p99=50ms` means; see `parse`."""
+    return parse(text.replace("=", "<"))
+
+
+def require_quantile(name: str) -> None:
+    """Refuse a quantile that runs are not asked for; `mean` and `max` count as such.
 
     Raises:
-        UsageError: a run has no such number.
+        UsageError: it is none of them.
     """
+    known = ["mean", "max", *(f"p{q * 100:g}" for q in QUANTILES)]
+    if name not in known:
+        raise UsageError(f"unknown quantile {name}", remedy=f"use one of {', '.join(known)}")
+
+
+def value_of(summary: Summary, name: str) -> float | None:
+    """Return a number of a run by its name: seconds, answers per second, or a share."""
     if name == "rate":
         return summary.achieved_rate
     if name == "errors":
         return summary.error_share
-    try:
-        return summary.latency.value_s(name)
-    except KeyError:
-        known = ", ".join(each.name for each in summary.latency.quantiles)
-        raise UsageError(f"no run is asked for {name}", remedy=f"use one of {known}") from None
+    return summary.latency.value_s(name)
 
 
 def judge(gate: Gate, after: Summary, before: Summary | None = None) -> Verdict:
@@ -121,6 +135,40 @@ def judge(gate: Gate, after: Summary, before: Summary | None = None) -> Verdict:
             return Verdict(gate, value, False, f"INVALID: {run.invalid}")
     unknown = "" if value is not None else "too few requests"
     return Verdict(gate, value, gate.holds(value), unknown)
+
+
+def keeps(slo: Gate, summary: Summary) -> bool:
+    """Say whether a server kept a limit on latency at the rate that was offered to it.
+
+    It did if the limit holds, at most one request of a thousand failed, and answers came at no
+    less than 95 % of the rate of requests.
+    """
+    offered, achieved = summary.offered_rate, summary.achieved_rate
+    if offered is None or achieved is None or summary.error_share > _MOST_ERRORS:
+        return False
+    return achieved >= _LEAST_ANSWERED * offered and judge(slo, summary).passed
+
+
+def trial(slo: Gate, measure: Callable[[float], Summary | None]) -> Callable[[float], bool | None]:
+    """Return what tries a rate for `find_max`.
+
+    Two INVALID runs one after the other end the search: a generator that lags twice lags at any
+    rate.
+
+    Args:
+        slo: what a server has to keep; see `keeps`.
+        measure: sends so many requests per second; None ends the search.
+    """
+    invalid: list[bool] = []
+
+    def holds(rate: float) -> bool | None:
+        summary = measure(rate)
+        if summary is None:
+            return None
+        invalid.append(bool(summary.invalid))
+        return None if invalid[-2:] == [True, True] else keeps(slo, summary)
+
+    return holds
 
 
 def _shown(gate: Gate, value: float | None) -> str:

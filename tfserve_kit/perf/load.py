@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -84,15 +84,68 @@ class Open:
     Attributes:
         due_ns: int64 [requests], nanoseconds since the start of the run, rising.
         max_in_flight: requests in flight at most; one that is due beyond it waits, and is late.
+        name: a few words to tell the run from others.
+        about: what the times were made of, as a run keeps it.
     """
 
     due_ns: NDArray[np.int64]
     max_in_flight: int = 1000
+    name: str = "replay"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at_rate(
+        cls,
+        rate: float,
+        duration_s: float = 10.0,
+        *,
+        end_rate: float | None = None,
+        arrivals: "Arrivals" = "constant",
+        is_overload: bool = False,
+        max_in_flight: int = 1000,
+    ) -> Self:
+        """Return a schedule of requests that are due at a rate.
+
+        Args:
+            rate: requests per second.
+            duration_s: how long to send.
+            end_rate: the rate at the end, where it changes evenly.
+            arrivals: how requests are spaced.
+            is_overload: whether the rate is doubled in the middle third.
+            max_in_flight: requests in flight, at most.
+
+        Raises:
+            UsageError: no request would ever be due.
+        """
+        stretches = (
+            steps([rate, 2 * rate, rate], duration_s / 3)
+            if is_overload
+            else ramp(rate, end_rate or rate, duration_s)
+        )
+        due = due_ns(stretches, arrivals)
+        if not len(due):
+            raise UsageError("no request was due", remedy="raise --rate or --duration")
+        name = f"{rate:g}/s" + ("" if end_rate is None else f" to {end_rate:g}/s")
+        about = {
+            "duration_s": duration_s,
+            "rate": rate,
+            "end_rate": end_rate,
+            "arrivals": arrivals,
+            "is_overload": is_overload,
+        }
+        return cls(due, max_in_flight, name, about)
+
+    def first(self, count: int | None) -> Self:
+        """Return only so many of the requests; all of them for None."""
+        if count is None:
+            return self
+        about = {**self.about, "requests": count}
+        return replace(self, due_ns=self.due_ns[:count], about=about)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A run.
+    """A run: what server gets requests, when, and over what.
 
     Attributes:
         url: `grpc://host:port`, `grpcs://host:port`, `http://host:port` or `https://host:port`.
@@ -103,7 +156,7 @@ class Load:
         processes: how many processes send.
         timeout_s: how long one answer may take, in seconds from when the request was sent.
         sender: `own` is quick; `grpcio` sends gRPC the way Python programs usually do, for a
-            comparison. TLS needs `grpcio`.
+            comparison. Over TLS it is always grpcio that sends gRPC.
         grace_s: how long answers are waited for after the run was stopped, in seconds.
         options: TLS files, size of the largest answer; the rest of it is for clients.
         tally: filled by the run: what was counted of the answers' contents.
@@ -111,19 +164,39 @@ class Load:
 
     url: str
     protocol: Protocol
-    schedule: Closed | Open
+    schedule: Closed | Open = Closed(8, 10.0)
     connections: int = 1
     processes: int = 1
-    timeout_s: float = 60.0
+    timeout_s: float = 30.0
     sender: Sender = "own"
     grace_s: float = 2.0
-    options: Options = field(default_factory=Options)
-    tally: Tally = field(default_factory=Tally, compare=False)
+    options: Options = field(default_factory=Options, compare=False, repr=False)
+    tally: Tally = field(default_factory=Tally, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """A few words to tell it from others."""
+        if isinstance(self.schedule, Closed):
+            return f"concurrency {self.schedule.concurrency}"
+        return self.schedule.name
+
+    @property
+    def duration_s(self) -> float:
+        """How long requests are sent, as far as that is known; 0 if it is not."""
+        if isinstance(self.schedule, Closed):
+            return self.schedule.duration_s or 0.0
+        last_s = float(self.schedule.due_ns[-1]) / 1e9 if len(self.schedule.due_ns) else 0.0
+        return float(self.schedule.about.get("duration_s", last_s))
 
     @property
     def is_secure(self) -> bool:
         """Whether the connections use TLS."""
         return urlsplit(self.url).scheme in {"grpcs", "https"}
+
+    @property
+    def uses_grpcio(self) -> bool:
+        """Whether grpcio sends the requests."""
+        return self.protocol == "grpc" and (self.is_secure or self.sender == "grpcio")
 
     @property
     def most_in_flight(self) -> int:
@@ -142,6 +215,29 @@ class Load:
     def prefix(self) -> str:
         """The path before each request's own, where a proxy wants one."""
         return urlsplit(self.url).path.rstrip("/") if self.protocol == "rest" else ""
+
+    def settings(self) -> dict[str, Any]:
+        """Return all of it as a run keeps it, without files and secrets of whoever sends."""
+        schedule = self.schedule
+        is_closed = isinstance(schedule, Closed)
+        when = (
+            asdict(schedule)
+            if isinstance(schedule, Closed)
+            else {"duration_s": self.duration_s, **schedule.about}
+            | {"max_in_flight": schedule.max_in_flight}
+        )
+        found = {
+            "loop": "closed" if is_closed else "open",
+            "url": self.url,
+            "protocol": self.protocol,
+            "is_overload": False,
+            **when,
+            "connections": self.connections,
+            "processes": self.processes,
+            "timeout_s": self.timeout_s,
+            "sender": "grpcio" if self.uses_grpcio else self.sender,
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def check(load: Load, payloads: Sequence[Payload]) -> None:
@@ -197,7 +293,8 @@ def shares(load: Load) -> list[Load]:
     for worker in range(count):
         part: Closed | Open
         if isinstance(schedule, Open):
-            part = Open(schedule.due_ns[worker::count], _share(in_flight, worker, count))
+            due = schedule.due_ns[worker::count]
+            part = replace(schedule, due_ns=due, max_in_flight=_share(in_flight, worker, count))
         else:
             requests = schedule.requests
             part = Closed(

@@ -1,5 +1,6 @@
 """One measurement from beginning to end: watch the server, send, mark what happens, keep it all."""
 
+import math
 import os
 import platform
 import subprocess
@@ -8,22 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from tfserve_kit import safe_text
-from tfserve_kit.perf.gate import Gate, judge
 from tfserve_kit.perf.load import Load, Payload, Tally
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
-from tfserve_kit.perf.stats import Summary
-from tfserve_kit.perf.workload import POISON_EVERY, Workload, poisoned
 from tfserve_kit.processes import own_version
 from tfserve_kit.progress import SILENT, Progress
 
 POISON, OVERLOAD = "poison", "overload"
+POISON_EVERY = 100
 
 _GRACE_S = 30.0
 _POLL_S = 0.05
@@ -192,11 +191,6 @@ def _read(file: Path) -> str:
         return ""
 
 
-# What a server must keep besides the limit on latency.
-_MOST_ERRORS = 0.001
-_LEAST_ANSWERED = 0.95
-
-
 class Send(Protocol):
     """Sends a load; `perf.sending.run` is the real one."""
 
@@ -219,10 +213,10 @@ class Bench:
     Attributes:
         payloads: what requests consist of, sent in turn.
         send: what sends them.
-        about: settings to keep besides those of the workload.
-        during: `poison` makes every hundredth request invalid, `overload` doubles the rate in the
-            middle third; anything else is a command for the shell, run after a third of the time,
-            if `command` is none.
+        about: settings to keep besides those of the load.
+        during: `poison` makes every hundredth request invalid; `overload` is the name of a load
+            that doubles its rate, see `Open.at_rate`; anything else is a command for the shell, run
+            after a third of the time, if `command` is none.
         watch: makes what looks at the server meanwhile.
         stop: ends a run early.
         progress: is told how many requests have ended.
@@ -238,26 +232,24 @@ class Bench:
     progress: Progress = SILENT
     command: Command | None = None
 
-    def measure(self, work: Workload) -> Run:
-        """Send a workload and return all that is known of it."""
+    def measure(self, load: Load) -> Run:
+        """Send a load and return all that is known of the run."""
         payloads, about = self.payloads, dict(self.about)
         if self.during == POISON:
             payloads, about = poisoned(payloads), about | {"poison_every": POISON_EVERY}
-        if self.during == OVERLOAD:
-            work = replace(work, is_overload=True)
         if self.during:
             about["during"] = safe_text.redacted(self.during)
-        load, place = work.load(), describe_environment()
+        place = describe_environment()
         watch = self.watch() if self.watch else None
-        drill = Disturbance(self.command or command_of(self.during), work.duration_s / 3)
+        drill = Disturbance(self.command or command_of(self.during), load.duration_s / 3)
         with watch or nullcontext(), drill:
             samples = self.send(
                 load, payloads, stop=self.stop, progress=self.progress, started=drill.begin
             )
-        marks = (*drill.marks, *_overload_marks(work))
+        marks = (*drill.marks, *_overload_marks(load))
         seen = watch.data(drill.start_ns) if watch else {}
         answers = checked(load.tally)
-        return Run(samples, work.settings() | about, place, marks, seen, answers)
+        return Run(samples, load.settings() | about, place, marks, seen, answers)
 
 
 def checked(tally: Tally) -> dict[str, Any]:
@@ -278,20 +270,19 @@ def checked(tally: Tally) -> dict[str, Any]:
     }
 
 
-def keeps(slo: Gate, summary: Summary) -> bool:
-    """Say whether a server kept a limit on latency at the rate that was offered to it.
-
-    It did if the limit holds, at most one request of a thousand failed, and answers came at no
-    less than 95 % of the rate of requests.
-    """
-    offered, achieved = summary.offered_rate, summary.achieved_rate
-    if offered is None or achieved is None or summary.error_share > _MOST_ERRORS:
-        return False
-    return achieved >= _LEAST_ANSWERED * offered and judge(slo, summary).passed
-
-
-def _overload_marks(work: Workload) -> Iterator[Mark]:
-    if work.is_overload and work.rate is not None:
-        third_ns = round(work.duration_s / 3 * 1e9)
+def _overload_marks(load: Load) -> Iterator[Mark]:
+    if load.settings()["is_overload"]:
+        third_ns = round(load.duration_s / 3 * 1e9)
         yield Mark(third_ns, "begin: twice the rate")
         yield Mark(2 * third_ns, "end: twice the rate")
+
+
+def poisoned(payloads: Sequence[Payload]) -> list[Payload]:
+    """Return payloads of which every `POISON_EVERY`-th is no request that a server can read."""
+    turns = range(math.lcm(POISON_EVERY, len(payloads)))
+    return [
+        payloads[i % len(payloads)]._replace(body=b"\xff\xff not a request \xff")
+        if i % POISON_EVERY == POISON_EVERY - 1
+        else payloads[i % len(payloads)]
+        for i in turns
+    ]

@@ -3,13 +3,15 @@
 All of it is made before the clock starts. Source of recorded requests:
 tensorflow_serving/apis/prediction_log.proto (what a server's own request log holds, and a model's
 warm-up requests).
+
+Requests for a server that runs, made before anything is measured; one goes ahead as a trial.
 """
 
 import json
 import math
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.clients import Target
+from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import inputs_of_body, read_inputs
 from tfserve_kit.clients.grpc import GrpcProtocol
-from tfserve_kit.clients.options import Headers, for_grpc, for_http
+from tfserve_kit.clients.options import Headers, OptionNames, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.perf import expectations
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.pictures.graph import PictureGraph
@@ -390,3 +393,105 @@ def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> R
     request = log.predict_log.request
     inputs = {alias: from_proto(tensor) for alias, tensor in request.inputs.items()}
     return Recorded(inputs, request.model_spec.signature_name, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Requests, and what they are for.
+
+    Attributes:
+        payloads: the requests, to be sent in turn.
+        version: the version that answered.
+        signature: the one that is called.
+        rows: in each request.
+        assumed: what was made up beside random rows, as sentences.
+        times_s: when recorded requests came, in seconds; empty where nobody knows.
+    """
+
+    payloads: Sequence[Payload]
+    version: int
+    signature: str
+    rows: int = 1
+    assumed: Sequence[str] = ()
+    times_s: Sequence[float] = ()
+
+
+class Preparer:
+    """Makes the same requests for one server after another.
+
+    Args:
+        model: name of the model.
+        signature: of the model; empty for the only one, or serving_default.
+        source: what to send; see `inputs_of`.
+        batch: rows in each request.
+        base_path: of the model, for its note on how pictures are prepared; None if unknown.
+        timeout_s: of the first request.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        signature: str = "",
+        source: str = RANDOM,
+        batch: int = 1,
+        *,
+        base_path: Path | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._target = Target(model, signature=signature)
+        self._source, self._batch, self._base_path = source, batch, base_path
+        self._timeout_s = timeout_s
+        self._inputs: Sequence[Inputs] | None = None
+
+    def prepare(self, url: str, options: OptionNames | None = None) -> Prepared:
+        """Make requests for the server at a URL, and send one.
+
+        Args:
+            url: its address.
+            options: how it is reached; see `clients.connect`.
+
+        Raises:
+            UsageError: there is nothing to send.
+            InvalidRequest: it does not fit the signature.
+            RequestError: the server does not answer it.
+        """
+        target = self._target
+        with connect(url, **options or {}) as client:
+            found = client.metadata(target, timeout_s=self._timeout_s)
+            chosen = choose_signature(found.signatures, target.signature)
+            if self._inputs is None:
+                folder = self._base_path / str(found.version) if self._base_path else None
+                note = Preprocessing.read(folder) if folder else Preprocessing()
+                graph = PictureGraph(folder, chosen.name)
+                self._inputs = inputs_of(self._source, chosen, self._batch, note, graph)
+            trial = client.predict(target, self._inputs[0], timeout_s=self._timeout_s)
+        expected = expectations.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
+        headers = (options or {}).get("headers", {})
+        made = encoded(_protocol(url), url, target, self._inputs, expected, headers)
+        assumed = assumptions(chosen, drawn=self._source == RANDOM)
+        rows = batch_axes(chosen).fixed_rows or self._batch
+        return Prepared(made, found.version, chosen.name, rows, assumed)
+
+    def recorded(self, log: Path, url: str, options: OptionNames | None = None) -> Prepared:
+        """Make the requests that a log holds, and send the first; see `prepare` and `read_log`."""
+        target = self._target
+        with connect(url, **options or {}) as client:
+            found = client.metadata(target, timeout_s=self._timeout_s)
+            requests = read_log(log, found.signatures, target.signature)
+            calls = [(replace(target, signature=each.signature), each.inputs) for each in requests]
+            trial = client.predict(*calls[0], timeout_s=self._timeout_s)
+        called = [
+            (choose_signature(found.signatures, each.signature), each.inputs) for each in requests
+        ]
+        expected = expectations.of_calls(called, trial.outputs)
+        protocol, headers = _protocol(url), (options or {}).get("headers", {})
+        made = [
+            predict_payload(protocol, url, *call, expects, headers)
+            for call, expects in zip(calls, expected, strict=True)
+        ]
+        times_s = [each.at_s for each in requests if each.at_s is not None]
+        return Prepared(made, found.version, target.signature, times_s=times_s)
+
+
+def _protocol(url: str) -> Protocol:
+    return "grpc" if url.startswith("grpc") else "rest"

@@ -7,10 +7,16 @@ from typing import Any
 from tfserve_kit.perf import metrics
 from tfserve_kit.perf.compare import CONFIDENCE as COMPARED_AT
 from tfserve_kit.perf.compare import Comparison, Difference
+from tfserve_kit.perf.gate import Verdict
 from tfserve_kit.perf.samples import Run, latency_ns, service_ns, succeeded
-from tfserve_kit.perf.stats import CONFIDENCE, Distribution, Summary
+from tfserve_kit.perf.sending.driving import Snapshot
+from tfserve_kit.perf.session import Measurement
+from tfserve_kit.perf.stats import CONFIDENCE, Distribution, NamedRun, Summary
 
 _UNKNOWN = "-"
+# What the live line leaves out where the terminal is too narrow, after the title.
+_LEAST = ("late", "ended", "in flight")
+_PLAIN_MS = 10
 
 
 def as_data(summary: Summary, run: Run) -> dict[str, Any]:
@@ -134,6 +140,116 @@ def as_sweep(runs: Sequence[tuple[str, Summary]]) -> str:
         cells += [f"{summary.error_share:.2%}", "INVALID" if summary.invalid else ""]
         lines.append(_row(name, cells))
     return "\n".join(lines)
+
+
+def measurement(
+    found: Measurement, slo: str | None, verdicts: Sequence[Verdict]
+) -> tuple[dict[str, Any], str]:
+    """Return runs, what a search found and verdicts, for JSON and for a terminal.
+
+    Args:
+        found: at least one run.
+        slo: the limit of a search.
+        verdicts: of gates; none if there are none.
+    """
+    data, text = runs_data(found.runs), runs_text(found.runs)
+    if found.max_rate is not None:
+        text = _search_text(found, slo or "")
+        data = {"max_rate": found.max_rate, "slo": slo, "held": list(found.held)} | data
+    if verdicts:
+        data["gates"] = verdicts_data(verdicts)
+    return data, text + verdicts_text(verdicts)
+
+
+def _search_text(found: Measurement, slo: str) -> str:
+    tried = [
+        (f"{each.name} {'held' if held else 'failed'}", each.summary)
+        for each, held in zip(found.runs, found.held, strict=True)
+    ]
+    if not found.max_rate:
+        last = found.runs[-1].summary
+        why = f"; INVALID: {last.invalid} ({last.remedy})" if last.invalid else ""
+        return f"{as_sweep(tried)}\n\nno rate that was tried kept {slo}{why}"
+    best = as_text(found.judged[-1].summary, found.judged[-1].run)
+    head = f"{found.max_rate:g}/s is the highest rate with {slo}"
+    return f"{as_sweep(tried)}\n\n{head}\n\n{best}"
+
+
+def runs_data(runs: Sequence[NamedRun]) -> dict[str, Any]:
+    """Return one run's numbers, or those of several under `runs`, each with its name."""
+    found = [as_data(each.summary, each.run) for each in runs]
+    if len(found) == 1:
+        return found[0]
+    return {"runs": [{"name": each.name} | data for each, data in zip(runs, found, strict=True)]}
+
+
+def runs_text(runs: Sequence[NamedRun]) -> str:
+    """Return one run's report, or a line for each of several."""
+    if len(runs) == 1:
+        return as_text(runs[0].summary, runs[0].run)
+    return as_sweep([(each.name, each.summary) for each in runs])
+
+
+def runs_markdown(runs: Sequence[NamedRun]) -> str:
+    """Return runs for a pull request, each under its name if there are several."""
+    parts = [as_markdown(each.summary, each.run) for each in runs]
+    heads = [f"### {each.name}\n\n" if len(runs) > 1 else "" for each in runs]
+    return "\n".join(head + part + "\n" for head, part in zip(heads, parts, strict=True))
+
+
+def verdicts_text(verdicts: Sequence[Verdict]) -> str:
+    """Return verdicts for a terminal, after an empty line; nothing if there are none."""
+    return "\n".join(["", *map(str, verdicts)]) if verdicts else ""
+
+
+def verdicts_data(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts for JSON."""
+    return [
+        {"gate": each.gate.text, "passed": each.passed, "value": each.value, "why": each.why}
+        for each in verdicts
+    ]
+
+
+def live_line(title: str, seen: Snapshot, per_second: float | None, width: int) -> str:
+    """Return how a run stands, in less than a terminal's width.
+
+    Args:
+        title: what is run.
+        seen: the run; its latencies are those since the last line.
+        per_second: requests that ended since then, per second.
+        width: of the terminal, in characters.
+    """
+    errors = "1 error" if seen.failed == 1 else f"{seen.failed:,} errors"
+    parts = {
+        "time": f"{seen.at_ns / 1e9:.0f}{_of(seen.end_ns and seen.end_ns / 1e9)} s",
+        "ended": f"{seen.ended:,}{_of(seen.total)} ended",
+        "rate": "" if per_second is None else f"{per_second:,.0f}/s",
+        "errors": errors,
+        "p50": f"p50 {_short_ms(seen.quantile_s(0.5))}",
+        "p99": f"p99 {_short_ms(seen.quantile_s(0.99))}",
+        "in flight": f"{seen.in_flight:,} in flight",
+        "late": "" if seen.late_ns is None else f"{_short_ms(seen.late_ns / 1e9)} late",
+    }
+    lines = [f"{title}: {_joined(parts)}", _joined(parts)]
+    for name in _LEAST:
+        parts[name] = ""
+        lines.append(_joined(parts))
+    return next((each for each in lines if len(each) < width), lines[-1][: width - 1])
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return ", ".join(part for part in parts.values() if part)
+
+
+def _of(total: float | None) -> str:
+    return "" if total is None else f"/{total:,.0f}"
+
+
+def _short_ms(value_s: float | None) -> str:
+    if value_s is None:
+        return "-"
+    value = value_s * 1e3
+    return f"{value:.2f} ms" if value < _PLAIN_MS else f"{value:,.0f} ms"
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tfserve_kit.perf import report
-from tfserve_kit.perf.samples import Run, latency_ns, succeeded
-from tfserve_kit.perf.stats import CONFIDENCE, Slice, Summary, measured
+from tfserve_kit.perf.samples import latency_ns, succeeded
+from tfserve_kit.perf.stats import CONFIDENCE, NamedRun, Slice, Summary, measured
 from tfserve_kit.safe_text import printable, printable_html
 
 # Drawn this wide, letters stay readable on a telephone and do not shout on a desk.
@@ -222,15 +222,6 @@ _FIRST = 1 / (1 - 0.1)  # the quickest tenth would stretch the plot for nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A run with a name to tell it from others."""
-
-    name: str
-    run: Run
-    summary: Summary
-
-
-@dataclass(frozen=True, slots=True)
 class Figure:
     """A plot with what to say about it."""
 
@@ -245,7 +236,7 @@ def _figure(plot: Plot, title: str, caption: str) -> Figure:
     return Figure(title, plot.svg(), caption, legend)
 
 
-def page(runs: Sequence[Named], *, title: str = "Performance report") -> str:
+def page(runs: Sequence[NamedRun], *, title: str = "Performance report") -> str:
     """Return a page about one run, or several side by side.
 
     Args:
@@ -271,7 +262,7 @@ def page(runs: Sequence[Named], *, title: str = "Performance report") -> str:
     )
 
 
-def _section(named: Named) -> dict[str, Any]:
+def _section(named: NamedRun) -> dict[str, Any]:
     summary, run = named.summary, named.run
     return {
         "name": named.name,
@@ -285,7 +276,7 @@ def _section(named: Named) -> dict[str, Any]:
     }
 
 
-def _overview(runs: Sequence[Named]) -> list[Figure]:
+def _overview(runs: Sequence[NamedRun]) -> list[Figure]:
     """Return what only several runs can show: all quantiles, and what throughput costs."""
     if len(runs) == 1:
         return []
@@ -316,7 +307,7 @@ def _overview(runs: Sequence[Named]) -> list[Figure]:
     return found
 
 
-def _figures(named: Named) -> Iterator[Figure]:
+def _figures(named: NamedRun) -> Iterator[Figure]:
     run = named.run
     yield _quantiles([named])
     yield _over_time(named)
@@ -340,7 +331,7 @@ def _figures(named: Named) -> Iterator[Figure]:
         yield _usage(usage)
 
 
-def _quantiles(runs: Sequence[Named]) -> Figure:
+def _quantiles(runs: Sequence[NamedRun]) -> Figure:
     """Return latency by quantile, where each decade of slow requests takes equal room."""
     lines, bands, most, highest = [], [], 0.5, []
     for number, each in enumerate(runs):
@@ -380,7 +371,7 @@ def _band(summary: Summary) -> list[Point]:
     return above + below
 
 
-def _over_time(named: Named) -> Figure:
+def _over_time(named: NamedRun) -> Figure:
     summary = named.summary
     lines = [
         Line(label, [(at, _ms(value)) for at, value in found if value], tone)
@@ -396,7 +387,7 @@ def _over_time(named: Named) -> Figure:
     return _figure(plot, "Latency over time", caption)
 
 
-def _rates(named: Named) -> Figure:
+def _rates(named: NamedRun) -> Figure:
     summary = named.summary
     lines = [
         Line(label, [(at, value / summary.width_s) for at, value in found], tone)
@@ -413,7 +404,7 @@ def _rates(named: Named) -> Figure:
     return _figure(plot, "Requests and answers", caption)
 
 
-def _timed(title: str, named: Named, y: Axis, lines: Sequence[Line]) -> Plot:
+def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> Plot:
     last = named.summary.series[-1].at_s + named.summary.width_s
     start_s = named.summary.steady.start_ns / 1e9
     return Plot(

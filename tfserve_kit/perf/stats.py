@@ -300,6 +300,20 @@ class Summary:
         return sum(self.errors.values()) / self.requests if self.requests else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class NamedRun:
+    """A run, what it amounts to, and a name to tell it from others."""
+
+    name: str
+    run: Run
+    summary: Summary
+
+
+def share_of(name: str) -> float | None:
+    """Return the share that a quantile's name means: `p99` is 0.99; None for `mean` and `max`."""
+    return float(name[1:]) / 100 if name[0] == "p" else None
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """Return the smallest value that at least a share `q` of all values does not exceed.
 

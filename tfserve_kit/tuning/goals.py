@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from tfserve_kit.perf import gate, stats
 from tfserve_kit.perf.gate import Gate, value_of
-from tfserve_kit.perf.measuring import keeps
 from tfserve_kit.perf.stats import Summary
 
 Measure = Callable[[float], Summary]
@@ -141,14 +140,18 @@ class HighestRate:
         """Look for the highest rate."""
         points: list[Point] = []
 
-        def holds(rate: float) -> bool | None:
+        def measured(rate: float) -> Summary:
             summary = measure(rate)
-            points.append(Point.of(summary, self.quantile, held=keeps(self.slo, summary)))
-            if all(each.invalid for each in points[-2:]) and len(points) > 1:
-                return None  # a generator that lags twice lags at any rate
-            if best is not None and not points[-1].held and rate <= _HOPELESS * best:
+            points.append(Point.of(summary, self.quantile, held=gate.keeps(self.slo, summary)))
+            return summary
+
+        trial = gate.trial(self.slo, measured)
+
+        def holds(rate: float) -> bool | None:
+            held = trial(rate)
+            if held is False and best is not None and rate <= _HOPELESS * best:
                 raise _Beaten
-            return points[-1].held
+            return held
 
         try:
             rate, _ = gate.find_max(
@@ -163,7 +166,7 @@ class HighestRate:
     def again(self, measure: Measure, near: float) -> float:
         """Look for the highest rate in small steps."""
         rate, _ = gate.find_max(
-            lambda rate: keeps(self.slo, measure(rate)), start=near, precision=_FINE_PRECISION,
+            lambda rate: gate.keeps(self.slo, measure(rate)), start=near, precision=_FINE_PRECISION,
             confirmations=0, most_trials=_MOST_RUNS, growth=_FINE_GROWTH,
         )  # fmt: skip
         return rate
@@ -224,7 +227,7 @@ class LowestLatency:
 
     def _point(self, summary: Summary) -> Point:
         no_limit = Gate("", self.quantile, below=True, limit=math.inf, is_change=False)
-        at_ease = keeps(no_limit, summary)
+        at_ease = gate.keeps(no_limit, summary)
         point = Point.of(summary, self.quantile, held=at_ease)
         return point if at_ease else replace(point, latency_s=None)
 

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,11 @@ from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import ServerFailed
 from tfserve_kit.perf import sending, stats
+from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Protocol
 from tfserve_kit.perf.measuring import Bench
-from tfserve_kit.perf.preparing import Preparer
+from tfserve_kit.perf.payloads import Preparer
 from tfserve_kit.perf.sending.driving import SnapshotListener
 from tfserve_kit.perf.stats import Summary
-from tfserve_kit.perf.workload import Workload
 from tfserve_kit.progress import SILENT, Progress, Silent
 from tfserve_kit.serving import access, launch
 from tfserve_kit.tuning.candidate import Candidate, Space
@@ -38,9 +38,11 @@ class CandidateServer:
     Attributes:
         spec: the deployment whose settings are varied; see `launch.prepare`.
         engine: what runs the servers.
-        work: how requests are sent; its URL and rate do not count.
+        protocol: of the requests, `grpc` or `rest`.
         requests: makes what is sent.
         quantile: name of the quantile that every run must be long enough for.
+        duration_s: how long each run is, at least.
+        arrivals: how requests are spaced.
         templates: a folder whose templates replace ours.
         progress: told what is going on.
         clock: what the waiting for servers measures with; may raise KeyboardInterrupt where it
@@ -52,9 +54,11 @@ class CandidateServer:
 
     spec: Spec
     engine: Engine
-    work: Workload
+    protocol: Protocol
     requests: Preparer
     quantile: str
+    duration_s: float = 10.0
+    arrivals: Arrivals = "constant"
     templates: Path | None = None
     progress: Progress = SILENT
     clock: Clock = field(default_factory=SystemClock)
@@ -77,21 +81,21 @@ class CandidateServer:
             # Callers have processors of their own; a server at its limit must not delay ours.
             if (record := Record.read(handle.home)) and record.pid:
                 processes.give_way(record.pid)
-            url = getattr(handle.endpoints, self.work.protocol)
+            url = getattr(handle.endpoints, self.protocol)
             options = access.of_server(handle.home).options(url)
             made = self.requests.prepare(url, options)
             bench = Bench(made.payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop)
-            sender = "grpcio" if url.startswith("grpcs:") else self.work.sender
-            work = replace(self.work, url=url, sender=sender, options=Options(**options))
-            yield Running(bench, work, self.needed(), self.clock)
+            load = Load(url, self.protocol, options=Options(**options))
+            yield Running(bench, load, self._at_rate, self.clock)
         finally:
             handle.stop()
 
-    def needed(self) -> int:
-        """Return how many requests a run needs, so that its quantile is known."""
-        name = self.quantile
-        least = stats.values_needed(float(name[1:]) / 100) if name[0] == "p" else 1
-        return math.ceil(least + 4 * math.sqrt(least))  # random arrivals may be fewer
+    def _at_rate(self, rate: float) -> Open:
+        """Return a schedule as long as was asked, and as the quantile needs to be known."""
+        share = stats.share_of(self.quantile)
+        least = stats.values_needed(share) if share else 1
+        needed = math.ceil(least + 4 * math.sqrt(least))  # random arrivals may be fewer
+        return Open.at_rate(rate, max(self.duration_s, needed / rate), arrivals=self.arrivals)
 
 
 class _SnapshotsOnly(Silent):
@@ -108,10 +112,12 @@ class Running:
         start_rate: half of what it answered per second while it was warmed up.
     """
 
-    def __init__(self, bench: Bench, work: Workload, needed: int, clock: Clock) -> None:
-        self._bench, self._work, self._needed, self._clock = bench, work, needed, clock
-        warmup = replace(work, rate=None, concurrency=_WARMUP_IN_FLIGHT, duration_s=_WARMUP_S)
-        self.start_rate = (self._summary(warmup).achieved_rate or 2.0) / 2
+    def __init__(
+        self, bench: Bench, load: Load, at_rate: Callable[[float], Open], clock: Clock
+    ) -> None:
+        self._bench, self._load, self._at_rate, self._clock = bench, load, at_rate, clock
+        warmup = self._summary(Closed(_WARMUP_IN_FLIGHT, _WARMUP_S))
+        self.start_rate = (warmup.achieved_rate or 2.0) / 2
 
     def measure(self, rate: float) -> Summary:
         """Send at a rate, for as long as was asked and as the quantile needs.
@@ -121,14 +127,13 @@ class Running:
         Raises:
             KeyboardInterrupt: the search is to end.
         """
-        duration_s = max(self._work.duration_s, self._needed / rate)
-        work = replace(self._work, rate=rate, duration_s=duration_s)
-        first = self._summary(work)
-        return self._summary(work) if first.invalid else first
+        schedule = self._at_rate(rate)
+        first = self._summary(schedule)
+        return self._summary(schedule) if first.invalid else first
 
-    def _summary(self, work: Workload) -> Summary:
+    def _summary(self, schedule: Closed | Open) -> Summary:
         self._clock.sleep(0)  # where an interrupt strikes that came while a server was started
-        run = self._bench.measure(work)
+        run = self._bench.measure(replace(self._load, schedule=schedule))
         if self._bench.stop is not None and self._bench.stop.is_set():
             raise KeyboardInterrupt
         return stats.summarize(run)

@@ -11,11 +11,10 @@ import pytest
 from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, measuring
-from tfserve_kit.perf.load import Closed, Open, Payload
-from tfserve_kit.perf.measuring import Bench, Command, Disturbance, command_of, keeps
+from tfserve_kit.perf.load import Closed, Load, Open, Payload
+from tfserve_kit.perf.measuring import Bench, Command, Disturbance, command_of, poisoned
 from tfserve_kit.perf.samples import SAMPLE
 from tfserve_kit.perf.stats import summarize
-from tfserve_kit.perf.workload import Workload, poisoned
 
 URL = "grpc://host:1"
 PAYLOADS = [Payload("/a", (), b"a"), Payload("/b", (), b"b")]
@@ -37,50 +36,57 @@ class FakeSend:
         return samples
 
 
-class TestWorkload:
-    def test_without_a_rate_keeps_requests_in_flight(self):
-        schedule = Workload(URL, "grpc", concurrency=3, duration_s=2, requests=7).load().schedule
-        assert schedule == Closed(3, 2, 7)
-
-    def test_with_a_rate_sends_at_times(self):
-        schedule = Workload(URL, "grpc", rate=10, duration_s=1, max_in_flight=5).load().schedule
-        assert isinstance(schedule, Open)
+class TestLoad:
+    def test_at_a_rate_sends_at_times(self):
+        schedule = Open.at_rate(10, 1, max_in_flight=5)
         assert (len(schedule.due_ns), schedule.max_in_flight) == (10, 5)
 
     def test_sends_no_more_requests_than_asked_for(self):
-        assert len(Workload(URL, "grpc", rate=10, requests=4).load().schedule.due_ns) == 4
+        assert len(Open.at_rate(10).first(4).due_ns) == 4
+        assert len(Open.at_rate(10).first(None).due_ns) == 100
 
     def test_with_two_rates_goes_from_one_to_the_other(self):
-        load = Workload(URL, "grpc", rate=10, end_rate=30, duration_s=2).load()
-        counts = np.bincount((load.schedule.due_ns / 1e9 + 1e-9).astype(int))
+        schedule = Open.at_rate(10, 2, end_rate=30)
+        counts = np.bincount((schedule.due_ns / 1e9 + 1e-9).astype(int))
         assert counts.tolist() == pytest.approx([15, 25], abs=1)
 
     def test_overload_doubles_the_middle_third(self):
-        load = Workload(URL, "grpc", rate=10, duration_s=3, is_overload=True).load()
-        counts = np.bincount((load.schedule.due_ns / 1e9 + 1e-9).astype(int))
+        schedule = Open.at_rate(10, 3, is_overload=True)
+        counts = np.bincount((schedule.due_ns / 1e9 + 1e-9).astype(int))
         assert counts.tolist() == [10, 20, 10]
 
     def test_that_would_never_send_is_refused(self):
         with pytest.raises(UsageError, match="no request was due"):
-            Workload(URL, "grpc", rate=0.1, duration_s=1, arrivals="poisson").load()
+            Open.at_rate(0.1, 1, arrivals="poisson")
 
-    @pytest.mark.parametrize(("work", "name", "there", "missing"), [
-        (Workload(URL, "grpc"), "concurrency 8", "concurrency", "arrivals"),
-        (Workload(URL, "grpc", rate=5), "5/s", "arrivals", "concurrency"),
-        (Workload(URL, "grpc", rate=5, end_rate=9), "5/s to 9/s", "end_rate", "concurrency"),
+    @pytest.mark.parametrize(("schedule", "name", "there", "missing"), [
+        (Closed(8, 10.0), "concurrency 8", "concurrency", "arrivals"),
+        (Open.at_rate(5), "5/s", "arrivals", "concurrency"),
+        (Open.at_rate(5, end_rate=9), "5/s to 9/s", "end_rate", "concurrency"),
     ])  # fmt: skip
-    def test_is_kept_with_what_mattered(self, work, name, there, missing):
-        settings = work.settings()
-        assert work.name == name
+    def test_is_kept_with_what_mattered(self, schedule, name, there, missing):
+        load = Load(URL, "grpc", schedule)
+        settings = load.settings()
+        assert load.name == name
         assert there in settings
         assert missing not in settings
-        assert settings["loop"] == ("closed" if work.rate is None else "open")
+        assert settings["loop"] == ("closed" if isinstance(schedule, Closed) else "open")
+        assert settings["duration_s"] == load.duration_s == 10.0
+        assert settings["is_overload"] is False
+
+    def test_over_tls_it_is_grpcio_that_sends_grpc_and_says_so(self):
+        secure = Load("grpcs://host:1", "grpc")
+        assert secure.uses_grpcio
+        assert secure.settings()["sender"] == "grpcio"
+        assert not Load("https://host:1", "rest").uses_grpcio
+        assert not Load(URL, "grpc").uses_grpcio
+        assert Load(URL, "grpc", sender="grpcio").uses_grpcio
 
 
-class TestDrills:
+class TestDisturbances:
     def test_every_hundredth_request_is_poisoned_and_the_others_keep_their_turn(self):
         bench = Bench(PAYLOADS, send := FakeSend(), during="poison")
-        run = bench.measure(Workload(URL, "grpc"))
+        run = bench.measure(Load(URL, "grpc"))
         bad = [i for i, each in enumerate(send.payloads) if each.body not in {b"a", b"b"}]
         assert bad == [i for i in range(len(send.payloads)) if i % 100 == 99]
         assert [each.body for each in send.payloads[:3]] == [b"a", b"b", b"a"]
@@ -93,7 +99,7 @@ class TestDrills:
 
     def test_overload_is_marked(self):
         run = Bench(PAYLOADS, FakeSend(), during="overload").measure(
-            Workload(URL, "grpc", rate=30, duration_s=3)
+            Load(URL, "grpc", Open.at_rate(30, 3, is_overload=True))
         )
         assert [mark.at_ns for mark in run.marks] == [10**9, 2 * 10**9]
         assert run.settings["is_overload"] is True
@@ -106,19 +112,19 @@ class TestDrills:
                 threading.Event().wait(0.01)
 
         bench = Bench(PAYLOADS, FakeSend(until_it_ran), during=f"touch '{file}'; exit 3")
-        begin, end = bench.measure(Workload(URL, "grpc", duration_s=0.03)).marks
+        begin, end = bench.measure(Load(URL, "grpc", Closed(8, 0.03))).marks
         assert begin.what.startswith("begin: touch")
         assert end.what.endswith("(exit code 3)")
         assert 10_000_000 <= begin.at_ns <= end.at_ns
 
     def test_a_run_that_ends_before_its_command_begins_runs_none(self, tmp_path):
         bench = Bench(PAYLOADS, FakeSend(), during=f"touch '{tmp_path / 'done'}'")
-        assert bench.measure(Workload(URL, "grpc", duration_s=600)).marks == ()
+        assert bench.measure(Load(URL, "grpc", Closed(8, 600))).marks == ()
         assert not (tmp_path / "done").exists()
 
 
 def test_a_run_keeps_what_it_was_made_with():
-    run = Bench(PAYLOADS, FakeSend(), {"model": "m"}).measure(Workload(URL, "grpc"))
+    run = Bench(PAYLOADS, FakeSend(), {"model": "m"}).measure(Load(URL, "grpc"))
     assert run.settings["model"] == "m"
     assert run.settings["url"] == URL
     assert run.environment["cores"] >= 1
@@ -129,17 +135,17 @@ class TestLimits:
     SLO = gate.parse("p99<50ms")
 
     def test_are_kept_by_a_server_that_is_quick_enough(self):
-        assert keeps(self.SLO, summarize(queued(rate=50, service_s=0.002, warmup_s=0.0)))
+        assert gate.keeps(self.SLO, summarize(queued(rate=50, service_s=0.002, warmup_s=0.0)))
 
     def test_are_not_kept_by_a_slow_one(self):
-        assert not keeps(self.SLO, summarize(queued(rate=50, service_s=0.015, warmup_s=0.0)))
+        assert not gate.keeps(self.SLO, summarize(queued(rate=50, service_s=0.015, warmup_s=0.0)))
 
     def test_are_not_kept_by_one_that_fails_or_falls_behind(self):
         failing = queued(rate=50, service_s=0.002, warmup_s=0.0)
         failing.samples["status"][::200] = 8
-        assert not keeps(self.SLO, summarize(failing))
+        assert not gate.keeps(self.SLO, summarize(failing))
         behind = [sample(i, i, i, 40 + i * 1.1, free_ms=i) for i in range(1000)]
-        assert not keeps(gate.parse("p99<1s"), summarize(run_of(behind)))
+        assert not gate.keeps(gate.parse("p99<1s"), summarize(run_of(behind)))
 
 
 class TestSearch:

@@ -248,7 +248,7 @@ class TestReports:
         summary = stats.summarize(run)
         text = report.as_text(summary, run)
         assert "GPUs of the machine: 1.00 busy, 1,611 MB at most" in text
-        page = report_html.page([report_html.Named("run", run, summary)])
+        page = report_html.page([stats.NamedRun("run", run, summary)])
         assert "GPUs of the machine" in page
         assert "1,611 MB at most" in page
 
@@ -257,7 +257,7 @@ class TestReports:
         plain = Run(run.samples, run.settings, server={"usage": [cpu, cpu | {"at_s": 2.0}]})
         summary = stats.summarize(plain)
         assert "GPU" not in report.as_text(summary, plain)
-        assert "GPU" not in report_html.page([report_html.Named("run", plain, summary)])
+        assert "GPU" not in report_html.page([stats.NamedRun("run", plain, summary)])
 
 
 def test_a_server_that_was_restarted_meanwhile_has_no_negative_usage():

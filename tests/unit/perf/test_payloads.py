@@ -10,8 +10,8 @@ from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf import payloads
+from tfserve_kit.perf.load import Load, Open
 from tfserve_kit.perf.payloads import assumptions, inputs_of, random_inputs
-from tfserve_kit.perf.workload import Workload
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, tfrecord, warmup
 from tfserve_kit.tensors import dtypes, from_proto
@@ -299,20 +299,18 @@ def test_a_missing_log_is_refused(tmp_path, signatures):
         payloads.read_log(tmp_path / "gone", signatures)
 
 
-class TestWorkload:
-    due_ns = np.array([0, 5, 9], np.int64)
+class TestReplay:
+    schedule = Open(np.array([0, 5, 9], np.int64), max_in_flight=7)
 
     def test_recorded_times_take_the_place_of_a_rate(self):
-        work = Workload("grpc://h:1", "grpc", due_ns=self.due_ns, max_in_flight=7)
-        schedule = work.load().schedule
-        assert schedule.due_ns.tolist() == [0, 5, 9]
-        assert schedule.max_in_flight == 7
-        assert work.name == "replay"
-        settings = work.settings()
+        load = Load("grpc://h:1", "grpc", self.schedule)
+        assert load.name == "replay"
+        settings = load.settings()
         assert settings["loop"] == "open"
+        assert settings["max_in_flight"] == 7
         assert not settings.keys() & {"due_ns", "arrivals", "concurrency", "rate"}
         json.dumps(settings)
 
     def test_no_more_than_asked_for_are_sent(self):
-        work = Workload("grpc://h:1", "grpc", due_ns=self.due_ns, requests=2)
-        assert len(work.load().schedule.due_ns) == 2
+        assert self.schedule.first(2).due_ns.tolist() == [0, 5]
+        assert self.schedule.first(None).due_ns.tolist() == [0, 5, 9]

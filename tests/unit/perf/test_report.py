@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from array import array
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,7 +13,9 @@ import pytest
 from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.perf import measuring, report, report_html, stats
 from tfserve_kit.perf.compare import compare
+from tfserve_kit.perf.report import live_line
 from tfserve_kit.perf.samples import Mark, Run
+from tfserve_kit.perf.sending.driving import Snapshot
 
 NASTY = "<script>alert('x')</script> & \"half\"|plus"
 SERVER = {
@@ -48,7 +51,7 @@ def late():
 
 
 def named(run, name="a run"):
-    return report_html.Named(name, run, stats.summarize(run))
+    return stats.NamedRun(name, run, stats.summarize(run))
 
 
 def text_of(run):
@@ -265,3 +268,40 @@ def test_a_browser_shows_the_page_without_complaint_and_without_scrolling_sidewa
 
 def test_a_run_is_reported_from_its_samples_alone():
     assert "requests, errors: none" in text_of(Run(even().samples))
+
+
+MS = 1_000_000
+LATENCIES = array("q", [2 * MS] * 98 + [15 * MS] * 2)
+OPEN = Snapshot(3_200 * MS, 9_990 * MS, 1234, 2000, 1, 3, 120_000, LATENCIES)
+CLOSED = Snapshot(500 * MS, None, 10, None, 0, 8, None, array("q"))
+WIDE = 200
+
+
+def test_everything_is_told_where_there_is_room():
+    assert live_line("Sending, 200/s", OPEN, 199.6, WIDE) == (
+        "Sending, 200/s: 3/10 s, 1,234/2,000 ended, 200/s, 1 error, p50 2.00 ms, p99 15 ms, "
+        "3 in flight, 0.12 ms late"
+    )
+
+
+def test_what_is_unknown_is_left_out():
+    assert live_line("Sending", CLOSED, None, WIDE) == (
+        "Sending: 0 s, 10 ended, 0 errors, p50 -, p99 -, 8 in flight"
+    )
+
+
+@pytest.mark.parametrize("width", [*range(20, 120, 7), 80])
+def test_a_line_never_fills_a_terminal(width):
+    assert 0 < len(live_line("Sending, 200/s", OPEN, 199.6, width)) < width
+
+
+def test_latency_errors_and_rate_outlive_all_else():
+    text = live_line("Sending, 200/s", OPEN, 199.6, 50)
+    assert text == "3/10 s, 200/s, 1 error, p50 2.00 ms, p99 15 ms"
+
+
+def test_the_rate_is_that_since_the_last_line():
+    later = OPEN._replace(at_ns=OPEN.at_ns + 500 * MS, ended=OPEN.ended + 100)
+    assert later.rate_since(OPEN) == 200
+    assert later.rate_since(None) is None
+    assert later.rate_since(later) is None

@@ -51,6 +51,12 @@ class Snapshot(NamedTuple):
     late_ns: int | None
     latencies_ns: "array[int]"
 
+    def rate_since(self, before: "Snapshot | None") -> float | None:
+        """Return how many requests ended per second since another one; None for none before."""
+        if before is None or self.at_ns <= before.at_ns:
+            return None
+        return (self.ended - before.ended) / ((self.at_ns - before.at_ns) / 1e9)
+
     def quantile_s(self, q: float) -> float | None:
         """Return a quantile of the latencies in seconds; None if there are none."""
         if not self.latencies_ns:

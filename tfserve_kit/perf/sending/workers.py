@@ -103,7 +103,7 @@ def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
         from tfserve_kit.perf.sending.http1 import Http1Pool
 
         return Http1Pool(load, payloads)
-    if load.is_secure or load.sender == "grpcio":
+    if load.uses_grpcio:
         from tfserve_kit.perf.sending.grpcio import GrpcioPool
 
         return GrpcioPool(load, payloads)
