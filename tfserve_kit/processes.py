@@ -34,16 +34,6 @@ MEMORY_SHARE = 0.9  # of what is free: the rest of the machine lives on
 _LOW_PRIORITY = 10  # a tenth of the weight of others, as long as there are others
 
 
-def own_version() -> str:
-    """Return the version of tfkit that runs, "unknown" where it was not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("tfserve-kit")
-    except metadata.PackageNotFoundError:  # run from a folder, or the disk is failing
-        return "unknown"
-
-
 def host() -> str:
     """Return where pids mean what they mean here: this machine, and its namespace of pids."""
     namespace = ""

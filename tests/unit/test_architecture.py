@@ -21,6 +21,7 @@ LAYERS = (
         "progress",
         "safe_text",
         "strict_json",
+        "version",
     },
     {"protos", "tensors", "savedmodel", "processes", "http"},
     {"pictures", "deployment", "repository"},

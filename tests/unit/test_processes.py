@@ -1,10 +1,8 @@
 """Processes that give way."""
 
 import os
-import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import psutil
@@ -57,12 +55,3 @@ def test_process_is_alive_until_it_ends_and_only_if_it_started_then():
         assert not processes.is_alive(process.pid, started_s)
         assert processes.alive(process.pid, started_s) is None
     assert not processes.is_alive(process.pid, started_s)
-
-
-def test_version_of_a_copy_that_was_not_installed_is_unknown(monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    assert re.fullmatch(r"\d+\.\d+.*|unknown", processes.own_version())
-    monkeypatch.setattr("importlib.metadata.version", missing)
-    assert processes.own_version() == "unknown"

@@ -118,7 +118,6 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
         companions: dict[str, str],
         **others: Any,
     ) -> Any:
-        from tfserve_kit.pictures import label_files
         from tfserve_kit.pictures.model import PictureOptions
 
         height, width = size or (None, None)
@@ -126,7 +125,7 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
             height=height,
             width=width,
             channels=int(channels) if channels else None,
-            labels=label_files.read(labels_file, text_encoding) if labels_file else None,
+            labels=_labels(labels_file, text_encoding) if labels_file else None,
             **{name: others.pop(name) for name in _SAME},
         )
         asked = PictureOptions(
@@ -141,6 +140,12 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         option(collected)
     return collected
+
+
+def _labels(file: Path, encoding: str | None) -> tuple[str, ...]:
+    from tfserve_kit.pictures import label_files
+
+    return label_files.read(file, encoding)
 
 
 # Options that are called as the fields of `Preprocessing` that they set.

@@ -14,7 +14,6 @@ The words are those of grpcio (its core's chttp2 and tsi), of OpenSSL as Python 
 `http/messages.py`. Where none is known the plain failure stands.
 """
 
-import html
 import re
 from dataclasses import dataclass
 
@@ -203,7 +202,9 @@ def page(body: bytes) -> str | None:
     if not _PAGE.match(text):
         return None
     found = _TITLE.search(text)
-    title = " ".join(html.unescape(found[1]).split())[:_MOST_TITLE] if found else ""
+    from html import unescape  # its table of names takes long to import
+
+    title = " ".join(unescape(found[1]).split())[:_MOST_TITLE] if found else ""
     return f"a web page titled {title!r}" if title else "a web page"
 
 

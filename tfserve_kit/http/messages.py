@@ -8,10 +8,11 @@ import re
 import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from tfserve_kit.version import VERSION
 
 _MOST_HEAD_BYTES = 1 << 16
 _START = b"HTTP/1."
@@ -121,12 +122,9 @@ class Endpoint:
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, head, len(body), body)
 
 
-@cache
 def user_agent() -> str:
     """Return how tfkit names itself to servers: `tfkit/VERSION (tfserve-kit)`."""
-    from tfserve_kit.processes import own_version
-
-    return f"tfkit/{own_version()} (tfserve-kit)"
+    return f"tfkit/{VERSION} (tfserve-kit)"
 
 
 def merged_headers(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from tfserve_kit import safe_text
 from tfserve_kit.perf.load import Load, Payload, Tally
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
-from tfserve_kit.processes import own_version
 from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.version import VERSION
 
 POISON, OVERLOAD = "poison", "overload"
 POISON_EVERY = 100
@@ -165,7 +165,7 @@ def describe_environment() -> dict[str, str | int]:
         "governor": _read(_GOVERNOR) or "unknown",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "tfkit": own_version(),
+        "tfkit": VERSION,
         "grpcio": version("grpcio"),
         "numpy": version("numpy"),
     }

@@ -10,9 +10,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from tfserve_kit import safe_text
 from tfserve_kit.errors import InvalidRequest, UsageError
@@ -27,8 +26,7 @@ STDIN = "-"
 _SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class PictureFile:
+class PictureFile(NamedTuple):
     """A picture that was not read yet.
 
     Attributes:
@@ -199,8 +197,7 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of file.
 
     Attributes:

@@ -8,10 +8,9 @@ whatever only moves, scales or shifts its values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ from tfserve_kit.savedmodel.graph import FIRST_ARGUMENT, MAIN, Graph, node_name
 from tfserve_kit.tensors.proto import from_proto
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(NamedTuple):
     """`value * scale + offset`; the last node that changed either."""
 
     scale: float = 1.0
@@ -100,8 +98,7 @@ ScoreKind = Literal["softmax", "sigmoid", "log_softmax", "logits", "class_ids", 
 Encoding = Literal["raw", "websafe"]
 
 
-@dataclass(frozen=True, slots=True)
-class PictureFacts:
+class PictureFacts(NamedTuple):
     """What is proved of an input that takes pictures; None where the graph does not tell.
 
     Attributes:
@@ -165,8 +162,7 @@ class PictureGraph:
         return score_kind(self._graph, definition, alias) if known else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A node of a function, and the calls that led there."""
 
     calls: tuple[tuple[str, str], ...]  # (function, node) of each caller, the outermost first

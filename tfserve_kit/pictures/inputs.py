@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ _CHANNELS = {1, 3}  # grey and colour
 Source = Literal["note", "option", "graph", "signature", "name", "assumed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One thing that was decided about the input, and what decided it.
 
     Attributes:
@@ -215,8 +214,7 @@ def _is_column(spec: TensorSpec) -> bool:
     return all(size in {None, 1} for size in (spec.shape or ())[1:])
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(NamedTuple):
     """What the note and the options say."""
 
     note: Preprocessing

@@ -9,6 +9,7 @@ Pictures become the input of a model, as its signature and its preprocessing not
 """
 
 import base64
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ from tfserve_kit.pictures.resizing import central_crop, frame
 
 # Pillow knows more, but some of those start other programs. The first are imported first.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+_JPEG = b"\xff\xd8\xff"
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # the tag of EXIF, and how its values are undone
 _UPRIGHT = {
@@ -80,7 +82,7 @@ def decode(data: bytes, name: str, channels: int) -> NDArray[np.uint8]:
 
 
 def require_picture(data: bytes, name: str) -> None:
-    """Refuse what is known to be something else; see `kinds`.
+    """Refuse what is known to be something else; see `kind_of`.
 
     Raises:
         InvalidRequest: it is.
@@ -98,7 +100,7 @@ def _reason(data: bytes, error: Exception) -> str:
 
 def _load(data: bytes, *, grey: bool) -> Image.Image:
     """Decode fully, so that a truncated file is noticed here."""
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image = _opened(data)
     limit = Image.MAX_IMAGE_PIXELS  # at which Pillow only warns
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(f"{image.width} x {image.height}")
@@ -107,6 +109,16 @@ def _load(data: bytes, *, grey: bool) -> Image.Image:
     image.load()
     image.info.pop("transparency", None)  # nor would Pillow mix it into the colours
     return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Open a picture; `Image.open` would import the decoders of other formats for a JPEG, too."""
+    if data.startswith(_JPEG):
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        with contextlib.suppress(Exception):  # Pillow says below what is wrong with it
+            return JpegImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,8 +10,7 @@ half_pixel_centers as `tf.image.resize` sets it; tensorflow/python/ops/image_ops
 keras/src/utils/image_utils.py (smart_resize).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ _GROUP = 8  # output rows that are summed at once: long enough to be quick, few 
 _TABLE_SIZE = 1024  # steps between two pixels at which TensorFlow knows the cubic curve
 
 
-@dataclass(frozen=True, slots=True)
-class _Taps:
+class _Taps(NamedTuple):
     """Which rows make up each output row: indices and weights, both [outputs, taps]."""
 
     indices: NDArray[np.int64]

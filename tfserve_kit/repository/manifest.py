@@ -17,8 +17,8 @@ from typing import Any
 
 from tfserve_kit import bounded
 from tfserve_kit.errors import Problem
-from tfserve_kit.processes import own_version
 from tfserve_kit.progress import SILENT, Progress
+from tfserve_kit.version import VERSION
 
 MANIFEST_PATH = Path("assets.extra") / "tfkit.manifest.json"
 _FORMAT = 1
@@ -58,7 +58,7 @@ class Manifest:
         """Return the manifest of a push that happens now."""
         others = {name: file for name, file in files.items() if name != MANIFEST_PATH.as_posix()}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(others, source, now, own_version())
+        return cls(others, source, now, VERSION)
 
     @property
     def size_bytes(self) -> int:

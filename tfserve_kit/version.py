@@ -1,0 +1,6 @@
+"""The version of tfkit; the build reads it from here.
+
+Looking it up in the metadata of the installation takes longer than a request.
+"""
+
+VERSION = "0.1.0"
