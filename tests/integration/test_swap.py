@@ -22,7 +22,8 @@ from tfserve_kit.engines import Phase, process
 from tfserve_kit.errors import PushRefused, RequestError, ServerFailed, UsageError
 from tfserve_kit.repository import list_versions, push, versions
 from tfserve_kit.serving import launch, reload, rollback, swap
-from tfserve_kit.serving.rollback import Place, Reason, bring_back, claims, roll_back
+from tfserve_kit.serving.access import ServedModel
+from tfserve_kit.serving.rollback import Reason, bring_back, claims, roll_back
 
 pytestmark = pytest.mark.tensorflow
 
@@ -186,7 +187,7 @@ def test_roll_back_and_back_again_under_traffic_lose_no_request(serve, grpc, add
         assert settled(lambda: caller.answers[-1] == 2.5)
         again = bring_back(base_path, 2, places=None, timeout_s=PATIENCE_S)
         assert settled(lambda: caller.answers[-1] == 3.5)
-    place = Place(handle.endpoints.grpc, "half")
+    place = ServedModel(handle.endpoints.grpc, "half")
     assert (done.version, done.retired, done.places) == (1, (2,), (place,))
     assert (again.version, again.restored, again.places) == (2, (2,), (place,))
     assert caller.errors == []

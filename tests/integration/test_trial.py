@@ -256,4 +256,4 @@ class TestCommandLine:
         assert done.code == 0
         assert "answers zeros with an error" in done.data["remarks"][0]["message"]
         assert "Note: serving_default: answers zeros with an error" in done.err
-        assert "trying the model out" in done.err
+        assert "testing the model in a temporary server" in done.err

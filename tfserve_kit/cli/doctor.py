@@ -6,7 +6,6 @@ from click.shell_completion import get_completion_class
 from tfserve_kit import doctor
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import json_option
-from tfserve_kit.errors import EngineUnavailable
 
 _COLUMNS = ("check", "outcome", "found", "remedy")
 
@@ -27,7 +26,7 @@ def doctor_command(binary: str | None, as_json: bool) -> int:
     output.result("checks", data, as_json=as_json, text=text)
     if doctor.can_serve(checks):
         return exit_codes.OK
-    return exit_codes.exit_code(EngineUnavailable("no engine can run here"))
+    return exit_codes.ENGINE
 
 
 @click.command("completion")

@@ -7,20 +7,25 @@ from tfserve_kit import errors
 
 OK = 0
 BUG = 1
-REQUEST_FAILED = 6
+USAGE = 2
+SPEC = 3
+ENGINE = 4
+SERVER = 5
+REQUEST = 6
+GATE_FAILED = 7  # of commands themselves, not of an error
+PUSH_REFUSED = 8
 INTERRUPTED = 130
 
 # The first class that an error is an instance of decides.
 TABLE: tuple[tuple[int, type[errors.TfkitError], str], ...] = (
-    (2, errors.UsageError, "the command line is wrong"),
-    (3, errors.SpecError, "the deployment file or a template is invalid"),
-    (4, errors.EngineUnavailable, "this machine cannot run the engine"),
-    (5, errors.ServerError, "a server failed, never became ready, or does not exist"),
-    (REQUEST_FAILED, errors.RequestError, "a request to a server failed"),
-    (8, errors.PushRefused, "a model version was not pushed or rolled back, or is damaged"),
-)
-# Used by commands themselves, not by an error.
-GATE_FAILED = 7
+    (USAGE, errors.UsageError, "the command line is wrong"),
+    (SPEC, errors.SpecError, "the deployment file or a template is invalid"),
+    (ENGINE, errors.EngineUnavailable, "this machine cannot run the engine"),
+    (SERVER, errors.ServerError, "a server failed, never became ready, or does not exist"),
+    (REQUEST, errors.RequestError, "a request to a server failed"),
+    (PUSH_REFUSED, errors.PushRefused,
+     "a model version was not pushed or rolled back, or is damaged"),
+)  # fmt: skip
 
 
 def exit_code(error: errors.TfkitError) -> int:

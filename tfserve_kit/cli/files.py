@@ -11,7 +11,7 @@ from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.deployment import DEFAULT_FILE, build, render
 from tfserve_kit.deployment.lint import lint
-from tfserve_kit.errors import Problem, Severity, SpecError, UsageError, did_you_mean
+from tfserve_kit.errors import Problem, Severity, UsageError, did_you_mean
 
 
 @click.command("init")
@@ -95,7 +95,7 @@ def lint_command(
     output.result("findings", data, as_json=as_json, text=_table(found) or "Nothing found.")
     bad = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     failed = any(each.severity in bad for each in found)
-    return exit_codes.exit_code(SpecError("lint", [])) if failed else exit_codes.OK
+    return exit_codes.SPEC if failed else exit_codes.OK
 
 
 def _table(found: Sequence[Problem]) -> str:

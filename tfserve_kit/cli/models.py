@@ -1,32 +1,18 @@
 """Commands about models on the disk, and what a server says of one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit import deployment, processes, savedmodel
+from tfserve_kit import processes, savedmodel
 from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.options import access_options, json_option, server_options, version_options
 from tfserve_kit.cli.target import base_path_of, destination, server_of
-from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.classifier import choose_signature
-from tfserve_kit.clients.files import Arrays, read_inputs
-from tfserve_kit.errors import (
-    Problem,
-    PushRefused,
-    ServerFailed,
-    Severity,
-    UsageError,
-    did_you_mean,
-    listed,
-)
-from tfserve_kit.perf.payloads import assumptions, random_inputs
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.errors import Problem, PushRefused, Severity, UsageError, did_you_mean, listed
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository import (
     Gate,
@@ -44,21 +30,16 @@ from tfserve_kit.repository.intake import Limits, parse_size
 from tfserve_kit.repository.locate import find_version
 from tfserve_kit.repository.manifest import Manifest, differences
 from tfserve_kit.repository.object_store import pin_line
-from tfserve_kit.repository.push import Approve
-from tfserve_kit.repository.versions import parse_version
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec, tfrecord, warmup
+from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.scan import Contents, Scan
-from tfserve_kit.savedmodel.signatures import batch_axes, obstacles
-from tfserve_kit.serving.access import Access
-from tfserve_kit.serving.rollback import Place, RolledBack, bring_back, claims, roll_back
-from tfserve_kit.serving.swap import (
-    Delivery,
-    Destination,
-    SwapReport,
-    Traffic,
-    push_and_wait,
-    push_under_traffic,
-)
+from tfserve_kit.savedmodel.signatures import obstacles
+from tfserve_kit.savedmodel.warmup import read_sizes
+from tfserve_kit.serving.access import Access, ServedModel
+
+if TYPE_CHECKING:  # they are slow to import, and not every command needs them
+    from tfserve_kit.repository.push import Approve
+    from tfserve_kit.serving.rollback import RolledBack
+    from tfserve_kit.serving.swap import Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +79,9 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 
 
 @click.command("push-model")
-@click.argument("place", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE")
 @click.option("--model", metavar="NAME", help="Model to push to: base path models/NAME.")
-@click.option("--to", "base_path", metavar="BASE_PATH",
+@click.option("--to", metavar="BASE_PATH",
               help="Base path to push to, instead of models/NAME, or a gs:// one.")  # fmt: skip
 @click.option("--version", default="next", show_default=True, callback=_version,
               metavar="next|epoch|N", help="Number of the new version.")  # fmt: skip
@@ -139,9 +120,9 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @access_options
 @json_option
 def push_model_command(
-    place: str,
+    source: str,
     model: str | None,
-    base_path: str | None,
+    to: str | None,
     version: VersionChoice,
     source_version: int | None,
     sha256: str | None,
@@ -155,104 +136,80 @@ def push_model_command(
     allow_breaking: bool,
     allow_ops: tuple[str, ...],
     **watch: Any,
-) -> int | None:
+) -> int:
     """Add a model version to a base path, atomically.
 
     SOURCE is a SavedModel directory, a folder of versions, an archive (.zip, .tar, .tar.gz,
     .tar.zst), a .keras file, or a URL of one of these. A running server picks the new version up
     by itself; --wait and --verify watch it do so.
 
-    Where tensorflow is installed, the version is tried out in a throw-away server before it is
-    seen: loaded, warmed up, and sent zeros to each signature.
+    Where tensorflow is installed, the version is first tested in a temporary server: loaded, warmed
+    up, and sent zeros to each signature.
     """
-    if base_path is None and model is None:
+    if to is None and model is None:
         raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
-    base_path = base_path or f"models/{model}"
-    to = base_path if "://" in base_path else Path(base_path)
     watching = _Watch(**watch)
+    base_path = _base_path(to or f"models/{model}")
     with processes.bounded_memory(), output.TerminalProgress() as progress:
-        todo = partial(
+        tried = {"tag": tag, "timeout_s": watching.timeout_s, "progress": progress}
+        pushing = partial(
             push,
-            Source(place, source_version, sha256, replace(limits, max_download_s=download_s)),
-            to,
+            Source(source, source_version, sha256, replace(limits, max_download_s=download_s)),
+            base_path,
             version=version,
             gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
-            approve=_approval(
-                smoke_files,
-                signatures,
-                trust=trust,
-                options={
-                    "tag": tag,
-                    "timeout_s": watching.timeout_s,
-                    "progress": progress,
-                },
-            ),
+            approve=_trial(smoke_files, signatures, is_trusted=trust, **tried),
             progress=progress,
         )
-        delivery = _deliver(todo, watching, model, to, progress)
+        delivery = _deliver(pushing, base_path, model, watching, progress)
     output.result("push", _push_data(delivery), as_json=as_json, text=_push_text(delivery))
-    return _exit_code(delivery.report)
+    if delivery.report is None or delivery.report.passed:
+        return exit_codes.OK
+    return exit_codes.SERVER if delivery.report.failure else exit_codes.GATE_FAILED
 
 
-def _approval(
-    files: Sequence[Path], signatures: Sequence[str], *, trust: bool, options: Mapping[str, Any]
-) -> Approve | None:
-    """Return what tries the staged version out, None where nothing of it is wanted."""
-    if trust and not files:
+def _base_path(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
+
+
+def _trial(
+    files: Sequence[Path], signatures: Sequence[str], *, is_trusted: bool, **options: Any
+) -> "Approve | None":
+    """Return what tests the staged version, None where no test is wanted."""
+    if is_trusted and not files:
         return None
-    from tfserve_kit.serving import smoke
+    from tfserve_kit.serving.smoke import trial
 
-    act = smoke.smoke if trust else smoke.trial
-    return partial(act, files=files, signature=signatures[0] if signatures else "", **options)
+    signature = signatures[0] if signatures else ""
+    return partial(trial, files=files, signature=signature, is_trusted=is_trusted, **options)
 
 
 def _deliver(
-    todo: Callable[[], Pushed],
-    watch: _Watch,
+    pushing: Callable[[], Pushed],
+    base_path: Path | str,
     model: str | None,
-    place: Path | str,
+    watch: _Watch,
     progress: Progress,
-) -> Delivery:
+) -> "Delivery":
     """Push, and watch a server take the version up if that was asked for."""
+    from tfserve_kit.serving import swap
+
     if not (watch.wait or watch.verify):
         if watch.rollback:
             raise UsageError("--rollback needs --wait or --verify")
-        return Delivery(todo())
-    where = server_of(place, watch.url, model, watch.access)
-    with where.connect(retries=0) as client:
-        to = Destination(client, where.model, where.base_path)
-        if not watch.verify:
-            return push_and_wait(
-                todo, to, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
-            )
-        traffic = _traffic(client, where.model, where.base_path, watch)
-        return push_under_traffic(todo, to, traffic, roll_back=watch.rollback, progress=progress)
+        return swap.Delivery(pushing())
+    where = server_of(base_path, watch.url, model, watch.access)
+    if not watch.verify:
+        return swap.push_and_wait(
+            pushing, where, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
+        )
+    traffic = swap.Traffic(watch.rate, files=watch.inputs, swap_timeout_s=watch.timeout_s)
+    return swap.push_under_traffic(
+        pushing, where, traffic, roll_back=watch.rollback, progress=progress
+    )
 
 
-def _traffic(client: Client, model: str, base_path: Path | None, watch: _Watch) -> Traffic:
-    inputs = None
-    if watch.inputs:
-        from tfserve_kit.clients.classifier import choose_signature
-        from tfserve_kit.clients.files import read_inputs
-        from tfserve_kit.pictures.graph import PictureGraph
-        from tfserve_kit.pictures.preprocessing import Preprocessing
-
-        found = client.metadata(Target(model))
-        signature = choose_signature(found.signatures, "")
-        version_dir = base_path / str(found.version) if base_path else None
-        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
-        graph = PictureGraph(version_dir, signature.name)
-        inputs = read_inputs(watch.inputs, signature, note, graph=graph)
-    return Traffic(rate=watch.rate, inputs=inputs, swap_timeout_s=watch.timeout_s)
-
-
-def _exit_code(report: SwapReport | None) -> int | None:
-    if report is None or report.passed:
-        return None
-    return exit_codes.exit_code(ServerFailed("")) if report.failure else exit_codes.GATE_FAILED
-
-
-def _push_data(delivery: Delivery) -> dict[str, Any]:
+def _push_data(delivery: "Delivery") -> dict[str, Any]:
     pushed = delivery.pushed
     data: dict[str, Any] = {
         "version": pushed.version,
@@ -268,7 +225,7 @@ def _push_data(delivery: Delivery) -> dict[str, Any]:
     return data
 
 
-def _push_text(delivery: Delivery) -> str:
+def _push_text(delivery: "Delivery") -> str:
     pushed = delivery.pushed
     lines = [f"Pushed version {pushed.version}: {pushed.path} ({pushed.size_bytes:,} bytes)"]
     if not pushed.atomic:
@@ -348,7 +305,7 @@ def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> 
     text = output.table(("VERSION", "STATE"), [(row["version"], _state(row)) for row in rows])
     output.result("verify", rows, as_json=as_json, text=text)
     damaged = any(row["problems"] for row in rows)
-    return exit_codes.exit_code(PushRefused("")) if damaged else exit_codes.OK
+    return exit_codes.PUSH_REFUSED if damaged else exit_codes.OK
 
 
 def _chosen(base_path: Path, numbers: Sequence[int]) -> list[Version]:
@@ -422,6 +379,8 @@ def rollback_command(
     served, use `tfkit promote` instead. BASE_PATH is the folder that holds the version folders; a
     bare model name means models/NAME.
     """
+    from tfserve_kit.serving.rollback import bring_back, roll_back
+
     base_path = base_path_of(base_path)
     places = _places(base_path, waits, url, model, access)
     with output.TerminalProgress() as progress:
@@ -444,17 +403,16 @@ def rollback_command(
 
 def _places(
     base_path: Path, waits: bool, url: str | None, model: str | None, access: Access
-) -> list[Place] | None:
+) -> list[ServedModel] | None:
     """Return where to wait: nowhere, at the address given, or None for our own servers."""
     if not waits:
         return []
     if url is None:
         return None
-    where = server_of(base_path.absolute(), url, model, access)
-    return [Place(where.url, where.model, where.access)]
+    return [server_of(base_path.absolute(), url, model, access)]
 
 
-def _rollback_text(done: RolledBack) -> str:
+def _rollback_text(done: "RolledBack") -> str:
     retired = ", ".join(map(str, done.retired))
     did = f"retired {retired}" if done.retired else f"restored {done.version}"
     where = ", ".join(f"{place.model!r} at {place.url}" for place in done.places)
@@ -475,6 +433,9 @@ def prune_command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> N
     older than all that stay. BASE_PATH is the folder that holds the version folders; a bare model
     name means models/NAME.
     """
+    from tfserve_kit import deployment
+    from tfserve_kit.serving.rollback import claims
+
     base_path = base_path_of(base_path)
     file = Path(deployment.DEFAULT_FILE)
     with output.TerminalProgress() as progress:
@@ -749,55 +710,36 @@ def warmup_command(
     MODEL is a SavedModel directory about to be pushed. Without --input, the requests hold random
     numbers: floats from 0 to 1, integers from 0 to 9.
     """
+    from tfserve_kit.serving import warmup
+
     if check:
-        _check(model, as_json=as_json)
+        file, count = warmup.check(model)
+        data = {"file": str(file.absolute()), "records": count}
+        text = f"{file}: {_counted(count)}, valid" if count else f"{model} has no warm-up requests."
+        output.result("warmup-check", data, as_json=as_json, text=text)
         return
     if at_random and inputs:
         raise UsageError("give --random or --input, not both")
+    if names and all_signatures:
+        raise UsageError("give --signature or --all-signatures, not both")
     if not in_place:
-        _refuse_version(model)
-    sizes = _sizes(batch_sizes, batching_config, config)
-    signatures = _signatures(model, names, all_signatures=all_signatures)
-    records = _records(model, signatures, inputs, sizes)
-    file = warmup.write(model, records, replace=replace)
+        warmup.refuse_version(model)
+    stored = warmup.store(
+        model,
+        _sizes(batch_sizes, batching_config, config),
+        names=None if all_signatures else names,
+        files=inputs,
+        replace=replace,
+        tell=output.note,
+    )
     data = {
-        "file": str(file.absolute()),
-        "signatures": [signature.name for signature in signatures],
-        "batch_sizes": sorted(
-            {each for chosen in signatures for each in _warmup_rows(chosen, sizes)}
-        ),
-        "records": sum(1 for _ in tfrecord.read(file)),
-        "size_bytes": file.stat().st_size,
+        "file": str(stored.file.absolute()),
+        "signatures": stored.signatures,
+        "batch_sizes": stored.batch_sizes,
+        "records": stored.records,
+        "size_bytes": stored.file.stat().st_size,
     }
-    made_up = [] if inputs else [each for chosen in signatures for each in assumptions(chosen)]
-    for text in dict.fromkeys(made_up):
-        output.note(f"Note: {text}")
     output.result("warmup", data, as_json=as_json, text=_warmup_text(data))
-
-
-def _check(model: Path, *, as_json: bool) -> None:
-    _read(model)
-    if found := warmup.problems(model):
-        raise warmup.refusal(found)
-    file = model / savedmodel.WARMUP_FILE
-    count = sum(1 for _ in tfrecord.read(file)) if file.exists() else 0
-    data = {"file": str(file.absolute()), "records": count}
-    text = f"{file}: {_counted(count)}, fine" if count else f"{model} has no warm-up requests."
-    output.result("warmup-check", data, as_json=as_json, text=text)
-
-
-def _refuse_version(model: Path) -> None:
-    """Refuse the folder of a version: what a server may have loaded must not change.
-
-    A server takes every folder whose name is a number for a version, so its parent is a base path.
-    """
-    for folder in (model.absolute(), model.resolve()):
-        if parse_version(folder.name) is not None:
-            raise UsageError(
-                f"{folder} looks like version {folder.name} of the base path {folder.parent}, "
-                "and versions in service should not change",
-                remedy="warm up the model before you push it; or give --in-place",
-            )
 
 
 def _sizes(
@@ -808,7 +750,7 @@ def _sizes(
         raise UsageError("give one of --batch-size, --batching-config and --config")
     sizes = tuple(given) or (1,)
     if batching_config:
-        sizes = warmup.read_sizes(batching_config)
+        sizes = read_sizes(batching_config)
     elif config:
         batching = options.load_deployment(config, ()).batching
         largest = (batching.max_batch_size,) if batching and batching.max_batch_size else ()
@@ -819,65 +761,6 @@ def _sizes(
             remedy="give --batch-size",
         )
     return tuple(dict.fromkeys(sizes))
-
-
-def _read(model: Path) -> Mapping[str, Signature]:
-    try:
-        return savedmodel.read_signatures(model)
-    except OSError as error:
-        text = f"cannot read the SavedModel in {model}: {error.strerror}"
-        raise UsageError(text, remedy="give the folder that holds saved_model.pb") from error
-    except ValueError as error:
-        raise UsageError(f"{model / savedmodel.GRAPH_FILE} {error}") from error
-
-
-def _signatures(model: Path, names: Sequence[str], *, all_signatures: bool) -> list[Signature]:
-    if names and all_signatures:
-        raise UsageError("give --signature or --all-signatures, not both")
-    found = _read(model)
-    chosen = found if all_signatures else dict.fromkeys(names or [DEFAULT_SIGNATURE])
-    return [choose_signature(found, name) for name in chosen]
-
-
-def _records(
-    model: Path, signatures: Sequence[Signature], files: Sequence[Path], sizes: Sequence[int]
-) -> Iterator[bytes]:
-    note = Preprocessing.read(model) if files else Preprocessing()
-    path = model.resolve()
-    name = path.name if parse_version(path.name) is None else path.parent.name
-    for signature in signatures:
-        graph = PictureGraph(model, signature.name)
-        for arrays, rows in _arrays(signature, files, note, graph, sizes):
-            yield from warmup.build(arrays, signature, model=name, sizes=rows)
-
-
-def _arrays(
-    signature: Signature,
-    files: Sequence[Path],
-    note: Preprocessing,
-    graph: PictureGraph,
-    sizes: Sequence[int],
-) -> Iterator[tuple[Arrays, Sequence[int]]]:
-    """Yield inputs, and how many rows the requests that are made of them have."""
-    if files:
-        tell = output.note
-        yield read_inputs(files, signature, note, graph=graph, any_rows=True, tell=tell), sizes
-        return
-    try:
-        for size in _warmup_rows(signature, sizes) or (1,):
-            yield random_inputs(signature, size, seed=0), (size,)
-    except UsageError as error:
-        text = f"signature {signature.name!r}: {error.message}"
-        remedy = "give files with --input, or other signatures with --signature"
-        raise UsageError(text, remedy=remedy) from error
-
-
-def _warmup_rows(signature: Signature, sizes: Sequence[int]) -> Sequence[int]:
-    """Return how many rows the requests for a signature have; nothing where it has no rows."""
-    axes = batch_axes(signature)
-    if axes.fixed_rows is not None:
-        return (axes.fixed_rows,)
-    return sizes if axes.rows or axes.composites else ()
 
 
 def _warmup_text(data: Mapping[str, Any]) -> str:

@@ -17,11 +17,11 @@ from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import json_option, server_options
 from tfserve_kit.cli.perf_options import given_options, run_options
 from tfserve_kit.cli.result_files import force_option, require_writable
-from tfserve_kit.cli.target import Destination, destination
+from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import addresses
 from tfserve_kit.engines import RunningServer
 from tfserve_kit.errors import UsageError
-from tfserve_kit.serving.access import server_at
+from tfserve_kit.serving.access import ServedModel, server_at
 
 if TYPE_CHECKING:  # numpy comes with them
     from tfserve_kit.clients.options import OptionNames
@@ -108,7 +108,7 @@ def serving(url: str) -> RunningServer | None:
     return server_at(addresses.read(url))
 
 
-def disturbance(during: str, where: "Destination", version: int) -> "Command | None":
+def disturbance(during: str, where: "ServedModel", version: int) -> "Command | None":
     """Return what one of the words runs; None for all that is none of them.
 
     Args:
@@ -134,7 +134,7 @@ def disturbance(during: str, where: "Destination", version: int) -> "Command | N
     return Command(PUSH, _push(where, server, version), _available)
 
 
-def _push(where: "Destination", server: RunningServer, version: int) -> list[str]:
+def _push(where: "ServedModel", server: RunningServer, version: int) -> list[str]:
     """Return what pushes the version in service again; what is served needs no new leave."""
     source = where.base_path / str(version) if where.base_path else None
     if source is None or not source.is_dir():

@@ -1,78 +1,18 @@
 """Which server and model a request goes to: `--url` and `--model`, or the server tfkit runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tfserve_kit.cli import output
-from tfserve_kit.clients import Target, addresses
+from tfserve_kit.clients import addresses
 from tfserve_kit.clients.addresses import Address
 from tfserve_kit.engines import RunningServer
 from tfserve_kit.engines.registry import running, sharing
 from tfserve_kit.errors import UsageError
 from tfserve_kit.serving import access as accesses
-from tfserve_kit.serving.access import Access
-
-if TYPE_CHECKING:
-    from tfserve_kit.clients.sync import Client
+from tfserve_kit.serving.access import Access, ServedModel
 
 _FILE = Path("tfkit.toml")  # as spec.DEFAULT_FILE, which is slow to import
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A model of a server.
-
-    Attributes:
-        url: the server's address.
-        model: name of the model.
-        base_path: the model's base path, if it is known here.
-        access: how the server is reached.
-        version: the version that a pasted URL named.
-        label: the label that it named.
-    """
-
-    url: str
-    model: str
-    base_path: Path | None
-    access: Access = field(default_factory=Access)
-    version: int | None = None
-    label: str | None = None
-
-    def connect(self, **more: Any) -> "Client":
-        """Return a client of the server; see `Options` for what more there is."""
-        return self.access.connect(self.url, **more)
-
-    def target(
-        self, version: int | None = None, label: str | None = None, signature: str = ""
-    ) -> Target:
-        """Return the model, with the version or label of the options, or else of the URL.
-
-        Raises:
-            UsageError: two of them contradict each other.
-        """
-        if version is not None and label is not None:
-            raise UsageError("give --version or --label, not both")
-        if version is None and label is None:
-            return Target(self.model, self.version, self.label, signature)
-        asked = (version, label)
-        if (self.version, self.label) not in {(None, None), asked}:
-            raise UsageError(
-                f"the URL names {_version(self.version, self.label)}, the options name "
-                f"{_version(version, label)}",
-                remedy="leave one of them out",
-            )
-        return Target(self.model, version, label, signature)
-
-    def require_no_version(self) -> None:
-        """Refuse a URL that names a version, for a command that asks for none."""
-        if self.version is not None or self.label is not None:
-            raise UsageError(
-                f"the URL names {_version(self.version, self.label)}, and this command asks the "
-                "version in service",
-                remedy=f"give --url {self.url} --model {self.model}",
-            )
 
 
 def base_path_of(given: Path) -> Path:
@@ -86,7 +26,7 @@ def base_path_of(given: Path) -> Path:
     return inside if is_bare and inside.is_dir() else given
 
 
-def destination(url: str | None, protocol: str, model: str | None, access: Access) -> Destination:
+def destination(url: str | None, protocol: str, model: str | None, access: Access) -> ServedModel:
     """Return where a request goes.
 
     Args:
@@ -106,7 +46,7 @@ def destination(url: str | None, protocol: str, model: str | None, access: Acces
 
 def destinations(
     url: str | None, protocol: str, model: str | None, access: Access
-) -> list[Destination]:
+) -> list[ServedModel]:
     """Return where a request about a model goes, or one about each model that the server has.
 
     Args:
@@ -140,7 +80,7 @@ def destinations(
         raise _unnamed(address.url, names)
     reached = reaching(server, access)
     return [
-        Destination(
+        ServedModel(
             address.url,
             name,
             Path(models[name]) if name in models else None,
@@ -178,7 +118,7 @@ def reaching(server: RunningServer | None, given: Access) -> Access:
 
 def server_of(
     base_path: Path | str, url: str | None, model: str | None, access: Access
-) -> Destination:
+) -> ServedModel:
     """Return the server that serves a base path, and the model's name there.
 
     Args:
@@ -196,7 +136,7 @@ def server_of(
         known = [name for each, name in sharing(base_path) if accesses.at(each.endpoints, address)]
         name = model or address.model or (known[0] if known else Path(base_path).name)
         reached = reaching(accesses.server_at(address), access)
-        return Destination(address.url, name, place, reached)
+        return ServedModel(address.url, name, place, reached)
     found = list(sharing(base_path))
     chosen = [each for each in found if model in {None, each[1]}] or found
     if len(chosen) != 1:
@@ -206,11 +146,7 @@ def server_of(
             remedy="give the --url of the server to watch",
         )
     server, name = chosen[0]
-    return Destination(server.endpoints.grpc, name, place, reaching(server, access))
-
-
-def _version(version: int | None, label: str | None) -> str:
-    return f"label {label!r}" if label else f"version {version}"
+    return ServedModel(server.endpoints.grpc, name, place, reaching(server, access))
 
 
 def _only(known: list[RunningServer]) -> RunningServer:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tfserve_kit import clients
-from tfserve_kit.clients import addresses
+from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.engines import Endpoints, RunningServer, registry
 from tfserve_kit.engines.records import DEPLOYMENT
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tfserve_kit.deployment.spec import Client, Spec
+    from tfserve_kit.deployment.spec import Client as ClientSection
+    from tfserve_kit.deployment.spec import Spec
 
 ENVIRONMENT, FILE = "env:", "file:"
 _TRUSTED, _TLS = "trusted.pem", "tls.json"
@@ -48,7 +49,7 @@ class Access:
     is_firm: bool = False
 
     @classmethod
-    def of(cls, client: "Client") -> Self:
+    def of(cls, client: "ClientSection") -> Self:
         """Return what the section `[client]` of a deployment says."""
         return cls(**client.model_dump())
 
@@ -90,6 +91,65 @@ class Access:
 
 
 NOTHING = Access()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model of a server, and how it is reached.
+
+    Attributes:
+        url: the server's address.
+        model: name of the model.
+        base_path: folder of the model's versions; None if it is not known, or on no disk here.
+        access: how the server is reached.
+        version: the version that a pasted URL named.
+        label: the label that it named.
+    """
+
+    url: str
+    model: str
+    base_path: Path | None = None
+    access: Access = NOTHING
+    version: int | None = None
+    label: str | None = None
+
+    def connect(self, **more: Any) -> clients.Client:
+        """Return a client of the server; see `Options` for what more there is."""
+        return self.access.connect(self.url, **more)
+
+    def target(
+        self, version: int | None = None, label: str | None = None, signature: str = ""
+    ) -> Target:
+        """Return the model, with the version or label of the options, or else of the URL.
+
+        Raises:
+            UsageError: two of them contradict each other.
+        """
+        if version is not None and label is not None:
+            raise UsageError("give --version or --label, not both")
+        if version is None and label is None:
+            return Target(self.model, self.version, self.label, signature)
+        asked = (version, label)
+        if (self.version, self.label) not in {(None, None), asked}:
+            raise UsageError(
+                f"the URL names {_named(self.version, self.label)}, the options name "
+                f"{_named(version, label)}",
+                remedy="leave one of them out",
+            )
+        return Target(self.model, version, label, signature)
+
+    def require_no_version(self) -> None:
+        """Refuse a URL that names a version, for a command that asks for none."""
+        if self.version is not None or self.label is not None:
+            raise UsageError(
+                f"the URL names {_named(self.version, self.label)}, and this command asks the "
+                "version in service",
+                remedy=f"give --url {self.url} --model {self.model}",
+            )
+
+
+def _named(version: int | None, label: str | None) -> str:
+    return f"label {label!r}" if label else f"version {version}"
 
 
 def connect(server: RunningServer, given: Access = NOTHING, **more: Any) -> clients.Client:

@@ -31,7 +31,7 @@ from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
 from tfserve_kit.repository import versions as retention
 from tfserve_kit.serving import access, reload
-from tfserve_kit.serving.access import NOTHING, Access, connect
+from tfserve_kit.serving.access import NOTHING, Access, ServedModel, connect
 from tfserve_kit.serving.waiting import ask, wait, wait_gone
 
 CANARY, STABLE = "canary", "stable"
@@ -337,15 +337,6 @@ def _statuses(home: Path, spec: Spec, model: str) -> list[VersionStatus] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A model on a server: the server's address, the model's name there, how it is reached."""
-
-    url: str
-    model: str
-    access: Access = NOTHING
-
-
-@dataclass(frozen=True, slots=True)
 class RolledBack:
     """What a roll-back did.
 
@@ -359,14 +350,14 @@ class RolledBack:
     version: int
     retired: tuple[int, ...] = ()
     restored: tuple[int, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[ServedModel, ...] = ()
 
 
 def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
     base_path: Path,
     to: int | None = None,
     *,
-    places: Sequence[Place] | None = (),
+    places: Sequence[ServedModel] | None = (),
     access: Access = NOTHING,
     timeout_s: float = 120.0,
     is_forced: bool = False,
@@ -403,7 +394,7 @@ def bring_back(
     base_path: Path,
     number: int,
     *,
-    places: Sequence[Place] | None = (),
+    places: Sequence[ServedModel] | None = (),
     access: Access = NOTHING,
     timeout_s: float = 120.0,
     progress: Progress = SILENT,
@@ -443,7 +434,7 @@ def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress
         )
 
 
-def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Place]:
+def _serving(base_path: Path, going: Collection[int], given: Access) -> list[ServedModel]:
     """Return where one of these versions is served, or any if none is given."""
     found = []
     for server, model in registry.sharing(base_path):
@@ -452,12 +443,12 @@ def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Pla
             statuses = ask(client, model) or []
             served = {each.version for each in statuses if each.state == "AVAILABLE"}
             if served & set(going) or (served and not going):
-                found.append(Place(server.endpoints.grpc, model, reached))
+                found.append(ServedModel(server.endpoints.grpc, model, base_path, reached))
     return found
 
 
 def _await(
-    place: Place, version: int, gone: Collection[int], timeout_s: float, progress: Progress
+    place: ServedModel, version: int, gone: Collection[int], timeout_s: float, progress: Progress
 ) -> None:
     with place.access.connect(place.url) as client:
         wait(client, place.model, version, timeout_s=timeout_s, progress=progress)

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients.classifier import choose_signature
+from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import (
     ModelNotFound,
@@ -26,10 +29,13 @@ from tfserve_kit.errors import (
 from tfserve_kit.perf import payloads
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.stats import quantile
+from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import Pushed, list_versions
 from tfserve_kit.repository import versions as retention
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
+from tfserve_kit.serving.access import ServedModel
 from tfserve_kit.serving.waiting import DEFAULT_WAIT_S, SwapTime, wait, wait_gone
 
 __all__ = ["Phase", "SwapReport", "SwapTime", "Traffic", "verify", "wait", "wait_gone"]
@@ -50,6 +56,7 @@ class Traffic:
         inputs: array per input alias, the same for every request; None draws random ones from the
             signature.
         signature: which signature; empty for `serving_default`.
+        files: what `push_under_traffic` reads the inputs from, as `tfkit request` does.
         settle_s: how long traffic runs before the push, and again after the new version answered.
         timeout_s: deadline of one request.
         swap_timeout_s: longest wait for the new version, and for the old one in a roll-back.
@@ -58,6 +65,7 @@ class Traffic:
     rate: float = 50.0
     inputs: Mapping[str, NDArray[Any]] | None = None
     signature: str = ""
+    files: Sequence[Path] = ()
     settle_s: float = 1.0
     timeout_s: float = 10.0
     swap_timeout_s: float = 120.0
@@ -667,21 +675,6 @@ def _reference(
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """The server that takes a version up.
-
-    Attributes:
-        client: it, over gRPC where traffic is sent.
-        model: what it calls the model.
-        base_path: where it reads the model's versions; None where that is on no disk of ours.
-    """
-
-    client: Client
-    model: str
-    base_path: Path | None
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
     """What came of a push.
 
@@ -698,43 +691,40 @@ class Delivery:
 
 def push_and_wait(
     push: Callable[[], Pushed],
-    to: Destination,
+    to: ServedModel,
     *,
     roll_back: bool = False,
     timeout_s: float = DEFAULT_WAIT_S,
-    clock: Clock | None = None,
     progress: Progress = SILENT,
 ) -> Delivery:
     """Push a version and wait until it is AVAILABLE.
 
     Args:
         push: pushes.
-        to: the server.
+        to: what takes the version up.
         roll_back: whether a version that does not load is retired again.
-        timeout_s: longest wait, in seconds.
-        clock: what the waiting measures with.
+        timeout_s: maximum wait, in seconds.
         progress: told the steps.
 
     Raises:
         ServerFailed: it did not become available; says whether it was rolled back.
         TfkitError: whatever `push` raises, and what the server answers.
     """
-    pushed = push()
-    try:
-        time = wait(
-            to.client, to.model, pushed.version, timeout_s=timeout_s, clock=clock, progress=progress
-        )
-    except (ServerFailed, RequestError) as error:
-        if not roll_back:
-            raise
-        outcome = _take_back(pushed, to, timeout_s, clock, progress)
-        raise ServerFailed(f"{error.message}; {outcome}", remedy=error.remedy) from error
-    return Delivery(pushed, time)
+    with to.connect(retries=0) as client:
+        pushed = push()
+        awaiting = partial(wait, client, to.model, timeout_s=timeout_s, progress=progress)
+        try:
+            return Delivery(pushed, awaiting(pushed.version))
+        except (ServerFailed, RequestError) as error:
+            if not roll_back:
+                raise
+            outcome = _take_back(pushed, to.base_path, awaiting)
+            raise ServerFailed(f"{error.message}; {outcome}", remedy=error.remedy) from error
 
 
 def push_under_traffic(
     push: Callable[[], Pushed],
-    to: Destination,
+    to: ServedModel,
     traffic: Traffic,
     *,
     roll_back: bool = False,
@@ -744,7 +734,7 @@ def push_under_traffic(
 
     Args:
         push: pushes.
-        to: the server, which must serve a version already.
+        to: what takes the version up; a version must be served already, over gRPC.
         traffic: what is sent.
         roll_back: whether the version is retired again where there is any problem.
         progress: told the steps.
@@ -759,29 +749,41 @@ def push_under_traffic(
         pushed.append(push())
         return pushed[0].version
 
-    report = verify(
-        to.client,
-        to.model,
-        once,
-        traffic=traffic,
-        roll_back_in=to.base_path if roll_back else None,
-        progress=progress,
-    )
+    with to.connect(retries=0) as client:
+        if traffic.files:
+            traffic = replace(traffic, inputs=_read(client, to, traffic))
+        report = verify(
+            client,
+            to.model,
+            once,
+            traffic=traffic,
+            roll_back_in=to.base_path if roll_back else None,
+            progress=progress,
+        )
     return Delivery(pushed[0], report=report)
 
 
-def _take_back(
-    pushed: Pushed, to: Destination, timeout_s: float, clock: Clock | None, progress: Progress
-) -> str:
+def _read(client: Client, to: ServedModel, traffic: Traffic) -> Mapping[str, NDArray[Any]]:
+    """Return what the files hold, as the version in service takes it."""
+    found = client.metadata(Target(to.model))
+    signature = choose_signature(found.signatures, traffic.signature)
+    version_dir = to.base_path / str(found.version) if to.base_path else None
+    note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+    return read_inputs(
+        traffic.files, signature, note, graph=PictureGraph(version_dir, signature.name)
+    )
+
+
+def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int], SwapTime]) -> str:
     """Retire a version, wait for the one before it, and say what came of it."""
-    if to.base_path is None:
+    if base_path is None:
         return f"version {pushed.version} stays in its object store; pin the one before"
     try:
-        retention.retire(to.base_path, pushed.version)
-        older = [version.number for version in list_versions(to.base_path)]
+        retention.retire(base_path, pushed.version)
+        older = [version.number for version in list_versions(base_path)]
         if not older:
             return f"version {pushed.version} was retired, and no older one is there"
-        wait(to.client, to.model, older[-1], timeout_s=timeout_s, clock=clock, progress=progress)
+        awaiting(older[-1])
     except (PushRefused, ServerFailed, RequestError) as error:
         return f"rolling back failed: {error.message}"
     return f"it was retired again, and version {older[-1]} serves"
