@@ -57,6 +57,15 @@ def test_lie_over_http_is_a_typed_error_within_the_deadline(liar, twin, lie):
         assert time.monotonic() - started_s < timeout_s + 5
 
 
+def test_what_cannot_be_read_is_quoted_by_its_beginning(liar, twin):
+    version = {"version": "9" * 100_000, "state": "AVAILABLE"}
+    about = http(json.dumps({"model_version_status": [version]}).encode())
+    with twin(liar(says(b""), about=about).url, retries=0) as client:
+        with pytest.raises(errors.ServerFault, match="unreadable answer.*9999") as caught:
+            client.status(MODEL)
+    assert len(caught.value.message) < 5_000
+
+
 @pytest.mark.parametrize("lie", GRPC_LIES)
 def test_lie_over_grpc_is_a_typed_error_within_the_deadline(twin, lie):
     what, expected = GRPC_LIES[lie]

@@ -290,7 +290,22 @@ def test_render_shows_or_writes_the_files(tfkit, toml, tmp_path):
     written = tfkit("render", "--out", "conf/web")
     assert (written.code, written.out) == (0, "")
     for name in names:
-        assert (tmp_path / "conf" / "web" / name).read_text() == shown.data[name]
+        text = (tmp_path / "conf" / "web" / name).read_text()
+        assert text == "# written by tfkit render, which replaces this file\n" + shown.data[name]
+
+
+def test_render_replaces_its_own_files_and_no_others(tfkit, toml, tmp_path):
+    toml()
+    file = tmp_path / "conf" / "model_config.txt"
+    for _ in range(2):
+        assert tfkit("render", "--out", "conf").code == 0
+    own = file.read_text()
+    file.write_text("model_config_list {}")
+    done = tfkit("render", "--out", "conf")
+    assert (done.code, file.read_text()) == (2, "model_config_list {}")
+    assert "conf/model_config.txt exists, and tfkit did not write it" in done.err
+    assert tfkit("render", "--out", "conf", "--force").code == 0
+    assert file.read_text() == own
 
 
 def test_render_into_what_is_no_folder_is_refused(tfkit, toml):

@@ -18,7 +18,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 # Who shows results, or keeps them in files.
-SHOWING = {"cli", "perf", "evaluation", "swap", "tuning"}
+SHOWING = {"cli", "perf", "evaluation", "serving", "tuning"}
 OURS = "perf.samples"  # within a file that only we read
 
 

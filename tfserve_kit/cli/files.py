@@ -9,9 +9,12 @@ import click
 
 from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.options import json_option
+from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.deployment import DEFAULT_FILE, build, render
 from tfserve_kit.deployment.lint import lint
 from tfserve_kit.errors import Problem, Severity, UsageError, did_you_mean
+
+_HEADER = "# written by tfkit render, which replaces this file\n"  # `result_files` knows it by this
 
 
 @click.command("init")
@@ -39,6 +42,7 @@ def init_command(file: Path, model: str, name: str) -> None:
 @options.deployment_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Write the files into this folder instead of showing them.")  # fmt: skip
+@force_option
 @json_option
 def render_command(
     names: tuple[str, ...],
@@ -66,8 +70,9 @@ def render_command(
 def _write(files: Mapping[str, str], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_writable(*(folder / name for name in files))
         for name, text in files.items():
-            (folder / name).write_text(text, "utf-8")
+            (folder / name).write_text(_HEADER + text, "utf-8")
             output.note(f"Wrote {folder / name}")
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error

@@ -182,7 +182,7 @@ class GrpcProtocol:
 
     def _unreadable(self, error: Exception | str) -> ServerFault:
         return ServerFault(
-            f"{self.url} sent an unreadable answer: {error}",
+            f"{self.url} sent an unreadable answer: {server_messages.shortened(str(error))}",
             remedy="is this a model server's gRPC port?",
         )
 

@@ -250,7 +250,9 @@ class RestProtocol:
                 return read(document)
             except _SHAPELESS as error:
                 said = str(error) if isinstance(error, TensorError) else repr(error)
-                raise ServerFault(f"{self.url} sent an unreadable answer: {said}") from error
+                raise ServerFault(
+                    f"{self.url} sent an unreadable answer: {server_messages.shortened(said)}"
+                ) from error
 
         return Call(HttpRequest(verb, path, body), read_body, target, is_probe)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tfserve_kit import clients
+from tfserve_kit import clients, strict_json
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.engines import Endpoints, RunningServer, registry
@@ -184,7 +184,7 @@ def trusted(spec: "Spec") -> dict[str, str]:
 
     if (found := tls.of_deployment(spec)) is None:
         return {}
-    return {_TRUSTED: found.certificate, _TLS: json.dumps({"server_name": found.name})}
+    return {_TRUSTED: found.certificate, _TLS: strict_json.dumps({"server_name": found.name})}
 
 
 def reached_by(spec: "Spec", given: Access) -> "Spec":
