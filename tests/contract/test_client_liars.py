@@ -60,9 +60,11 @@ def test_lie_over_http_is_a_typed_error_within_the_deadline(liar, twin, lie):
 def test_what_cannot_be_read_is_quoted_by_its_beginning(liar, twin):
     version = {"version": "9" * 100_000, "state": "AVAILABLE"}
     about = http(json.dumps({"model_version_status": [version]}).encode())
-    with twin(liar(says(b""), about=about).url, retries=0) as client:
-        with pytest.raises(errors.ServerFault, match="unreadable answer.*9999") as caught:
-            client.status(MODEL)
+    with (
+        twin(liar(says(b""), about=about).url, retries=0) as client,
+        pytest.raises(errors.ServerFault, match=r"unreadable answer.*9999") as caught,
+    ):
+        client.status(MODEL)
     assert len(caught.value.message) < 5_000
 
 

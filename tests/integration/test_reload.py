@@ -160,7 +160,7 @@ def test_configuration_that_is_refused_leaves_the_old_one(deployment, up, found,
     with pytest.raises(InvalidRequest):
         reload.reload(handle, wrong)
     assert answer(handle, Target("a")) == 1
-    assert reload.deployment(found()).models == before.models
+    assert reload.deployment(found().home).models == before.models
     push(models / "half_plus_two" / "2", folder / "a")  # still the latest one is wanted
     assert settled(lambda: answer(handle, Target("a")) == 2)
 

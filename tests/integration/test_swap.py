@@ -284,7 +284,7 @@ def test_canary_promotion_and_abortion_refuse_no_request_for_stable(serve, grpc,
     assert caller.errors == []
     assert caller.versions == sorted(caller.versions)
     assert set(caller.versions) == {1, 2, 4}
-    model = reload.deployment(handle).models["half"]
+    model = reload.deployment(handle.home).models["half"]
     assert (model.versions.specific, model.labels) == ((2, 4), {"stable": 4, "canary": 2})
 
 
@@ -297,7 +297,7 @@ def test_canary_that_does_not_load_leaves_what_was_served(serve, grpc, add_broke
         count = len(caller.versions)
         assert settled(lambda: len(caller.versions) > count + 20)
     assert caller.errors == []
-    assert reload.deployment(handle).models["half"].labels == {"stable": 1}
+    assert reload.deployment(handle.home).models["half"].labels == {"stable": 1}
 
 
 def test_labels_that_make_no_sense_are_refused(serve, add, base_path):

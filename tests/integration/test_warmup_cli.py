@@ -217,7 +217,7 @@ def test_check_of_good_requests_changes_nothing(tfkit, exported):
     tfkit("warmup", model, "--batch-size", 1, "--batch-size", 2)
     before = (model / WARMUP_FILE).read_bytes()
     done = tfkit("warmup", model, "--check")
-    assert (done.code, done.out) == (0, f"{model / WARMUP_FILE}: 2 requests, fine\n")
+    assert (done.code, done.out) == (0, f"{model / WARMUP_FILE}: 2 requests, valid\n")
     assert (model / WARMUP_FILE).read_bytes() == before
     done = tfkit("warmup", model, "--check", "--json")
     assert (done.kind, done.data["records"]) == ("warmup-check", 2)
