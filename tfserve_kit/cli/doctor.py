@@ -26,7 +26,7 @@ def doctor_command(binary: str | None, as_json: bool) -> int:
     output.result("checks", data, as_json=as_json, text=text)
     if doctor.can_serve(checks):
         return exit_codes.OK
-    return exit_codes.ENGINE
+    return exit_codes.ENGINE_UNAVAILABLE
 
 
 @click.command("completion")

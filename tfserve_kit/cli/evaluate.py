@@ -19,7 +19,7 @@ from tfserve_kit.cli.picture_options import picture_options
 from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target
-from tfserve_kit.errors import RequestError, UsageError
+from tfserve_kit.errors import UsageError
 from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
@@ -200,5 +200,5 @@ def _exit_code(failed: int, missed: Sequence[str]) -> int:
         output.note(f"Gate failed: {text}.")
     if failed:
         output.note(f"{failed} examples got no answer.")
-        return exit_codes.exit_code(RequestError(""))
+        return exit_codes.REQUEST_FAILED
     return exit_codes.GATE_FAILED if missed else exit_codes.OK

@@ -8,10 +8,10 @@ from tfserve_kit import errors
 OK = 0
 BUG = 1
 USAGE = 2
-SPEC = 3
-ENGINE = 4
-SERVER = 5
-REQUEST = 6
+SPEC_INVALID = 3
+ENGINE_UNAVAILABLE = 4
+SERVER_FAILED = 5
+REQUEST_FAILED = 6
 GATE_FAILED = 7  # of commands themselves, not of an error
 PUSH_REFUSED = 8
 INTERRUPTED = 130
@@ -19,10 +19,10 @@ INTERRUPTED = 130
 # The first class that an error is an instance of decides.
 TABLE: tuple[tuple[int, type[errors.TfkitError], str], ...] = (
     (USAGE, errors.UsageError, "the command line is wrong"),
-    (SPEC, errors.SpecError, "the deployment file or a template is invalid"),
-    (ENGINE, errors.EngineUnavailable, "this machine cannot run the engine"),
-    (SERVER, errors.ServerError, "a server failed, never became ready, or does not exist"),
-    (REQUEST, errors.RequestError, "a request to a server failed"),
+    (SPEC_INVALID, errors.SpecError, "the deployment file or a template is invalid"),
+    (ENGINE_UNAVAILABLE, errors.EngineUnavailable, "this machine cannot run the engine"),
+    (SERVER_FAILED, errors.ServerError, "a server failed, never became ready, or does not exist"),
+    (REQUEST_FAILED, errors.RequestError, "a request to a server failed"),
     (PUSH_REFUSED, errors.PushRefused,
      "a model version was not pushed or rolled back, or is damaged"),
 )  # fmt: skip

@@ -100,7 +100,7 @@ def lint_command(
     output.result("findings", data, as_json=as_json, text=_table(found) or "Nothing found.")
     bad = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     failed = any(each.severity in bad for each in found)
-    return exit_codes.SPEC if failed else exit_codes.OK
+    return exit_codes.SPEC_INVALID if failed else exit_codes.OK
 
 
 def _table(found: Sequence[Problem]) -> str:

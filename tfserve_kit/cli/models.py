@@ -165,7 +165,7 @@ def push_model_command(
     output.result("push", _push_data(delivery), as_json=as_json, text=_push_text(delivery))
     if delivery.report is None or delivery.report.passed:
         return exit_codes.OK
-    return exit_codes.SERVER if delivery.report.failure else exit_codes.GATE_FAILED
+    return exit_codes.SERVER_FAILED if delivery.report.failure else exit_codes.GATE_FAILED
 
 
 def _base_path(text: str) -> Path | str:
