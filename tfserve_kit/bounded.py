@@ -17,7 +17,7 @@ def read_bytes(file: Path, most_bytes: int) -> bytes:
     """
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     if found.st_size > most_bytes:
         raise ValueError(f"holds {found.st_size:,} bytes, more than the {most_bytes:,} allowed")
     return file.read_bytes()

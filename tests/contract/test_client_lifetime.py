@@ -40,7 +40,7 @@ def test_use_after_close_says_so_and_what_to_do(url, twin, method):
         assert predicted(client) == [1.5]
         client.close()
         arguments = (MODEL, INPUTS) if method == "predict" else (MODEL,)
-        with pytest.raises(UsageError, match="was closed") as caught:
+        with pytest.raises(UsageError, match="is closed") as caught:
             getattr(client, method)(*arguments)
     assert "connect" in caught.value.remedy
 

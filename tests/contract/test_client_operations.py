@@ -84,10 +84,10 @@ def test_text_may_be_text_or_bytes(client):
          "did you mean serving_default?"),
         ("mlp", "", np.zeros(784), "its shape is [784]", "array[numpy.newaxis]"),
         ("scalars", "echo_int", [1.5], "it is double, the model takes int64", "rint"),
-        ("multi_io", "", [1.0], "has 2 inputs, and what was given has no name", "a, b"),
+        ("multi_io", "", [1.0], "has 2 inputs, but the value given has no name", "a, b"),
         ("multi_io", "", {"a": [[2**40, 1]], "b": [[1, 1]]}, "which cannot hold 1099511627776",
          "clip"),
-        ("multi_io", "", {"a": [[1, 1]]}, "needs the inputs b too", "metadata"),
+        ("multi_io", "", {"a": [[1, 1]]}, "also needs the inputs b", "metadata"),
     ],
 )  # fmt: skip
 def test_refusal_names_the_input_and_says_what_to_do(
@@ -207,7 +207,7 @@ def test_regress_gives_a_value_for_each_example(client):
 def test_several_signatures_answer_in_one_request_over_grpc(client):
     tasks = {"regress": "regress", "classify_both": "classify"}
     if client.url.startswith("http"):
-        with pytest.raises(UsageError, match="no REST form"):
+        with pytest.raises(UsageError, match="not available over REST"):
             client.multi_inference("legacy", tasks, [{"x": 1.0}])
         return
     found = client.multi_inference("legacy", tasks, [{"x": 1.0}])
@@ -226,7 +226,7 @@ def test_examples_that_are_none_are_refused(client, examples):
 
 def test_reload_over_rest_is_refused(client):
     if client.url.startswith("http"):
-        with pytest.raises(UsageError, match="no REST form"):
+        with pytest.raises(UsageError, match="not available over REST"):
             client.reload(None)
 
 

@@ -175,7 +175,7 @@ def test_every_exit_code_has_one_meaning():
         (["metadata"], 2, "tfkit runs no server"),
         (["predict", "x.png"], 2, "tfkit runs no server"),
         (["predict"], 2, "Missing argument 'IMAGE...'"),
-        (["status", "--url", "localhost:8500", "--model", "m"], 2, "is no address"),
+        (["status", "--url", "localhost:8500", "--model", "m"], 2, "is not the address"),
         (["status", "--url", "grpc://localhost:1"], 2, "no model given"),
         (["status", "--url", "grpc://localhost:1", "--model", "m", "--timeout", "0"], 2,
          "--timeout"),

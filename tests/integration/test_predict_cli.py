@@ -249,7 +249,7 @@ def test_request_takes_pictures_too(request_, photos):
     ("arguments", "code", "text"),
     [
         (["none.json"], 6, "cannot read none.json"),
-        (["bad.json"], 6, "bad.json is no request"),
+        (["bad.json"], 6, "bad.json is not a request"),
         (["x.json", "--signature", "nope"], 2, "no signature 'nope'"),
         (["x.json", "--version", "1", "--label", "a"], 2, "not both"),
         (["x.json", "--output-filter", "nope"], 6, "nope"),

@@ -271,7 +271,7 @@ def test_certificate_without_its_key_is_refused(tfkit):
 def test_tls_that_was_asked_for_is_refused_where_the_address_has_none(tfkit, monkeypatch):
     given = ("status", "--url", "grpc://127.0.0.1:1", "--model", "m", "--timeout", "1")
     asked = tfkit(*given, "--ca-file", "ca.pem")
-    assert asked.code == 2 and "uses no TLS" in asked.err
+    assert asked.code == 2 and "does not use TLS" in asked.err
     monkeypatch.setenv("TFKIT_CA_FILE", "ca.pem")  # for those addresses that have it
     assert tfkit(*given).code == 6
 

@@ -162,7 +162,7 @@ def test_version_is_recognized_through_a_link_and_from_within(tfkit, models, tmp
         (["exported/half_plus_two", "--batch-size", "1", "--config", "a"], 2, "give one of"),
         (["exported/half_plus_two", "--batching-config", "empty"], 2, "sets neither"),
         (["exported/half_plus_two", "--config", "none.toml"], 2, "there is no none.toml"),
-        (["exported/half_plus_two", "--input", "empty.json"], 6, "empty.json is no request"),
+        (["exported/half_plus_two", "--input", "empty.json"], 6, "empty.json is not a request"),
         (["exported/half_plus_two", "--input", "empty.png"], 2, "is not a picture"),
         (["exported/strings", "--random"], 2, "signature 'serving_default': input 's' is string"),
     ],

@@ -89,7 +89,7 @@ def _address(url: str, options: Options) -> tuple[addresses.Address, Options]:
     address = addresses.server(url)
     if options.has_tls_files and not address.is_secure:
         raise UsageError(
-            f"{address.url} uses no TLS, so its files say nothing",
-            remedy="write grpcs:// or https://",
+            f"{address.url} does not use TLS, but TLS options are set",
+            remedy="write grpcs:// or https://, or leave out the TLS options",
         )
     return address, options

@@ -80,13 +80,13 @@ def read(text: str) -> Address:
     if text.lower().startswith("unix:"):
         return _socket(text)
     if any(sign.isspace() or not sign.isprintable() for sign in text):
-        _refuse(text, "it holds spaces or control characters")
+        _refuse(text, "it contains spaces or control characters")
     if not separator:
         _refuse_bare(text)
     if scheme.lower() not in _SCHEMES:
         host = rest.partition("/")[0]
         near = did_you_mean(scheme.lower(), _SCHEMES)
-        _refuse(text, f"{scheme}:// is no protocol of it ({near})", _both(host))
+        _refuse(text, f"the protocol {scheme}:// is not supported ({near})", _both(host))
     parts = _split(text, scheme.lower(), rest)
     return _rest(text, parts) if parts.scheme in {"http", "https"} else _grpc(text, parts)
 
@@ -99,7 +99,7 @@ def server(text: str) -> Address:
     """
     address = read(text)
     if address.is_pasted:
-        _refuse(text, "it says more than where the server is", f"write {address.url}")
+        _refuse(text, "it names more than the server", f"write {address.url}")
     return address
 
 
@@ -109,7 +109,7 @@ def _split(text: str, scheme: str, rest: str) -> SplitResult:
     if "@" in authority:
         _refuse(
             text,
-            "user and password do not belong there",
+            "it must not contain a user and password",
             "send them as a header: --header NAME=env:VARIABLE",
         )
     try:
@@ -119,18 +119,22 @@ def _split(text: str, scheme: str, rest: str) -> SplitResult:
         host, port, parts = None, None, urlsplit("")
     if authority.count(":") > 1 and not authority.startswith("["):
         address, _, last = authority.rpartition(":")
-        _refuse(text, "an IPv6 address stands in brackets", f"write {scheme}://[{address}]:{last}")
+        _refuse(text, "an IPv6 address needs brackets", f"write {scheme}://[{address}]:{last}")
     if not host or authority.endswith(":") or port == 0:
         _refuse(text, "")
     if "?" in rest or "#" in rest:
-        _refuse(text, "nothing may follow ? or #", "write " + re.split("[?#]", text, maxsplit=1)[0])
+        _refuse(
+            text,
+            "a query or fragment is not allowed",
+            "write " + re.split("[?#]", text, maxsplit=1)[0],
+        )
     return parts
 
 
 def _grpc(text: str, parts: SplitResult) -> Address:
     where = f"{parts.scheme}://{parts.netloc}"
     if parts.port is None and parts.scheme == "grpc":
-        _refuse(text, "gRPC has no usual port of the web", f"write {where}:{GRPC_PORT}")
+        _refuse(text, "gRPC has no default port", f"write {where}:{GRPC_PORT}")
     if parts.path.strip("/"):
         found = _API.fullmatch(parts.path.rstrip("/"))
         model = (
@@ -152,7 +156,11 @@ def _rest(text: str, parts: SplitResult) -> Address:
         if "/v1/models/" in f"{path}/":
             prefix = path.partition("/v1/models")[0]
             forms = "/v1/models/NAME[/versions/N | /labels/LABEL][/metadata | :predict]"
-            _refuse(text, "it is like the REST API's, but no path of it", f"{where}{prefix}{forms}")
+            _refuse(
+                text,
+                "it looks like a path of the REST API, but is not one",
+                f"write {where}{prefix}{forms}",
+            )
         return Address(where + path)
     version = found["version"]
     return Address(
@@ -194,7 +202,7 @@ def _refuse(text: str, why: str, remedy: str = "") -> NoReturn:
     shown = safe_text.redacted_url(text) if "://" in text else text
     told = shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + "..."
     raise UsageError(
-        f"{told!r} is no address of a model server{f': {why}' if why else ''}",
+        f"{told!r} is not the address of a model server{f': {why}' if why else ''}",
         remedy=remedy or _EXAMPLES,
     )
 
@@ -206,8 +214,8 @@ _PATIENCE_S = 1.0
 _NAMES = {
     "grpc": "a gRPC server",
     "grpcs": "a gRPC server with TLS",
-    "http": "a web server, as REST has it,",
-    "https": "a web server with TLS",
+    "http": "an HTTP server",
+    "https": "an HTTP server with TLS",
 }
 
 

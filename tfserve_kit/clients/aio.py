@@ -224,7 +224,7 @@ class AsyncClient:
         self._loop = self._loop or loop
         if self._loop is not loop:
             raise UsageError(
-                f"the client of {self.url} belongs to another event loop",
-                remedy="make a client in each event loop with connect_async",
+                f"the client for {self.url} belongs to another event loop",
+                remedy="create a client in each event loop with connect_async",
             )
         return await run_async(with_headers(flow, headers), self._transport)

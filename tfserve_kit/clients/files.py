@@ -101,7 +101,7 @@ def _require_rows(arrays: Arrays, axes: BatchAxes) -> None:
             raise InvalidRequest(
                 f"input {alias!r} has {counted(rows)}, and the model takes {axes.fixed_rows} in "
                 "each request",
-                remedy="give files with as many rows together",
+                remedy="give files with that many rows in total",
             )
 
 
@@ -120,7 +120,7 @@ def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
     try:
         arrays = dict(_columns(document, signature, source))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{place} is no request: {error}") from error
+        raise InvalidRequest(f"{place} is not a request: {error}", remedy=_BODY) from error
     return {alias: _fitted(array, alias, signature, source) for alias, array in arrays.items()}
 
 
@@ -137,7 +137,10 @@ def _joined(alias: str, arrays: Sequence[NDArray[Any]], axes: BatchAxes) -> NDAr
         return np.concatenate(arrays)
     except ValueError as error:
         shapes = ", ".join(str(list(array.shape)) for array in arrays)
-        raise InvalidRequest(f"input {alias!r} cannot be joined of {shapes}: {error}") from error
+        raise InvalidRequest(
+            f"input {alias!r} cannot be joined from the shapes {shapes}: {error}",
+            remedy="give rows of one shape, or one file",
+        ) from error
 
 
 def _the_same(alias: str, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -145,9 +148,9 @@ def _the_same(alias: str, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
     for each in values[1:]:
         if not np.array_equal(each, values[0]):
             raise InvalidRequest(
-                f"input {alias!r} has no batch axis, so it is one for all rows, but was given as "
-                f"{values[0].tolist()!r:.40} and as {each.tolist()!r:.40}",
-                remedy="send them in requests of their own",
+                f"input {alias!r} has no batch axis, so all rows share one value, but it was given "
+                f"as {values[0].tolist()!r:.40} and as {each.tolist()!r:.40}",
+                remedy="send them in separate requests",
             )
     return values[0]
 
@@ -165,7 +168,7 @@ def _only_input(signature: Signature, file: Path) -> str:
     if len(signature.inputs) != 1:
         names = ", ".join(signature.inputs) or "none"
         raise InvalidRequest(
-            f"{file} names no input, and signature {signature.name!r} has {names}",
+            f"{file} does not name its input, and signature {signature.name!r} has {names}",
             remedy='name them: .npz, or JSON such as {"inputs": {"alias": ...}}',
         )
     return next(iter(signature.inputs))
@@ -197,7 +200,7 @@ def _from_numpy(file: Path, signature: Signature) -> Arrays:
         loaded = numpy_files.read(file)
     except Exception as error:
         raise InvalidRequest(
-            f"{file} cannot be read as numpy's own file: {error}",
+            f"{file} cannot be read as a numpy file: {error}",
             remedy="write it with numpy.save or numpy.savez, text as dtype S or U",
         ) from error
     return loaded if isinstance(loaded, dict) else {_only_input(signature, file): loaded}
@@ -208,13 +211,13 @@ def _from_json(file: Path, signature: Signature) -> Arrays:
         document = json.loads(read_file(file), parse_float=_real)
         return dict(_columns(document, signature, file))
     except (ValueError, RecursionError) as error:  # of JSON, or a TensorError
-        raise InvalidRequest(f"{file} is no request: {error}") from error
+        raise InvalidRequest(f"{file} is not a request: {error}", remedy=_BODY) from error
 
 
 def _real(text: str) -> float:
     """Read a number; beyond the largest float64, Python would read infinity."""
     if math.isinf(value := float(text)):
-        raise TensorError(f"{text:.40} is too large for any type of number")
+        raise TensorError(f"{text:.40} is larger than any number type holds")
     return value
 
 
@@ -282,7 +285,7 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
             values = from_value(value if isinstance(value, list) else [value])
             kind, cast = _FEATURES.get(values.dtype.kind, ("", float))
             if values.ndim != 1 or not (kind or not values.size):
-                raise TensorError(f"feature {name!r:.80} is no list of numbers, texts or bytes")
+                raise TensorError(f"feature {name!r:.80} is not a list of numbers, text or bytes")
             require_float32(values)
             if values.size:
                 getattr(feature, kind).value.extend(map(cast, values.tolist()))
@@ -291,6 +294,7 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
 
 
 _READERS = {".json": _from_json, ".npy": _from_numpy, ".npz": _from_numpy}
+_BODY = 'write the body of a REST request, such as {"instances": [...]} or {"inputs": {...}}'
 _BODIES = {"examples", "inputs", "instances"}  # keys of which a request has one
 # numpy's kind of the values -> the list of a tf.Example's feature, and what its values are
 _FEATURES = {
@@ -343,8 +347,8 @@ def _storable(alias: str, array: NDArray[Any]) -> NDArray[Any]:
     longest = max(map(len, array.ravel().tolist()), default=0)
     if longest * array.size > _MOST_BYTES:
         raise UsageError(
-            f"output {alias!r:.80} has strings of up to {longest:,} bytes, and .npz would give "
-            f"each of {array.size:,} as much",
+            f"output {alias!r:.80} has strings of up to {longest:,} bytes, and .npz would pad "
+            f"all {array.size:,} of them to that length",
             remedy="use --json",
         )
     stored = array.astype(np.bytes_)

@@ -40,14 +40,18 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "OUT_OF_RANGE": (InvalidRequest, "compare the input with `tfkit metadata`"),
     "NOT_FOUND": (ModelNotFound, "`tfkit status` lists what the server has"),
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "raise --timeout"),
-    "RESOURCE_EXHAUSTED": (ServerOverloaded, "send less at once, or repeat later"),
-    "CANCELLED": (ServerFault, "was the client closed meanwhile?"),
+    "RESOURCE_EXHAUSTED": (ServerOverloaded, "send fewer requests at once, or retry later"),
+    "CANCELLED": (ServerFault, "retry; if the client was closed meanwhile, create another"),
     "UNAUTHENTICATED": (InvalidRequest, server_messages.LOG_IN),
     "PERMISSION_DENIED": (InvalidRequest, server_messages.LOG_IN),
-    "UNIMPLEMENTED": (InvalidRequest, "is this a model server's gRPC port?"),
+    "UNIMPLEMENTED": (
+        InvalidRequest,
+        "check that this is a model server's gRPC port, usually 8500",
+    ),
 }
 # Codes that grpcio gives to answers which are no gRPC.
 _FROM_ELSEWHERE = frozenset({"UNKNOWN", "UNIMPLEMENTED"})
+_CHECK_PORT = "check that this is a model server's gRPC port, usually 8500"
 _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
 
@@ -133,7 +137,7 @@ class GrpcProtocol:
         details = server_messages.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_messages.is_full_queue(details):
             return server_messages.unreachable(self.url, details)
-        kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log"))
+        kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log (`tfkit logs`)"))
         if code == "UNAVAILABLE":
             kind, remedy = _ERRORS["RESOURCE_EXHAUSTED"]
         if code == "DEADLINE_EXCEEDED":
@@ -177,13 +181,13 @@ class GrpcProtocol:
         if missing := [alias for alias in wanted if alias not in outputs]:
             raise self._unreadable(f"it lacks the outputs {missing}")
         if not outputs:
-            raise self._unreadable("it holds no outputs")
+            raise self._unreadable("it has no outputs")
         return outputs, answer.model_spec.version.value
 
     def _unreadable(self, error: Exception | str) -> ServerFault:
         return ServerFault(
             f"{self.url} sent an unreadable answer: {server_messages.shortened(str(error))}",
-            remedy="is this a model server's gRPC port?",
+            remedy=_CHECK_PORT,
         )
 
 

@@ -98,8 +98,8 @@ def unchecked(inputs: Inputs) -> Mapping[str, ArrayLike]:
                 )
         return inputs
     raise InvalidRequest(
-        "cannot send the input: it has no name, and the signature is not looked at",
-        remedy="give {alias: array}, or leave check=False out",
+        "cannot send the input: it has no name, and check=False leaves the signature unread",
+        remedy="give {alias: array}, or leave out check=False",
     )
 
 
@@ -110,7 +110,7 @@ def _named(inputs: Inputs, signature: Signature, target: Target) -> Mapping[str,
     names = needed or list(signature.inputs)
     if len(names) != 1:
         raise InvalidRequest(
-            f"{target} has {len(names)} inputs, and what was given has no name",
+            f"{target} has {len(names)} inputs, but the value given has no name",
             remedy=f"give {{alias: array}} with the inputs {', '.join(names)}",
         )
     return {names[0]: inputs}
@@ -122,7 +122,7 @@ def _check_missing(
     missing = [alias for alias in signature.inputs if alias not in fitted]
     if needed := [alias for alias in missing if alias not in signature.optional]:
         raise InvalidRequest(
-            f"{target} needs the inputs {', '.join(needed)} too, for {signature.name!r}",
+            f"{target} also needs the inputs {', '.join(needed)} for {signature.name!r}",
             remedy="give them as well; `tfkit metadata` lists what the model takes",
         )
     if missing and not takes_defaults:
@@ -233,7 +233,7 @@ def _require_unicode(items: Iterable[str | bytes]) -> None:
 def _remedy_for_shape(shape: tuple[int, ...], spec: TensorSpec) -> str:
     if spec.takes((1, *shape)):
         return "the batch axis is missing: send array[numpy.newaxis]"
-    return "a ? takes any size; reshape the input"
+    return "reshape the input; ? stands for any size"
 
 
 Features = Mapping[str, ArrayLike] | bytes
@@ -264,7 +264,7 @@ def to_examples(rows: Iterable[Features]) -> list[Any]:
     """
     examples = [_example(number, row) for number, row in enumerate(rows)]
     if not examples:
-        raise InvalidRequest("cannot send no examples", remedy="give one at least")
+        raise InvalidRequest("there are no examples to send", remedy="give at least one")
     return examples
 
 
@@ -291,7 +291,7 @@ def _fill(feature: Any, value: ArrayLike) -> None:
     refuse_masked(value, array)
     require_float32(array)
     if array.ndim != 1 or array.dtype.kind not in _LISTS:
-        raise ValueError(f"{value!r:.80} is no value and no flat list of values")
+        raise ValueError(f"{value!r:.80} is neither a value nor a flat list of values")
     values = (array.astype(np.int64) if array.dtype.kind == "b" else array).tolist()
     if array.dtype.kind in "OSU":
         values = [item.encode() if isinstance(item, str) else item for item in values]

@@ -100,7 +100,7 @@ class Operations:
         for signature, verb in tasks.items():
             if verb not in VERBS:
                 raise UsageError(
-                    f"cannot {verb!r} with the signature {signature!r}",
+                    f"signature {signature!r} has the unknown task {verb!r}",
                     remedy="give classify or regress for each signature",
                 )
         call = self.wire.multi_inference(target, tasks, to_examples(rows))
@@ -320,7 +320,7 @@ class _Parts:
         )
         for alias, array in outputs.items():
             if not array.ndim or len(array) != rows:
-                text = f"{self.target}: output {alias!r} of {counted(rows)} is {list(array.shape)}"
+                text = f"{self.target}: output {alias!r} for {counted(rows)} is {list(array.shape)}"
                 raise ServerFault(text, remedy="its outputs are not row by row: use predict")
         self.answers.append((part, {each: outputs[each][: len(part)] for each in outputs}))
         if version is not None:
@@ -418,7 +418,7 @@ def _empty(signature: Signature | None, output_filter: Sequence[str], target: Ta
     """Return outputs of no rows, as far as the signature tells them."""
     if signature is None:
         raise InvalidRequest(
-            f"cannot send a batch without rows to {target}", remedy="leave check=False out"
+            f"cannot send a batch without rows to {target}", remedy="leave out check=False"
         )
     return {
         alias: np.empty((0, *(size or 0 for size in (spec.shape or ())[1:])), spec.dtype.numpy)

@@ -80,7 +80,7 @@ def _metadatum(given: str, value: str | bytes) -> tuple[str, str | bytes]:
 
 def _require_text(name: object, value: object) -> None:
     if not isinstance(name, str) or not isinstance(value, str | bytes):
-        raise UsageError(f"header {name!r} is no text", remedy="give names and values as text")
+        raise UsageError(f"header {name!r} is not text", remedy="give names and values as text")
 
 
 def _decoded(name: str, value: str) -> bytes:
@@ -88,22 +88,22 @@ def _decoded(name: str, value: str) -> bytes:
         return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise UsageError(
-            f"the value of header {name!r} is no base64, as names that end in -bin want it",
-            remedy="encode it, or choose another name",
+            f"the value of header {name!r} is not valid base64, which names ending in -bin require",
+            remedy="encode it as base64, or choose another name",
         ) from None
 
 
 def _unfit(name: str) -> UsageError:
     return UsageError(
-        f"{name!r} cannot be sent as a header, or its value cannot",
-        remedy="names are letters, digits and - _ .; values are ASCII in one line (bytes: use a "
-        "name that ends in -bin, with gRPC)",
+        f"header {name!r} cannot be sent: its name or its value is not valid",
+        remedy="names are letters, digits and - _ .; values are one line of ASCII (for bytes "
+        "use a name ending in -bin, over gRPC)",
     )
 
 
 def _reserved(name: str) -> UsageError:
     return UsageError(
-        f"header {name!r} belongs to the protocol itself", remedy="leave it out, or rename it"
+        f"header {name!r} is set by the protocol itself", remedy="leave it out, or rename it"
     )
 
 
@@ -174,17 +174,29 @@ class Options:
 
     def __post_init__(self) -> None:
         wrong = {
-            "retries": self.retries < 0,
-            "retry_share": not 0 <= self.retry_share <= 1,
-            "hedge_after_s": self.hedge_after_s is not None and self.hedge_after_s <= 0,
-            "max_answer_bytes": not 0 < self.max_answer_bytes <= _MOST_BYTES,
+            "retries": (self.retries < 0, "0 or more"),
+            "retry_share": (not 0 <= self.retry_share <= 1, "a share from 0 to 1"),
+            "hedge_after_s": (
+                self.hedge_after_s is not None and self.hedge_after_s <= 0,
+                "seconds above 0, or None",
+            ),
+            "max_answer_bytes": (
+                not 0 < self.max_answer_bytes <= _MOST_BYTES,
+                f"from 1 to {_MOST_BYTES:,} bytes",
+            ),
         }
-        for name in (name for name, is_wrong in wrong.items() if is_wrong):
-            raise UsageError(f"{name} cannot be {getattr(self, name)}")
+        for name, (is_wrong, allowed) in wrong.items():
+            if is_wrong:
+                raise UsageError(
+                    f"{name} cannot be {getattr(self, name)}", remedy=f"give {allowed}"
+                )
         if bool(self.cert_file) != bool(self.key_file):
             raise UsageError("cert_file and key_file belong together", remedy="give both")
         if self.hedge_after_s is not None and not self.idempotent:
-            raise UsageError("hedge_after_s sends requests twice, which idempotent=False forbids")
+            raise UsageError(
+                "hedge_after_s sends requests twice, which idempotent=False forbids",
+                remedy="leave one of them out",
+            )
 
     @property
     def has_tls_files(self) -> bool:
@@ -203,4 +215,6 @@ def read_pem(file: str | Path | None) -> bytes | None:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
+        raise UsageError(
+            f"cannot read {file}: {error.strerror or error}", remedy="give a readable PEM file"
+        ) from error

@@ -49,19 +49,18 @@ T = TypeVar("T")
 _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "400": (InvalidRequest, "compare the input with `tfkit metadata`"),
     "404": (ModelNotFound, "`tfkit status` lists what the server has"),
-    "501": (InvalidRequest, "the REST API of this server cannot do it; gRPC may"),
+    "501": (InvalidRequest, "this server's REST API does not support it; gRPC may"),
     "401": (InvalidRequest, server_messages.LOG_IN),
     "403": (InvalidRequest, server_messages.LOG_IN),
     "413": (InvalidRequest, "send fewer rows at once"),
-    "502": (ServerFault, "a proxy answers, the server behind it does not: look at both"),
-    "429": (ServerOverloaded, "send less at once, or repeat later"),
-    "503": (ServerOverloaded, "send less at once, or repeat later"),
+    "502": (ServerFault, "a proxy answers, but not the server behind it: check both"),
+    "429": (ServerOverloaded, "send fewer requests at once, or retry later"),
+    "503": (ServerOverloaded, "send fewer requests at once, or retry later"),
     "504": (DeadlineExceeded, "raise --rest_api_timeout_in_ms of the server"),
 }
 # What an answer that is JSON, but not the answer, makes the readers below stumble over.
 _SHAPELESS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
+_CHECK_PORT = "check that this is a model server's REST port, usually 8501"
 _BYTES = (
     "use gRPC, or export the output under a name that ends in _bytes: only such outputs are "
     "written in base64 over REST"
@@ -90,7 +89,7 @@ class RestProtocol:
     ) -> Call[Answer]:
         """Ask for outputs; the filter is applied to the answer, for REST requests have none."""
         if not inputs:
-            text = f"cannot ask {target} without inputs over REST, whose requests need one"
+            text = f"cannot send {target} a request without inputs over REST"
             raise InvalidRequest(text, remedy="use gRPC: --protocol grpc, or a grpc:// URL")
         try:
             columns = to_text(inputs)
@@ -186,7 +185,9 @@ class RestProtocol:
             details = read_json(outcome.body)["error"]
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
-        kind, remedy = _ERRORS.get(outcome.status, (ServerFault, "look at the server's log"))
+        kind, remedy = _ERRORS.get(
+            outcome.status, (ServerFault, "look at the server's log (`tfkit logs`)")
+        )
         if shown := server_messages.page(outcome.body):
             kind = ServerFault if kind is ModelNotFound else kind
             details, remedy = shown, server_messages.page_remedy(outcome.status)
@@ -209,13 +210,13 @@ class RestProtocol:
         if outcome.how is Loss.GARBLED:
             return ServerFault(
                 f"{self.url} sent an unreadable answer: {outcome.text}",
-                remedy="is this a model server's REST port?",
+                remedy=_CHECK_PORT,
             )
         if outcome.how is Loss.BROKEN:
             return ServerUnreachable(
                 f"{target} at {self.url}: the connection ended before the whole answer was there: "
                 f"{outcome.text}",
-                remedy="look at the server's log; is this a model server's REST port?",
+                remedy=f"look at the server's log (`tfkit logs`); {_CHECK_PORT}",
             )
         return server_messages.unreachable(self.url, outcome.text)
 
@@ -233,32 +234,31 @@ class RestProtocol:
 
         def read_body(data: bytes) -> T:
             if most and len(data) > most:
-                text = f"{self.url} says {len(data):,} bytes of itself, more than {most:,}"
-                raise ServerFault(text)
+                size = f"{len(data):,} bytes of metadata, more than the {most:,} allowed"
+                raise ServerFault(f"{self.url} sent {size}", remedy=_CHECK_PORT)
             try:
                 document = read_json(data)
             except (ValueError, RecursionError) as error:
                 if _is_binary(data):
-                    text = f"{self.url} answered with bytes that are no text, in an output of text"
+                    text = f"{self.url} answered with bytes that are not UTF-8 in a text output"
                     raise ServerFault(text, remedy=_BYTES) from error
                 start = data[:320].decode("utf-8", "replace")[:80]
                 shown = server_messages.page(data)
                 text = f"{self.url} did not answer with JSON but with {shown or repr(start)}"
-                remedy = server_messages.page_remedy("200") if shown else ""
+                remedy = server_messages.page_remedy("200") if shown else _CHECK_PORT
                 raise ServerFault(text, remedy=remedy) from error
             try:
                 return read(document)
             except _SHAPELESS as error:
                 said = str(error) if isinstance(error, TensorError) else repr(error)
-                raise ServerFault(
-                    f"{self.url} sent an unreadable answer: {server_messages.shortened(said)}"
-                ) from error
+                text = f"{self.url} sent an unreadable answer: {server_messages.shortened(said)}"
+                raise ServerFault(text, remedy=_CHECK_PORT) from error
 
         return Call(HttpRequest(verb, path, body), read_body, target, is_probe)
 
     def _grpc_only(self, name: str) -> NoReturn:
         raise UsageError(
-            f"{name} has no REST form, and {self.url} is a REST address",
+            f"{name} is not available over REST, and {self.url} is a REST address",
             remedy="connect to the server's gRPC port",
         )
 

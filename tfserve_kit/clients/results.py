@@ -142,7 +142,7 @@ def require_about(what: str, count: int, most: int) -> None:
         ValueError: the count is larger than the most there may be.
     """
     if count > most:
-        raise ValueError(f"{count:,} {what}, where {most:,} are the most that make sense")
+        raise ValueError(f"{count:,} {what}, more than the {most:,} allowed")
 
 
 def version_statuses(message: Any) -> list[VersionStatus]:

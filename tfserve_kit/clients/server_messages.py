@@ -25,18 +25,18 @@ _TASK_SIZE = re.compile(
 )
 
 _QUEUE = (
-    "send less at once, or raise max_enqueued_batches, num_batch_threads or max_batch_size in "
-    "[batching]"
+    "send fewer requests at once, or raise max_enqueued_batches, num_batch_threads or "
+    "max_batch_size in [batching]"
 )
 # Words of a refusal, and what helps against it.
 _LIMITS = {
-    "Server Threadpool Exhausted": "the server answers no more calls at once: send fewer at once, "
+    "Server Threadpool Exhausted": "the server has no free threads: send fewer requests at once, "
     "or raise grpc_max_threads in [server.flags]",
     "batching queue": _QUEUE,
     "batch scheduling queue": _QUEUE,
     "RESOURCE_EXHAUSTED: memory": "the server's gRPC is short of memory: send smaller requests, "
     "or fewer at once",
-    "too_many_pings": "the client asks too often whether the server lives: raise its keepalive "
+    "too_many_pings": "the client sends keepalive pings too often: raise its keepalive "
     "time, or set grpc.http2.min_ping_interval_without_data_ms in grpc_channel_arguments",
 }
 
@@ -76,10 +76,10 @@ def shortened(text: str) -> str:
 
 
 _REST, _GRPC, _ANY = ("http", "https"), ("grpc", "grpcs"), ("http", "https", "grpc", "grpcs")
-_TRUST = "give the certificate of who signed it, or itself, with --ca-file (`ca_file` of `connect`)"
-_NAME = "give a name that it has with --server-name (`server_name` of `connect`)"
-_SHOW = "show yours with --cert and --key (`cert_file` and `key_file` of `connect`)"
-LOG_IN = "send what it wants to see, such as a token: --header NAME=env:VARIABLE"
+_TRUST = "give the CA's certificate, or the server's own, with --ca-file (`ca_file` of `connect`)"
+_NAME = "give a name from the certificate with --server-name (`server_name` of `connect`)"
+_SHOW = "present yours with --cert and --key (`cert_file` and `key_file` of `connect`)"
+LOG_IN = "send credentials, such as a token: --header NAME=env:VARIABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +95,36 @@ class _Sign:
 
 _SIGNS = (
     _Sign(r"CERTIFICATE_VERIFY_FAILED.*expired", _ANY, "the server's certificate has expired",
-          "ask who runs it for a new one"),
+          "ask the server's operator to renew it"),
     _Sign(r"[Hh]ostname [Vv]erification|Hostname mismatch|IP address mismatch", _ANY,
           "the server's certificate is for another name", _NAME),
     _Sign(r"CERTIFICATE_VERIFY_FAILED", _ANY, "the server's certificate is not trusted", _TRUST),
     _Sign(r"(?i)wrong.version.number|HTTP_REQUEST|record.layer.failure", _ANY,
-          "there is no TLS", "write {plain}"),
-    _Sign(r"missing selected ALPN", _GRPC, "it speaks TLS, but no gRPC", "write https://{place}, "
+          "the server does not use TLS", "write {plain}"),
+    _Sign(r"missing selected ALPN", _GRPC, "it speaks TLS, but not gRPC", "write https://{place}, "
           f"or give the port of gRPC, usually {GRPC_PORT}"),
     _Sign(r"speaks HTTP/2", _REST, "it speaks HTTP/2, as gRPC does",
           f"write {{grpc}}, or give the port of REST, usually {REST_PORT}"),
     _Sign(r"speaks TLS|plain HTTP request was sent to HTTPS", _REST, "it speaks TLS",
           "write https://{place}"),
     _Sign(r"Failed parsing HTTP/2|http1\.x server|unexpected content-type|frame type (?:72|79)",
-          _GRPC, "it answers as a web server does (HTTP/1.1), not with gRPC",
+          _GRPC, "it answers with HTTP/1.1, not with gRPC",
           f"write {{rest}}, or give the port of gRPC, usually {GRPC_PORT}"),
     _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer",
-          ("grpcs", "https"), "it ends the connection",
-          f"if it asks for certificates, {_SHOW}; is the protocol right?", False),
+          ("grpcs", "https"), "it closes the connection",
+          f"if it asks for certificates, {_SHOW}; check the protocol too", False),
     _Sign(r"Socket closed|[Cc]onnection reset|ECONNRESET|without an answer", ("grpc", "http"),
-          "it ends the connection", "if it speaks TLS, write {secure}; is it the right port?",
+          "it closes the connection", "if it speaks TLS, write {secure}; check the port too",
           False),
     _Sign(r"http2 header with status: 3", _GRPC,
-          "a proxy leads elsewhere, perhaps to a log-in", f"{LOG_IN}; or the server's own URL"),
-    _Sign(r"http2 header with status: 413", _GRPC, "a proxy takes no such large requests",
+          "a proxy redirects, perhaps to a log-in", f"{LOG_IN}; or the server's own URL"),
+    _Sign(r"http2 header with status: 413", _GRPC, "a proxy refuses requests this large",
           "send fewer rows at once"),
     _Sign(r"http2 header with status: 404|Data frame with END_STREAM", _GRPC,
-          "a proxy or a web server answers, not with gRPC", "is that the address of gRPC?"),
+          "a proxy or a web server answers, but not with gRPC",
+          "check that this is the address of gRPC"),
     _Sign(r"http2 header with status: 50[234]", _GRPC,
-          "a proxy answers, and the server behind it does not", "look at the proxy and the server"),
+          "a proxy answers, but the server behind it does not", "check the proxy and the server"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(each.words, re.DOTALL), each) for each in _SIGNS)
 
@@ -137,12 +138,12 @@ _TITLE = re.compile(r"<title[^>]{0,200}>(.{0,400}?)</title>", re.IGNORECASE | re
 _MOST_TITLE = 80
 _PAGES = {
     "401": LOG_IN,
-    "403": f"it refuses you: {LOG_IN}",
-    "404": "is that the REST API's address? a proxy may want a path before /v1",
+    "403": f"access is refused: {LOG_IN}",
+    "404": "check that this is the REST API's address; a proxy may want a path before /v1",
     "407": LOG_IN,
-    "413": "send fewer rows at once: a proxy takes no such large requests",
+    "413": "send fewer rows at once: a proxy refuses requests this large",
 }
-_REDIRECT = f"it leads elsewhere, perhaps to a log-in: {LOG_IN}; or give the server's own address"
+_REDIRECT = f"it redirects, perhaps to a log-in: {LOG_IN}; or give the server's own address"
 _ANOTHER = "a proxy or another service answers there: check the address"
 
 

@@ -295,6 +295,6 @@ class Client:
 def closed_client(url: str) -> UsageError:
     """Return what a client says that is used after it was closed."""
     return UsageError(
-        f"the client of {url} was closed",
-        remedy="make another with connect, and use it inside its `with` block",
+        f"the client for {url} is closed",
+        remedy="create another with connect, and use it inside its `with` block",
     )

@@ -170,7 +170,7 @@ def read_response(most: int) -> Generator[None, bytes, Response]:
         body = b""
     elif (coding := headers.get(b"transfer-encoding")) is not None:
         if coding.lower() != b"chunked" or b"content-length" in headers:
-            raise Malformed(f"transfer encoding {coding!r}")
+            raise Malformed(f"unsupported transfer encoding {coding!r}")
         body = yield from _chunks(buffer, most)
     elif (length := headers.get(b"content-length")) is not None:
         body = yield from _measured(buffer, length, most)
@@ -188,20 +188,20 @@ def _require_http(start: bytearray) -> None:
         raise Malformed("it speaks HTTP/2")
     if start.startswith(_TLS_ALERT):
         raise Malformed("it speaks TLS")
-    raise Malformed(f"{bytes(start[:60])!r} is no HTTP")
+    raise Malformed(f"{bytes(start[:60])!r} is not HTTP")
 
 
 def _head(head: bytes) -> tuple[bytes, int, str, dict[bytes, bytes]]:
     first, *lines = head.split(b"\r\n")
     if not (found := _STATUS.fullmatch(first)):
-        raise Malformed(f"{first[:60]!r} is no status line of HTTP")
+        raise Malformed(f"{first[:60]!r} is not an HTTP status line")
     headers: dict[bytes, bytes] = {}
     for line in lines:
         if not (pair := _HEADER.fullmatch(line)):
-            raise Malformed(f"{line[:60]!r} is no header")
+            raise Malformed(f"{line[:60]!r} is not a header")
         name, value = pair[1].lower(), pair[2]
         if headers.setdefault(name, value) != value and name == b"content-length":
-            raise Malformed("two different lengths")
+            raise Malformed("two different content lengths")
     return found[1], int(found[2]), (found[3] or b"").decode("latin-1"), headers
 
 
@@ -226,7 +226,7 @@ def _until(buffer: bytearray, end: bytes) -> Generator[None, bytes, bytes]:
 
 def _measured(buffer: bytearray, length: bytes, most: int) -> Generator[None, bytes, bytes]:
     if not _DIGITS.fullmatch(length):
-        raise Malformed(f"a length of {length[:60]!r}")
+        raise Malformed(f"an invalid content length: {length[:60]!r}")
     size = int(length)
     if size > most:
         raise TooLarge(most)
@@ -242,7 +242,7 @@ def _chunks(buffer: bytearray, most: int) -> Generator[None, bytes, bytes]:
     while True:
         line = yield from _until(buffer, b"\r\n")
         if not (found := _CHUNK_SIZE.fullmatch(line)):
-            raise Malformed(f"a chunk of size {line[:60]!r}")
+            raise Malformed(f"an invalid chunk size: {line[:60]!r}")
         size = int(found[1], 16)
         if size == 0:
             break
@@ -251,7 +251,7 @@ def _chunks(buffer: bytearray, most: int) -> Generator[None, bytes, bytes]:
         while len(buffer) < size + 2:
             yield from _more(buffer)
         if buffer[size : size + 2] != b"\r\n":
-            raise Malformed("a chunk of another size than it says")
+            raise Malformed("a chunk whose size is not the one it says")
         body += memoryview(buffer)[:size]
         del buffer[: size + 2]
     while (yield from _until(buffer, b"\r\n")):

@@ -87,7 +87,9 @@ def _decoded(value: Any) -> Any:
         return _text(value)
     if isinstance(value, dict):
         if value.keys() != {"b64"} or not isinstance(value["b64"], str):
-            raise TensorError(f"{value!r:.80} is no tensor value; bytes look like {{'b64': '...'}}")
+            raise TensorError(
+                f"{value!r:.80} is not a tensor value; bytes look like {{'b64': '...'}}"
+            )
         try:
             return base64.b64decode(value["b64"], validate=True)
         except ValueError as error:
@@ -99,7 +101,7 @@ def _text(value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError as error:
-        raise TensorError(f"{value!a:.80} is no text: {error.reason}") from error
+        raise TensorError(f"{value!a:.80} is not valid text: {error.reason}") from error
 
 
 def _objects(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -151,7 +153,7 @@ def answer(document: Any, outputs: Mapping[str, DType]) -> dict[str, NDArray[Any
         TensorError: the document is no predict answer, or does not fit `outputs`.
     """
     if not isinstance(document, dict) or not document.keys() & {"outputs", "predictions"}:
-        raise TensorError(f"{document!r:.80} is no predict answer")
+        raise TensorError(f"{document!r:.80} is not a predict response")
     columns = document["outputs"] if "outputs" in document else _columns(document["predictions"])
     if len(outputs) == 1 and not (isinstance(columns, dict) and columns.keys() == outputs.keys()):
         columns = {next(iter(outputs)): columns}
@@ -165,7 +167,7 @@ def answer(document: Any, outputs: Mapping[str, DType]) -> dict[str, NDArray[Any
 def _columns(rows: Any) -> Any:
     """Turn named rows into named columns; unnamed rows are one column already."""
     if not isinstance(rows, list):
-        raise TensorError(f"{rows!r:.80} is no list of predictions")
+        raise TensorError(f"{rows!r:.80} is not a list of predictions")
     if not rows or not isinstance(rows[0], dict) or rows[0].keys() == {"b64"}:
         return rows
     if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):

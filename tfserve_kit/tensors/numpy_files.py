@@ -42,7 +42,7 @@ def read(file: Path, *, most: int | None = None) -> NDArray[Any] | dict[str, NDA
 def _entries(archive: zipfile.ZipFile, left: int) -> Iterator[tuple[str, NDArray[Any]]]:
     for entry in archive.infolist():
         if not entry.filename.endswith(_SUFFIX):
-            raise ValueError(f"it holds {entry.filename!r:.80}, which is no array")
+            raise ValueError(f"it holds {entry.filename!r:.80}, which is not an array")
         with archive.open(entry) as stream:
             array = read_array(stream, most=left)
         left -= array.nbytes
@@ -74,7 +74,7 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]
         return np.lib.format.read_array_header_1_0(stream)
     if version == (2, 0):
         return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"format {version} is for records, which are no tensors")
+    raise ValueError(f"format {version} is for records, which are not tensors")
 
 
 def require_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], most: int) -> None:

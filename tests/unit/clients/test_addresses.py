@@ -78,14 +78,14 @@ def test_prefix_of_a_proxy_stays():
 def test_what_is_no_address_is_refused_with_the_form_that_is(text, remedy):
     with pytest.raises(UsageError) as caught:
         addresses.read(text)
-    assert "is no address of a model server" in caught.value.message
+    assert "is not the address of a model server" in caught.value.message
     assert remedy in caught.value.remedy
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["rest://h:1", "ws://h:1", "htpp://h:1", "HTTPX://h:1"])
 def test_unknown_scheme_is_named(text):
-    with pytest.raises(UsageError, match=r"is no protocol of it \("):
+    with pytest.raises(UsageError, match=r"is not supported \("):
         addresses.read(text)
 
 

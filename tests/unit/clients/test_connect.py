@@ -51,13 +51,13 @@ def test_scheme_decides_the_protocol(url, kind, shown):
 def test_other_text_is_refused_with_examples(make, url):
     with pytest.raises(UsageError) as caught:
         make(url)
-    assert " is no address of a model server" in caught.value.message
+    assert " is not the address of a model server" in caught.value.message
     assert ":pass" not in caught.value.message and caught.value.remedy
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])
 def test_files_of_tls_need_a_url_with_tls(make, tmp_path):
-    with pytest.raises(UsageError, match="uses no TLS"):
+    with pytest.raises(UsageError, match="does not use TLS"):
         make("grpc://h:1", ca_file="ca.pem")
     for scheme in ("grpcs", "https"):
         with pytest.raises(UsageError, match=r"no\.pem"):

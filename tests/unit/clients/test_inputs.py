@@ -150,7 +150,7 @@ def test_array_alone_is_the_one_input_that_is_needed():
 
 def test_missing_and_unknown_inputs_are_named():
     both = signature(image=spec("float"), mask=spec("float"))
-    with pytest.raises(InvalidRequest, match="needs the inputs mask too"):
+    with pytest.raises(InvalidRequest, match="also needs the inputs mask"):
         fit({"image": [1.0]}, both, TARGET)
     with pytest.raises(InvalidRequest) as caught:
         fit({"images": [1.0], "mask": [1.0]}, both, TARGET)
@@ -162,7 +162,7 @@ def test_inputs_with_defaults_may_be_missing_where_the_protocol_allows_it():
     assert list(fit({"a": [1.0]}, both, TARGET)) == ["a"]
     with pytest.raises(InvalidRequest, match="has defaults for the inputs b, but not over REST"):
         fit({"a": [1.0]}, both, TARGET, takes_defaults=False)
-    with pytest.raises(InvalidRequest, match="needs the inputs a too"):
+    with pytest.raises(InvalidRequest, match="also needs the inputs a"):
         fit({"b": [1.0]}, both, TARGET)
 
 

@@ -142,7 +142,7 @@ def test_the_client_reads_so_and_still_says_what_is_wrong():
 
 @pytest.mark.parametrize("body", [b'{"outputs": ["\x89PNG"]}', b'\n {"outputs": {"a": "\xff"}}'])
 def test_bytes_in_an_output_of_text_are_explained(body):
-    with pytest.raises(ServerFault, match="bytes that are no text") as caught:
+    with pytest.raises(ServerFault, match="bytes that are not UTF-8") as caught:
         wire(known("string")).read(body)
     assert "_bytes" in caught.value.remedy and "gRPC" in caught.value.remedy
 

@@ -40,7 +40,7 @@ def test_files_of_tls_are_for_addresses_with_tls_unless_they_were_asked_for():
     assert "ca_file" not in known.options("http://h:1")
     assert known.options("grpcs://h:1")["server_name"] == "n"
     firm = Access(ca_file="a", is_firm=True)
-    with pytest.raises(UsageError, match="uses no TLS"):
+    with pytest.raises(UsageError, match="does not use TLS"):
         firm.connect("grpc://h:1")
 
 

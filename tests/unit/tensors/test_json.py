@@ -238,9 +238,9 @@ class TestAnswer:
     @pytest.mark.parametrize(
         ("document", "words"),
         [
-            ([1], "no predict answer"),
+            ([1], "not a predict response"),
             ({"error": "boom"}, "boom"),
-            ({"predictions": {"a": 1}}, "no list of predictions"),
+            ({"predictions": {"a": 1}}, "not a list of predictions"),
             ({"predictions": [1, 2]}, "names none"),
             ({"outputs": [1, 2]}, "names none"),
             ({"outputs": {"a": [1]}}, r"\['b'\]"),

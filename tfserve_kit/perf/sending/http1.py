@@ -132,7 +132,7 @@ class Http1Pool:
             if self._retry_ns or self._now_ns() > end_ns:
                 raise ServerUnreachable(
                     f"no connection to {self._address[1]}: {self.notes.get(CONNECTION_LOST)}",
-                    remedy="is this a model server's REST port?",
+                    remedy="check that this is a model server's REST port, usually 8501",
                 )
 
     def start(self, keys: Sequence[int]) -> None:

@@ -674,7 +674,7 @@ class Http2Pool:
             if self._now_ns() > end_ns or any(line.link is None for line in self._lines):
                 raise ServerUnreachable(
                     f"{self._where} does not speak HTTP/2 in plain text",
-                    remedy="is this a model server's gRPC port?",
+                    remedy="check that this is a model server's gRPC port, usually 8500",
                 )
             self.flush()
             self.wait(_POLL_S)
