@@ -13,6 +13,7 @@ tensorflow/core/framework/tensor.proto.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -41,6 +42,7 @@ _STRING_BYTES = 32
 _FEW = 64
 
 Fill = Callable[[int], None]
+_IS_LITTLE = sys.byteorder == "little"
 
 
 def _freely(size_bytes: int) -> None:
@@ -126,15 +128,16 @@ def _flat(
     if dtype is dtypes.STRING:
         return _strings_from(proto, count, fill, whole=whole)
     storage = np.dtype(np.uint16) if dtype.numpy is None else dtype.numpy
-    if proto.tensor_content and count:  # of no elements nothing is read
-        if len(proto.tensor_content) != count * storage.itemsize:
+    content = proto.tensor_content  # each time it is asked for it is copied
+    if content and count:  # of no elements nothing is read
+        if len(content) != count * storage.itemsize:
             raise TensorError(
-                f"tensor_content holds {len(proto.tensor_content)} bytes, "
+                f"tensor_content holds {len(content)} bytes, "
                 f"not the {count * storage.itemsize} of {dtype.name} {list(shape)}"
             )
-        flat = np.frombuffer(proto.tensor_content, storage.newbyteorder("<")).astype(
-            storage, copy=False
-        )
+        flat = np.frombuffer(content, storage)
+        if not _IS_LITTLE:
+            flat = flat.byteswap()
     else:
         flat = _filled(_typed(proto, dtype, storage), count, fill, whole=whole)
     return _widen(flat) if dtype.numpy is None else flat
@@ -176,6 +179,8 @@ def _shaped(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array in C order and in the byte order of the wire."""
+    if _IS_LITTLE and array.dtype.isnative and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
