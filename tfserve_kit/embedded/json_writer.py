@@ -13,6 +13,7 @@ there: powers of ten are computed where RapidJSON looks them up.
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,18 @@ def _laid_out(digits: str, exponent: int) -> str:
 
 _MOST_BYTES = 256
 _INDENT = "    "
+
+# Fewer floats are printed faster one by one; of more, so many at once stay in the cache.
+_FEW_FLOATS = 100
+_FLOATS_AT_ONCE = 1 << 14
+_SINGLE_BYTES = 4
+_SHORT, _LONG = 6, 9  # digits of a float32
+_POWERS = np.array([float(f"1e{power}") for power in range(23)])  # those that a double holds
+_LEAST_EXPONENT, _MOST_EXPONENT = -13, 26
+_LEAST_FIXED = -4
+_NEXT_TO_A_HALF = 1e-6
+_TRIPLES = np.array([list(f"{number:03d}".encode()) for number in range(1000)], np.uint8)
+_WIDEST = 1 + 2 + 3 + _LONG + 4 + 1  # sign, `0.`, zeros, digits, exponent, comma
 
 _ESCAPES = {byte: f"\\u{byte:04X}" for byte in range(0x20)} | {
     0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\",
@@ -261,8 +274,9 @@ def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
     shapes = {alias: array.shape[1:] for alias, array in outputs.items()}
     if len(outputs) == 1:
         ((alias, items),) = leaves.items()
-        rows = _split(items, batch)
-        body = b", ".join(_inline(row, shapes[alias]) for row in rows)
+        shape = shapes[alias]
+        rows = [_inline(row, shape) for row in _split(items, batch)] if shape else items
+        body = b", ".join(rows)
     else:
         split = {alias: _split(items, batch) for alias, items in leaves.items()}
         objects = [
@@ -317,7 +331,11 @@ def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
         return b"[]"
     inner = indent + _INDENT
     pad = b"\n" + inner.encode()
-    parts = [_column(part, shape[1:], inner) for part in _split(items, shape[0])]
+    parts = (
+        [_column(part, shape[1:], inner) for part in _split(items, shape[0])]
+        if len(shape) > 1
+        else items
+    )
     return b"[" + pad + (b"," + pad).join(parts) + b"\n" + indent.encode() + b"]"
 
 
@@ -330,17 +348,33 @@ def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
             return [_base64_object(item, _INDENT * level) for item in flat]
         return [_quoted(item) for item in flat]
     if dtype.name in {"float", "double"}:
-        digits = 9 if dtype.name == "float" else 17
-        tiny = float(np.finfo(array.dtype).tiny)
-        round_trip = np.float32 if dtype.name == "float" else float
-        return [_decimal(item, digits, tiny, round_trip).encode() for item in flat]
+        return _floats(array.ravel())
     if dtype.name == "bool":
         return [b"true" if item else b"false" for item in flat]
-    if array.dtype.kind in "iu" and dtype.name != "uint16":
-        return [str(item).encode() for item in flat]
     if not flat:  # lists of nothing are of no type
         return []
+    if array.dtype.kind in "iu" and dtype.name != "uint16":
+        return str(flat)[1:-1].encode().split(b", ")
     raise invalid(f"Failed to write JSON value for tensor type: {dtype.name}")
+
+
+def _floats(flat: NDArray[Any]) -> list[bytes]:
+    """Print floats with six digits where these suffice, else with all that tell them apart."""
+    if len(flat) < _FEW_FLOATS:
+        return _printed(flat)
+    items: list[bytes] = []
+    with np.errstate(all="ignore"):
+        for begin in range(0, len(flat), _FLOATS_AT_ONCE):
+            items += _printed_at_once(flat[begin : begin + _FLOATS_AT_ONCE])
+    return items
+
+
+def _printed(flat: NDArray[Any]) -> list[bytes]:
+    """Print floats one by one, which is the definition of how they are printed."""
+    is_single = flat.dtype.itemsize == _SINGLE_BYTES
+    digits, round_trip = (9, np.float32) if is_single else (17, float)
+    tiny = float(np.finfo(flat.dtype).tiny)
+    return [_decimal(item, digits, tiny, round_trip).encode() for item in flat.tolist()]
 
 
 def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any], Any]) -> str:
@@ -355,6 +389,133 @@ def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any],
     if round_trip(text) != value:
         text = f"{value:.{digits}g}"
     return text if "." in text or "e" in text else text + ".0"
+
+
+def _printed_at_once(flat: NDArray[Any]) -> list[bytes]:
+    """Print floats all together; those that this is not sure about, one by one.
+
+    Digits come from products with powers of ten that doubles hold exactly, so they are wrong only
+    where a product is very close to half a digit.
+    """
+    values = flat.astype(np.float64)
+    sizes = np.abs(values)
+    exponents = np.floor(np.log10(sizes))
+    is_sure = (exponents >= _LEAST_EXPONENT) & (exponents <= _MOST_EXPONENT)
+    exponents = np.where(is_sure, exponents, 0).astype(np.int64)
+    sizes[~is_sure] = 0.0
+    is_sure |= values == 0
+    short, short_exponents, is_short_sure = _digits_of(sizes, exponents, _SHORT)
+    back = _scaled_by(short.astype(np.float64), short_exponents - (_SHORT - 1))
+    is_short = back == sizes
+    if flat.dtype.itemsize == _SINGLE_BYTES:
+        is_short = back.astype(np.float32) == sizes.astype(np.float32)
+        digits, exponents, is_long_sure = _digits_of(sizes, exponents, _LONG)
+        is_sure &= is_short_sure & (is_short | is_long_sure)
+    else:
+        digits, is_sure = np.zeros_like(short), is_sure & is_short_sure & is_short
+    digits = np.where(is_short, short * 10 ** (_LONG - _SHORT), digits)
+    exponents = np.where(is_short, short_exponents, exponents)
+    items = _laid_out_at_once(
+        np.signbit(values), digits, exponents, np.where(is_short, _SHORT, _LONG)
+    )
+    unsure = np.flatnonzero(~is_sure)
+    for index, item in zip(unsure.tolist(), _printed(flat[unsure]), strict=True):
+        items[index] = item
+    return items
+
+
+def _scaled_by(values: NDArray[Any], powers: NDArray[Any]) -> NDArray[Any]:
+    """Return values times powers of ten, each rounded once."""
+    factors = _POWERS[np.minimum(np.abs(powers), len(_POWERS) - 1)]
+    scaled: NDArray[Any] = np.where(powers >= 0, values * factors, values / factors)
+    return scaled
+
+
+def _digits_of(
+    sizes: NDArray[Any], exponents: NDArray[Any], count: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return `count` digits of each number as a whole one, its exponent, and whether it is sure."""
+    scaled = _scaled_by(sizes, count - 1 - exponents)
+    off = (scaled >= 10.0**count).astype(np.int64) - ((scaled < 10.0 ** (count - 1)) & (sizes > 0))
+    if off.any():  # the logarithm was rounded to the next whole number
+        exponents = exponents + off
+        scaled = _scaled_by(sizes, count - 1 - exponents)
+    is_sure = np.abs(scaled - np.floor(scaled) - 0.5) > _NEXT_TO_A_HALF
+    digits = np.rint(scaled).astype(np.int64)
+    is_next = digits == 10**count
+    return np.where(is_next, 10 ** (count - 1), digits), exponents + is_next, is_sure
+
+
+def _laid_out_at_once(
+    is_negative: NDArray[Any],
+    digits: NDArray[Any],
+    exponents: NDArray[Any],
+    precisions: NDArray[Any],
+) -> list[bytes]:
+    """Return numbers as `%g` prints them, and `.0` behind whole ones.
+
+    Args:
+        is_negative: whether each bears a sign.
+        digits: nine digits of each, as a whole number.
+        exponents: decimal exponent of each one's first digit.
+        precisions: from which exponent on it is printed with an exponent.
+    """
+    is_fixed = (exponents >= _LEAST_FIXED) & (exponents < precisions)
+    kinds = (exponents * 2 + is_fixed).astype(np.int16)
+    order = np.argsort(kinds, kind="stable")
+    figures = _figures(digits[order])
+    last = _LONG - np.argmax(figures[:, ::-1] != ord("0"), axis=1)
+    last[digits[order] == 0] = 1
+    text = np.zeros((len(digits), _WIDEST), np.uint8)  # zeros are left out
+    text[:, 0] = np.where(is_negative[order], ord("-"), 0)
+    text[:, -1] = ord(",")
+    kinds = kinds[order]
+    begins = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    for begin, end in pairwise(begins):
+        rows, kind = slice(begin, end), int(kinds[begin])
+        _lay_out(text[rows], figures[rows], last[rows], kind >> 1, as_fixed=bool(kind & 1))
+    unordered = np.empty(len(text), f"V{_WIDEST}")
+    unordered[order] = text.view(unordered.dtype)[:, 0]
+    return unordered.tobytes().translate(None, b"\0").split(b",")[:-1]
+
+
+def _figures(digits: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return nine digits of each number as characters [numbers, 9]."""
+    rest = digits.astype(np.uint32)
+    upper, rest = np.divmod(rest, np.uint32(10**6))
+    middle, lower = np.divmod(rest, np.uint32(1000))
+    figures = np.empty((len(digits), _LONG), np.uint8)
+    for column, three in ((0, upper), (3, middle), (6, lower)):
+        figures[:, column : column + 3] = _TRIPLES.take(three, axis=0)
+    return figures
+
+
+def _lay_out(
+    text: NDArray[np.uint8],
+    figures: NDArray[np.uint8],
+    last: NDArray[Any],
+    exponent: int,
+    *,
+    as_fixed: bool,
+) -> None:
+    """Write numbers of one exponent behind their signs, up to digit number `last` of each."""
+    whole = 1 + (exponent if as_fixed else 0)  # digits before the point
+    shown = np.where(np.arange(_LONG) < np.maximum(last, whole)[:, None], figures, 0)
+    before = max(whole, 0)
+    column = 1 + max(before, 1)
+    if whole <= 0:
+        text[:, 1] = ord("0")
+    else:
+        text[:, 1:column] = shown[:, :before]
+    has_fraction = last > whole
+    text[:, column] = np.where(has_fraction | as_fixed, ord("."), 0)
+    text[:, column + 1 : column + 1 - min(whole, 0)] = ord("0")
+    column += 1 - min(whole, 0)
+    text[:, column : column + _LONG - before] = shown[:, before:]
+    if as_fixed:
+        text[~has_fraction, column] = ord("0")
+    else:
+        text[:, -5:-1] = np.frombuffer(f"e{exponent:+03d}".encode(), np.uint8)
 
 
 def _quoted(item: bytes) -> bytes:

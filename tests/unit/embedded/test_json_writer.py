@@ -1,11 +1,13 @@
-"""Doubles printed as RapidJSON prints them."""
+"""Numbers printed as the official server prints them."""
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tfserve_kit.embedded import json_writer
 from tfserve_kit.embedded.json_writer import double_text
 
 
@@ -50,3 +52,33 @@ def test_text_reads_back_as_the_same_double(value):
 def test_whole_numbers_keep_all_their_digits(value):
     expected = f"{value}.0" if value else "0.0"
     assert double_text(float(value)) == expected
+
+
+# Many floats at once
+
+ODD_FLOATS = (0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 1e-38, -1e-40, 999999.5, 99999.95)
+FLOATS = {
+    "normal": lambda draw, n: draw.standard_normal(n),
+    "of all sizes": lambda draw, n: draw.standard_normal(n) * 10 ** draw.uniform(-30, 30, n),
+    "halves": lambda draw, n: draw.integers(-5000, 5000, n) / 2,
+    "of few digits": lambda draw, n: draw.integers(0, 10**6, n) / 10 ** draw.integers(0, 6, n),
+    "whole": lambda draw, n: draw.integers(-(10**10), 10**10, n).astype(float),
+    "powers of ten": lambda draw, n: 10.0 ** draw.integers(-45, 38, n),
+    "just below them": lambda draw, n: 10.0 ** draw.integers(-20, 20, n) * (1 - 2.0**-24),
+    "halfway": lambda draw, n: (
+        (draw.integers(10**5, 10**6, n) + 0.5) / 10 ** draw.integers(0, 3, n)
+    ),
+    "any bits": lambda draw, n: draw.integers(0, 2**32, n, np.uint64).astype(np.uint32).view("f4"),
+    "odd ones": lambda draw, n: draw.choice(
+        [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 1e-38, -1e-40, 999999.5, 99999.95, 0.99999995],
+        n,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", FLOATS)
+def test_many_floats_are_printed_as_one_is(kind, dtype):
+    with np.errstate(all="ignore"):
+        array = FLOATS[kind](np.random.default_rng(7), 20_000).astype(dtype)
+    assert json_writer._floats(array) == json_writer._printed(array)
