@@ -187,8 +187,13 @@ class TestPage:
         run_of([sample(0, 0, 0, 1)]), even(9), late(),
     ])  # fmt: skip
     def test_of_a_poor_run_is_a_page_too(self, run):
-        Reader(report_html.page([named(run)]))
-        Reader(report_html.page([named(run), named(run)]))
+        for names, plots in ((["one"], 1), (["one", "two"], 3)):  # with one of both together
+            found = Reader(page := report_html.page([named(run, each) for each in names]))
+            assert not found.links
+            assert page.count("<h3>Latency distribution</h3>") == plots
+            assert found.tags.count("svg") >= 3 * len(names)
+            assert not re.search(r'="[^"]*\b(nan|inf|None)\b', page)
+            assert f">{stats.summarize(run).requests:,}<" in page.replace(" ", "").replace("\n", "")
 
 
 class TestCharts:

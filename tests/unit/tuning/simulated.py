@@ -1,4 +1,4 @@
-"""A testbed whose servers are simulated queues: settings decide how long a request takes."""
+"""Candidate servers that are simulated queues: settings decide how long a request takes."""
 
 from contextlib import contextmanager
 
@@ -13,7 +13,7 @@ def deployment(folder):
 
 
 class Bed:
-    """Takes the place of `Testbed`.
+    """Takes the place of `CandidateServer`.
 
     Args:
         service_s: how long a request takes with a candidate's settings, on average; may
@@ -24,6 +24,7 @@ class Bed:
         self.progress = SILENT
         self._service_s = service_s
         self.started, self.running, self.rates = [], set(), []
+        self.measured = []  # the name of the server that was, each time
 
     @contextmanager
     def serving(self, candidate, name="tune"):
@@ -32,20 +33,21 @@ class Bed:
         self.started.append(candidate)
         self.running.add(name)
         try:
-            yield Running(service_s, self.rates)
+            yield Running(service_s, self.rates, lambda: self.measured.append(name))
         finally:
             self.running.remove(name)
 
 
 class Running:
-    """Takes the place of `testbed.Running`."""
+    """Takes the place of `tune.Running`."""
 
-    def __init__(self, service_s, rates):
-        self._service_s, self._rates = service_s, rates
+    def __init__(self, service_s, rates, measured=lambda: None):
+        self._service_s, self._rates, self._measured = service_s, rates, measured
         self.start_rate = 0.5 / service_s
 
     def measure(self, rate):
         self._rates.append(rate)
+        self._measured()
         run = queued(rate=rate, service_s=self._service_s, count=800, warmup_s=0.0)
         return summarize(run)
 

@@ -105,6 +105,12 @@ class TestProof:
     def test_one_loss_in_six_is_unclear(self):
         assert Proof.of([(100, 150)] * 5 + [(100, 99)], GOAL.gain).outcome == "unclear"
 
+    @pytest.mark.parametrize("other", [150, 90])
+    def test_an_interval_that_ends_where_nothing_changes_is_unclear(self, other):
+        proof = Proof.of([(100, 100)] + [(100, other)] * 5, GOAL.gain)
+        assert 1.0 in {proof.low, proof.high}
+        assert proof.outcome == "unclear"
+
     def test_five_rounds_prove_nothing(self):
         proof = Proof.of([(100, 150)] * 5, GOAL.gain)
         assert (proof.outcome, proof.low) == ("unclear", None)

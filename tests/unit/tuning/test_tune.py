@@ -53,6 +53,14 @@ def test_server_that_does_not_start_with_its_defaults_is_an_error(effort):
         tune(Bed(broken), GOAL, SPACE, effort())
 
 
+def test_who_is_measured_first_alternates_from_round_to_round_of_the_proof(effort):
+    bed = Bed(small_batches_are_best)
+    tuned = tune(bed, LowestLatency(100, "p95"), SPACE, effort(rounds=4))
+    order = [name.removeprefix("tune-") for name in bed.measured if name != "tune"]
+    assert order == ["default", "best", "best", "default"] * 2
+    assert all(before > after for before, after in tuned.proof.pairs)
+
+
 def test_lowest_latency_has_the_same_winner(effort):
     tuned = tune(Bed(small_batches_are_best), LowestLatency(100, "p95"), SPACE, effort())
     assert tuned.winner.candidate.batching.max_batch_size <= 8
