@@ -1,9 +1,7 @@
-"""What people write and paste as the address of a model server.
+"""The address of a model server: what people write and paste, and what answers there.
 
 A URL of the REST API says more than where the server is: `http://host:8501/v1/models/m/versions/3`
 names a model and a version as well. What cannot be an address is refused with the form that can.
-
-What speaks at an address where no answer was understood: tried out, once, for people.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Run flows in an event loop of asyncio; the twin of `driver.py`.
-
-The client for asyncio: each method awaits the flow of the same name; the twin of `sync.py`.
-"""
+"""The asyncio client, the twin of `sync.py`: each method awaits the flow of the same name."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,18 +83,20 @@ class AsyncClient:
     Its methods, their arguments and errors are those of `Client`.
 
     Args:
-        wire: the protocol.
+        protocol: the protocol.
         transport: what sends requests of that protocol.
         options: how the client behaves.
     """
 
-    def __init__(self, wire: ServerProtocol, transport: AsyncTransport, options: Options) -> None:
-        self.url = wire.url
+    def __init__(
+        self, protocol: ServerProtocol, transport: AsyncTransport, options: Options
+    ) -> None:
+        self.url = protocol.url
         self._transport = transport
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        attempts = Attempts(wire, options, SystemClock())
-        self._operations = Operations(wire, attempts, check=options.check)
+        attempts = Attempts(protocol, options, SystemClock())
+        self._operations = Operations(protocol, attempts, check=options.check)
 
     async def predict(
         self,

@@ -1,7 +1,4 @@
-"""How much may be repeated: a bucket of tokens that requests fill and repeated ones empty.
-
-One call until it has an answer: deadline, repeated attempts, pauses between them.
-"""
+"""One call until it has an answer: its deadline, the retries and the pauses between them."""
 
 import random
 import threading
@@ -90,7 +87,7 @@ class Attempts:
     """Sends a call, and sends it again where that is safe and promises something.
 
     Args:
-        wire: the protocol, for the errors it makes of outcomes.
+        protocol: the protocol, for the errors it makes of outcomes.
         options: how often, and whether at all.
         clock: what time is measured with.
         chance: returns a number from 0 up to 1; pauses are that part of the longest one, so that
@@ -99,12 +96,12 @@ class Attempts:
 
     def __init__(
         self,
-        wire: ServerProtocol,
+        protocol: ServerProtocol,
         options: Options,
         clock: Clock,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._wire, self._options, self._clock = wire, options, clock
+        self._protocol, self._options, self._clock = protocol, options, clock
         self._chance = chance
         self._budget = RetryBudget(options.retry_share)
 
@@ -127,7 +124,7 @@ class Attempts:
             outcome: Outcome = yield self._send(call, left_s)
             if outcome.ok:
                 return call.read(outcome.body)  # type: ignore[union-attr]
-            error = self._wire.error(outcome, call.about, deadline.timeout_s)
+            error = self._protocol.error(outcome, call.about, deadline.timeout_s)
             pause_s = self._chance() * min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
             if not self._is_worth_another(call, error, outcome, number, deadline, pause_s):
                 raise error from outcome.cause
@@ -167,5 +164,5 @@ class Attempts:
         return unsent or self._options.idempotent
 
     def _late(self, about: Target, deadline: Deadline) -> DeadlineExceeded:
-        text = f"{about} at {self._wire.url}: no answer within {deadline.timeout_s:g} s"
+        text = f"{about} at {self._protocol.url}: no answer within {deadline.timeout_s:g} s"
         return DeadlineExceeded(text, remedy="raise --timeout")

@@ -1,7 +1,4 @@
-"""Files become the inputs of a signature: pictures, REST bodies in JSON, and numpy's own files.
-
-The outputs of a request: stored in numpy's own format, or described for a reader.
-"""
+"""Files that hold inputs, and files for outputs: pictures, JSON bodies and numpy's own files."""
 
 import json
 import math

@@ -56,7 +56,7 @@ _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorfl
 
 
 class GrpcProtocol:
-    """TensorFlow Serving's PredictionService and ModelService; see `Wire`.
+    """TensorFlow Serving's PredictionService and ModelService; see `ServerProtocol`.
 
     Args:
         url: the server, as errors name it.
@@ -76,7 +76,7 @@ class GrpcProtocol:
         output_filter: Sequence[str],
         signature: Signature | None,
     ) -> Call[Answer]:
-        """Ask for outputs; see `Wire.predict`."""
+        """Ask for outputs; see `ServerProtocol.predict`."""
         del signature
         try:
             body = predict_request(inputs, _spec_bytes(target), output_filter)
@@ -89,19 +89,19 @@ class GrpcProtocol:
         )
 
     def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
-        """Ask for classes; see `Wire.classify`."""
+        """Ask for classes; see `ServerProtocol.classify`."""
         request = protos.ClassificationRequest(model_spec=_spec(target), input=_input(examples))
         return self._call("Classify", request, target, _classification)
 
     def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
-        """Ask for values; see `Wire.regress`."""
+        """Ask for values; see `ServerProtocol.regress`."""
         request = protos.RegressionRequest(model_spec=_spec(target), input=_input(examples))
         return self._call("Regress", request, target, _regression)
 
     def multi_inference(
         self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
     ) -> Call[dict[str, Inferred]]:
-        """Ask several signatures; see `Wire.multi_inference`."""
+        """Ask several signatures; see `ServerProtocol.multi_inference`."""
         request = protos.MultiInferenceRequest(input=_input(examples))
         for signature, verb in tasks.items():
             spec = protos.ModelSpec.FromString(_spec(target).SerializeToString())
@@ -112,27 +112,27 @@ class GrpcProtocol:
         )
 
     def metadata(self, target: Target) -> Call[Metadata]:
-        """Ask for the signatures; see `Wire.metadata`."""
+        """Ask for the signatures; see `ServerProtocol.metadata`."""
         request = protos.GetModelMetadataRequest(
             model_spec=_spec(target), metadata_field=["signature_def"]
         )
         return self._call("GetModelMetadata", request, target, _metadata, most=MAX_ABOUT_BYTES)
 
     def status(self, target: Target) -> Call[list[VersionStatus]]:
-        """Ask for the versions; see `Wire.status`."""
+        """Ask for the versions; see `ServerProtocol.status`."""
         request = protos.GetModelStatusRequest(model_spec=_spec(target))
         return self._call(
             "GetModelStatus", request, target, version_statuses, most=MAX_ABOUT_BYTES, is_probe=True
         )
 
     def reload(self, config: Any) -> Call[None]:
-        """Replace the configuration; see `Wire.reload`."""
+        """Replace the configuration; see `ServerProtocol.reload`."""
         request = protos.ReloadConfigRequest(config=config)
         about = Target("the new configuration")
         return self._call("HandleReloadConfigRequest", request, about, lambda _: None)
 
     def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
-        """Return what a code means; see `Wire.error`."""
+        """Return what a code means; see `ServerProtocol.error`."""
         code = outcome.status if isinstance(outcome, Reply) else "UNKNOWN"
         details = server_messages.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_messages.is_full_queue(details):

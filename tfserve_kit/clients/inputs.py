@@ -1,9 +1,8 @@
-"""Inputs held against a signature before they are sent: names, types, shapes.
+"""Inputs checked against a signature before they are sent: names, types and shapes.
 
 The server refuses a wrong type in words of its own, and does not look at shapes at all: there the
-model fails somewhere inside. What can be converted without loss is converted here.
-
-tf.Example messages for classify and regress, out of plain Python values.
+model fails somewhere inside. What can be converted without loss is converted here. Examples for
+classify and regress are made of plain Python values.
 """
 
 import base64

@@ -1,14 +1,13 @@
-"""JSON to and from bytes, quickly where orjson is installed; it is no dependency of tfkit.
+"""JSON to and from bytes, with orjson where it is installed; tfkit does not depend on it.
 
 Writing a picture of 1x224x224x3 float32 takes orjson a twentieth of the time, and half the bytes:
 it knows that a float32 needs fewer digits.
 
-Reads the usual large answer, regular arrays of numbers, without a Python object for each.
-
+The usual large answer, regular arrays of numbers, is read without a Python object for each.
 Brackets and commas are compared with those that a regular array has; then the numbers are read a
 piece at a time, so that memory holds the body, the array and little more. Whatever is not that
-(text, bytes, rows of objects, ragged lists, bad JSON) is left to the general reader, which knows
-what to say of it.
+(text, bytes, rows of objects, ragged lists, bad JSON) is left to the general reader, which has a
+message for it.
 """
 
 import json

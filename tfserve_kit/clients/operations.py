@@ -1,6 +1,6 @@
-"""What a client can do, each as a flow; the blocking and the asyncio client share all of it.
+"""What a client can do, each as a flow, shared by the blocking and the asyncio client.
 
-Batches of any size: cut into parts that the server takes, put together, failures isolated.
+A batch of any size is cut into parts that the server takes, and failures are isolated.
 """
 
 from collections import deque
@@ -53,13 +53,13 @@ class Operations:
     """Flows of one connection, and what they remember of the server. Thread-safe.
 
     Args:
-        wire: the protocol.
+        protocol: the protocol.
         attempts: how calls are repeated.
         check: whether inputs are held against the signature.
     """
 
-    def __init__(self, wire: ServerProtocol, attempts: Attempts, *, check: bool = True) -> None:
-        self.wire, self.attempts, self._check = wire, attempts, check
+    def __init__(self, protocol: ServerProtocol, attempts: Attempts, *, check: bool = True) -> None:
+        self.protocol, self.attempts, self._check = protocol, attempts, check
         self._known: dict[_Model, Metadata] = {}
         self._limits: dict[Target, int] = {}
 
@@ -81,13 +81,13 @@ class Operations:
         self, target: Target, rows: Iterable[Features], timeout_s: float
     ) -> Flow[Classification]:
         """Ask for the classes of examples."""
-        return self._timed(self.wire.classify(target, to_examples(rows)), timeout_s)
+        return self._timed(self.protocol.classify(target, to_examples(rows)), timeout_s)
 
     def regress(
         self, target: Target, rows: Iterable[Features], timeout_s: float
     ) -> Flow[Regression]:
         """Ask for a value of each example."""
-        return self._timed(self.wire.regress(target, to_examples(rows)), timeout_s)
+        return self._timed(self.protocol.regress(target, to_examples(rows)), timeout_s)
 
     def multi_inference(
         self,
@@ -103,7 +103,7 @@ class Operations:
                     f"signature {signature!r} has the unknown task {verb!r}",
                     remedy="give classify or regress for each signature",
                 )
-        call = self.wire.multi_inference(target, tasks, to_examples(rows))
+        call = self.protocol.multi_inference(target, tasks, to_examples(rows))
         deadline = self.attempts.deadline(timeout_s)
         began_s = deadline.left_s()
         found = yield from self.attempts.call(call, deadline)
@@ -116,11 +116,11 @@ class Operations:
 
     def status(self, target: Target, timeout_s: float) -> Flow[list[VersionStatus]]:
         """Read the state of the versions."""
-        return self.attempts.call(self.wire.status(target), self.attempts.deadline(timeout_s))
+        return self.attempts.call(self.protocol.status(target), self.attempts.deadline(timeout_s))
 
     def reload(self, config: Any, timeout_s: float) -> Flow[None]:
         """Replace the configuration."""
-        return self.attempts.call(self.wire.reload(config), self.attempts.deadline(timeout_s))
+        return self.attempts.call(self.protocol.reload(config), self.attempts.deadline(timeout_s))
 
     # What predict and predict_batch share
 
@@ -139,7 +139,7 @@ class Operations:
 
         A refusal counts only when the signature was read for it: the model may have changed since.
         """
-        if not self._check and not self.wire.needs_signature:
+        if not self._check and not self.protocol.needs_signature:
             return None, unchecked(inputs)
         known = self._known.get(_model(target))
         if known is None:
@@ -162,7 +162,7 @@ class Operations:
         deadline: Deadline,
     ) -> Flow[Answer]:
         """Send one predict request; forget what was known of the model when it has changed."""
-        call = self.wire.predict(target, inputs, output_filter, signature)
+        call = self.protocol.predict(target, inputs, output_filter, signature)
         try:
             answer = yield from self.attempts.call(call, deadline)
         except RequestError as error:
@@ -197,12 +197,12 @@ class Operations:
         if not self._check:
             return signature, unchecked(inputs)
         check_filter(output_filter, signature, target)
-        takes_defaults = self.wire.takes_defaults
+        takes_defaults = self.protocol.takes_defaults
         wanted = of_any_rows(signature) if any_rows else signature
         return signature, fit(inputs, wanted, target, takes_defaults=takes_defaults)
 
     def _read(self, target: Target, deadline: Deadline) -> Flow[Metadata]:
-        found = yield from self.attempts.call(self.wire.metadata(target), deadline)
+        found = yield from self.attempts.call(self.protocol.metadata(target), deadline)
         self._known[_model(target)] = found
         return found
 

@@ -1,13 +1,9 @@
-"""Headers that callers add: what can be sent, as HTTP headers and as gRPC metadata.
+"""How a client behaves, decided once when it is made, and the headers that callers add.
 
-Values may be secret, so no error says one.
+Values of headers may be secret, so no error shows one.
 
 Source: RFC 9110, section 5; https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 (Custom-Metadata).
-
-How a client behaves, decided once when it is made.
-
-What every client offers, whatever the protocol, and what its callers need for it.
 """
 
 import base64

@@ -1,12 +1,10 @@
-"""What an operation asks of the world, and what the world answers: the border of all input/output.
+"""Flows and protocols: what an operation asks of the world, and what the world answers.
 
 An operation is a `Flow`, a generator that does no input or output itself. It yields a `Send` or a
-`Sleep`, is resumed with what came of it, and returns its result. `driver.py` and `async_driver.py`
-run flows over a transport; tests run them over lists.
+`Sleep`, is resumed with the outcome, and returns its result. `sync.py` and `aio.py` run flows over
+a transport; tests run them over lists.
 
-What the two protocols have in common: requests out of plain values, and errors out of outcomes.
-
-Nothing here does input or output: a protocol is tested on bytes.
+A `ServerProtocol` turns values into requests and outcomes into errors, so it is tested on bytes.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -68,7 +68,7 @@ _BYTES = (
 
 
 class RestProtocol:
-    """TensorFlow Serving's REST API; see `Wire`.
+    """TensorFlow Serving's REST API; see `ServerProtocol`.
 
     Args:
         url: the server, as errors name it.
@@ -118,7 +118,7 @@ class RestProtocol:
         return call._replace(read=read_body)
 
     def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
-        """Ask for classes; see `Wire.classify`."""
+        """Ask for classes; see `ServerProtocol.classify`."""
 
         def read(document: Any) -> Classification:
             rows = (
@@ -131,7 +131,7 @@ class RestProtocol:
         return self._call("POST", _path(target) + ":classify", target, read, body)
 
     def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
-        """Ask for values; see `Wire.regress`."""
+        """Ask for values; see `ServerProtocol.regress`."""
 
         def read(document: Any) -> Regression:
             with np.errstate(over="ignore"):  # what is too large for float32 is infinite
@@ -149,7 +149,7 @@ class RestProtocol:
         self._grpc_only("multi_inference")
 
     def metadata(self, target: Target) -> Call[Metadata]:
-        """Ask for the signatures; see `Wire.metadata`."""
+        """Ask for the signatures; see `ServerProtocol.metadata`."""
 
         def read(document: Any) -> Metadata:
             spec = document["model_spec"]
@@ -163,7 +163,7 @@ class RestProtocol:
         return self._call("GET", _path(target) + "/metadata", target, read)
 
     def status(self, target: Target) -> Call[list[VersionStatus]]:
-        """Ask for the versions; see `Wire.status`."""
+        """Ask for the versions; see `ServerProtocol.status`."""
 
         def read(document: Any) -> list[VersionStatus]:
             versions = {"model_version_status": document["model_version_status"]}
@@ -178,7 +178,7 @@ class RestProtocol:
         self._grpc_only("reload")
 
     def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
-        """Return what a status means, or that there was none; see `Wire.error`."""
+        """Return what a status means, or that there was none; see `ServerProtocol.error`."""
         if isinstance(outcome, Lost):
             return self._lost(outcome, target, timeout_s)
         try:

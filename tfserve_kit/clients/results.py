@@ -1,7 +1,4 @@
-"""What requests are for, and what comes back: plain values, the same over both protocols.
-
-From what a caller writes to the model a request is for.
-"""
+"""What requests are for, and what comes back: plain values, the same over both protocols."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

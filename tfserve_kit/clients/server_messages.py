@@ -1,17 +1,14 @@
-"""What a server says only in words: the one place where texts of errors are matched.
+"""What failures say only in words: the one place where texts of errors are matched.
 
-TensorFlow Serving gives these different refusals the same code as others, and they need another
-treatment. Where a text is not recognized the plain meaning of its code counts.
+TensorFlow Serving gives different refusals the same code, and they need different treatment. A
+failed connection tells of its address: another protocol, no TLS, another certificate. Where a text
+is not recognized, the plain meaning of its code counts.
 
 Source: tensorflow/core/kernels/batching_util/batch_resource_base.cc and
 tensorflow_serving/batching/batching_session.cc (task size), batch_scheduler_utils.cc and
 basic_batch_scheduler.h (full queue); of grpc, message_size_filter.cc (message larger than max),
-src/cpp/server/server_cc.cc (threads) and chttp2's server (connections, memory).
-
-What a failed connection says of its address: another protocol, no TLS, another certificate.
-
-The words are those of grpcio (its core's chttp2 and tsi), of OpenSSL as Python tells them, and of
-`http/messages.py`. Where none is known the plain failure stands.
+src/cpp/server/server_cc.cc (threads), chttp2's server (connections, memory) and tsi; OpenSSL as
+Python words it; `http/messages.py`.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Run flows in the calling thread, which blocks. Nothing is decided here; see `async_driver.py`.
-
-The client that blocks: each method runs the flow of the same name.
-"""
+"""The blocking client: each method runs the flow of the same name. Nothing is decided here."""
 
 import queue
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -91,7 +88,7 @@ class Client:
     `close`. A forked child may use the client that its parent made.
 
     Args:
-        wire: the protocol.
+        protocol: the protocol.
         transport: what sends requests of that protocol.
         options: how the client behaves.
         clock: what time is measured and waited with.
@@ -99,16 +96,16 @@ class Client:
 
     def __init__(
         self,
-        wire: ServerProtocol,
+        protocol: ServerProtocol,
         transport: Transport,
         options: Options,
         clock: Clock | None = None,
     ) -> None:
-        self.url = wire.url
+        self.url = protocol.url
         self._transport, self._clock = transport, clock or SystemClock()
         self._is_closed = False
-        attempts = Attempts(wire, options, self._clock)
-        self._operations = Operations(wire, attempts, check=options.check)
+        attempts = Attempts(protocol, options, self._clock)
+        self._operations = Operations(protocol, attempts, check=options.check)
 
     def predict(
         self,
