@@ -86,3 +86,22 @@ def test_one_of_several_models_must_be_named(tfkit, models):
     given = ("--model", f"a={models / 'mlp'}", "--model", f"b={models / 'mlp'}")
     done = tfkit("tune", *given, "--slo", "p99=50ms")
     assert done.code == 2 and "--measure MODEL" in done.err
+
+
+@pytest.mark.parametrize("name", ["tfkit.toml", "batching_config.txt"])
+def test_files_of_others_are_replaced_only_by_force(tfkit, models, tmp_path, name):
+    asked = ("tune", "--engine", "embedded", "--model", f"mlp={models / 'mlp'}", "--slo", "p99=1s",
+             "--measure", "gone")  # fmt: skip
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / name).write_text("precious")
+    refused = tfkit(*asked)
+    assert refused.code == 2 and name in refused.err and "--force" in refused.err
+    assert "gone" in tfkit(*asked, "--force").err, "it goes on to what is wrong next"
+    (tmp_path / "tuned" / name).write_text("# written by tfkit tune\nits own")
+    assert "gone" in tfkit(*asked).err
+
+
+def test_deployment_file_that_is_tuned_may_be_rewritten_in_its_place(tfkit, models, tmp_path):
+    (tmp_path / "tfkit.toml").write_text(f"[models.mlp]\nbase_path = '{models / 'mlp'}'\n")
+    done = tfkit("tune", "--slo", "p99=1s", "--measure", "gone", "--output", ".")
+    assert "gone" in done.err and "--force" not in done.err

@@ -19,6 +19,7 @@ from tfserve_kit.cli.options import (
     load_deployment,
     signature_option,
 )
+from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.deployment import DEFAULT_FILE
 from tfserve_kit.errors import UsageError, did_you_mean
 from tfserve_kit.serving.access import Access, reached_by
@@ -59,6 +60,7 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Random seed.")  # fmt: skip
 @access_options
+@force_option
 @json_option
 def tune_command(
     config: Path | None,
@@ -84,10 +86,12 @@ def tune_command(
     spec = reached_by(spec, access)
     if not models and config is None:
         config = Path(DEFAULT_FILE)
-    with perf.live_progress() as progress:
-        tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
     from tfserve_kit.tuning import results
 
+    if folder.is_dir():
+        require_writable(*results.replaced(config, folder))
+    with perf.live_progress() as progress:
+        tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
     text, data = results.as_text(tuned), results.as_data(tuned) | {"files": []}
     if tuned.is_better and tuned.winner is not None:
         files = results.write(tuned.winner.candidate, spec, config, folder)

@@ -17,6 +17,8 @@ from tfserve_kit.tuning.goals import CONFIDENCE, LEAST_ROUNDS, Goal, Point, Proo
 from tfserve_kit.tuning.study import Tried
 from tfserve_kit.tuning.tune import DEFAULT, Tuned
 
+# Begins the files that are tfkit's own: a deployment file that is rewritten in its place is not.
+_HEAD = "# written by tfkit tune\n"
 # What a server says that takes no more requests for now.
 _REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "UNAVAILABLE"})
 
@@ -39,14 +41,28 @@ def write(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -
     texts = {DEFAULT_FILE: as_toml(candidate, spec, config, folder)}
     rendered = render.render(candidate.applied(spec))
     texts |= {name: text for name, text in rendered.items() if name == BATCHING_CONFIG}
+    own = {name for name in texts if name != DEFAULT_FILE or not _is_same(config, folder / name)}
     try:
-        for name, text in texts.items():
+        for name in texts:
+            head = _HEAD if name in own and not texts[name].startswith(_HEAD) else ""
+            text = head + texts[name]
             # One of them may be the deployment file itself, which must not be lost halfway.
             (folder / f".{name}.new").write_text(text, "utf-8")
             (folder / f".{name}.new").replace(folder / name)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
     return [folder / name for name in texts]
+
+
+def replaced(config: Path | None, folder: Path) -> list[Path]:
+    """Return the files that `write` may replace, but for the deployment file that is tuned."""
+    files = [folder / DEFAULT_FILE, folder / BATCHING_CONFIG]
+    return [file for file in files if not _is_same(config, file)]
+
+
+def _is_same(config: Path | None, file: Path) -> bool:
+    """Say whether a file is the deployment file that is tuned."""
+    return config is not None and config.resolve() == file.resolve()
 
 
 def as_toml(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -> str:

@@ -60,6 +60,7 @@ class TestWrite:
         assert after["models"]["digits"].pop("base_path") == "../models/digits"
         del before["batching"], before["server"]["flags"], before["models"]["digits"]["base_path"]
         assert after == before
+        assert all(text.startswith("# written by tfkit tune\n") for text in texts.values())
         assert "# Ours." in texts["tfkit.toml"] and "# on the left" in texts["tfkit.toml"]
 
     def test_it_describes_what_was_measured(self, config, tmp_path):
@@ -91,6 +92,8 @@ class TestWrite:
     def test_deployment_file_itself_may_be_rewritten(self, config, tmp_path):
         results.write(BEST, deployment.load(config), config, tmp_path)
         assert tomllib.loads(config.read_text())["models"]["digits"]["base_path"] == "models/digits"
+        assert "written by" not in config.read_text()
+        assert "written by tfkit" in (tmp_path / "batching_config.txt").read_text()
         names = {"tfkit.toml", "batching_config.txt"}
         assert {each.name for each in tmp_path.iterdir()} == names
 

@@ -3,7 +3,8 @@
 `Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of RFC
 9113 what a client needs that sends unary calls. Answers are thrown away when they have been judged;
 nothing a server sends makes it keep more of one than the limit, or raise anything but
-`ProtocolError`. `Http2Pool` drives connections over sockets. Why it is our own: docs/adr/.
+`ProtocolError`. `Http2Pool` drives connections over sockets. Why it is our own, in figures:
+docs/adr/0009-own-http2-sender.md.
 """
 
 import contextlib
