@@ -60,14 +60,22 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+# Slow tests that neither measure time nor run containers: in `check` they share the machine.
+BESIDE = tests/unit tests/field tests/torture/test_faults.py tests/torture/test_power_loss.py \
+         tests/torture/test_surroundings.py tests/torture/test_system_calls.py
+
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
-	$(MAKE) -j2 --output-sync static-and-examples test
-	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) test-slow
+	$(MAKE) -j2 --output-sync check-examples test check-beside
+	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) check-alone
 
-.PHONY: static-and-examples
-static-and-examples: lint types protos-check
+.PHONY: check-examples check-beside check-alone
+check-examples: lint types protos-check
 	$(MAKE) examples
+check-beside: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(BESIDE) $(ARGS)
+check-alone: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(BESIDE:%=--ignore=%) $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss
