@@ -17,6 +17,7 @@ from tfserve_kit.pictures.inputs import ImageInput
 from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import TensorSpec
+from tfserve_kit.tensors import dtypes
 
 _FLAT_RANK, _COLOUR_RANK = 1, 3
 
@@ -181,12 +182,16 @@ def row_of(content: Content, wanted: ImageInput, name: str) -> NDArray[Any]:
 
 def _as_it_is(values: NDArray[Any], spec: TensorSpec, name: str) -> NDArray[Any]:
     """Give a row the dtype of the input, if it is of the same kind, and its shape."""
+    text = f"{name} is {values.dtype}, and the input is {spec}"
+    remedy = "store the input's dtype; pictures are uint8"
     dtype = spec.dtype.numpy if spec.dtype else None
-    if dtype is None or _kind(dtype) != _kind(values.dtype):
-        text = f"{name} is {values.dtype}, and the input is {spec}"
-        raise InvalidRequest(text, remedy="store the input's dtype; pictures are uint8")
+    if spec.dtype is None or dtype is None or _kind(dtype) != _kind(values.dtype):
+        raise InvalidRequest(text, remedy=remedy)
     try:
-        return values.reshape(_row_shape(values, spec)).astype(dtype)
+        row = values.reshape(_row_shape(values, spec))
+        return row if row.dtype == dtype else dtypes.convert(row, spec.dtype)
+    except dtypes.CannotConvert as error:
+        raise InvalidRequest(f"{text}{error}", remedy=remedy) from error
     except ValueError as error:
         text = f"{name} has the shape {list(values.shape)}, and the input is {spec}"
         raise InvalidRequest(text, remedy="store rows of the input's shape") from error

@@ -75,6 +75,8 @@ class TestRow:
         [
             ("float", np.int64([1, 2, 3, 4]), "is int64, and the input is float"),
             ("int32", np.float32([1, 2, 3, 4]), "is float32, and the input is int32"),
+            ("int8", np.int64([1, 2, 3, 300]), "input is int8 .*, which cannot hold 300"),
+            ("float", np.float64([1, 2, 3, 1e300]), "which cannot hold 1e"),
             ("float", np.float32([1, 2]), r"has the shape \[2\]"),
             (None, np.float32([1, 2, 3, 4]), "the input is opaque"),
         ],
