@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.attempts import Attempts
 from tfserve_kit.clients.inputs import Features, Inputs
-from tfserve_kit.clients.operations import Batch, OnError, Operations, predict_batch
+from tfserve_kit.clients.operations import Batch, OnError, Operations
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
 from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
 from tfserve_kit.clients.results import (
@@ -130,7 +130,7 @@ class AsyncClient:
         batch = Batch(output_filter, batch_size, on_error)
         where = as_target(target, signature)
         return await self._run(
-            predict_batch(self._operations, where, inputs, batch, timeout_s), headers
+            self._operations.predict_batch(where, inputs, batch, timeout_s), headers
         )
 
     async def classify(

@@ -56,12 +56,15 @@ class Operations:
         protocol: the protocol.
         attempts: how calls are repeated.
         check: whether inputs are held against the signature.
+
+    Attributes:
+        limits: how many rows the server takes at once, as far as it has said.
     """
 
     def __init__(self, protocol: ServerProtocol, attempts: Attempts, *, check: bool = True) -> None:
         self.protocol, self.attempts, self._check = protocol, attempts, check
         self._known: dict[_Model, Metadata] = {}
-        self._limits: dict[Target, int] = {}
+        self.limits: dict[Target, int] = {}
 
     def predict(
         self,
@@ -76,6 +79,40 @@ class Operations:
         began_s = deadline.left_s()
         outputs, version = yield from self.ask(target, arrays, output_filter, signature, deadline)
         return Prediction(outputs, version, began_s - deadline.left_s())
+
+    def predict_batch(
+        self, target: Target, inputs: Inputs, batch: "Batch", timeout_s: float
+    ) -> Flow[BatchPrediction]:
+        """Run a signature on any number of rows.
+
+        Args:
+            target: the model.
+            inputs: array [rows, ...] per alias, the same number of rows in each; parameters, inputs
+                without a batch axis, go with every part as they are.
+            batch: what is wanted.
+            timeout_s: deadline of the whole batch, in seconds.
+        """
+        deadline = self.attempts.deadline(timeout_s)
+        signature, fitted = yield from self.fitted(
+            target, inputs, batch.output_filter, deadline, any_rows=True
+        )
+        arrays = {alias: np.asarray(value) for alias, value in fitted.items()}
+        axes = _axes(signature, arrays, target)
+        parts = _Parts(self, target, arrays, axes, signature, batch, deadline)
+        began_s = deadline.left_s()
+        rows = _row_count(axes.row_counts(arrays), target)
+        _require_row_by_row(signature, axes, batch, target)
+        if rows:
+            yield from parts.send(range(rows))
+            outputs = _joined(parts.answers, target)
+        else:  # a request without rows would block the server's batching queue for good
+            outputs = _empty(signature, batch.output_filter, target)
+        answered = np.array([row for part, _ in parts.answers for row in part], np.int64)
+        duration_s = began_s - deadline.left_s()
+        versions = frozenset(parts.versions)
+        return BatchPrediction(
+            outputs, answered, parts.errors, versions, parts.requests, duration_s
+        )
 
     def classify(
         self, target: Target, rows: Iterable[Features], timeout_s: float
@@ -176,14 +213,6 @@ class Operations:
                 self._known.pop(_model(target), None)
         return answer
 
-    def limit(self, target: Target) -> int | None:
-        """Return how many rows the server takes at once, as far as it has said."""
-        return self._limits.get(target)
-
-    def note_limit(self, target: Target, rows: int) -> None:
-        """Remember how many rows the server takes at once."""
-        self._limits[target] = rows
-
     def _fit(
         self,
         known: Metadata,
@@ -244,40 +273,6 @@ class Batch:
             )
 
 
-def predict_batch(
-    operations: Operations, target: Target, inputs: Inputs, batch: Batch, timeout_s: float
-) -> Flow[BatchPrediction]:
-    """Run a signature on any number of rows.
-
-    Args:
-        operations: the connection.
-        target: the model.
-        inputs: array [rows, ...] per alias, the same number of rows in each; parameters, inputs
-            without a batch axis, go with every part as they are.
-        batch: what is wanted.
-        timeout_s: deadline of the whole batch, in seconds.
-    """
-    deadline = operations.attempts.deadline(timeout_s)
-    signature, fitted = yield from operations.fitted(
-        target, inputs, batch.output_filter, deadline, any_rows=True
-    )
-    arrays = {alias: np.asarray(value) for alias, value in fitted.items()}
-    axes = _axes(signature, arrays, target)
-    parts = _Parts(operations, target, arrays, axes, signature, batch, deadline)
-    began_s = deadline.left_s()
-    rows = _row_count(axes.row_counts(arrays), target)
-    _require_row_by_row(signature, axes, batch, target)
-    if rows:
-        yield from parts.send(range(rows))
-        outputs = _joined(parts.answers, target)
-    else:  # a request without rows would block the server's batching queue for good
-        outputs = _empty(signature, batch.output_filter, target)
-    answered = np.array([row for part, _ in parts.answers for row in part], np.int64)
-    duration_s = began_s - deadline.left_s()
-    versions = frozenset(parts.versions)
-    return BatchPrediction(outputs, answered, parts.errors, versions, parts.requests, duration_s)
-
-
 @dataclass(slots=True)
 class _Parts:
     """Sends a batch in parts and gathers what comes back."""
@@ -334,7 +329,7 @@ class _Parts:
         """
         limit = server_messages.batch_limit(error.message)
         if limit is not None and limit < len(part):
-            self.operations.note_limit(self.target, limit)
+            self.operations.limits[self.target] = limit
             return _cut(part, limit)
         if self.batch.on_error == "raise" or isinstance(error, ModelNotFound):
             raise error
@@ -345,7 +340,11 @@ class _Parts:
 
     def _limit(self) -> int | None:
         """Return how many rows may go at once; the server may take fewer than were asked for."""
-        limits = [self.batch.batch_size, self.operations.limit(self.target), self.axes.fixed_rows]
+        limits = [
+            self.batch.batch_size,
+            self.operations.limits.get(self.target),
+            self.axes.fixed_rows,
+        ]
         return min((limit for limit in limits if limit is not None), default=None)
 
 

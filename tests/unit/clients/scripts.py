@@ -2,12 +2,12 @@
 
 from tfserve_kit.clients.attempts import Attempts
 from tfserve_kit.clients.grpc import GrpcProtocol
-from tfserve_kit.clients.operations import Batch, Operations, predict_batch
+from tfserve_kit.clients.operations import Batch, Operations
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.protocol import Lost, Reply, Send
 from tfserve_kit.clients.rest import RestProtocol
 
-__all__ = ["Batch", "FakeClock", "Run", "attempts", "failed", "operations", "predict_batch"]
+__all__ = ["Batch", "FakeClock", "Run", "attempts", "failed", "operations"]
 
 
 class FakeClock:

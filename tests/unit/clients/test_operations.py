@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.clients.scripts import Batch, FakeClock, Run, failed, operations, predict_batch
+from tests.unit.clients.scripts import Batch, FakeClock, Run, failed, operations
 from tfserve_kit import protos
 from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
@@ -83,7 +83,7 @@ class Session:
         return Run(self.operations.predict(target, inputs, (), 30.0), self.model, self.clock).result
 
     def batch(self, inputs, timeout_s=30.0, takes_s=0.0, **wanted):
-        flow = predict_batch(self.operations, TARGET, inputs, Batch(**wanted), timeout_s)
+        flow = self.operations.predict_batch(TARGET, inputs, Batch(**wanted), timeout_s)
         return Run(flow, self.model, self.clock, takes_s).result
 
 
