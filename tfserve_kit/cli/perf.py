@@ -49,7 +49,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     """
     if context.invoked_subcommand:
         return exit_codes.OK
-    from tfserve_kit.perf import gate, report, sending
+    from tfserve_kit.perf import gate, report
     from tfserve_kit.perf.measuring import Bench
     from tfserve_kit.perf.session import PerfOptions, Session
 
@@ -69,7 +69,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
         for text in session.requests.assumed:
             progress.note(f"Note: {text}")
         bench = Bench(
-            (), sending.run, watch=_watch(where.url, given["metrics_url"], client), stop=stop,
+            (), watch=_watch(where.url, given["metrics_url"], client), stop=stop,
             progress=progress, command=disturbance(options.during, where, session.requests.version),
         )  # fmt: skip
         found = session.measure(bench)

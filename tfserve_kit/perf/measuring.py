@@ -12,9 +12,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from tfserve_kit import safe_text
+from tfserve_kit.perf import sending
 from tfserve_kit.perf.load import Load, Payload, Tally
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.samples import Mark, Run, Samples
@@ -44,7 +45,7 @@ class Command:
 
 
 def command_of(during: str) -> Command | None:
-    """Return the shell command that a drill is; None for those that change what is sent."""
+    """Return the shell command that a disturbance is; None for those that change what is sent."""
     return None if during in {"", POISON, OVERLOAD} else Command(safe_text.redacted(during), during)
 
 
@@ -191,28 +192,13 @@ def _read(file: Path) -> str:
         return ""
 
 
-class Send(Protocol):
-    """Sends a load; `perf.sending.run` is the real one."""
-
-    def __call__(
-        self,
-        load: Load,
-        payloads: Sequence[Payload],
-        *,
-        stop: threading.Event | None,
-        progress: Progress,
-        started: Callable[[int], object],
-    ) -> Samples:
-        """Return a sample of every request; see `perf.sending.run`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Bench:
     """All that runs of one measurement share.
 
     Attributes:
         payloads: what requests consist of, sent in turn.
-        send: what sends them.
+        send: what sends them: `perf.sending.run`, or what takes its place.
         about: settings to keep besides those of the load.
         during: `poison` makes every hundredth request invalid; `overload` is the name of a load
             that doubles its rate, see `Open.at_rate`; anything else is a command for the shell, run
@@ -224,7 +210,7 @@ class Bench:
     """
 
     payloads: Sequence[Payload]
-    send: Send
+    send: Callable[..., Samples] = sending.run
     about: Mapping[str, Any] = field(default_factory=dict)
     during: str = ""
     watch: Callable[[], Watch] | None = None
@@ -241,13 +227,13 @@ class Bench:
             about["during"] = safe_text.redacted(self.during)
         place = describe_environment()
         watch = self.watch() if self.watch else None
-        drill = Disturbance(self.command or command_of(self.during), load.duration_s / 3)
-        with watch or nullcontext(), drill:
+        disturbance = Disturbance(self.command or command_of(self.during), load.duration_s / 3)
+        with watch or nullcontext(), disturbance:
             samples = self.send(
-                load, payloads, stop=self.stop, progress=self.progress, started=drill.begin
+                load, payloads, stop=self.stop, progress=self.progress, started=disturbance.begin
             )
-        marks = (*drill.marks, *_overload_marks(load))
-        seen = watch.data(drill.start_ns) if watch else {}
+        marks = (*disturbance.marks, *_overload_marks(load))
+        seen = watch.data(disturbance.start_ns) if watch else {}
         answers = checked(load.tally)
         return Run(samples, load.settings() | about, place, marks, seen, answers)
 

@@ -82,7 +82,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class _Plot:
     """Lines over two axes.
 
     Attributes:
@@ -222,7 +222,7 @@ _FIRST = 1 / (1 - 0.1)  # the quickest tenth would stretch the plot for nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class _Figure:
     """A plot with what to say about it."""
 
     title: str
@@ -231,9 +231,9 @@ class Figure:
     legend: tuple[tuple[str, int], ...] = ()  # labels and the numbers of their colours
 
 
-def _figure(plot: Plot, title: str, caption: str) -> Figure:
+def _figure(plot: _Plot, title: str, caption: str) -> _Figure:
     legend = tuple((line.label, line.tone) for line in plot.lines if line.label)
-    return Figure(title, plot.svg(), caption, legend)
+    return _Figure(title, plot.svg(), caption, legend)
 
 
 def page(runs: Sequence[NamedRun], *, title: str = "Performance report") -> str:
@@ -276,7 +276,7 @@ def _section(named: NamedRun) -> dict[str, Any]:
     }
 
 
-def _overview(runs: Sequence[NamedRun]) -> list[Figure]:
+def _overview(runs: Sequence[NamedRun]) -> list[_Figure]:
     """Return what only several runs can show: all quantiles, and what throughput costs."""
     if len(runs) == 1:
         return []
@@ -302,19 +302,19 @@ def _overview(runs: Sequence[NamedRun]) -> list[Figure]:
         ]  # fmt: skip
         x = covering("answers per second", [rate for _, rate, _ in known if rate])
         y = covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
-        plot = Plot("Latency by throughput", x, y, [line for line in lines if line.points])
+        plot = _Plot("Latency by throughput", x, y, [line for line in lines if line.points])
         found.append(_figure(plot, "Throughput and latency", "a point for each valid run"))
     return found
 
 
-def _figures(named: NamedRun) -> Iterator[Figure]:
+def _figures(named: NamedRun) -> Iterator[_Figure]:
     run = named.run
     yield _quantiles([named])
     yield _over_time(named)
     yield _rates(named)
     if parts := report.parts_s(run):
         rows = [(name, value, f"{value * 1e3:.3f} ms") for name, value in parts.items()]
-        yield Figure(
+        yield _Figure(
             "Where the mean latency went",
             bars("Parts of the mean latency", rows),
             "of the whole run, warm-up included",
@@ -326,12 +326,12 @@ def _figures(named: NamedRun) -> Iterator[Figure]:
             f"{batches['count']:,} batches of {batches['mean_rows']:.2f} rows in the mean, "
             f"{batches['padding_share']:.1%} of what was computed was padding"
         )
-        yield Figure("Batches", bars("Sizes of batches", rows), caption)
+        yield _Figure("Batches", bars("Sizes of batches", rows), caption)
     if len(usage := server.get("usage") or []) > 1:
         yield _usage(usage)
 
 
-def _quantiles(runs: Sequence[NamedRun]) -> Figure:
+def _quantiles(runs: Sequence[NamedRun]) -> _Figure:
     """Return latency by quantile, where each decade of slow requests takes equal room."""
     lines, bands, most, highest = [], [], 0.5, []
     for number, each in enumerate(runs):
@@ -351,7 +351,7 @@ def _quantiles(runs: Sequence[NamedRun]) -> Figure:
     ticks = tuple((1 / (1 - q), label) for q, label in _DECADES)
     x = Axis("share of requests that took no longer", _FIRST, max(most, 10.0), True, ticks)
     y = covering("latency, ms", highest, is_log=True)
-    plot = Plot("Latency by quantile", x, y, lines, bands=[band for band in bands if band[0]])
+    plot = _Plot("Latency by quantile", x, y, lines, bands=[band for band in bands if band[0]])
     caption = (
         f"from due to done; shaded: {CONFIDENCE:.0%} intervals" if bands else "from due to done"
     )
@@ -371,7 +371,7 @@ def _band(summary: Summary) -> list[Point]:
     return above + below
 
 
-def _over_time(named: NamedRun) -> Figure:
+def _over_time(named: NamedRun) -> _Figure:
     summary = named.summary
     lines = [
         Line(label, [(at, _ms(value)) for at, value in found if value], tone)
@@ -387,7 +387,7 @@ def _over_time(named: NamedRun) -> Figure:
     return _figure(plot, "Latency over time", caption)
 
 
-def _rates(named: NamedRun) -> Figure:
+def _rates(named: NamedRun) -> _Figure:
     summary = named.summary
     lines = [
         Line(label, [(at, value / summary.width_s) for at, value in found], tone)
@@ -404,10 +404,10 @@ def _rates(named: NamedRun) -> Figure:
     return _figure(plot, "Requests and answers", caption)
 
 
-def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> Plot:
+def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> _Plot:
     last = named.summary.series[-1].at_s + named.summary.width_s
     start_s = named.summary.steady.start_ns / 1e9
-    return Plot(
+    return _Plot(
         title,
         Axis("seconds", 0.0, last),
         y,
@@ -418,7 +418,7 @@ def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> Plot:
     )
 
 
-def _usage(usage: Sequence[dict[str, float]]) -> Figure:
+def _usage(usage: Sequence[dict[str, float]]) -> _Figure:
     gpus = [(each["at_s"], each["gpus_busy"]) for each in usage if "gpus_busy" in each]
     busy = [(each["at_s"], each["processors"]) for each in usage]
     lines = [Line("processors" if gpus else "", busy)]
@@ -429,7 +429,7 @@ def _usage(usage: Sequence[dict[str, float]]) -> Figure:
     caption = f"memory: {most:,.0f} MB at most"
     if gpus:
         caption += f"; GPUs: {report.gpus_text(usage)}"
-    plot = Plot("Processors that the server kept busy", x, y, lines)
+    plot = _Plot("Processors that the server kept busy", x, y, lines)
     return _figure(plot, "Server process", caption)
 
 

@@ -180,8 +180,8 @@ class Session:
         """Send all that was asked for; setting `bench.stop` ends it early.
 
         Args:
-            bench: what watches, disturbs and stops the runs; its payloads, sender and settings are
-                those of this session.
+            bench: what watches, disturbs and stops the runs; its payloads are those of this
+                session, which adds its settings.
         """
         about = {**self._about(), **bench.about}
         bench = replace(

@@ -15,7 +15,7 @@ from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import ServerFailed
-from tfserve_kit.perf import sending, stats
+from tfserve_kit.perf import stats
 from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Protocol
 from tfserve_kit.perf.measuring import Bench
 from tfserve_kit.perf.payloads import Preparer
@@ -65,7 +65,7 @@ class CandidateServer:
     stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def serving(self, candidate: Candidate, name: str = "tune") -> Iterator["Running"]:
+    def serving(self, candidate: Candidate, name: str = "tune") -> Iterator["_Running"]:
         """Run a server with a candidate's settings for a `with` block, on free ports.
 
         Raises:
@@ -84,9 +84,9 @@ class CandidateServer:
             url = getattr(handle.endpoints, self.protocol)
             options = access.of_server(handle.home).options(url)
             made = self.requests.prepare(url, options)
-            bench = Bench(made.payloads, sending.run, {"warmup_s": 0.0}, stop=self.stop)
+            bench = Bench(made.payloads, about={"warmup_s": 0.0}, stop=self.stop)
             load = Load(url, self.protocol, options=Options(**options))
-            yield Running(bench, load, self._at_rate, self.clock)
+            yield _Running(bench, load, self._at_rate, self.clock)
         finally:
             handle.stop()
 
@@ -105,7 +105,7 @@ class _SnapshotsOnly(Silent):
         self.snapshot = listener.snapshot
 
 
-class Running:
+class _Running:
     """A server that is being measured.
 
     Attributes:
@@ -276,7 +276,7 @@ class _Search:
                 self._study.keep_pairs(winner.number, pairs)
         return Proof.of(pairs, self._goal.gain)
 
-    def _pair(self, sides: list[tuple[Tried, Running]], *, flipped: bool) -> tuple[float, float]:
+    def _pair(self, sides: list[tuple[Tried, _Running]], *, flipped: bool) -> tuple[float, float]:
         """Measure both sides, one after the other."""
         near = max(filter(None, (self._value(tried) for tried, _ in sides)))
         values = [

@@ -148,33 +148,13 @@ def _if_all(combine: Callable[[Iterable[int]], int], values: list[int | None]) -
 _SECOND_NS = 1_000_000_000
 
 
-class Feed(Protocol):
-    """Hands out the requests of a schedule; times are nanoseconds since the start of the run."""
-
-    total: int | None  # how many requests there will be, where that is known
-    end_ns: int | None  # when no more requests will be due, where that is known
-
-    def take(self, now_ns: int) -> list[tuple[int, int]]:
-        """Return the requests to send now: when each was due, and when it could first be sent."""
-
-    def freed(self, done_ns: int) -> None:
-        """Take note that a request is no longer in flight."""
-
-    def wake_ns(self) -> int | None:
-        """Return when the next request is due; None if that depends on answers."""
-
-    def is_over(self, now_ns: int) -> bool:
-        """Say whether no request will come any more."""
-
-    def waiting(self, now_ns: int) -> list[int]:
-        """Return the due times of requests that should have been sent and were not."""
-
-    def late_ns(self, now_ns: int) -> int | None:
-        """Return how long the first of these has waited, 0 without any; None if none ever will."""
-
-
 class ClosedFeed:
-    """A slot that becomes free is a request that is due."""
+    """A slot that becomes free is a request that is due; times are nanoseconds since the start.
+
+    Attributes:
+        total: how many requests there will be; None where that is not known.
+        end_ns: when no more requests will be due; None where that is not known.
+    """
 
     def __init__(self, schedule: Closed) -> None:
         self.total = schedule.requests
@@ -268,7 +248,7 @@ class OpenFeed:
         return max(0, now_ns - self._due_ns[self._next])
 
 
-def feed(schedule: Closed | Open) -> Feed:
+def feed(schedule: Closed | Open) -> ClosedFeed | OpenFeed:
     """Return a schedule at its beginning."""
     return ClosedFeed(schedule) if isinstance(schedule, Closed) else OpenFeed(schedule)
 
@@ -331,7 +311,12 @@ class Driver:
     """
 
     def __init__(
-        self, pool: Pool, feed: Feed, sizes: list[int], timeout_s: float, grace_s: float
+        self,
+        pool: Pool,
+        feed: ClosedFeed | OpenFeed,
+        sizes: list[int],
+        timeout_s: float,
+        grace_s: float,
     ) -> None:
         self._pool, self._feed, self._sizes = pool, feed, sizes
         self._timeout_ns, self._grace_ns = round(timeout_s * 1e9), round(grace_s * 1e9)

@@ -57,7 +57,7 @@ class Heads:
             self._known[data[:end]] = (response.status, size)
 
 
-class _Line:
+class _PooledConnection:
     """One connection and the request on it.
 
     Attributes:
@@ -116,8 +116,8 @@ class Http1Pool:
         self._now_ns = now_ns
         self._readiness = Readiness()
         self._heads = Heads()
-        self._lines: set[_Line] = set()
-        self._idle: list[_Line] = []
+        self._lines: set[_PooledConnection] = set()
+        self._idle: list[_PooledConnection] = []
         self._waiting: deque[int] = deque()
         self._retry_ns = 0
         self._finished: list[Finished] = []
@@ -180,7 +180,7 @@ class Http1Pool:
 
     def _connect(self, key: int) -> bool:
         """Begin a connection, with a request that waits for it; say whether that was possible."""
-        line = _Line()
+        line = _PooledConnection()
         line.key = key
         self._lines.add(line)
         try:
@@ -190,7 +190,7 @@ class Http1Pool:
             return False
         return True
 
-    def _send(self, line: _Line) -> None:
+    def _send(self, line: _PooledConnection) -> None:
         line.reader, line.first_ns = None, 0
         if line.link is None:
             return
@@ -199,7 +199,7 @@ class Http1Pool:
         except OSError as error:
             self._lose(line, error)
 
-    def _serve(self, line: _Line, link: Link, events: int) -> None:
+    def _serve(self, line: _PooledConnection, link: Link, events: int) -> None:
         if link is not line.link:
             return  # it was lost while another event was looked at
         try:
@@ -216,13 +216,13 @@ class Http1Pool:
         except OSError as error:
             self._lose(line, error)
 
-    def _opened(self, line: _Line) -> None:
+    def _opened(self, line: _PooledConnection) -> None:
         if line.key == _NOBODY:
             self._idle.append(line)
         else:
             self._send(line)
 
-    def _read(self, line: _Line, data: bytes) -> None:
+    def _read(self, line: _PooledConnection, data: bytes) -> None:
         if line.key == _NOBODY:  # the server closes an idle connection, or talks out of turn
             self._drop(line)
             return
@@ -248,7 +248,9 @@ class Http1Pool:
             self._finish(line, UNREADABLE_ANSWER, now_ns, 0)
             self._drop(line)
 
-    def _answered(self, line: _Line, data: bytes, response: Response, now_ns: int) -> None:
+    def _answered(
+        self, line: _PooledConnection, data: bytes, response: Response, now_ns: int
+    ) -> None:
         self._heads.learn(data, response)
         status = samples.status_of_http(response.status)
         if status:
@@ -266,17 +268,17 @@ class Http1Pool:
             self.notes.setdefault(status, self.judges.why)
         return status
 
-    def _finish(self, line: _Line, status: int, now_ns: int, size: int) -> None:
+    def _finish(self, line: _PooledConnection, status: int, now_ns: int, size: int) -> None:
         self._finished.append((line.key, status, line.first_ns or now_ns, now_ns, size))
         line.key = _NOBODY
 
-    def _release(self, line: _Line, *, is_open: bool) -> None:
+    def _release(self, line: _PooledConnection, *, is_open: bool) -> None:
         if is_open and line.link is not None and line.link.is_idle:
             self._idle.append(line)
         else:
             self._drop(line)
 
-    def _lose(self, line: _Line, error: OSError) -> None:
+    def _lose(self, line: _PooledConnection, error: OSError) -> None:
         """End the request of a connection that broke, or was never made."""
         now_ns = self._now_ns()
         self.notes.setdefault(CONNECTION_LOST, str(error))
@@ -286,7 +288,7 @@ class Http1Pool:
             self._finish(line, CONNECTION_LOST, now_ns, 0)
         self._drop(line)
 
-    def _drop(self, line: _Line) -> None:
+    def _drop(self, line: _PooledConnection) -> None:
         if line.link is not None:
             line.link.close()
             line.link = None

@@ -69,7 +69,7 @@ class _Unsent:
         self.window = window
 
 
-class Outbox:
+class _Outbox:
     """The bytes to send on one connection, in order. Bodies are not copied.
 
     Args:
@@ -196,7 +196,7 @@ class Outbox:
 HTTP_OK = 200
 
 
-class Stream:
+class _Stream:
     """An answer that has begun."""
 
     __slots__ = ("body", "expected", "first_ns", "http_status", "prefix", "received", "unread")
@@ -220,7 +220,7 @@ class Stream:
         return ""
 
 
-class Block:
+class _Block:
     """Headers that go on in the next frame."""
 
     __slots__ = ("count", "end_stream", "parts", "stream_id")
@@ -232,14 +232,14 @@ class Block:
         self.count = 0  # frames may be empty, but not without end
 
 
-def status_without_trailers(stream: Stream) -> int:
+def status_without_trailers(stream: _Stream) -> int:
     """Return the status of a sample whose answer bears none."""
     if stream.http_status != HTTP_OK:
         return samples.status_of_proxy(stream.http_status)
     return UNREADABLE_ANSWER
 
 
-def stream_status(stream: Stream, meta: frames.Meta) -> int:
+def stream_status(stream: _Stream, meta: frames.Meta) -> int:
     """Return the status of a sample whose answer has ended with these trailers."""
     if meta.grpc_status is None:
         return status_without_trailers(stream)
@@ -289,14 +289,14 @@ class Connection:
         self.is_closing = False
         settings = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: _STREAM_WINDOW}
         wide = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
-        self._outbox = Outbox(frames.PREFACE + frames.settings(settings) + wide)
+        self._outbox = _Outbox(frames.PREFACE + frames.settings(settings) + wide)
         self._keys: dict[int, int] = {}  # of all open streams
-        self._begun: dict[int, Stream] = {}  # those of them whose answers have begun
+        self._begun: dict[int, _Stream] = {}  # those of them whose answers have begun
         self._next_id = 1
         self._most_streams = frames.LARGEST_WINDOW
         self._unread = 0
         self._rest = b""
-        self._block: Block | None = None
+        self._block: _Block | None = None
         self._reader = frames.Reader()
         self._now_ns = 0
         self._answers: list[Answer] = []
@@ -515,7 +515,7 @@ class Connection:
         if flags & frames.END_STREAM:
             self._end(stream_id, status_without_trailers(stream), "an answer without a status")
 
-    def _keep_open(self, stream_id: int, stream: Stream, size: int) -> None:
+    def _keep_open(self, stream_id: int, stream: _Stream, size: int) -> None:
         stream.unread += size
         if stream.unread > _STREAM_WINDOW // 2:
             self._outbox.reply(frames.window_update(stream_id, stream.unread))
@@ -527,7 +527,7 @@ class Connection:
         if flags & frames.END_HEADERS:
             self._on_block(payload, stream_id, flags & frames.END_STREAM)
         else:
-            self._block = Block(stream_id, flags & frames.END_STREAM, payload)
+            self._block = _Block(stream_id, flags & frames.END_STREAM, payload)
 
     def _on_continuation(self, payload: bytes, flags: int, stream_id: int) -> None:
         block = self._block
@@ -547,7 +547,7 @@ class Connection:
             return
         stream = self._begun.get(stream_id)
         if stream is None:
-            stream = self._begun[stream_id] = Stream(self._now_ns)
+            stream = self._begun[stream_id] = _Stream(self._now_ns)
         if meta.http_status is not None and not stream.http_status:
             if meta.http_status < HTTP_OK and not end_stream:
                 return  # it only announces the answer
@@ -617,7 +617,7 @@ _SECOND_NS = 1_000_000_000
 _POLL_S = 0.05
 
 
-class _Line:
+class _PooledConnection:
     """One of the connections that are kept up: what it is now, and when to try again.
 
     Attributes:
@@ -661,8 +661,8 @@ class Http2Pool:
         self._requests = [_request(self._where, payload, load.timeout_s) for payload in payloads]
         self._now_ns = now_ns
         self._readiness = Readiness()
-        self._lines = [_Line(self._connection()) for _ in range(load.connections)]
-        self._draining: set[_Line] = set()
+        self._lines = [_PooledConnection(self._connection()) for _ in range(load.connections)]
+        self._draining: set[_PooledConnection] = set()
         self._waiting: deque[int] = deque()
         self._moves: Counter[int] = Counter()
         self._finished: list[Finished] = []
@@ -740,10 +740,10 @@ class Http2Pool:
                 line.link.close()
         self._readiness.close()
 
-    def _all(self) -> list[_Line]:
+    def _all(self) -> list[_PooledConnection]:
         return [*self._lines, *self._draining] if self._draining else self._lines
 
-    def _serve(self, line: _Line, link: Link, events: int) -> None:
+    def _serve(self, line: _PooledConnection, link: Link, events: int) -> None:
         if link is not line.link:
             return  # it was lost while another event was looked at
         try:
@@ -760,7 +760,7 @@ class Http2Pool:
             self._say_goodbye(link)
             self._lose(line, UNREADABLE_ANSWER)
 
-    def _read(self, line: _Line, link: Link) -> None:
+    def _read(self, line: _PooledConnection, link: Link) -> None:
         data = link.read()
         if data is None:
             return
@@ -789,13 +789,13 @@ class Http2Pool:
                 self._waiting.appendleft(key)
         refused.clear()
 
-    def _replace(self, line: _Line) -> None:
+    def _replace(self, line: _PooledConnection) -> None:
         """Leave a connection to its last answers, and put another in its place."""
         if line in self._draining:
             if not line.connection.in_flight:
                 self._lose(line, CONNECTION_LOST)
             return
-        self._lines[self._lines.index(line)] = _Line(self._connection())
+        self._lines[self._lines.index(line)] = _PooledConnection(self._connection())
         if line.connection.in_flight:
             self._draining.add(line)
         elif line.link is not None:
@@ -804,7 +804,7 @@ class Http2Pool:
             line.link = None
         self._reconnect(self._now_ns())
 
-    def _lose(self, line: _Line, status: int) -> None:
+    def _lose(self, line: _PooledConnection, status: int) -> None:
         """End what was on a connection that is no more."""
         now_ns = self._now_ns()
         if line.link is not None:

@@ -304,8 +304,10 @@ def main() -> None:
             _write(sink, None)
             start_ns = _read(source)
             stop = threading.Event()
-            threading.Thread(target=_heed, args=(source.fileno(), stop), daemon=True).start()
-            progress = _Upwards(sink) if _WATCHED in sys.argv else SILENT
+            threading.Thread(
+                target=_stop_on_parent_signal, args=(source.fileno(), stop), daemon=True
+            ).start()
+            progress = _ParentReporter(sink) if _WATCHED in sys.argv else SILENT
             control = Control(stop, progress, int)
             samples = _drive(pool, load, payloads, control, start_ns)
             _write(sink, (samples, pool.notes))
@@ -314,7 +316,7 @@ def main() -> None:
         _write(sink, error)
 
 
-class _Upwards(Silent):
+class _ParentReporter(Silent):
     """Tells the parent how a worker stands."""
 
     def __init__(self, sink: Any) -> None:
@@ -325,7 +327,7 @@ class _Upwards(Silent):
         _write(self._sink, seen)
 
 
-def _heed(source: int, stop: threading.Event) -> None:
+def _stop_on_parent_signal(source: int, stop: threading.Event) -> None:
     """Stop at the parent's word, and at its end."""
     os.read(source, 1)
     stop.set()
