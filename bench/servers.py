@@ -55,12 +55,14 @@ def tutorial(model_dir: str) -> int:
 
 def constant() -> int:
     """Answer every HTTP request with the same few bytes."""
-    from tfserve_kit.embedded.http_transport import HttpTransport
+    from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
     from tfserve_kit.embedded.ledger import Ledger
     from tfserve_kit.embedded.rest_surface import Reply
 
     reply = Reply(200, b'{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}')
-    transport = HttpTransport(lambda *_: reply, Ledger(1 << 30), ("127.0.0.1", 0), _THREADS)
+    transport = HttpTransport(
+        lambda *_: reply, Ledger(1 << 30), ("127.0.0.1", 0), RestOptions(_THREADS)
+    )
     transport.start()
     _running.append(transport)
     return transport.port

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     sys.stdout.flush()
     try:
         from tfserve_kit.embedded import json_reader
-        from tfserve_kit.embedded.http_transport import allow_many_connections
+        from tfserve_kit.embedded.front import allow_many_connections
         from tfserve_kit.embedded.loader import skip_package_import
         from tfserve_kit.embedded.server import EmbeddedServer
         from tfserve_kit.embedded.settings import from_flags

@@ -204,6 +204,11 @@ class _Shared:
         self.read = memoryview(self.buffer)
         self.is_draining = False
 
+    def may_be_short(self, stream: GrpcStream, lane: Lane) -> bool:
+        """Say whether a call may be made on the spot: others wait for the manager's lock."""
+        is_free = lane is self.runner.lanes.predictions or stream.path == _CHECK
+        return is_free and not stream.is_compressed
+
     def lane(self, path: str) -> Lane:
         """Return the lane of a method."""
         method = path.rpartition("/")[2]
@@ -385,7 +390,8 @@ class GrpcConnection(asyncio.BufferedProtocol):
         runner, message = self._shared.runner, stream.message
         asked = _asked_for(message)
         kind = (stream.path, asked, len(message).bit_length())
-        if not stream.is_compressed:
+        lane = self._shared.lane(stream.path)
+        if self._shared.may_be_short(stream, lane):
             known, now_s = runner.kinds.find(kind), time.monotonic()
             if belongs_on_the_spot(known, len(message), now_s):
                 self.answer(stream, self._answered(stream, kind, on_the_spot=True))
@@ -395,7 +401,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         work = partial(self._answered, stream, kind, on_the_spot=False)
         try:
             later.turn = runner.run(
-                self._shared.lane(stream.path),
+                lane,
                 (self._client, asked),
                 work,
                 later.done,

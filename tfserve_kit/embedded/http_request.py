@@ -50,7 +50,7 @@ class Request:
     is_working: bool = False
 
     @property
-    def group(self) -> Hashable:
+    def group(self) -> tuple[Hashable, ...]:
         """Whose turns it counts for: the client, and what it asks for as far as that is seen."""
         found = _SIGNATURE.search(self.body, 0, _BEGINNING_BYTES)
         return self.account.client, self.target, found and found[1]

@@ -16,7 +16,7 @@ from tfserve_kit.embedded.front import EventLoop
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports, options_of
 from tfserve_kit.embedded.handlers import Handlers
-from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import PreparingLoader, SavedModelLoader, TfLiteLoader
@@ -216,8 +216,8 @@ class EmbeddedServer:
             self._rest.reply,
             self._ledger,
             (settings.bind_address, settings.rest_port),
-            settings.rest_threads,
-            timeout_s=settings.rest_timeout_s,
+            RestOptions(settings.rest_threads, settings.rest_timeout_s),
+            self._front,
         )
         self._http.start()
         address = settings.bind_address

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.embedded.http_transport import HttpTransport, allow_many_connections
+from tfserve_kit.embedded.front import allow_many_connections
+from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.rest_surface import Reply, page
 from tfserve_kit.embedded.status import Code, ServingError
@@ -55,7 +56,8 @@ class LargeSurface(EchoSurface):
 
 def serving(surface, threads, *, port=0, ledger=None, **more):
     """A transport on the loopback address, not started."""
-    return HttpTransport(surface, ledger or Ledger(1 << 32), ("127.0.0.1", port), threads, **more)
+    options = RestOptions(threads, **more)
+    return HttpTransport(surface, ledger or Ledger(1 << 32), ("127.0.0.1", port), options)
 
 
 @pytest.fixture
@@ -643,7 +645,7 @@ def test_request_that_drips_is_refused_in_time(brisk):
 
 
 def test_body_that_gets_on_may_take_longer(brisk, monkeypatch):
-    limited(monkeypatch, **{"http_connection.STEADY_BYTES": 1})
+    limited(monkeypatch, **{"http_transport.STEADY_BYTES": 1})
     with connected(brisk) as wire:
         wire.send(LENGTH.format(200).encode())
         for _ in range(200):
@@ -699,7 +701,7 @@ def test_client_that_takes_its_answer_slowly_gets_all_of_it():
 
 
 def test_connections_beyond_the_limit_wait_for_room(surface, monkeypatch):
-    monkeypatch.setattr("tfserve_kit.embedded.http_transport._most_connections", lambda: 2)
+    monkeypatch.setattr("tfserve_kit.embedded.http_transport.most_connections", lambda: 2)
     server = serving(surface, threads=1)
     server.start()
     with connected(server) as first, connected(server):
