@@ -1,17 +1,27 @@
 """gRPC over real sockets, with a surface that is made up."""
 
+import asyncio
+import math
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
 
+from tests.torture.attackers import PREFACE, begun_calls, frame
 from tfserve_kit.embedded.grpc_surface import Answer
-from tfserve_kit.embedded.grpc_transport import GrpcOptions, GrpcTransport, Ports, Unheard
+from tfserve_kit.embedded.grpc_transport import (
+    GrpcOptions,
+    GrpcTransport,
+    Ports,
+    Unheard,
+    options_of,
+)
+from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
@@ -461,3 +471,376 @@ def test_stop_loses_no_call_of_clients_that_wait_for_their_answers(surface):
             thread.join(PATIENCE_S)
     assert not lost
     assert len(answered) >= 500
+
+
+# What the arguments of the library say, and who goes too far
+
+
+class Echo:
+    """Answers with the request."""
+
+    def __call__(self, path, request, call):
+        return Answer(body=request)
+
+
+@contextmanager
+def echoing(options=OPTIONS, surface=None, ledger=None):
+    """A server that answers with the request; it is stopped at the end."""
+    server = GrpcTransport(
+        surface or Echo(), Lanes(2), ledger or Ledger(GIB), Ports("127.0.0.1:0"), options
+    )
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(0.2)
+
+
+@contextmanager
+def raw(server, *frames):
+    """A connection that has sent its preface and these frames."""
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
+        client.sendall(PREFACE + b"".join(frames))
+        yield client
+
+
+def is_hung_up_on(client):
+    """Read until the server has closed the connection."""
+    client.settimeout(PATIENCE_S)
+    try:
+        while client.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def is_well(server):
+    with calling(server) as call:
+        return call(b"well", timeout=PATIENCE_S) == b"well"
+
+
+def begun(number, data=b"", flags=0):
+    """Frames of a call that has begun, with some of its message."""
+    return begun_calls([number])[len(PREFACE) :] + (frame(0, flags, number, data) if data else b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "attributes"),
+    [
+        ([], {"most_age_s": math.inf, "keepalive_s": 7200.0, "keepalive_timeout_s": 20.0}),
+        ([("grpc.max_connection_age_ms", 2500)], {"most_age_s": 2.5}),
+        ([("grpc.max_connection_age_grace_ms", 500)], {"age_grace_s": 0.5}),
+        ([("grpc.max_connection_idle_ms", 500)], {"most_idle_s": 0.5}),
+        ([("grpc.max_connection_idle_ms", 2**31 - 1)], {"most_idle_s": math.inf}),
+        ([("grpc.keepalive_time_ms", 100)], {"keepalive_s": 0.1}),
+        ([("grpc.keepalive_timeout_ms", 100)], {"keepalive_timeout_s": 0.1}),
+        ([("grpc.unknown", 1), ("grpc.keepalive_time_ms", "x")], {"keepalive_s": 7200.0}),
+    ],
+)
+def test_arguments_of_the_library_are_understood(arguments, attributes):
+    options = options_of(arguments)
+    assert {name: getattr(options, name) for name in attributes} == attributes
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "name", "limit"),
+    [
+        ("grpc.max_receive_message_length", 5, "most_message_bytes", 5),
+        ("grpc.max_receive_message_length", -1, "most_message_bytes", 2**31 - 1),
+        ("grpc.max_send_message_length", 5, "most_answer_bytes", 5),
+        ("grpc.max_send_message_length", -1, "most_answer_bytes", None),
+        ("grpc.http2.max_ping_strikes", 0, "most_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10, "ping_interval_s", 0.01),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10, "idle_ping_interval_s", 7200.0),
+        ("grpc.max_concurrent_streams", 7, "http2", Http2Limits(most_streams=7)),
+        ("grpc.max_metadata_size", 7, "http2", Http2Limits(most_header_bytes=7)),
+    ],
+)
+def test_limits_of_the_library_are_understood(argument, value, name, limit):
+    assert getattr(options_of([(argument, value)]).limits, name) == limit
+
+
+def test_message_over_the_given_limit_is_refused():
+    with (
+        echoing(options_of([("grpc.max_receive_message_length", 10)])) as server,
+        calling(server) as call,
+    ):
+        assert call(b"x" * 10, timeout=PATIENCE_S) == b"x" * 10
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"x" * 11, timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_connection_that_is_old_enough_ends_and_its_client_loses_nothing():
+    with (
+        echoing(options_of([("grpc.max_connection_age_ms", 100)])) as server,
+        calling(server) as call,
+    ):
+        seen, end_s = set(), time.monotonic() + 1.0
+        while time.monotonic() < end_s:
+            assert call(b"x", timeout=PATIENCE_S) == b"x"
+            seen |= set(map(id, server._shared.connections))
+        assert len(seen) > 2
+
+
+def test_connection_that_is_old_enough_ends_after_its_grace_whatever_it_waits_for(surface):
+    arguments = [("grpc.max_connection_age_ms", 50), ("grpc.max_connection_age_grace_ms", 100)]
+    with echoing(options_of(arguments), surface) as server, calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert slow.exception(PATIENCE_S).code() is grpc.StatusCode.UNAVAILABLE
+        surface.go.set()
+
+
+def test_connection_without_calls_ends_when_it_is_told_to():
+    with echoing(options_of([("grpc.max_connection_idle_ms", 100)])) as server:
+        with raw(server, frame(4, 1, 0)) as client:
+            assert is_hung_up_on(client)
+        assert is_well(server)
+
+
+def test_client_that_gives_no_sign_of_life_is_hung_up_on():
+    arguments = [("grpc.keepalive_time_ms", 50), ("grpc.keepalive_timeout_ms", 50)]
+    with (
+        echoing(options_of(arguments)) as server,
+        raw(server, begun(1)) as dead,
+        calling(server) as call,
+    ):
+        assert is_hung_up_on(dead)
+        assert call(b"x", timeout=PATIENCE_S) == b"x"
+        time.sleep(0.5)  # this client answers pings
+        (connection,) = server._shared.connections
+        assert call(b"x", timeout=PATIENCE_S) == b"x"
+        assert server._shared.connections == {connection}
+
+
+def test_client_that_pings_too_often_is_told_to_calm_down():
+    with echoing() as server, raw(server, frame(6, 0, 0, b"12345678") * 5) as client:
+        answer = b""
+        while data := client.recv(1 << 16):
+            answer += data
+        assert b"too_many_pings" in answer
+        assert is_well(server)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 1000,
+        PREFACE + b"\xff" * 1000,
+        PREFACE + frame(4, 0, 0) * 20_000,
+        PREFACE + b"".join(begun(n) + frame(3, 0, n, bytes(4)) for n in range(1, 60_001, 2)),
+        PREFACE + begun(1)[:9] + b"\x83" + frame(9, 0, 1, b"x") * 1000,
+    ],
+    ids=["http1", "garbage", "frames", "settings", "resets", "continuations"],
+)
+def test_client_that_breaks_the_protocol_is_hung_up_on_and_others_are_served(sent):
+    with echoing() as server:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
+            with suppress(ConnectionError):
+                client.sendall(sent)
+            assert is_well(server)
+            assert is_hung_up_on(client)
+        wait_until(lambda: not server._shared.connections)
+        assert is_well(server)
+        assert server._shared.ledger.held_bytes == 0
+
+
+def brisk(**more):
+    return GrpcOptions(patience_s=0.1, **more)
+
+
+def test_message_that_does_not_come_on_ends_its_call_and_holds_nothing():
+    with echoing(brisk()) as server:
+        piece = b"\0" + (10**8).to_bytes(4, "big") + bytes(10_000)
+        with raw(server, begun(1, piece)) as client, calling(server) as call:
+            wait_until(lambda: server._shared.ledger.held_bytes)
+            wait_until(lambda: not server._shared.ledger.held_bytes)
+            assert call(b"x", timeout=PATIENCE_S) == b"x"
+            assert len(server._shared.connections) == 2
+            client.close()
+
+
+def test_call_that_has_sent_nothing_may_take_its_time():
+    with echoing(brisk()) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+
+        def late():
+            time.sleep(0.6)
+            yield b"late"
+
+        assert channel.stream_unary("/a.B/C")(late(), timeout=PATIENCE_S) == b"late"
+
+
+def large(size):
+    return lambda path, request, call: Answer(body=bytes(size))
+
+
+@pytest.mark.parametrize("window", [0, 1000])
+def test_answer_that_no_window_is_opened_for_is_dropped(window):
+    settings = frame(4, 0, 0, b"\0\4" + window.to_bytes(4, "big"))
+    with (
+        echoing(brisk(), large(1_000_000)) as server,
+        raw(server, settings, begun(1, b"\0\0\0\0\0", 1)),
+        calling(server) as call,
+    ):
+        shared = server._shared
+        wait_until(lambda: any(
+            each._protocol and each._protocol.unsent_bytes() for each in shared.connections
+        ))  # fmt: skip
+        assert len(call(b"", timeout=PATIENCE_S)) == 1_000_000
+        wait_until(lambda: not any(
+            each._protocol and each._protocol.streams for each in shared.connections
+        ))  # fmt: skip
+
+
+def test_client_that_reads_nothing_is_hung_up_on():
+    windows = frame(4, 0, 0, b"\0\4" + (2**31 - 1).to_bytes(4, "big")) + frame(
+        8, 0, 0, (2**31 - 1 - 65535).to_bytes(4, "big")
+    )
+    with (
+        echoing(brisk(), large(30_000_000)) as server,
+        raw(server, windows, begun(1, b"\0\0\0\0\0", 1)),
+    ):
+        wait_until(lambda: server._shared.connections)
+        (connection,) = server._shared.connections
+        wait_until(lambda: connection._is_full)
+        assert connection._transport.get_write_buffer_size() < 2_000_000
+        wait_until(lambda: not server._shared.connections)
+
+
+def ends_stream(data):
+    """Say whether one of these frames of an answer is the stream's last."""
+    while len(data) >= 9:
+        if data[3] == 1 and data[4] & 1:
+            return True
+        data = data[9 + int.from_bytes(data[:3], "big") :]
+    return False
+
+
+def test_deadline_passes_while_it_computes_and_the_client_is_told(surface):
+    with echoing(surface=surface) as server:
+        timeout = b"\x00\x0cgrpc-timeout\x03" + b"50m"
+        head = begun(1)[9:]  # what goes before acknowledges settings
+        head = (int.from_bytes(head[:3], "big") + len(timeout)).to_bytes(3, "big") + head[3:]
+        with raw(server, head, timeout, frame(0, 1, 1, b"\0\0\0\0\4wait")) as client:
+            assert surface.entered.wait(PATIENCE_S)
+            answer = b""
+            while not ends_stream(answer):
+                data = client.recv(1 << 16)
+                assert data
+                answer += data
+            wait_until(lambda: not any(
+                each._protocol.streams for each in server._shared.connections
+            ))  # fmt: skip
+        surface.go.set()
+
+
+class Health:
+    """Answers health checks as the surface does."""
+
+    def __call__(self, path, request, call):
+        assert path == "/grpc.health.v1.Health/Check"
+        if request == b"x":
+            return Answer(Code.NOT_FOUND, "service name unknown")
+        if request == b"off":
+            return Answer(Code.UNIMPLEMENTED)
+        return Answer(body=b"\x08\x01")
+
+
+@pytest.mark.parametrize(("request_", "first"), [(b"", b"\x08\x01"), (b"x", b"\x08\x03")])
+def test_health_is_watched_until_the_server_ends(request_, first):
+    with (
+        echoing(surface=Health()) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        answers = channel.unary_stream("/grpc.health.v1.Health/Watch")(request_)
+        assert next(answers) == first
+        stopping = threading.Thread(target=server.stop, args=(PATIENCE_S,))
+        stopping.start()
+        assert next(answers) == b"\x08\x02"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        stopping.join(PATIENCE_S)
+
+
+def test_health_is_not_watched_where_it_is_not_offered():
+    with (
+        echoing(surface=Health()) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        answers = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"off")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_quick_calls_are_made_on_the_spot_once_they_are_known():
+    threads = []
+
+    def quick(path, request, call):
+        threads.append(threading.current_thread().name)
+        return Answer(body=b"")
+
+    with echoing(surface=quick) as server, calling(server, PREDICT) as call:
+        for _ in range(200):
+            call(b"x", timeout=PATIENCE_S)
+        assert threads[0] == "grpc_predict"
+        assert threads[-1] == "front"
+
+
+@pytest.mark.parametrize("method", [RELOAD, STATUS])
+def test_calls_that_may_wait_for_others_never_keep_the_loop(method):
+    threads = set()
+
+    def quick(path, request, call):
+        threads.add(threading.current_thread().name)
+        return Answer(body=b"")
+
+    with echoing(surface=quick) as server, calling(server, method) as call:
+        for _ in range(50):
+            call(b"x", timeout=PATIENCE_S)
+    assert len(threads) == 1
+    assert "front" not in threads
+
+
+def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
+    slow = threading.Event()
+
+    def surface(path, request, call):
+        if slow.is_set() and request == b"x":
+            time.sleep(0.2)
+        return Answer(body=b"")
+
+    with echoing(surface=surface) as server, calling(server, PREDICT) as call:
+        for _ in range(100):
+            call(b"x", timeout=PATIENCE_S)
+        slow.set()
+        waiting = [call.future(b"x", timeout=PATIENCE_S) for _ in range(10)]
+        with calling(server, STATUS) as status:
+            started_s = time.monotonic()
+            status(b"y", timeout=PATIENCE_S)
+            assert time.monotonic() - started_s < 0.8
+        for each in waiting:
+            each.result(PATIENCE_S)
+
+
+def test_asyncio_client_is_answered_too():
+    async def main(port):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(PREDICT)
+            return await asyncio.gather(*(call(b"%d" % n, timeout=PATIENCE_S) for n in range(200)))
+
+    with echoing() as server:
+        assert asyncio.run(main(server.port)) == [b"%d" % n for n in range(200)]
+
+
+def test_asyncio_alone_does_where_there_is_no_uvloop(monkeypatch):
+    monkeypatch.setattr("tfserve_kit.embedded.front.new_event_loop", asyncio.new_event_loop)
+    with echoing() as server, calling(server) as call:
+        assert type(server._loop.loop).__module__.startswith("asyncio")
+        body = bytes(3_000_000)
+        for _ in range(20):
+            assert call(b"x", timeout=PATIENCE_S) == b"x"
+        assert call(body, timeout=PATIENCE_S) == body
