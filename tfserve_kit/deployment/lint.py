@@ -338,7 +338,8 @@ def _tag_not_found(facts: Facts) -> Iterator[Problem]:
             if base.is_untagged(version):
                 (fault,) = base.faults[version]
                 text = f"version {version.number} in {base.model.base_path}: {fault.message}"
-                remedy = "name its tags as saved_model_tags under [server.flags], or export again"
+                have = next(filter(None, savedmodel.tags(version.path)), "TAG")
+                remedy = f'set saved_model_tags = "{have}" under [server.flags], or export again'
                 yield Problem(f"{base.place}.base_path", text, remedy)
 
 
@@ -357,11 +358,22 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
         if newest is None or newest in base.faults or base.serves_tflite(newest):
             continue
         names = savedmodel.read_signatures(newest.path, tag=base.tag)
-        if savedmodel.DEFAULT_SIGNATURE not in names:
-            has = f"only {', '.join(names)}" if names else "none at all"
-            where = f"version {newest.number} in {base.model.base_path}"
-            text = f"{where} has no signature {savedmodel.DEFAULT_SIGNATURE!r}, {has}"
-            remedy = "name a signature in every request" if names else "export it with signatures"
+        if names and savedmodel.DEFAULT_SIGNATURE not in names:
+            has = f"only {', '.join(names)}"
+            text = f"{_newest(base)} has no signature {savedmodel.DEFAULT_SIGNATURE!r}, {has}"
+            yield Problem(f"{base.place}.base_path", text, "name a signature in every request")
+
+
+@_rule("no-signature", _E, "a model has no signature at all: no request can call it")
+def _no_signature(facts: Facts) -> Iterator[Problem]:
+    """Such a model loads, and is AVAILABLE; a push refuses it."""
+    for base in facts.bases:
+        newest = base.loaded[-1] if base.loaded else None
+        if newest is None or newest in base.faults or base.serves_tflite(newest):
+            continue
+        if not savedmodel.read_signatures(newest.path, tag=base.tag):
+            text = f"{_newest(base)} has no signature, so no request can call it"
+            remedy = "export it with signatures=, or by model.export()"
             yield Problem(f"{base.place}.base_path", text, remedy)
 
 

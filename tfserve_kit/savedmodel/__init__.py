@@ -12,6 +12,7 @@ from tfserve_kit.savedmodel.files import (
     parse,
     problems,
     read_signatures,
+    tags,
 )
 from tfserve_kit.savedmodel.signatures import (
     DEFAULT_SIGNATURE,
@@ -44,4 +45,5 @@ __all__ = [
     "parse_signatures",
     "problems",
     "read_signatures",
+    "tags",
 ]

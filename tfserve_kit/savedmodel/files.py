@@ -53,11 +53,24 @@ def meta_graph(version_dir: Path, *, tag: str = "serve") -> Any:
     return _tagged(parse(version_dir), tag)
 
 
+def tags(version_dir: Path) -> list[str]:
+    """Return the tags of each graph in a folder, separated by commas where a graph has several.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `parse`.
+    """
+    return _tags(parse(version_dir))
+
+
+def _tags(message: Any) -> list[str]:
+    return [",".join(sorted(graph.meta_info_def.tags)) for graph in message.meta_graphs]
+
+
 def _tagged(message: Any, tag: str) -> Any:
     for graph in message.meta_graphs:
         if set(graph.meta_info_def.tags) == set(tag.split(",")):
             return graph
-    have = ", ".join("+".join(sorted(graph.meta_info_def.tags)) for graph in message.meta_graphs)
+    have = ", ".join(each.replace(",", "+") for each in _tags(message))
     raise ValueError(f"no graph is tagged {tag!r}; it has {have}")
 
 
@@ -99,9 +112,13 @@ def problems(version_dir: Path, *, tag: str = "serve") -> list[Problem]:
         return [_no_graph(version_dir)]
     try:
         message = parse(version_dir)
-        _tagged(message, tag)
     except ValueError as error:
         return [Problem(file.name, str(error), "export the model again")]
+    try:
+        _tagged(message, tag)
+    except ValueError as error:
+        remedy = f"give --tag {_tags(message)[0]}" if any(_tags(message)) else "export it again"
+        return [Problem(file.name, str(error), remedy)]
     found = _variable_problems(version_dir, needed=_restores(message))
     return found + _asset_problems(version_dir, message)
 

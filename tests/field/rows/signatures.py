@@ -5,12 +5,14 @@ from tests.field.expected import Answer, Refusal, Row
 X, Y = {"x": "float [?]"}, {"y": "float [?]"}
 NO_PICTURE = Refusal(2, "which is not a picture", "choose a signature")
 NO_DEFAULT = Refusal(2, "the model has no signature 'serving_default'", "known: double")
-NO_TAG = Refusal(8, "no graph is tagged 'serve'; it has train")
-NO_TAG_LINTED = Refusal(3, "no graph is tagged 'serve'; it has train", "saved_model_tags")
+NO_TAG = Refusal(8, "no graph is tagged 'serve'; it has train", "--tag train")
+NO_TAG_LINTED = Refusal(3, "no graph is tagged 'serve'; it has train",
+                        'saved_model_tags = "train"')  # fmt: skip
 PYTHON = Refusal(8, "EagerPyFunc: calls Python code, which no server has",
                  "export the model without it")  # fmt: skip
 READER = Refusal(8, "ReadFile: reads a file", "export the model without it")
 NONE = Refusal(8, "the model has no signature", "export it with signatures=")
+NONE_LINTED = Refusal(3, "has no signature, so no request can call it", "export it with")
 
 ROWS = (
     Row("several_signatures", "three signatures", X, Y,
@@ -39,7 +41,7 @@ ROWS = (
         (Answer({"x": [1.0]}, {"instances": [1.0], "weird name/é": [2.0]}),), NO_PICTURE),
     Row("as_text", "saved_model.pbtxt", X, Y, (Answer({"x": [3.0]}, {"y": [6.0]}),), NO_PICTURE),
     Row("no_signature", "no signature at all", {}, {},
-        inspected=NONE, pushed=NONE, linted="has no signature 'serving_default', none at all"),
+        inspected=NONE, pushed=NONE, linted=NONE_LINTED),
     Row("another_tag", "tagged train", X, Y,
         inspected=NO_TAG, pushed=NO_TAG, linted=NO_TAG_LINTED, served=NO_TAG_LINTED),
     Row("python_function", "a py_function inside", X, Y, inspected=PYTHON, pushed=PYTHON,

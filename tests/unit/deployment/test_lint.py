@@ -266,7 +266,7 @@ def test_graph_without_the_tag_is_an_error(found, base_path, models):
     add(base_path, models, "3", "othertag/1")
     finding = one(found(), "tag-not-found")
     assert "no graph is tagged 'serve'; it has train" in finding.message
-    assert "saved_model_tags" in finding.remedy
+    assert 'saved_model_tags = "train"' in finding.remedy
 
 
 def test_graph_with_the_tag_that_was_asked_for_is_fine(found, base_path, models):
@@ -299,7 +299,10 @@ def test_model_without_any_signature_is_told(found, base_path):
     message.meta_graphs.add().meta_info_def.tags.append("serve")
     (base_path / "3").mkdir()
     (base_path / "3" / "saved_model.pb").write_bytes(message.SerializeToString())
-    assert one(found(), "no-default-signature").message.endswith("none at all")
+    finding = one(found(), "no-signature")
+    assert finding.message.endswith("has no signature, so no request can call it")
+    assert "export it with signatures=" in finding.remedy
+    assert finding.severity is Severity.ERROR
 
 
 def test_signature_that_no_request_can_call(found, base_path):
