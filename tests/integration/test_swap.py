@@ -311,7 +311,7 @@ def test_labels_that_make_no_sense_are_refused(serve, add, base_path):
             act()
     add()
     (base_path / "2" / SHARD).unlink()
-    with pytest.raises(UsageError, match="version 2 of 'half' is no complete SavedModel"):
+    with pytest.raises(UsageError, match="version 2 of 'half' is not a complete SavedModel"):
         rollback.canary(handle, "half", 2)
     rollback.canary(handle, "half", 1)
     with pytest.raises(UsageError, match="is all that is loaded of 'half'"):

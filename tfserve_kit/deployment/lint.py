@@ -60,7 +60,7 @@ def _rule(name: str, severity: Severity, meaning: str) -> Callable[[_Look], _Loo
 @_rule(
     "base-path-unreadable",
     _E,
-    "a base path cannot be read: no port opens, the server waits without end",
+    "a base path cannot be read: the server opens no port and waits forever",
 )
 def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
     """No port opens before every model has a version; until then the look is only repeated.
@@ -86,7 +86,7 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
 @_rule(
     "no-version",
     _E,
-    "a base path holds no version: no port opens, the server waits without end",
+    "a base path holds no version: the server opens no port and waits forever",
 )
 def _no_version(facts: Facts) -> Iterator[Problem]:
     """Like a missing base path, an empty one is waited for."""
@@ -103,7 +103,7 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
 @_rule(
     "version-not-on-disk",
     _E,
-    "a version of `specific` is not there: the server goes without it, or waits without end",
+    "a version of `specific` is not there: the server does without it, or waits forever",
 )
 def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
     """Only a warning in the log, as long as one of them is there; else it is waited for."""
@@ -117,10 +117,10 @@ def _version_not_on_disk(facts: Facts) -> Iterator[Problem]:
 @_rule(
     "name-is-no-version",
     _W,
-    "a folder looks like a version, but its name is no integer: it is passed over in silence",
+    "a folder looks like a version, but its name is not an integer: it is silently ignored",
 )
 def _name_is_no_version(facts: Facts) -> Iterator[Problem]:
-    """Whatever absl::SimpleAtoi does not take for an int64 is passed over without a word."""
+    """Whatever absl::SimpleAtoi does not take for an int64 is ignored without a word."""
     for base in facts.bases:
         meant = [child for child in base.children if like_a_version(child)]
         if meant:
@@ -142,12 +142,12 @@ def _odd_version_name(facts: Facts) -> Iterator[Problem]:
         for version in base.versions:
             name, number = version.path.name, version.number
             if name != str(number) or number < 0:
-                remedy = f"name it {number}" if number >= 0 else "use 1 or more: REST knows no sign"
+                remedy = f"name it {number}" if number >= 0 else "use 1 or more: REST takes no sign"
                 text = f"{name!r} in {base.model.base_path} counts as version {number}"
                 yield Problem(f"{base.place}.base_path", text, remedy)
 
 
-@_rule("two-spellings", _W, "two names stand for one version number: only one of them is served")
+@_rule("two-spellings", _W, "two names stand for the same version number: only one is served")
 def _two_spellings(facts: Facts) -> Iterator[Problem]:
     """Of two names for one number the lexicographically last is used."""
     for base in facts.bases:
@@ -158,7 +158,7 @@ def _two_spellings(facts: Facts) -> Iterator[Problem]:
         for number, (*others, used) in spellings.items():
             if others:
                 unused = ", ".join(map(repr, others))
-                text = f"version {number} is {used!r}; {unused} is passed over"
+                text = f"version {number} is {used!r}; {unused} is ignored"
                 yield Problem(f"{base.place}.base_path", text, "remove or renumber all but one")
 
 
@@ -173,7 +173,7 @@ def _version_is_no_folder(facts: Facts) -> Iterator[Problem]:
         for version in base.versions:
             if version.path.is_dir() or version in base.fatal:
                 continue
-            text = f"{version.path} counts as version {version.number}, but is no folder"
+            text = f"{version.path} counts as version {version.number}, but is not a folder"
             yield Problem(f"{base.place}.base_path", text, "remove or rename it")
 
 
@@ -397,8 +397,7 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
 @_rule(
     "refused-operation",
     _W,
-    "a model runs operations that a push refuses: no server has them, or they have no "
-    "business in one",
+    "a model runs operations that a push refuses: no server has them, or none should run them",
 )
 def _refused_operation(facts: Facts) -> Iterator[Problem]:
     """Name what a push would have refused: a version that was copied by hand met none."""
@@ -578,7 +577,7 @@ def _rest_gives_up_early(facts: Facts) -> Iterator[Problem]:
 @_rule(
     "one-load-blocks-all",
     _I,
-    "with several models, a version that fails to load holds up all of them for minutes",
+    "with several models, a version that fails to load delays all others for minutes",
 )
 def _one_load_blocks_all(facts: Facts) -> Iterator[Problem]:
     """Without load threads the repetitions of a failed load hold up the manager's own thread.
@@ -694,7 +693,7 @@ def _without_effect(facts: Facts) -> Iterator[Problem]:
         names = [f"server.flags.{name}" for name in _REPLACED if given.get(name)]
         for path in names + ["batching"] * (batching is not None):
             text = "does nothing: platform_config_file replaces it"
-            yield Problem(path, text, "say it in that file, or remove one of them")
+            yield Problem(path, text, "set it in that file, or remove one of them")
 
 
 @_rule("no-tflite-model", _W, "`prefer_tflite_model`, but no version has such a model")
@@ -714,7 +713,7 @@ _THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "::1"})
 @_rule(
     "tls-unusable",
     _E,
-    "`ssl_config_file` is no SSLConfig, or its server and tfkit would not come together",
+    "`ssl_config_file` is not an SSLConfig, or tfkit could not connect to its server",
 )
 def _tls_unusable(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc (credentials from the SSLConfig)."""
@@ -729,7 +728,9 @@ def _rest_stays_plain(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc: the HTTP server takes no credentials."""
     server = facts.spec.server
     if server.flags.get(tls.FLAG) and server.host not in _THIS_MACHINE:
-        text = f"is {server.host}, and REST has no TLS: anybody on the network reads along"
+        text = (
+            f"is {server.host}, and REST has no TLS: anybody on the network can read the requests"
+        )
         remedy = "put a proxy with TLS before rest_port, or keep that port from others"
         yield Problem("server.host", text, remedy)
 

@@ -71,7 +71,7 @@ def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None)
             `templates` is no folder.
     """
     if templates and not templates.is_dir():
-        raise SpecError(str(templates), [Problem("", "is no folder of templates")])
+        raise SpecError(str(templates), [Problem("", "is not a folder of templates")])
     folders = [str(templates)] if templates else []
     loader = jinja2.FileSystemLoader([*folders, str(template_folder())])
     environment = jinja2.Environment(
@@ -116,7 +116,7 @@ def pbtext(value: float | str) -> str:
         return str(value)
     if not isinstance(value, str):
         # str(), not repr(): an undefined variable of a template raises here and tells its name.
-        raise TypeError(f"{value!s:.80} is no scalar of the text format")
+        raise TypeError(f"{value!s:.80} is not a scalar of the text format")
     plain = {byte: chr(byte) for byte in range(0x20, 0x7F) if chr(byte) not in "\"'\\"}
     return '"' + "".join(plain.get(byte, f"\\{byte:03o}") for byte in value.encode()) + '"'
 

@@ -122,7 +122,7 @@ class Batching(_Section):
         default=None, description="split requests over the execution size (false)"
     )
     max_execution_batch_size: Positive | None = Field(
-        default=None, description="most rows run at once when splitting (max_batch_size)"
+        default=None, description="maximum rows run at once when splitting (max_batch_size)"
     )
 
     @field_validator("allowed_batch_sizes", mode="before")
@@ -168,11 +168,13 @@ class Server(_Section):
     binary: str | None = Field(
         default=None, description="tensorflow_model_server for the native engine; else from PATH"
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces"
+    )
     grpc_port: Port = Field(default=8500, description="TCP port of gRPC; 0 finds a free one")
     rest_port: Port = Field(default=8501, description="TCP port of REST; 0 finds a free one")
     ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        default=120.0, description="longest wait until all models are available, in seconds"
+        default=120.0, description="maximum wait until all models are available, in seconds"
     )
     flags: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
@@ -193,12 +195,12 @@ class Client(_Section):
     ca_file: str | None = Field(
         default=None,
         min_length=1,
-        description="PEM file of whom to trust; left out: the certificate in `ssl_config_file`",
+        description="PEM file of the CA to trust; left out: the certificate in `ssl_config_file`",
     )
     cert: str | None = Field(
         default=None,
         min_length=1,
-        description="PEM file with a certificate of one's own, for a server with `client_verify`",
+        description="PEM file with tfkit's own certificate, for a server with `client_verify`",
     )
     key: str | None = Field(default=None, min_length=1, description="PEM file with its key")
     server_name: str | None = Field(
@@ -239,10 +241,10 @@ class Docker(_Section):
         "`per_process_gpu_memory_fraction` in `[server.flags]`",
     )
     cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="most CPUs used"
+        default=None, description="maximum number of CPUs"
     )
     memory: Annotated[str, Field(pattern=r"^\d+[bkmg]?$")] | None = Field(
-        default=None, description='most memory used, such as "4g"'
+        default=None, description='maximum memory, such as "4g"'
     )
     user: Annotated[str, Field(pattern=r"^[\w.-]+(:[\w.-]+)?$")] | None = Field(
         default=None,
@@ -250,9 +252,11 @@ class Docker(_Section):
         'owner of the base paths, or nobody (65534:65534); "0:0" for root',
     )
     pids_limit: Positive = Field(
-        default=8192, description="most processes and threads in the container"
+        default=8192, description="maximum number of processes and threads in the container"
     )
-    read_only: bool = Field(default=True, description="whether the container's files are fixed")
+    read_only: bool = Field(
+        default=True, description="whether the container's root file system is read-only"
+    )
     restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field(
         default="no", description="when Docker starts the container again by itself"
     )
@@ -333,7 +337,7 @@ def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
             base_path = _absolute(model.base_path, folder)
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            text = f"is {model.base_path!r:.200}, which is no path: {reason!s:.200}"
+            text = f"is {model.base_path!r:.200}, which is not a path: {reason!s:.200}"
             found.append(Problem(f"models.{name}.base_path", text))
             continue
         models[name] = model.model_copy(update={"base_path": base_path})
@@ -427,7 +431,7 @@ def _absolute(base_path: str, folder: Path) -> str:
     if "://" in base_path:
         return base_path
     if (name := _VARIABLE.search(base_path)) and not (folder / base_path).exists():
-        raise ValueError(f"{name[0]} stands for nothing here; write it out, or ~ for your home")
+        raise ValueError(f"{name[0]} is not expanded here; write it out, or use ~ for your home")
     path = (folder / Path(base_path).expanduser()).absolute().resolve()
     # From Python 3.13 on, a loop of links is only noticed by who follows it.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):

@@ -64,13 +64,13 @@ def _read(file: Path) -> Any:
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise _problem(f"names {file}, which cannot be read: {reason}", "check the path") from None
     try:
         return protos.from_text("SSLConfig", text)
     except protos.TextFormatError:  # what it says may be a part of the key
         raise _problem(
-            f"names {file}, which is no SSLConfig", "docs/tls.md shows how to make one"
+            f"names {file}, which is not an SSLConfig", "docs/tls.md shows how to make one"
         ) from None
 
 
@@ -159,14 +159,14 @@ def _trust(context: ssl.SSLContext, what: str, **where: str) -> None:
 
 def _unshaken(error: ssl.SSLError | ssl.CertificateError, who: str) -> SpecError:
     reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
-    remedy = "docs/tls.md shows what belongs together"
+    remedy = "docs/tls.md shows which files belong together"
     if "expired" in reason:
         remedy = "make a new certificate"
     elif who == "the server":
         remedy = "cert in [client] must be signed by what custom_ca holds"
     elif "ostname" in reason or "IP address" in reason:
         remedy = "set server_name in [client] to a name that the certificate has"
-    return _problem(f"makes a handshake that {who} ends: {reason}", remedy)
+    return _problem(f"makes a handshake that {who} rejects: {reason}", remedy)
 
 
 def _name(peer: Mapping[str, Any]) -> str:

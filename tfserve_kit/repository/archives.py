@@ -210,7 +210,7 @@ def unpack(
     found = kind(file)
     if found is None:
         raise PushRefused(
-            f"{name or file.name} is no archive that tfkit knows",
+            f"{name or file.name} is not an archive that tfkit knows",
             remedy="give .zip, .tar, .tar.gz, .tar.bz2, .tar.xz or .tar.zst",
         )
     size_bytes = file.stat().st_size
@@ -245,7 +245,7 @@ def translated(archive: str) -> Iterator[list[str]]:
         member = f" at {at[-1]!a}" if at[-1] else ""
         raise PushRefused(
             f"{archive} is damaged or incomplete{member}: {str(error) or type(error).__name__}",
-            remedy="copy or download it again, or pack it anew",
+            remedy="copy or download it again, or pack it again",
         ) from error
 
 

@@ -172,7 +172,7 @@ def _copy(source: str, target: str, found: os.stat_result) -> File:
     ):
         raise PushRefused(
             f"{source} changed while it was copied",
-            remedy="wait until the export has ended, then push again",
+            remedy="wait until the export has finished, then push again",
         )
     return file
 
@@ -305,7 +305,7 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-_ACCESS = "do it as a user who may read the model and write to the base path"
+_ACCESS = "run as a user who can read the model and write to the base path"
 _TAKEN = "another push took this version at the same moment; push another one"
 _ADVICE = {
     errno.ENOSPC: "free some space, or use another disk",
@@ -339,7 +339,7 @@ def translate_os_errors(what: str, base_path: Path | str) -> Iterator[None]:
     except MemoryError as error:
         raise PushRefused(
             f"cannot {what} {base_path}: the model takes more memory than is free",
-            remedy="free some, or do it on a machine that has more",
+            remedy="free some, or use a machine that has more",
         ) from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

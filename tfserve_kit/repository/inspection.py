@@ -141,7 +141,7 @@ def _check(candidate: Path, gate: Gate, serving: Path | None) -> list[Problem]:
 
 def _missing_signatures(signatures: Mapping[str, Signature], gate: Gate) -> list[Problem]:
     return [
-        Problem(name, "is no signature of the model", did_you_mean(name, signatures))
+        Problem(name, "is not a signature of the model", did_you_mean(name, signatures))
         for name in gate.signatures
         if name not in signatures
     ]

@@ -57,7 +57,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"{text!r} is no size", remedy="give bytes, or a number such as 500M or 64G"
+            f"{text!r} is not a valid size", remedy="give bytes, or a number such as 500M or 64G"
         )
     return int(match[1]) << _UNITS[match[2].upper()]
 
@@ -91,7 +91,7 @@ def checked_name(name: str, limits: Limits) -> str:
 
 def _bad_name(name: str, fault: str) -> PushRefused:
     short = ascii(name if len(name) <= 100 else f"{name[:100]}...")  # noqa: PLR2004
-    return PushRefused(f"the path {short} {fault}", remedy="pack the model anew, by plain names")
+    return PushRefused(f"the path {short} {fault}", remedy="pack the model again, with plain names")
 
 
 class Intake:
@@ -141,7 +141,7 @@ class Intake:
             if self._size_bytes > self._ratio_bytes:
                 raise PushRefused(
                     f"it unpacks to more than {self._limits.max_ratio} times its size, "
-                    "as no model does",
+                    "which no model does",
                     remedy="give the model unpacked, if that is right",
                 )
 

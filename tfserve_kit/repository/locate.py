@@ -61,7 +61,7 @@ def choose_model(models: Iterable[str], version: int | None, place: str, progres
     found = sorted(models)
     if not found:
         raise PushRefused(
-            f"{place} is no complete SavedModel:\n  - {GRAPH_FILE}: is missing",
+            f"{place} is not a complete SavedModel:\n  - {GRAPH_FILE}: is missing",
             remedy="give the directory that holds it, as tf.saved_model.save writes it",
         )
     versions = {parse_version(PurePosixPath(path).name): path for path in found}

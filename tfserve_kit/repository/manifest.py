@@ -114,7 +114,7 @@ class Manifest:
             files = {str(name): _file(name, **file) for name, file in content.pop("files").items()}
             return cls(files=files, **{key: str(value) for key, value in content.items()})
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"is no manifest: {error!r:.200}") from error
+            raise ValueError(f"is not a manifest: {error!r:.200}") from error
 
 
 def _file(name: str, size_bytes: int, sha256: str) -> File:
@@ -123,7 +123,7 @@ def _file(name: str, size_bytes: int, sha256: str) -> File:
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError(f"names {name!r:.100}, which lies outside the version")
     if type(size_bytes) is not int or size_bytes < 0 or not isinstance(sha256, str):
-        raise ValueError(f"says of {name!r:.100} what no file has")
+        raise ValueError(f"says of {name!r:.100} what no file can have")
     return File(size_bytes, sha256)
 
 

@@ -135,7 +135,7 @@ class Store:
             if wanted is not None and file.size_bytes != wanted:
                 raise PushRefused(
                     f"{self.shown}/{name} has {wanted:,} bytes, {file.size_bytes:,} came",
-                    remedy="push again once nobody writes there",
+                    remedy="push again once nothing else writes there",
                 )
 
         at_once(one, names)

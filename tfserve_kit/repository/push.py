@@ -89,7 +89,7 @@ def push(
         The new version.
 
     Raises:
-        PushRefused: the source is no complete SavedModel, the gate refuses it, the version is no
+        PushRefused: the source is not a complete SavedModel, the gate refuses it, the version is no
             positive int64 or exists, or the file system refuses. Nothing visible has changed then.
     """
     source = source if isinstance(source, Source) else Source(str(source))
@@ -218,7 +218,7 @@ def _made(base_path: Path) -> Iterator[None]:
     missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
     made: dict[Path, os.stat_result] = {}
     if not missing and not base_path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(base_path))
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(base_path))
     try:
         if missing:
             base_path.mkdir(parents=True, exist_ok=True)

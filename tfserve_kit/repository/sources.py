@@ -92,7 +92,7 @@ def export_keras(file: Path, directory: Path, name: str, most_bytes: int) -> Non
 
 
 def _refusal(name: str, log: str) -> PushRefused:
-    lines = [line for line in log.splitlines() if line.strip()] or ["it ended without a word"]
+    lines = [line for line in log.splitlines() if line.strip()] or ["it exited without a message"]
     if "safe_mode" in log or "unsafe" in log:
         return PushRefused(
             f"{name} holds code (such as a Lambda layer), which is not run",
@@ -143,7 +143,7 @@ class Source:
             Its directory in the folder, and its files.
 
         Raises:
-            PushRefused: there is no complete SavedModel, it exceeds the limits, its checksum is
+            PushRefused: there is not a complete SavedModel, it exceeds the limits, its checksum is
                 another, or it cannot be reached.
             OSError: the file system refuses.
         """
@@ -198,7 +198,7 @@ class Source:
         models = list(locate.models_in(path))
         if not models and (found := look_around(path)):
             raise PushRefused(
-                f"{path} is no complete SavedModel: it {found.what}",
+                f"{path} is not a complete SavedModel: it {found.what}",
                 remedy=found.push or found.serve,
             )
         directory = path / locate.choose_model(models, self.version, str(path), progress)
@@ -239,7 +239,7 @@ class Source:
     def _require_no_checksum(self) -> None:
         if self.sha256 is not None:
             raise PushRefused(
-                f"{self.described()} is no file, so it has no SHA-256",
+                f"{self.described()} is not a single file, so it has no SHA-256",
                 remedy="give an archive, or leave the checksum out",
             )
 
@@ -254,7 +254,7 @@ def _require_complete(directory: Path, tag: str) -> None:
     found = savedmodel.problems(directory, tag=tag)
     if found:
         lines = listed(found)
-        raise PushRefused(f"{directory} is no complete SavedModel:{lines}")
+        raise PushRefused(f"{directory} is not a complete SavedModel:{lines}")
 
 
 def _require_apart(source: Path, folder: Path) -> None:

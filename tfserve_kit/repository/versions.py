@@ -240,7 +240,7 @@ def _require_sound(number: int, version_dir: Path, tag: str) -> None:
     if found := savedmodel.problems(version_dir, tag=tag):
         lines = listed(found)
         raise PushRefused(
-            f"version {number} is no complete SavedModel, so nothing was rolled back to it:{lines}",
+            f"version {number} is not a complete SavedModel, so it was not rolled back to:{lines}",
             remedy="give another version with --to",
         )
 

@@ -61,7 +61,7 @@ def _inputs(
             continue
         yield from _retyped(place, spec, new.inputs[alias], _accepts_less)
         if alias in was_default and alias not in default:
-            yield _breaks(place, f"input {alias!r} ({spec}) has no default any more")
+            yield _breaks(place, f"input {alias!r} ({spec}) no longer has a default")
         elif alias in default and alias not in was_default:
             yield _fits(place, f"input {alias!r} ({spec}) has a default now")
         elif alias in default and default[alias] != was_default[alias]:

@@ -97,7 +97,7 @@ def parse(version_dir: Path) -> Any:
     except (protos.TextFormatError, UnicodeDecodeError) as error:
         raise ValueError(f"is not the text of a SavedModel: {error}") from error
     if not message.meta_graphs:
-        raise ValueError(f"holds no graph ({len(data)} bytes): empty or no SavedModel")
+        raise ValueError(f"holds no graph ({len(data)} bytes): empty, or not a SavedModel")
     return message
 
 

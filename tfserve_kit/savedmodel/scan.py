@@ -170,7 +170,7 @@ _TABLE: tuple[tuple[str, OpRule], ...] = (
     ("SimpleMLLoadModelFromPath", OpRule(_W, "reads a forest's files", file_inputs=(0,))),
     ("SimpleMLLoadModelFromPathWithHandle",
      OpRule(_W, "reads a forest's files", file_inputs=(1,))),
-    ("PrintV2", OpRule(_W, "writes to the server's log at each request",
+    ("PrintV2", OpRule(_W, "writes to the server's log on every request",
                      applies=lambda node: not _prints_to_file(node), signatures_only=True)),
     ("Print", OpRule(_W, "writes to the server's log", signatures_only=True)),
     (_ASSIGNMENTS, OpRule(_W, "changes variables; each server and each version has its own",

@@ -54,7 +54,7 @@ def faults(record: bytes, signatures: Signatures) -> Iterator[str]:
     try:
         log = protos.PredictionLog.FromString(record)
     except protos.DecodeError:
-        yield "is no PredictionLog"
+        yield "is not a PredictionLog"
         return
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
@@ -118,7 +118,7 @@ def _tensor_fault(tensor: Any, wanted: TensorSpec) -> str:
     try:
         from_proto(tensor if tensor.tensor_content else header(tensor.dtype, shape))
     except ValueError as error:  # a TensorError, or more dimensions than numpy knows
-        return f"is no tensor: {error}"
+        return f"is not a valid tensor: {error}"
     have = TensorSpec("", dtypes.by_number(tensor.dtype), shape)
     fits = have.dtype == wanted.dtype and wanted.takes(shape)
     return "" if fits else f"is {have!s:.80}, not {wanted}"

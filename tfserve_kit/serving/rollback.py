@@ -194,7 +194,7 @@ def _require_sound(spec: Spec, model: str, version: int) -> None:
     found = savedmodel.problems(there[version], tag=tag)
     if found:
         lines = listed(found)
-        raise UsageError(f"version {version} of {model!r} is no complete SavedModel:{lines}")
+        raise UsageError(f"version {version} of {model!r} is not a complete SavedModel:{lines}")
 
 
 def _there(now: Model) -> dict[int, Path]:

@@ -177,13 +177,13 @@ def test_two_spellings_of_a_number_are_told(found, base_path, models):
     findings = found()
     assert list(findings) == ["two-spellings"]
     text = one(findings, "two-spellings").message
-    assert text == "version 2 is '2'; '0002' is passed over"
+    assert text == "version 2 is '2'; '0002' is ignored"
 
 
 def test_file_with_a_number_for_a_name_is_told(found, base_path):
     (base_path / "0").write_text("")
     finding = one(found(), "version-is-no-folder")
-    assert finding.message == f"{base_path / '0'} counts as version 0, but is no folder"
+    assert finding.message == f"{base_path / '0'} counts as version 0, but is not a folder"
 
 
 def test_file_that_is_the_newest_version_keeps_the_model_from_loading(found, base_path):

@@ -193,7 +193,7 @@ class TestUserTemplates:
         assert "latest" in render.render(spec, templates=templates)[MODEL_CONFIG]
 
     def test_folder_that_does_not_exist_is_refused(self, tmp_path):
-        assert "no folder of templates" in str(refusal(FULL, tmp_path / "typo"))
+        assert "not a folder of templates" in str(refusal(FULL, tmp_path / "typo"))
         assert str(tmp_path / "typo") in str(refusal(FULL, tmp_path / "typo"))
 
     def test_missing_template_is_refused_naming_it(self):
@@ -208,7 +208,7 @@ class TestUserTemplates:
             ("{{ nmae }}", "'nmae' is undefined"),
             ("{{ nmae | pbtext }}", "'nmae' is undefined"),
             ("{{ models.first.base_pth }}", "base_pth"),
-            ("{{ models | pbtext }}", "no scalar"),
+            ("{{ models | pbtext }}", "not a scalar"),
             ("{{ 1 // 0 }}", "zero"),
             ("{{ 'x' | nofilter }}", "nofilter"),
             ("{{ [1] + 'x' }}", "list"),

@@ -375,7 +375,7 @@ class TestBasePath:
     )
     def test_variable_of_the_environment_is_told_to_be_none(self, found_in, base_path, name):
         (text,) = found_in(f'[models.m]\nbase_path = "{base_path}"').values()
-        assert name in text and "write it out, or ~" in text
+        assert name in text and "write it out, or use ~" in text
 
     @pytest.mark.parametrize("base_path", ["a$b/m", "$/m", "m$"])
     def test_dollar_within_a_name_is_part_of_it(self, tmp_path, base_path):
@@ -518,8 +518,8 @@ class TestHostileTexts:
             ("x = 1" + "0" * 5000, "is not TOML"),
             ("models" + ".a" * 5000 + " = 1", ""),
             ("[models.m]\nbase_path = 'm'\nlabels" + ".a" * 900 + " = 1", ""),
-            ("[models.m]\nbase_path = '" + "a/" * 100_000 + "'", "no path"),
-            ('[models.m]\nbase_path = "a\\u0000b"', "no path"),
+            ("[models.m]\nbase_path = '" + "a/" * 100_000 + "'", "not a path"),
+            ('[models.m]\nbase_path = "a\\u0000b"', "not a path"),
         ],
     )
     def test_each_ends_in_a_refusal_of_bearable_length(self, tmp_path, text, said):

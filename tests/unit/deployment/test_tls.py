@@ -64,7 +64,7 @@ def test_certificate_of_the_client_is_tried_against_what_the_server_trusts(
     with pytest.raises(SpecError, match="tfkit has no certificate to show"):
         tls.of_deployment(deployment(text))
     stranger = Authority(tmp_path / "other", "other").issue("client")
-    with pytest.raises(SpecError, match=r"handshake that the server ends.*custom_ca"):
+    with pytest.raises(SpecError, match=r"handshake that the server rejects.*custom_ca"):
         tls.of_deployment(deployment(text, cert=stranger.cert, key=stranger.key))
 
 
@@ -72,7 +72,7 @@ def test_certificate_of_the_client_is_tried_against_what_the_server_trusts(
     ("spoil", "said"),
     [
         (lambda text: "", "without server_key"),
-        (lambda text: text.replace("server_cert", "server_crt"), "which is no SSLConfig"),
+        (lambda text: text.replace("server_cert", "server_crt"), "which is not an SSLConfig"),
         (lambda text: text.replace("CERTIFICATE", "LETTER"), "cannot be used"),
         (lambda text: "\udcff", "cannot be read"),
     ],
@@ -98,7 +98,7 @@ def test_key_of_another_certificate_is_told(authority, server, deployment):
 
 def test_authority_that_did_not_sign_is_told(server, deployment, tmp_path):
     other = Authority(tmp_path / "other")
-    with pytest.raises(SpecError, match="handshake that tfkit ends"):
+    with pytest.raises(SpecError, match="handshake that tfkit rejects"):
         tls.of_deployment(deployment(ssl_config(server), ca_file=other.own.cert))
 
 

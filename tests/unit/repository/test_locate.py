@@ -6,8 +6,7 @@ from tfserve_kit import deployment
 from tfserve_kit.deployment.lint import Machine, lint
 from tfserve_kit.errors import PushRefused, UsageError
 from tfserve_kit.repository import Source
-from tfserve_kit.repository.inspection import find
-from tfserve_kit.repository.locate import look_around, renamed
+from tfserve_kit.repository.locate import find_version, look_around, renamed
 
 MODEL = ("saved_model.pb", "variables/variables.index", "assets/words.txt")
 
@@ -123,5 +122,5 @@ def test_push_and_inspect_say_what_they_want(place, tmp_path, files, inner, told
         Source(str(root / inner)).fetch(tmp_path / "in")
     assert told in refused.value.remedy
     with pytest.raises(UsageError) as refused:
-        find(root / inner)
+        find_version(root / inner)
     assert told in refused.value.remedy

@@ -143,7 +143,7 @@ class TestFolders:
         assert (tmp_path / "test" / "2").is_dir()
 
     def test_checksum_of_a_folder_is_refused(self, fetch, half):
-        assert "is no file" in refused(fetch, half, sha256="0" * 64)
+        assert "is not a single file" in refused(fetch, half, sha256="0" * 64)
 
     @pytest.mark.parametrize(
         ("names", "found"),
@@ -218,7 +218,7 @@ class TestArchives:
 
     def test_other_files_are_refused(self, fetch, tmp_path):
         (tmp_path / "model.onnx").write_bytes(b"\x08\x07" * 400)
-        assert "model.onnx is no archive" in refused(fetch, tmp_path / "model.onnx")
+        assert "model.onnx is not an archive" in refused(fetch, tmp_path / "model.onnx")
 
 
 class Web(ThreadingHTTPServer):

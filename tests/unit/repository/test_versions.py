@@ -312,7 +312,7 @@ def test_rollback_to_what_is_not_there_is_refused(base, tmp_path, versions, to, 
 def test_rollback_to_a_damaged_version_is_refused(base):
     base_path = base(6, 7)
     damage(base_path, 6)
-    with pytest.raises(PushRefused, match="version 6 is no complete SavedModel"):
+    with pytest.raises(PushRefused, match="version 6 is not a complete SavedModel"):
         retention.rollback(base_path)
     assert visible(base_path) == [6, 7]
 

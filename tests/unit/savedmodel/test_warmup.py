@@ -338,7 +338,7 @@ def task(kind, name, body="input { example_list { examples {} } }"):
 @pytest.mark.parametrize(
     ("name", "record", "text"),
     [
-        ("half_plus_two", b"\xff\xff", "is no PredictionLog"),
+        ("half_plus_two", b"\xff\xff", "is not a PredictionLog"),
         ("half_plus_two", b"", "is a log without a type, which no server replays"),
         ("half_plus_two", "session_run_log {}", "is a session_run_log, which no server replays"),
         ("half_plus_two", predict_log("serving", x=FLOATS),
@@ -352,13 +352,13 @@ def task(kind, name, body="input { example_list { examples {} } }"):
         ("mlp", predict_log(images=np.zeros((2, 783), np.float32)),
          "input 'images' is float [2, 783], not float [?, 784]"),
         ("half_plus_two", predict_log(x=of_tensor("dtype: DT_RESOURCE")),
-         "input 'x' is no tensor: cannot read a tensor of DataType 20"),
+         "input 'x' is not a valid tensor: cannot read a tensor of DataType 20"),
         ("half_plus_two",
          predict_log(x=of_tensor("dtype: DT_FLOAT tensor_shape { dim { size: -1 } }")),
-         "input 'x' is no tensor: no tensor can have the shape [-1]"),
+         "input 'x' is not a valid tensor: no tensor can have the shape [-1]"),
         ("half_plus_two", predict_log(x=of_tensor(
             "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: 'abc'")),
-         "input 'x' is no tensor: tensor_content holds 3 bytes"),
+         "input 'x' is not a valid tensor: tensor_content holds 3 bytes"),
         ("defaults", predict_log(b=FLOATS), "input 'a' of signature 'serving_default' is missing"),
         ("half_plus_two", predict_log(SERVING, ["q"], x=FLOATS),
          "signature 'serving_default' has no output 'q'"),

@@ -214,7 +214,7 @@ def test_old_version_that_cannot_be_gone_back_to_is_told(base_path):
         return 2
 
     report = verify(server, push, roll_back_in=base_path)
-    assert "version 1 is no complete SavedModel" in report.roll_back_failure
+    assert "version 1 is not a complete SavedModel" in report.roll_back_failure
     assert (base_path / "2").is_dir()
 
 
