@@ -61,8 +61,9 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 	$(BIN)/ruff format .
 
 # Slow tests that neither measure time nor run containers: in `check` they share the machine.
-BESIDE = tests/unit tests/field tests/torture/test_faults.py tests/torture/test_power_loss.py \
-         tests/torture/test_surroundings.py tests/torture/test_system_calls.py
+BESIDE = tests/unit tests/field tests/contract/test_golden.py tests/torture/test_faults.py \
+         tests/torture/test_power_loss.py tests/torture/test_surroundings.py \
+         tests/torture/test_system_calls.py
 
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
