@@ -1,5 +1,6 @@
 """The generated reference pages say what the code says."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -36,3 +37,34 @@ def test_local_links_lead_to_files(page):
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_package_and_of_tests_are_there(page):
+    text = page.read_text("utf-8")
+    names = set(re.findall(r"\btfserve_kit(?:\.[a-z_]\w*)+", text))
+    assert [name for name in names if not _is_there(name)] == []
+    files = set(re.findall(r"\btests/[\w/]+\.py", text))
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def _is_there(name):
+    """Say whether there is such a module, or such a name in its parent."""
+    parent, _, last = name.rpartition(".")
+    try:
+        found = importlib.import_module(parent)
+    except ModuleNotFoundError:
+        return False
+    return hasattr(found, last) or importlib.util.find_spec(name) is not None
+
+
+def test_the_picture_shows_the_commands_of_its_script():
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    picture = (ROOT / "docs" / "picture.svg").read_text("utf-8")
+    assert [command for command in script.COMMANDS if f"</tspan> {command}<" not in picture] == []
+    assert "docs/picture.svg" in (ROOT / "README.md").read_text("utf-8")
