@@ -200,8 +200,8 @@ class _Shared:
         self.options = options
         self.unheard = Unheard()
         self.connections: set[GrpcConnection] = set()
-        self.buffer = bytearray(_READ_BYTES)
-        self.read = memoryview(self.buffer)
+        # A view: with TLS, asyncio fills it slice by slice, and a slice of a bytearray is a copy.
+        self.buffer = memoryview(bytearray(_READ_BYTES))
         self.is_draining = False
 
     def may_be_short(self, stream: GrpcStream, lane: Lane) -> bool:
@@ -291,7 +291,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
             age_s *= random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
             self._shared.loop.call_later(age_s, self.retire)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
         del sizehint
         return self._shared.buffer
@@ -303,7 +303,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         protocol = self._protocol
         if protocol is None:
             protocol = self._begin()
-        calls = protocol.receive(shared.read[:nbytes], now_s)
+        calls = protocol.receive(shared.buffer[:nbytes], now_s)
         if calls:
             self._busy_s = now_s
             self._ready.extend(calls)
