@@ -135,7 +135,7 @@ class GrpcStream:
 
     def settle(self) -> None:
         """Give back what it holds, unless somebody still works with it."""
-        if not self.is_working:
+        if not self.is_working and not self.account.is_closed:
             self.account.close()
 
 

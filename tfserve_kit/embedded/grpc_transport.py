@@ -29,7 +29,7 @@ from tfserve_kit.embedded.limits import (
     PATIENCE_S,
     STEADY_BYTES,
 )
-from tfserve_kit.embedded.running import Runner, belongs_on_the_spot
+from tfserve_kit.embedded.running import Runner, Took, belongs_on_the_spot
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import varint
@@ -422,7 +422,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         if message is None or stream.is_gone or stream.is_answered:
             return Answer(Code.CANCELLED)
         call = Call(stream.account, stream.deadline_s, stream.has_gone, stream.on_gone)
-        started_s = time.perf_counter()
+        took = Took()
         try:
             call.check()
             if stream.is_compressed:
@@ -435,9 +435,9 @@ class GrpcConnection(asyncio.BufferedProtocol):
             _log.exception("a call failed")
             return Answer(Code.INTERNAL)
         if answer.code is Code.OK and not stream.is_compressed:
-            took_s, now_s = time.perf_counter() - started_s, time.monotonic()
+            took.end()
             self._shared.runner.kinds.note(
-                kind, took_s, now_s, on_the_spot=on_the_spot, waits=call.waits
+                kind, took, time.monotonic(), on_the_spot=on_the_spot, waits=call.waits
             )
         return answer
 

@@ -21,7 +21,7 @@ from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, PATIENCE_S, STEADY_BYTES
 from tfserve_kit.embedded.rest_surface import Reply, page, timed_out
-from tfserve_kit.embedded.running import Runner, belongs_on_the_spot
+from tfserve_kit.embedded.running import Runner, Took, belongs_on_the_spot
 from tfserve_kit.embedded.status import ServingError, invalid
 
 # (method, target, body, call) -> Reply; for OPTIONS there may be an origin
@@ -109,7 +109,7 @@ class Shared:
         if not request.is_wanted:  # it waited too long for its turn, or its client has gone
             return timed_out()
         call = Call.within(self.timeout_s, request.account, lambda: not request.is_wanted)
-        started_s = time.perf_counter()
+        took = Took()
         try:
             origin = {"origin": request.origin} if request.origin else {}
             body = request.take_body()
@@ -120,8 +120,10 @@ class Shared:
             _log.exception("a request failed")
             return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, close=True)
         if reply.status == HTTPStatus.OK and not request.is_zipped:
-            took_s, now_s = time.perf_counter() - started_s, time.monotonic()
-            self.runner.kinds.note(kind, took_s, now_s, on_the_spot=on_the_spot, waits=call.waits)
+            took.end()
+            self.runner.kinds.note(
+                kind, took, time.monotonic(), on_the_spot=on_the_spot, waits=call.waits
+            )
         return reply
 
 

@@ -25,13 +25,17 @@ _log = logging.getLogger(__name__)
 SHORT_S = 0.0004
 MEASUREMENTS = 5
 MOST_BYTES_ON_THE_SPOT = 1 << 17
-# A mean in the loop that sends a kind of calls back to the threads, or a single call that does.
+# What sends a kind of calls back to the threads: a mean on the spot; one call that takes so much of
+# the processor; or one that keeps the loop for so long. On a busy machine it may have been kept by
+# others itself, so no call counts for more than a few short ones in the mean.
 _TOO_LONG_S = 2 * SHORT_S
-_FAR_TOO_LONG_S = 50 * SHORT_S
+_FAR_TOO_LONG_S = 125 * SHORT_S
+_MOST_COUNTED_S = 4 * SHORT_S
 _WEIGHT = 1 / 8
 # How long it stays there: the first time, and at most.
 _FIRST_PAUSE_S = 1.0
 _MOST_PAUSE_S = 60.0
+_CALLS_OF_A_SHORT_KIND = 1000  # after which the next time is the first time again
 _MOST_KINDS = 4096
 # How long the loop works on requests before it looks at its connections again.
 _SLICE_S = 0.002
@@ -57,17 +61,41 @@ class Kind:
     long_until_s: float = -math.inf
     pause_s: float = _FIRST_PAUSE_S
 
-    def note(self, took_s: float, now_s: float, *, on_the_spot: bool) -> None:
+    def note(self, took: "Took", now_s: float, *, on_the_spot: bool) -> None:
         """Take a measurement into account."""
         self.calls += 1
         if not on_the_spot:
-            self.least_s = min(self.least_s, took_s)
+            self.least_s = min(self.least_s, took.wall_s)
             return
-        self.mean_s += (took_s - self.mean_s) * _WEIGHT
-        if self.mean_s > _TOO_LONG_S or took_s > _FAR_TOO_LONG_S:
+        self.mean_s += (min(took.wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
+        is_long = took.processor_s > _TOO_LONG_S or took.wall_s > _FAR_TOO_LONG_S
+        if is_long or self.mean_s > _TOO_LONG_S:
             self.calls, self.least_s, self.mean_s = 0, math.inf, 0.0
             self.long_until_s = now_s + self.pause_s
             self.pause_s = min(2 * self.pause_s, _MOST_PAUSE_S)
+        elif self.calls > _CALLS_OF_A_SHORT_KIND:
+            self.pause_s = _FIRST_PAUSE_S
+
+
+class Took:
+    """How long a call has taken; begins with it.
+
+    Attributes:
+        wall_s: from its beginning to its end.
+        processor_s: how much of that its thread was at work.
+    """
+
+    __slots__ = ("processor_s", "wall_s")
+
+    def __init__(self, wall_s: float | None = None, processor_s: float = 0.0) -> None:
+        self.wall_s = -time.perf_counter() if wall_s is None else wall_s
+        self.processor_s = -time.thread_time() if wall_s is None else processor_s
+
+    def end(self) -> "Took":
+        """Note that the call has ended, in the thread in which it began."""
+        self.wall_s += time.perf_counter()
+        self.processor_s += time.thread_time()
+        return self
 
 
 def belongs_on_the_spot(kind: Kind | None, size_bytes: int, now_s: float) -> bool:
@@ -95,7 +123,7 @@ class Kinds:
         return self._kinds.get(name)
 
     def note(
-        self, name: Hashable, took_s: float, now_s: float, *, on_the_spot: bool, waits: bool
+        self, name: Hashable, took: Took, now_s: float, *, on_the_spot: bool, waits: bool
     ) -> None:
         """Take a measurement into account; of too many kinds the oldest are forgotten."""
         kind = self._kinds.get(name)
@@ -105,7 +133,7 @@ class Kinds:
                     del self._kinds[old]
             kind = self._kinds[name] = Kind()
         kind.waits = kind.waits or waits
-        kind.note(took_s, now_s, on_the_spot=on_the_spot)
+        kind.note(took, now_s, on_the_spot=on_the_spot)
 
 
 class _Threads:

@@ -16,6 +16,7 @@ from tfserve_kit.embedded.running import (
     Kind,
     Kinds,
     Runner,
+    Took,
     belongs_on_the_spot,
 )
 
@@ -45,19 +46,27 @@ def test_place_of_a_call(kind, size_bytes, now_s, on_the_spot):
 def test_others_in_between_do_not_make_a_short_call_long():
     kind = Kind()
     for took_s in (0.1, SHORT_S / 2, 0.1, 0.1, 0.1):
-        kind.note(took_s, 0.0, on_the_spot=False)
+        kind.note(Took(took_s), 0.0, on_the_spot=False)
     assert belongs_on_the_spot(kind, 10, 0.0)
 
 
-@pytest.mark.parametrize(("took_s", "calls"), [(1.0, 1), (10 * SHORT_S, 2)])
-def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(took_s, calls):
+@pytest.mark.parametrize(
+    ("took", "calls"),
+    [
+        (Took(1.0), 1),
+        (Took(3 * SHORT_S, 3 * SHORT_S), 1),
+        (Took(10 * SHORT_S, SHORT_S / 10), 6),
+        (Took(2.5 * SHORT_S, SHORT_S), 13),
+    ],
+)
+def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(took, calls):
     kind, now_s, pauses = Kind(), 0.0, []
     for _ in range(8):
         for _ in range(MEASUREMENTS):
-            kind.note(SHORT_S / 2, now_s, on_the_spot=False)
+            kind.note(Took(SHORT_S / 2), now_s, on_the_spot=False)
         assert belongs_on_the_spot(kind, 10, now_s)
         for _ in range(calls):
-            kind.note(took_s, now_s, on_the_spot=True)
+            kind.note(took, now_s, on_the_spot=True)
         assert not belongs_on_the_spot(kind, 10, now_s)
         pauses.append(kind.long_until_s - now_s)
         now_s = kind.long_until_s
@@ -65,11 +74,34 @@ def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_short_call_that_others_interrupt_now_and_then_stays():
+    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
+    for number in range(3000):
+        took_s = 100 * SHORT_S if number % 10 == 0 else SHORT_S / 4
+        kind.note(Took(took_s, SHORT_S / 4), 0.0, on_the_spot=True)
+        assert belongs_on_the_spot(kind, 10, 0.0)
+
+
+def test_kind_that_was_short_for_long_is_trusted_again():
+    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
+    for _ in range(1100):
+        kind.note(Took(SHORT_S), 0.0, on_the_spot=True)
+    assert kind.pause_s == 1.0
+
+
+def test_time_of_a_call_is_measured_and_what_of_it_its_thread_was_at_work():
+    took = Took()
+    time.sleep(0.05)
+    took.end()
+    assert took.wall_s >= 0.05
+    assert 0 <= took.processor_s < 0.05
+
+
 def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(running, "_MOST_KINDS", 4)
     kinds = Kinds()
     for name in range(5):
-        kinds.note(name, 0.1, 0.0, on_the_spot=False, waits=name == 4)
+        kinds.note(name, Took(0.1), 0.0, on_the_spot=False, waits=name == 4)
     assert [kinds.find(name) is not None for name in range(5)] == [False, False, True, True, True]
     assert kinds.find(4).waits
     assert kinds.find(3).least_s == 0.1
