@@ -83,7 +83,7 @@ def mentioned(step: Step) -> set[str]:
         for each in ast.walk(tree(step.module))
         if isinstance(each, (*Function.__args__, ast.ClassDef))
     }
-    left, names, followed = [defined(step)], set(), set()
+    left, names, followed = [node for node in (defined(step), *fields(step)) if node], set(), set()
     while left:
         nodes = list(ast.walk(left.pop()))
         used = {each.id for each in nodes if isinstance(each, ast.Name)}
@@ -94,6 +94,14 @@ def mentioned(step: Step) -> set[str]:
         names |= used | {each.attr for each in attributes}
         left += [helpers[name] for name in follow]
     return names
+
+
+def fields(step: Step) -> list[ast.AST]:
+    """Return what the class of a method declares; a field may hold a function."""
+    if len(step.path) == 1:
+        return []
+    owner = defined(Step(f"{step.module}.{step.path[0]}", ""))
+    return [each for each in getattr(owner, "body", []) if isinstance(each, ast.AnnAssign)]
 
 
 def texts(module: str) -> str:
