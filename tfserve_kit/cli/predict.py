@@ -228,7 +228,7 @@ class _Shown:
             self._answer_s += found.request_s / found.batch_rows
 
     def _remark(self, found: Classified) -> None:
-        """Say once what the scores are if they are no probabilities, and each time what is NaN."""
+        """Say once what the scores are if they are not probabilities, and each time what is NaN."""
         if found.nan_scores:
             self._progress.note(f"Warning: {found.nan_scores} of its scores are NaN")
         if found.meaning not in self._meanings and found.meaning == "logits or other scores":
@@ -247,8 +247,8 @@ class _Shown:
             took_s = time.perf_counter() - self._started_s
             output.note(
                 f"{self.count} of {self._expected} pictures in {took_s:.2f} s "
-                f"({self.count / took_s:.1f} per second): preparing took {self._prepare_s:.2f} s, "
-                f"beside that answering {self._answer_s:.2f} s; {self._failed} failed"
+                f"({self.count / took_s:.1f} per second): preparing {self._prepare_s:.2f} s, "
+                f"answering {self._answer_s:.2f} s (overlapped); {self._failed} failed"
             )
 
 

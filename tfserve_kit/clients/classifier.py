@@ -161,7 +161,7 @@ class Classifier:
             top: how many classes or objects to return.
 
         Raises:
-            InvalidRequest: the data is no picture.
+            InvalidRequest: the data is not a picture.
             RequestError: the request failed.
         """
         (found,) = self.score([self.prepare(data, name=name)], top=top)
@@ -176,7 +176,7 @@ class Classifier:
             index: its number, for the inputs beside it.
 
         Raises:
-            InvalidRequest: the data is no picture.
+            InvalidRequest: the data is not a picture.
         """
         started_s = time.perf_counter()
         row = prepare(data, self.model.input, name=name)

@@ -1,4 +1,4 @@
-"""How good a served classifier is, in stages: datasets -> run -> scores -> report, page.
+"""How good a served classifier is: datasets -> run -> scores -> report.
 
-The stages after the run are pure: they know what was answered, and no server.
+The stages after the run are pure: they know what was answered, and not the server.
 """

@@ -1,7 +1,4 @@
-"""Names of classes as they are written in different places: which mean the same.
-
-Which class of a model a label means; what was taken for granted to know it.
-"""
+"""Which class of a model a label means, and what was taken for granted to know it."""
 
 import re
 import unicodedata

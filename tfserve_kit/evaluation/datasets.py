@@ -1,11 +1,7 @@
-"""Sets stored as folders of pictures, one per class; what lies about there besides is told.
+"""Labelled sets on disk, told apart and opened: folders of pictures, tables, IDX and .npz files.
 
-Sets stored as arrays: IDX, the format of MNIST, and numpy's .npz.
-
-An IDX file is `00 00 08 d`, then `d` sizes as big-endian 32-bit integers, then the values, one byte
-each. Both formats are read row by row, compressed or not.
-
-Labelled sets on disk: told apart and opened.
+An IDX file, the format of MNIST, is `00 00 08 d`, then `d` sizes as big-endian 32-bit integers,
+then the values, one byte each. It and .npz are read row by row, compressed or not.
 """
 
 import gzip
@@ -54,7 +50,7 @@ class _Kind:
     Attributes:
         folder: where it is.
         pictures: in it and below, in order.
-        left_out: other files, and why they are no examples.
+        left_out: other files, and why they are not examples.
         links: folders that are links, which are not followed.
         debris: names of what systems leave there.
     """
@@ -135,7 +131,7 @@ def _walk(folder: Path) -> _Kind:
 
 def _sort_in(file: Path, kind: _Kind) -> None:
     if not file.is_file():
-        reason = "is a link to nothing" if file.is_symlink() else "is no file"
+        reason = "is a link to nothing" if file.is_symlink() else "is not a file"
         kind.left_out.append(Failure(None, str(file), reason))
     elif is_picture(file):
         kind.pictures.append(file)
@@ -259,15 +255,15 @@ def open_idx(first: Path, second: Path | None = None) -> Dataset:
     """Open two IDX files, images and labels in either order; or images with labels beside them.
 
     Raises:
-        UsageError: a file is no IDX file of bytes, is truncated or too long, or they do not belong
-            together.
+        UsageError: a file is not an IDX file of bytes, is truncated or too long, or they do not
+            belong together.
     """
     if second is not None and len(_idx_shape(first)) == 1:
         first, second = second, first
     shape = _idx_shape(first)
     second = second or labels_beside(first)
     if len(shape) - 1 not in _PICTURE_RANKS:
-        raise UsageError(f"{first} has the shape {list(shape)}, which are no images")
+        raise UsageError(f"{first} has the shape {list(shape)}, which is not the shape of images")
     labels = np.frombuffer(_idx_values(second), np.uint8)
     if _idx_shape(second) != shape[:1]:
         found = list(_idx_shape(second))
@@ -380,7 +376,9 @@ def open_npz(file: Path) -> Dataset:
     is_picture = dtype == np.uint8
     if is_picture:
         if len(shape) - 1 not in _PICTURE_RANKS:
-            raise UsageError(f"{file}: {x} has the shape {list(shape)}, which are no pictures")
+            raise UsageError(
+                f"{file}: {x} has the shape {list(shape)}, which is not the shape of pictures"
+            )
         _require_colours(file, shape[1:])
     if x != "x":
         remarks = [f"{file}: of its arrays {x} and {y} are used", *remarks]
@@ -413,7 +411,7 @@ def _npz_labels(file: Path, labels: NDArray[Any]) -> tuple[list[Label], list[str
         labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise UsageError(
-            f"{file}: y is {labels.dtype} of shape {list(labels.shape)}, which are no labels",
+            f"{file}: y is {labels.dtype} of shape {list(labels.shape)}, which cannot be labels",
             remedy="store a whole number or a name for each example",
         )
     return _labels(labels), remarks
@@ -479,4 +477,4 @@ def open_dataset(paths: Sequence[Path], given: CsvOptions = _AS_WRITTEN) -> Data
             return open_npz(path)
     if len(paths) <= 2 and all(path.is_file() for path in paths):  # noqa: PLR2004 (images, labels)
         return open_idx(*paths)
-    raise UsageError(f"{len(paths)} paths are no labelled set", remedy=_FORMS)
+    raise UsageError(f"{len(paths)} paths are not a labelled set", remedy=_FORMS)

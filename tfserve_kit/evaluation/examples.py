@@ -241,7 +241,7 @@ def _shape_of(values: int, how: Preprocessing | None) -> tuple[int, int, int]:
 
 
 def thumbnail(content: Content, how: Preprocessing, side: int) -> bytes | None:
-    """Return a small PNG of a picture that was prepared before; None for what is none.
+    """Return a small PNG of a picture that was prepared before; None for anything else.
 
     Args:
         content: of an example.

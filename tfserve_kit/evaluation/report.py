@@ -1,6 +1,6 @@
-"""What an evaluation amounts to: as numbers, as data for JSON, as text for a terminal.
+"""What an evaluation amounts to: as numbers, data for JSON, text for a terminal, CSV, and a page.
 
-A report as one HTML file that needs nothing else: no script, no font, no picture elsewhere.
+The page is one HTML file that needs nothing else: no script, no font, no picture elsewhere.
 """
 
 import base64
@@ -59,7 +59,7 @@ class Summary:
         classes: precision, recall and F1 of each class.
         matrix: counts, true by row and predicted by column; None for many classes.
         confused: the most frequent mistakes.
-        calibration: None where scores are no probabilities.
+        calibration: None where scores are not probabilities.
         worst: the wrong answers with the highest scores.
         failures: examples whose requests failed.
     """

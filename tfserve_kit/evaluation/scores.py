@@ -1,10 +1,7 @@
-"""What the answers to a labelled set amount to: pure, exact.
+"""What the answers to a labelled set amount to, and whether one model is better; pure, exact.
 
-Classes are counted from 0, in the order of the model's scores.
-
-Two models on the same examples: is one better, or was it chance? Pure.
-
-Both answered each example, so only those count that one of them got right and the other wrong.
+Classes are counted from 0, in the order of the model's scores. Of two models each answered the
+same examples, so only those count that one of them got right and the other wrong.
 """
 
 import math

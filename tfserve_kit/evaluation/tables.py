@@ -1,10 +1,7 @@
-"""The first rows of a table: what its columns look like, and what the user says of them.
+"""Labelled sets stored as tables: a path and a label, or a label and pixels, in each row.
 
-The rows of a text table: how they are separated, and reading them one by one.
-
-What the columns of a table are: found out from its header, its rows, and the files it names.
-
-Sets stored as tables: rows of a picture's path and its label, or of a label and pixels.
+What the separator and the columns are is found out from the header, the first rows and the files
+that they name; what the user says wins.
 """
 
 import csv
@@ -33,16 +30,16 @@ from tfserve_kit.pictures.files import SUFFIXES, is_picture
 from tfserve_kit.pictures.labels import shown
 
 # What columns are called, in small letters without gaps.
-PATHS = {"path", "file", "filename", "filepath", "filepaths", "image", "images", "img", "picture",
+_PATHS = {"path", "file", "filename", "filepath", "filepaths", "image", "images", "img", "picture",
          "photo", "imagepath", "imagefile", "imagename", "imgpath", "imageid", "id",
          "name"}  # fmt: skip
-LABELS = {"label", "labels", "class", "classes", "classname", "labelname", "classlabel",
+_LABELS = {"label", "labels", "class", "classes", "classname", "labelname", "classlabel",
           "category", "target", "truth", "groundtruth", "y", "classid", "labelid", "species",
           "breed"}  # fmt: skip
-FOLDERS = {"folder", "dir", "directory", "subfolder"}
-PARTS = {"split", "set", "subset", "partition", "dataset", "usage"}
+_FOLDERS = {"folder", "dir", "directory", "subfolder"}
+_PARTS = {"split", "set", "subset", "partition", "dataset", "usage"}
 _ENDINGS = tuple(SUFFIXES)
-ROW_NUMBERS = {"", "index", "unnamed:0"}
+_ROW_NUMBERS = {"", "index", "unnamed:0"}
 _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?([eE][+-]?\d+)?\s*|\s*nan\s*", re.ASCII | re.IGNORECASE)
 
 
@@ -65,7 +62,7 @@ class CsvOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class _Places:
     """Where the path of a picture stands in a row, and what it starts from.
 
     Attributes:
@@ -82,13 +79,13 @@ class Places:
         """Return where the picture of a row is; where it would be if there is none."""
         parts = [row[place].strip() for place in (self.folder, self.path) if place is not None]
         written = self.root.joinpath(*parts)
-        if not any("\\" in part for part in parts) or is_file(written):
+        if not any("\\" in part for part in parts) or _is_file(written):
             return written
         other = self.root.joinpath(*(part.replace("\\", "/") for part in parts))  # of Windows
-        return other if is_file(other) else written
+        return other if _is_file(other) else written
 
 
-def is_file(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
     """Say whether there is a file; a name that is too long or holds a zero byte is none."""
     try:
         return path.is_file()
@@ -101,7 +98,7 @@ def is_number(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell))
 
 
-def ends_as_picture(cell: str) -> bool:
+def _ends_as_picture(cell: str) -> bool:
     """Say whether a cell ends as the names of pictures do."""
     return cell.rstrip().lower().endswith(_ENDINGS)
 
@@ -111,7 +108,7 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.lower().lstrip("#"))
 
 
-class Sample:
+class _Sample:
     """The first rows of a table.
 
     Args:
@@ -142,7 +139,7 @@ class Sample:
     @cached_property
     def folder(self) -> int | None:
         """The column of folders, by its name."""
-        return next((i for i, name in enumerate(self.names) if name in FOLDERS), None)
+        return next((i for i, name in enumerate(self.names) if name in _FOLDERS), None)
 
     def named(self, words: set[str]) -> list[int]:
         """Return the columns that are called so."""
@@ -173,7 +170,7 @@ class Sample:
         if place >= len(row) or not row[place].strip():
             return False
         folder = self.folder if row is not self.first and self.folder != place else None
-        return any(is_file(Places(place, folder, root).locate(row)) for root in self.roots)
+        return any(_is_file(_Places(place, folder, root).locate(row)) for root in self.roots)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -204,7 +201,7 @@ _DECLARED = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # how Excel says it, in a 
 _HEAD_LINES = 50
 
 
-def head_of(file: Path, encoding: str | None) -> list[str]:
+def _head_of(file: Path, encoding: str | None) -> list[str]:
     """Return the first lines of a file that hold anything.
 
     Raises:
@@ -214,7 +211,7 @@ def head_of(file: Path, encoding: str | None) -> list[str]:
     return list(islice(filled, _HEAD_LINES))
 
 
-def find_separator(file: Path, head: Sequence[str]) -> str:
+def _find_separator(file: Path, head: Sequence[str]) -> str:
     """Return what separates the columns of a table.
 
     That into which most lines fall apart to the same number of columns; where that leaves several,
@@ -251,7 +248,7 @@ def find_separator(file: Path, head: Sequence[str]) -> str:
 def _name_files(file: Path, rows: Sequence[Sequence[str]]) -> bool:
     """Say whether a cell of a table names a file, from the table's folder or the current one."""
     cells = {cell.strip() for row in rows for cell in row} - {""}
-    return any(is_file(root / cell) for cell in cells for root in (file.parent, Path()))
+    return any(_is_file(root / cell) for cell in cells for root in (file.parent, Path()))
 
 
 def _split(lines: Sequence[str], separator: str) -> list[list[str]]:
@@ -276,12 +273,12 @@ def _space(file: Path, lines: Sequence[str]) -> str:
     )
 
 
-def separator_name(separator: str) -> str:
+def _separator_name(separator: str) -> str:
     """Return what to call a separator."""
     return _NAMES.get(separator, repr(separator))
 
 
-def numbered_rows(
+def _numbered_rows(
     file: Path, separator: str, encoding: str | None
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that hold anything, each with the number of its last line, from 1.
@@ -313,26 +310,26 @@ _SAMPLE_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class _Columns:
     """What the columns of a table hold.
 
     Attributes:
         header: the names of the columns, if its first row says them.
         label: column of the label.
         places: column of the path; None where pixels stand in the rows.
-        dropped: columns between pixels that are none.
+        dropped: columns between pixels that hold something else.
         remarks: what was taken for granted, a sentence each.
     """
 
     header: tuple[str, ...] | None
     label: int
-    places: Places | None = None
+    places: _Places | None = None
     dropped: frozenset[int] = frozenset()
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class _Form:
     """How a table is read.
 
     Attributes:
@@ -347,28 +344,28 @@ class Form:
     encoding: str | None
     width: int
     starts_after: int
-    columns: Columns
+    columns: _Columns
 
 
-def is_remark(row: Sequence[str]) -> bool:
+def _is_remark(row: Sequence[str]) -> bool:
     """Say whether a row begins as a remark does."""
     return row[0].startswith("#")
 
 
-def find_form(file: Path, given: CsvOptions) -> Form:
+def _find_form(file: Path, given: CsvOptions) -> _Form:
     """Find out the form of a table.
 
     Raises:
         UsageError: it cannot be read, or what its columns are is not known.
     """
-    head = head_of(file, given.encoding)
-    separator = given.separator or find_separator(file, head)
-    numbered = list(islice(numbered_rows(file, separator, given.encoding), _SAMPLE_ROWS))
+    head = _head_of(file, given.encoding)
+    separator = given.separator or _find_separator(file, head)
+    numbered = list(islice(_numbered_rows(file, separator, given.encoding), _SAMPLE_ROWS))
     if head and head[0].lower().startswith("sep="):
         del numbered[:1]
-    while len(numbered) > 1 and is_remark(numbered[0][1]) and not _is_header_remark(numbered):
+    while len(numbered) > 1 and _is_remark(numbered[0][1]) and not _is_header_remark(numbered):
         del numbered[:1]
-    sample = Sample(file, [row for _, row in numbered] or [[]], given)
+    sample = _Sample(file, [row for _, row in numbered] or [[]], given)
     if sample.width < 2:  # noqa: PLR2004 (a label, and something)
         raise UsageError(
             f"cannot read {file}: it has {sample.width} columns",
@@ -376,10 +373,10 @@ def find_form(file: Path, given: CsvOptions) -> Form:
         )
     path = _path(sample)
     columns = _of_pixels(sample) if path is None else _of_pictures(sample, path)
-    said = [] if separator == "," else [f"columns separated by {separator_name(separator)}"]
+    said = [] if separator == "," else [f"columns separated by {_separator_name(separator)}"]
     remarks = tuple(f"{file}: {text}" for text in (*said, *columns.remarks))
     start = numbered[0][0] if columns.header else numbered[0][0] - 1
-    return Form(
+    return _Form(
         separator, given.encoding, sample.width, start, replace(columns, remarks=remarks)
     )  # fmt: skip
 
@@ -387,29 +384,29 @@ def find_form(file: Path, given: CsvOptions) -> Form:
 def _is_header_remark(numbered: Sequence[tuple[int, Sequence[str]]]) -> bool:
     """Say whether a first row such as `#filename,label` names columns."""
     names = [plain(cell) for cell in numbered[0][1]]
-    return len(names) > 1 and len(names) == len(numbered[1][1]) and names[0] in PATHS | LABELS
+    return len(names) > 1 and len(names) == len(numbered[1][1]) and names[0] in _PATHS | _LABELS
 
 
-def _path(sample: Sample) -> int | None:
+def _path(sample: _Sample) -> int | None:
     """Return the column of paths; None where the rows hold pixels."""
     if len(sample.given.columns or ()) > 1:
         return sample.given_column(0)
     existing = [i for i in sample.columns if _names_files(sample, i)]
     if len(existing) > 1:
-        existing = [i for i in sample.named(PATHS) if i in existing] or existing
+        existing = [i for i in sample.named(_PATHS) if i in existing] or existing
     if len(existing) > 1:
         raise sample.unclear(f"its columns {sample.listed(existing)} all name files")
-    ending = [i for i in sample.columns if any(ends_as_picture(row[i]) for row in sample.body)]
+    ending = [i for i in sample.columns if any(_ends_as_picture(row[i]) for row in sample.body)]
     if existing or ending:
         return (existing or ending)[0]
     if sample.width < _PIXEL_COLUMNS:
-        return (sample.named(PATHS) or [0])[0]
+        return (sample.named(_PATHS) or [0])[0]
     if _are_pixels(sample):
         return None
-    raise sample.unclear("no column holds paths of pictures, and the rows are no pixels")
+    raise sample.unclear("no column holds paths of pictures, and the rows are not pixels")
 
 
-def _names_files(sample: Sample, place: int) -> bool:
+def _names_files(sample: _Sample, place: int) -> bool:
     """Say whether a column names files; one of many numbers may be a pixel, and a file as well."""
     return any(
         sample.names_file(row, place)
@@ -418,13 +415,13 @@ def _names_files(sample: Sample, place: int) -> bool:
     )
 
 
-def _are_pixels(sample: Sample) -> bool:
+def _are_pixels(sample: _Sample) -> bool:
     numeric = [row for row in sample.body if sum(map(is_number, row)) >= len(sample.columns) - 1]
-    is_header_alone = sample.body[0] is sample.first and sample.named(LABELS)
+    is_header_alone = sample.body[0] is sample.first and sample.named(_LABELS)
     return len(numeric) * 2 > len(sample.body) or bool(is_header_alone)
 
 
-def _of_pictures(sample: Sample, path: int) -> Columns:
+def _of_pictures(sample: _Sample, path: int) -> _Columns:
     has_header = _is_header(sample, path)
     folder = sample.folder if has_header and sample.folder != path else None
     label = sample.given_column(-1)
@@ -439,14 +436,14 @@ def _of_pictures(sample: Sample, path: int) -> Columns:
                     f"{sample.called(label, header=has_header)} as the label")  # fmt: skip
     if root != sample.file.parent:
         said.append("paths start from the current folder, where the files are")
-    for part in sample.named(PARTS) if has_header else ():
+    for part in sample.named(_PARTS) if has_header else ():
         values = shown(sorted({row[part] for row in sample.body}))
         said.append(f"all rows count, whatever column {sample.first[part]!r} says: {values}")
     header = tuple(sample.first) if has_header else None
-    return Columns(header, label, Places(path, folder, root), remarks=tuple(said))
+    return _Columns(header, label, _Places(path, folder, root), remarks=tuple(said))
 
 
-def _is_header(sample: Sample, path: int) -> bool:
+def _is_header(sample: _Sample, path: int) -> bool:
     """Say whether the first row names columns: it does not name a picture, and others do.
 
     Raises:
@@ -458,55 +455,55 @@ def _is_header(sample: Sample, path: int) -> bool:
     if len(first) != sample.width:
         return False
     names_file = sample.names_file(first, path)
-    if names_file and sample.names[path] in PATHS:
+    if names_file and sample.names[path] in _PATHS:
         raise UsageError(
             f"{sample.file}: its first row may be a header or an example: {', '.join(first)}",
             remedy="give --csv-header or --no-csv-header",
         )
-    if names_file or ends_as_picture(first[path]):
+    if names_file or _ends_as_picture(first[path]):
         return False
-    is_named = sample.names[path] in PATHS or any(i != path for i in sample.named(LABELS))
-    return is_named or any(ends_as_picture(row[path]) for row in sample.body)
+    is_named = sample.names[path] in _PATHS or any(i != path for i in sample.named(_LABELS))
+    return is_named or any(_ends_as_picture(row[path]) for row in sample.body)
 
 
-def _label_column(sample: Sample, path: int, folder: int | None, *, named: bool) -> int:
+def _label_column(sample: _Sample, path: int, folder: int | None, *, named: bool) -> int:
     others = [i for i in sample.columns if i not in {path, folder}]
-    found = [i for i in others if named and i in sample.named(LABELS)] or others
+    found = [i for i in others if named and i in sample.named(_LABELS)] or others
     if len(found) == 1:
         return found[0]
     raise sample.unclear(f"the label may be in any of its columns {sample.listed(found)}")
 
 
-def _root(sample: Sample, path: int, folder: int | None) -> Path:
+def _root(sample: _Sample, path: int, folder: int | None) -> Path:
     """Return the folder that paths start from: the table's own, unless all are in another."""
     for root in sample.roots:
-        if any(is_file(Places(path, folder, root).locate(row)) for row in sample.body):
+        if any(_is_file(_Places(path, folder, root).locate(row)) for row in sample.body):
             return root
     return sample.roots[0]
 
 
-def _of_pixels(sample: Sample) -> Columns:
+def _of_pixels(sample: _Sample) -> _Columns:
     first, has_header = sample.first, sample.given.header
     if has_header is None:
         numbers = sum(map(is_number, first))
-        has_header = bool(sample.named(LABELS)) or numbers < len(sample.columns) - 1
+        has_header = bool(sample.named(_LABELS)) or numbers < len(sample.columns) - 1
     label = sample.given_column(-1)
     if label is None:
         label = _pixel_label(sample, named=has_header)
-    numbering = {i for i in sample.named(ROW_NUMBERS) if has_header and i != label}
+    numbering = {i for i in sample.named(_ROW_NUMBERS) if has_header and i != label}
     empty = set(range(sample.width)) - {*sample.columns}
     said = "first row taken as a header; " if has_header else ""
     said += f"{sample.called(label, header=has_header)} is taken as the label, the others as pixels"
     if numbering:
         said += f", but for those that number the rows: {sample.listed(sorted(numbering))}"
     header = tuple(first) if has_header else None
-    return Columns(header, label, None, frozenset(numbering | empty), (said,))
+    return _Columns(header, label, None, frozenset(numbering | empty), (said,))
 
 
-def _pixel_label(sample: Sample, *, named: bool) -> int:
+def _pixel_label(sample: _Sample, *, named: bool) -> int:
     """Return the column of the label beside pixels: by its name, or as the one of words."""
     words = [i for i in sample.columns if not any(is_number(row[i]) for row in sample.body)]
-    found = (sample.named(LABELS) if named else []) or words
+    found = (sample.named(_LABELS) if named else []) or words
     if len(found) == 1:
         return found[0]
     stems = [re.sub(r"\d+", "", name) for name in sample.names]
@@ -533,15 +530,15 @@ def open_csv(file: Path, given: CsvOptions = _AS_WRITTEN) -> Dataset:
     Raises:
         UsageError: the file cannot be read or is empty, or what its columns are is not known.
     """
-    form = find_form(file, given)
+    form = _find_form(file, given)
     places = form.columns.places
     return _pixels_set(file, form) if places is None else _pictures(file, form, places)
 
 
-def _pictures(file: Path, form: Form, places: Places) -> Dataset:
+def _pictures(file: Path, form: _Form, places: _Places) -> Dataset:
     entries, left_out = [], []
     for number, row in _body(file, form):
-        if is_remark(row) and not (len(row) > places.path and is_file(places.locate(row))):
+        if _is_remark(row) and not (len(row) > places.path and _is_file(places.locate(row))):
             continue
         if reason := _broken(row, form):
             left_out.append(Failure(None, f"{file} line {number}", reason))
@@ -563,8 +560,8 @@ def _pictures(file: Path, form: Form, places: Places) -> Dataset:
     )
 
 
-def _broken(row: list[str], form: Form) -> str:
-    """Return why a row is no example; empty if it is one."""
+def _broken(row: list[str], form: _Form) -> str:
+    """Return why a row is not an example; empty if it is one."""
     if len(row) != form.width:
         return f"has {len(row)} columns where the table has {form.width}"
     if tuple(row) == form.columns.header:
@@ -623,16 +620,16 @@ def _repetitions(entries: list[tuple[Path, str, str]]) -> Iterator[str]:
         yield f"files with several labels, of which at most one is right: {shown(torn)}"
 
 
-def _body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
+def _body(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows below the header, with their line numbers."""
     return (
         (number, row)
-        for number, row in numbered_rows(file, form.separator, form.encoding)
+        for number, row in _numbered_rows(file, form.separator, form.encoding)
         if number > form.starts_after
     )
 
 
-def _pixels_set(file: Path, form: Form) -> Dataset:
+def _pixels_set(file: Path, form: _Form) -> Dataset:
     labels = [_label(row[form.columns.label]) for _, row in _pixel_body(file, form)]
     if not labels:
         raise UsageError(f"{file} has a header and no rows")
@@ -640,11 +637,11 @@ def _pixels_set(file: Path, form: Form) -> Dataset:
     return Dataset(str(file), labels, reader, remarks=form.columns.remarks)
 
 
-def _pixel_body(file: Path, form: Form) -> Iterator[tuple[int, list[str]]]:
+def _pixel_body(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     return (
         (number, row)
         for number, row in _body(file, form)
-        if len(row) > form.columns.label and not is_remark(row)
+        if len(row) > form.columns.label and not _is_remark(row)
     )
 
 
@@ -653,7 +650,7 @@ def _label(text: str) -> Label:
     return int(stripped) if stripped.isascii() and stripped.isdigit() else text.strip()
 
 
-def _pixel_rows(file: Path, form: Form) -> Iterator[Content | InvalidRequest]:
+def _pixel_rows(file: Path, form: _Form) -> Iterator[Content | InvalidRequest]:
     dropped = sorted(form.columns.dropped | {form.columns.label}, reverse=True)
     for _, row in _pixel_body(file, form):
         for place in dropped:
@@ -667,8 +664,10 @@ def _pixels(cells: list[str], width: int) -> Content | InvalidRequest:
     try:
         values = np.array(cells, np.float64)
     except ValueError as error:
-        return InvalidRequest(f"holds something that is no number: {error}")
+        return InvalidRequest(f"holds something that is not a number: {error}")
     if not np.all((values >= 0) & (values <= _BRIGHTEST) & (values == np.rint(values))):
-        return InvalidRequest("holds values that are not whole numbers from 0 to 255",
-                              remedy="store inputs that are no pixels in an .npz file")  # fmt: skip
+        return InvalidRequest(
+            "holds values that are not whole numbers from 0 to 255",
+            remedy="store inputs that are not pixels in an .npz file",
+        )
     return values.astype(np.uint8)

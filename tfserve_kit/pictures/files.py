@@ -1,6 +1,6 @@
 """Where pictures come from: files, folders, patterns, the web, standard input.
 
-What files are that are no pictures to a model, told by their content, and what to do then.
+What a model cannot take as a picture is recognised by its content, with what to do then.
 """
 
 import base64
@@ -17,7 +17,7 @@ from tfserve_kit import safe_text
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures import web
 
-# Larger files are no pictures but a mistake, and would fill the memory.
+# Larger files are not pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
 # What is looked for in folders; any name will do for a file that is named itself.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -187,7 +187,7 @@ def read_file(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size  # 0 of what is no file, such as a pipe
+            size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
             data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
@@ -237,7 +237,7 @@ def _brand(brands: set[bytes] | None) -> Callable[[bytes], bool]:
 
 
 def _text(start: bytes) -> str:
-    """Return the beginning as small letters, empty if it is no text."""
+    """Return the beginning as small letters, empty if it is not text."""
     try:
         text = start.decode("utf-8-sig", "strict")
     except UnicodeDecodeError as error:

@@ -1,6 +1,4 @@
-"""How a graph scales and shifts pixels, and the range of pixels that it expects for it.
-
-What a graph itself does to the pictures it is given, and what makes its scores.
+"""What a graph itself does to the pictures it is given, and what makes its scores.
 
 A model that holds a Rescaling layer wants pixels from 0 to 255, one that begins with a convolution
 wants what it was trained on. The first can be proved from the graph, by following the input through

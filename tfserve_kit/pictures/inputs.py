@@ -1,7 +1,4 @@
-"""How a signature wants its pictures, and who says so.
-
-Inputs beside the picture: a key, a flag, a threshold.
-"""
+"""The inputs of a signature: how it wants its pictures, who says so, and what goes beside them."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -358,7 +355,7 @@ def range_of(how: Preprocessing) -> tuple[float, float]:
     """Return what black and white become; 0 and 255 where nothing is said.
 
     Raises:
-        UsageError: it is no pair.
+        UsageError: it is not a pair.
     """
     values = how.value_range or (0.0, 255.0)
     if len(values) != 2:  # noqa: PLR2004 (low, high)

@@ -203,7 +203,7 @@ _INTEGER = re.compile(r"-?\d+", re.ASCII)
 
 
 def _json(text: str) -> _Found | None:
-    """Return the labels of a JSON text; None if it is none.
+    """Return the labels of a JSON text; None if it is not JSON.
 
     Lines of objects (JSONL) and dictionaries as Python prints them are read as well.
 
@@ -309,7 +309,7 @@ def _names(value: Any) -> tuple[str, ...]:
         found = [value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)]
         if found:
             return tuple(found)
-    raise _Unreadable(f"{_short(value)} is no name")
+    raise _Unreadable(f"{_short(value)} is not a name")
 
 
 def _is_integer(value: Any) -> bool:
@@ -331,7 +331,7 @@ _SIMPLE = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 
 
 def _label_map(text: str) -> _Found | None:
-    """Return the labels of a label map; None if the text is none.
+    """Return the labels of a label map; None if the text is not one.
 
     Raises:
         _Unreadable: it is damaged, or an item has no name or no id.

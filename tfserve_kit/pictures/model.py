@@ -148,7 +148,7 @@ class PictureModel:
 
         Raises:
             ServerFault: the output has another shape.
-            UsageError: the model gives no scores, or one column that is no probability.
+            UsageError: the model gives no scores, or one column that is not a probability.
         """
         if self.head.kind != "scores":
             raise UsageError(

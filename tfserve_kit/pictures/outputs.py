@@ -2,8 +2,6 @@
 
 Nothing is picked in silence: outputs that could both be the answer are refused, and what an answer
 is shown as can be named.
-
-Models that answer with the best classes alone, in their own order for each picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -274,7 +272,7 @@ def class_scores(outputs: Outputs, head: Head, rows: int, where: str) -> NDArray
 
     Raises:
         ServerFault: the output has another shape.
-        UsageError: one column that is no probability.
+        UsageError: one column that is not a probability.
     """
     scores = rows_of(outputs, head.scores, rows, head, where).astype(np.float64)
     if scores.ndim == 1:

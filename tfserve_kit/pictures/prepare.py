@@ -1,11 +1,10 @@
-"""Encoded pictures become pixels, as TensorFlow's decoders make them; with Pillow.
+"""Encoded pictures become rows of a model's input, as its signature and its note ask.
 
-What differs from `tf.io.decode_image` on purpose: a picture is turned as its EXIF tag says.
+They are decoded with Pillow as TensorFlow's decoders do it. What differs from
+`tf.io.decode_image` on purpose: a picture is turned as its EXIF tag says.
 
 Source: tensorflow/core/kernels/image/decode_image_op.cc; lib/png/png_io.cc (16 bits, transparency)
 and lib/jpeg/jpeg_mem.cc (grey, CMYK) in tensorflow/core.
-
-Pictures become the input of a model, as its signature and its preprocessing note ask.
 """
 
 import base64
@@ -61,7 +60,7 @@ def decode(data: bytes, name: str, channels: int) -> NDArray[np.uint8]:
         uint8 [height, width, channels].
 
     Raises:
-        InvalidRequest: the data is no whole picture, or one of more pixels than Pillow's own
+        InvalidRequest: the data is not a whole picture, or one of more pixels than Pillow's own
             limit, `PIL.Image.MAX_IMAGE_PIXELS`: a small file may unpack to gigabytes.
     """
     try:
@@ -159,7 +158,7 @@ def prepare(data: bytes, wanted: ImageInput, *, name: str) -> NDArray[Any]:
         Integers are rounded and kept within their type, where `tf.cast` would cut and wrap.
 
     Raises:
-        InvalidRequest: the data is no picture, or one too large; see `decoding.decode`.
+        InvalidRequest: the data is not a picture, or one too large; see `decode`.
     """
     if wanted.encoded:
         decode(data, name, channels=3)

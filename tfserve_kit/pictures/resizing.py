@@ -1,7 +1,7 @@
 """Pictures brought to another size as TensorFlow does it, with numpy alone.
 
 Every method is separable: an output row is a weighted sum of some input rows, and the same holds
-for columns. The positions are reckoned in 32-bit floats as upstream, since a rounded position may
+for columns. The positions are computed in 32-bit floats as upstream, since a rounded position may
 lie in another pixel.
 
 Source: tensorflow/core/kernels/image: resize_bilinear_op.cc, resize_bicubic_op.cc,
@@ -103,7 +103,7 @@ def resize(
 
 
 def _summed(pixels: NDArray[np.uint8], rows: _Taps, columns: _Taps) -> Floats:
-    # What no output looks at is left out before anything is reckoned.
+    # What no output looks at is left out before anything is computed.
     rows, used_rows = _compact(rows)
     columns, used_columns = _compact(columns)
     used = pixels[used_rows][:, used_columns]

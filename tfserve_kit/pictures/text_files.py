@@ -28,7 +28,7 @@ def encoding_of(head: bytes, what: str, given: str | None = None) -> str:
         given: what the user says; wins over what is found.
 
     Raises:
-        UsageError: it is no text, or the encoding that was given is not known.
+        UsageError: it is not text, or the encoding that was given is not known.
     """
     if given is not None:
         try:
@@ -52,7 +52,7 @@ def _no_text(head: bytes, what: str) -> UsageError:
                 f"cannot read {what}: it seems to be UTF-16 without the mark that says so",
                 remedy=f"give --text-encoding {encoding}, or save it as UTF-8",
             )
-    return UsageError(f"cannot read {what}: it is no text, it starts with {head[:16]!r}")
+    return UsageError(f"cannot read {what}: it is not text: it starts with {head[:16]!r}")
 
 
 def decode(data: bytes, what: str, given: str | None = None) -> str:

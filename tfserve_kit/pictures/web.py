@@ -147,12 +147,12 @@ def _next(url: str, place: str, location: str) -> str:
     """Return where a redirect leads.
 
     Raises:
-        InvalidRequest: to what is no web address, or from https to http.
+        InvalidRequest: to something that is not a web address, or from https to http.
     """
     target = urljoin(place, location)
     scheme = urlsplit(target).scheme.lower()
     if scheme not in {"http", "https"}:
-        raise _unreadable(url, f"it redirects to {scheme[:20]}:, which is no web address")
+        raise _unreadable(url, f"it redirects to {scheme[:20]}:, which is not a web address")
     if scheme == "http" and urlsplit(place).scheme.lower() == "https":
         raise _unreadable(url, "it redirects from https to http, where anybody may change it")
     return target

@@ -86,7 +86,7 @@ class TestIdx:
             (gzip.compress(idx(IMAGES))[:-9], "truncated: its gzip data ends too early"),
             (gzip.compress(idx(IMAGES))[:10] + b"\xff" * 20, "damaged"),
             (idx(np.zeros((3, 2, 2, 4))), "4 channels"),
-            (idx(np.zeros((3, 1, 1, 1, 1))), "which are no images"),
+            (idx(np.zeros((3, 1, 1, 1, 1))), "which is not the shape of images"),
             (idx(IMAGES[:2]), "labels of shape [3] for 2 images"),
         ],
     )
@@ -173,7 +173,7 @@ class TestCsv:
         [
             ("1,2,3", "has 2 pixels, the first row 3"),
             ("1,2,3,4,5", "has 4 pixels"),
-            ("1,2,x,4", "no number"),
+            ("1,2,x,4", "not a number"),
             ("1,2,256,4", "whole numbers from 0 to 255"),
             ("1,2,-1,4", "whole numbers from 0 to 255"),
             ("1,2,0.5,4", "whole numbers from 0 to 255"),
@@ -254,15 +254,15 @@ class TestNpz:
     @pytest.mark.parametrize(
         ("arrays", "fault"),
         [
-            ({"x": IMAGES, "y": np.array([[3, 1], [0, 1], [2, 2]])}, "which are no labels"),
-            ({"x": IMAGES, "y": np.array([[-1.0, 2.0]] * 3)}, "which are no labels"),
+            ({"x": IMAGES, "y": np.array([[3, 1], [0, 1], [2, 2]])}, "which cannot be labels"),
+            ({"x": IMAGES, "y": np.array([[-1.0, 2.0]] * 3)}, "which cannot be labels"),
             ({"x": IMAGES}, "has no y; it has x"),
             ({}, "has no x and no y; it has nothing"),
             ({"x": IMAGES, "y": np.array([1])}, r"shape \[3, 2, 4\] for 1 labels"),
-            ({"x": IMAGES, "y": np.array([0.5, 1, 2])}, "which are no labels"),
+            ({"x": IMAGES, "y": np.array([0.5, 1, 2])}, "which cannot be labels"),
             ({"x": np.asfortranarray(IMAGES), "y": np.arange(3)}, "column by column"),
             ({"x": np.zeros((3, 2, 2, 5), np.uint8), "y": np.arange(3)}, "5 channels"),
-            ({"x": np.zeros(3, np.uint8), "y": np.arange(3)}, "which are no pictures"),
+            ({"x": np.zeros(3, np.uint8), "y": np.arange(3)}, "which is not the shape of pictures"),
         ],
     )
     def test_other_arrays_are_refused(self, tmp_path, arrays, fault):
@@ -302,7 +302,7 @@ class TestPaths:
             open_dataset([tmp_path / "nowhere"])
 
     def test_many_paths_are_no_set(self, tmp_path):
-        with pytest.raises(UsageError, match="3 paths are no labelled set"):
+        with pytest.raises(UsageError, match="3 paths are not a labelled set"):
             open_dataset([tmp_path] * 3)
 
 

@@ -1,12 +1,15 @@
 """Sending a set: batches, threads, bad examples, failed requests, versions."""
 
+import io
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.unit.evaluation.made import EchoClient, dataset, rows_set, subject
+from tests.unit.evaluation.made import EchoClient, dataset, rows_set, subject, tensor
+from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -14,7 +17,13 @@ from tfserve_kit.errors import (
     ServerFault,
     UsageError,
 )
-from tfserve_kit.evaluation.run import PATIENCE, Options, evaluate
+from tfserve_kit.evaluation.classes import Classes
+from tfserve_kit.evaluation.examples import as_png, row_of, thumbnail
+from tfserve_kit.evaluation.run import PATIENCE, Options, Subject, evaluate, own_names
+from tfserve_kit.pictures.model import PictureModel, PictureOptions
+from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import Signature
 
 SCORES = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.2, 0.6, 0.2], [0.5, 0.5, 0.0]]
 LABELS = [0, 2, 1, 1, 1]
@@ -295,3 +304,206 @@ class TestVersions:
         about = subject()
         newest = replace(about, target=type(about.target)("m"))
         assert run(client, [newest]).outcomes[0].versions == (1, 2)
+
+
+def signature(inputs=None, **outputs):
+    return Signature("serving_default", inputs or {"x": tensor("float", (None, 4))}, outputs, "")
+
+
+def made_subject(spec, note=Preprocessing(), *, ready=False):  # noqa: B008
+    outputs = {"scores": tensor("float", (None, 3))}
+    model = PictureModel(signature({"x": spec}, **outputs), PictureOptions(note), ready=ready)
+    return Subject("version 1", Target("m"), 1, model, Classes(None, ()))
+
+
+PIXELS = np.array([[0, 51], [102, 255]], np.uint8)
+
+
+class TestRow:
+    @pytest.mark.parametrize("content", [PIXELS, PIXELS[..., None], PIXELS.ravel()])
+    def test_pixels_are_prepared_as_pictures_are(self, content):
+        row = row_of(content, made_subject(tensor("float", (None, 2, 2, 1))).model.input, "x")
+        np.testing.assert_allclose(row[..., 0], [[0, 0.2], [0.4, 1]], rtol=1e-6)
+
+    def test_encoded_pictures_are_prepared(self):
+        about = made_subject(tensor("float", (None, 4)))
+        encoded = as_png(PIXELS)
+        np.testing.assert_array_equal(
+            row_of(encoded, about.model.input, "x"), prepare(encoded, about.model.input, name="x")
+        )
+
+    def test_the_note_counts(self):
+        note = Preprocessing(value_range=(-1.0, 1.0))
+        row = row_of(PIXELS, made_subject(tensor("float", (None, 4)), note).model.input, "x")
+        np.testing.assert_allclose(row, [-1, -0.6, -0.2, 1], rtol=1e-6)
+
+    def test_a_row_of_pixels_has_the_model_s_size_if_it_fits(self):
+        spec = tensor("uint8", (None, 1, 4, 1))
+        assert row_of(PIXELS.ravel(), made_subject(spec).model.input, "x").shape == (1, 4, 1)
+
+    def test_a_row_of_pixels_that_is_no_picture_is_refused(self):
+        with pytest.raises(InvalidRequest, match="5 pixels make neither a square"):
+            row_of(np.zeros(5, np.uint8), made_subject(tensor("float", (None, 4))).model.input, "x")
+
+    def test_models_that_decode_get_a_picture(self):
+        row = row_of(PIXELS, made_subject(tensor("string", (None,))).model.input, "x")
+        assert Image.open(io.BytesIO(row[()])).size == (2, 2)
+
+    @pytest.mark.parametrize(
+        "shape", [(None, 2, 2), (None, 4), (None, None), (None, None, None), None]
+    )
+    def test_other_numbers_are_sent_as_they_are(self, shape):
+        values = np.array([[-3.5, 0], [7, 1e6]])
+        row = row_of(values, made_subject(tensor("float", shape), ready=True).model.input, "x")
+        assert row.dtype == np.float32
+        assert row.ravel().tolist() == [-3.5, 0, 7, 1e6]
+
+    @pytest.mark.parametrize(
+        ("dtype", "values", "fault"),
+        [
+            ("float", np.int64([1, 2, 3, 4]), "is int64, and the input is float"),
+            ("int32", np.float32([1, 2, 3, 4]), "is float32, and the input is int32"),
+            ("int8", np.int64([1, 2, 3, 300]), "input is int8 .*, which cannot hold 300"),
+            ("float", np.float64([1, 2, 3, 1e300]), "which cannot hold 1e"),
+            ("float", np.float32([1, 2]), r"has the shape \[2\]"),
+            (None, np.float32([1, 2, 3, 4]), "the input is opaque"),
+        ],
+    )
+    def test_numbers_of_another_kind_or_shape_are_refused(self, dtype, values, fault):
+        with pytest.raises(InvalidRequest, match=fault):
+            row_of(values, made_subject(tensor(dtype, (None, 4)), ready=True).model.input, "x")
+
+    def test_pictures_need_an_input_for_pictures(self):
+        with pytest.raises(UsageError, match="picture size"):
+            made_subject(tensor("float", (None, 5)))
+        assert made_subject(tensor("float", (None, 5)), ready=True).model.input.alias == "x"
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("shape", "mode", "size"),
+        [((2, 3), "L", (3, 2)), ((2, 3, 1), "L", (3, 2)), ((2, 3, 3), "RGB", (3, 2)),
+         ((16,), "L", (4, 4)), ((27,), "RGB", (3, 3))],
+    )  # fmt: skip
+    def test_pixels_come_back_from_png(self, shape, mode, size):
+        pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+        with Image.open(io.BytesIO(as_png(pixels))) as image:
+            assert (image.mode, image.size) == (mode, size)
+            np.testing.assert_array_equal(np.asarray(image).ravel(), pixels.ravel())
+
+    def test_thumbnail_is_small_and_upright(self):
+        stream, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6  # turned by a quarter
+        Image.new("CMYK", (300, 100)).save(stream, "JPEG", exif=exif)
+        with Image.open(io.BytesIO(thumbnail(stream.getvalue(), Preprocessing(), 60))) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (20, 60))
+
+    def test_thumbnail_of_a_row_has_the_model_s_size(self):
+        how = Preprocessing(height=2, width=8, channels=1)
+        with Image.open(io.BytesIO(thumbnail(np.zeros(16, np.uint8), how, 60))) as image:
+            assert image.size == (8, 2)
+
+    def test_numbers_have_no_thumbnail(self):
+        assert thumbnail(np.zeros((2, 2), np.float32), Preprocessing(), 60) is None
+
+
+def test_fixed_batch_is_the_first_size():
+    spec = tensor("float", (8, 4))
+    assert made_subject(spec).model.input.rows == 8
+
+
+def test_a_detector_is_refused_before_anything_is_sent():
+    outputs = {
+        "boxes": tensor("float", (None, 9, 4)),
+        "scores": tensor("float", (None, 9)),
+        "classes": tensor("float", (None, 9)),
+    }
+    model = PictureModel(signature(**outputs), PictureOptions(), ready=True)
+    with pytest.raises(UsageError, match="answers with objects") as caught:
+        Subject("version 1", Target("m"), 1, model, Classes(None, ()))
+    assert "--output" in caught.value.remedy
+
+
+def test_a_threshold_needs_scores():
+    model = PictureModel(signature(classes=tensor("int64", (None,))), PictureOptions(), ready=True)
+    with pytest.raises(UsageError, match="a threshold is for scores"):
+        Subject("version 1", Target("m"), 1, model, Classes(None, ()), 0.5)
+
+
+TWO_ROWS = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]
+NAMES = [b"red", b"green", b"blue"]
+
+
+def model(rows=None, **outputs):
+    spec = tensor("float", (rows, 3))
+    outputs = outputs or {"labels": tensor("string", (rows, 3))}
+    return PictureModel(
+        Signature("s", {"x": spec}, {"scores": spec, **outputs}, ""), PictureOptions(), ready=True
+    )
+
+
+class NamingClient:
+    """Answers with the scores that were sent, and names; those of a row, if it is given some."""
+
+    def __init__(self, *names):
+        self._names = names or (NAMES,)
+        self.sent = []
+
+    def predict(self, target, inputs, *, timeout_s=30.0):
+        rows = inputs["x"]
+        self.sent.append(len(rows))
+        names = [self._names[min(i, len(self._names) - 1)] for i in range(len(rows))]
+        return Prediction({"scores": rows, "labels": np.array(names, object)}, 1, 0.0)
+
+
+def ask(client, labelled, **about):
+    return own_names(client, Target("m"), model(**about), labelled, 5.0)
+
+
+def test_the_names_of_one_answer_are_those_of_the_model():
+    client = NamingClient()
+    assert ask(client, dataset(TWO_ROWS, ["red", "blue"])) == ("red", "green", "blue")
+    assert client.sent == [1]
+
+
+def test_a_model_of_a_fixed_batch_is_asked_with_a_full_one():
+    client = NamingClient()
+    assert ask(client, dataset(TWO_ROWS, ["red", "blue"]), rows=4) == ("red", "green", "blue")
+    assert client.sent == [4]
+
+
+def test_an_example_that_cannot_be_used_is_passed_over():
+    labelled = dataset([InvalidRequest("is empty"), TWO_ROWS[0]], ["red", "red"])
+    assert ask(NamingClient(), labelled) == ("red", "green", "blue")
+
+
+def test_a_server_that_fails_is_left_to_the_run():
+    class Failing(NamingClient):
+        def predict(self, target, inputs, *, timeout_s=30.0):
+            raise ServerFault("broken")
+
+    assert ask(Failing(), dataset(TWO_ROWS, ["red", "blue"])) is None
+
+
+def test_a_model_without_names_is_not_asked():
+    client = NamingClient()
+    assert ask(client, dataset(TWO_ROWS, [0, 2]), other=tensor("int64", (None,))) is None
+    assert client.sent == []
+
+
+class TestInARun:
+    def evaluated(self, client):
+        labelled = dataset(TWO_ROWS, ["red", "blue"])
+        classes = Classes.of(labelled, own_names(client, Target("m"), model(), labelled, 5.0))
+        about = Subject("version 1", Target("m"), 1, model(), classes)
+        return evaluate(client, [about], labelled, range(2), Options(concurrency=1))
+
+    def test_they_are_no_guess(self):
+        found = self.evaluated(NamingClient())
+        assert [each.is_right for each in found.outcomes[0].answers] == [True, True]
+        assert not any("sorted by name" in text for text in found.assumed)
+
+    def test_a_model_that_sorts_its_classes_by_score_is_refused(self):
+        with pytest.raises(UsageError, match="names its classes in another order") as caught:
+            self.evaluated(NamingClient(NAMES, NAMES[::-1]))
+        assert "--labels" in caught.value.remedy

@@ -208,8 +208,8 @@ def test_what_only_looks_numbered_or_tabular_is_a_name(lines):
         ('{"0": "rot",', "looks like JSON but is not"),
         ('{"0": "rot", "0": "blau"}', "the key '0' twice"),
         ('{"0": "rot", "x": "blau"}', "maps neither indices to names nor names to indices"),
-        ('{"0": {"colour": 3}}', "is no name"),
-        ("[1.5, 2.5]", "1.5 is no name"),
+        ('{"0": {"colour": 3}}', "is not a name"),
+        ("[1.5, 2.5]", "1.5 is not a name"),
         ('{"0": "rot", "2": "blau"}', "from 0 to 2, and 1 is missing"),
         ('{"rot": 0, "blau": 0}', "several names have the index 0"),
         ('{"rot": -1, "blau": 0}', "the index -1, which is below 0"),
@@ -287,7 +287,7 @@ class TestEncodings:
     @pytest.mark.parametrize(
         ("data", "encoding", "fault"),
         [
-            (b"PK\x03\x04\0\0\0\0\x08", None, "it is no text, it starts with"),
+            (b"PK\x03\x04\0\0\0\0\x08", None, "it is not text: it starts with"),
             (b"\x80\x04\x95", None, "is not UTF-8"),
             (b"rot", "klingon", "'klingon' is not the name of an encoding"),
             (b"gr\xfcn", "ascii", "it is not ascii"),
