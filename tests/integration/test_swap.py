@@ -355,7 +355,7 @@ def test_prune_command_spares_what_a_server_that_does_not_answer_would_load(
     with killed(handle):
         done = tfkit("prune", base_path, "--keep", 1)
     assert (done.code, done.out.splitlines()[0]) == (0, f"Deleted no version of {base_path}")
-    assert "server 'web' does not answer; what its deployment names stays" in done.err
+    assert "server 'web' does not answer; what its deployment names is kept" in done.err
     assert "version 1 is pinned by server 'web'" in done.out
 
 

@@ -173,7 +173,7 @@ def test_without_the_engine_the_push_says_that_nothing_was_tried(models, base, m
 
     monkeypatch.setattr(process, "embedded", Missing)
     (remark,) = push(str(models / "half_plus_two" / "1"), base, approve=trial).remarks
-    assert "not tried out" in remark.message
+    assert "not tested" in remark.message
     assert remark.remedy == "install it"
 
 

@@ -26,7 +26,7 @@ def test_second_version_takes_over_under_traffic_and_the_first_stays_in_service(
     lines = re.findall(r"^(?:text|figure) [01](?:\.\d+)? withheld/(?:text|figure)/\d+\.png$",
                        printed, re.MULTILINE)  # fmt: skip
     assert len(lines) == 16
-    assert " 0 lost, 0 answers amiss" in printed
+    assert " 0 lost, 0 wrong answers" in printed
     assert len(re.findall(r"^pages +\d+ +AVAILABLE", printed, re.MULTILINE)) == 2
     assert re.search(
         r"^Version \d+ took over from \d+, and no request was lost.$", printed, re.MULTILINE

@@ -43,7 +43,7 @@ def test_error_rate_falls_without_a_restart(printed_by):
     first, second = map(float, re.findall(r"^Inference error rate: (.+)%$", printed, re.MULTILINE))
     assert second < first < 15
     assert re.search(r"The Classify API takes the first digit for a [57]", printed)
-    assert " 0 lost, 0 answers amiss" in printed
+    assert " 0 lost, 0 wrong answers" in printed
     assert printed.endswith("Stopped default\n")
 
 

@@ -12,7 +12,7 @@ _COLUMNS = ("check", "outcome", "found", "remedy")
 
 @click.command("doctor")
 @click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
-              help="tensorflow_model_server for the native engine.")  # fmt: skip
+              help="Path of tensorflow_model_server, for the native engine.")  # fmt: skip
 @json_option
 def doctor_command(binary: str | None, as_json: bool) -> int:
     """Check what this machine can run.
@@ -33,7 +33,7 @@ def doctor_command(binary: str | None, as_json: bool) -> int:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands.
+    """Print the shell completion script.
 
     For bash: eval "$(tfkit completion bash)" in ~/.bashrc.
     """

@@ -24,7 +24,7 @@ _HEADER = "# written by tfkit render, which replaces this file\n"  # `result_fil
 def init_command(file: Path, model: str, name: str) -> None:
     """Write a commented deployment file.
 
-    FILE is tfkit.toml if left out; a file that exists is left alone.
+    FILE defaults to tfkit.toml; an existing file is not replaced.
     """
     if file.exists():
         raise UsageError(f"{file} exists already", remedy="give another file name")
@@ -41,7 +41,7 @@ def init_command(file: Path, model: str, name: str) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @options.deployment_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              help="Write the files into this folder instead of showing them.")  # fmt: skip
+              help="Write the files to this folder instead of showing them.")  # fmt: skip
 @force_option
 @json_option
 def render_command(
@@ -54,7 +54,7 @@ def render_command(
 ) -> None:
     """Show or write the server's configuration files.
 
-    All of them, or those NAMEd.
+    All of them, or only those named.
     """
     files = render.render(options.load_deployment(config, models), templates=templates)
     for name in names:
@@ -80,7 +80,7 @@ def _write(files: Mapping[str, str], folder: Path) -> None:
 
 @click.command("lint")
 @options.deployment_options
-@click.option("--strict", is_flag=True, help="Let warnings count as errors.")
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @json_option
 def lint_command(
     config: Path | None,
@@ -89,7 +89,7 @@ def lint_command(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Say what the server would stumble over, before it starts.
+    """Report problems before the server starts.
 
     Fails if there are errors.
     """

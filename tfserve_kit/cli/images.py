@@ -20,13 +20,13 @@ from tfserve_kit.errors import UsageError
 @click.option("--gpu", is_flag=True, help="Build on the official image with CUDA.")
 @click.option("--embedded", is_flag=True,
               help="Install the embedded engine instead of using the official image.")  # fmt: skip
-@click.option("--bare", is_flag=True, help="With --embedded: the server alone, without a model.")
+@click.option("--bare", is_flag=True, help="With --embedded: only the server, without a model.")
 @click.option("--base", default="", metavar="IMAGE",
               help=f"Image to build on, instead of {SERVING_IMAGE}, or "
               f"{PYTHON_IMAGE} with --embedded.")  # fmt: skip
 @click.option("--wheels", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="With --embedded: folder of wheels to install, instead of PyPI.")  # fmt: skip
-@click.option("--tag", help="Name of the image; tfkit-NAME after the server's name if left out.")
+@click.option("--tag", help="Name of the image; default: tfkit-NAME, after the server.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="Write what `docker build` needs into a new folder; build nothing.")  # fmt: skip
 @json_option

@@ -82,41 +82,41 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.argument("source", metavar="SOURCE")
 @click.option("--model", metavar="NAME", help="Model to push to: base path models/NAME.")
 @click.option("--to", metavar="BASE_PATH",
-              help="Base path to push to, instead of models/NAME, or a gs:// one.")  # fmt: skip
+              help="Base path or gs:// URL to push to, instead of models/NAME.")  # fmt: skip
 @click.option("--version", default="next", show_default=True, callback=_version,
               metavar="next|epoch|N", help="Number of the new version.")  # fmt: skip
 @click.option("--source-version", type=int, metavar="N",
-              help="Of a folder of versions, take this one; the highest if left out.")  # fmt: skip
-@click.option("--sha256", metavar="HEX", help="Refuse a file or download with another checksum.")
+              help="Version to take from a folder of versions; default: the highest.")  # fmt: skip
+@click.option("--sha256", metavar="HEX", help="Refuse a file with another checksum.")
 @click.option("--max-size", "limits", callback=_limits, metavar="SIZE",
-              help="Largest model that is unpacked or downloaded, such as 500M.")  # fmt: skip
+              help="Maximum size of an unpacked or downloaded model, such as 500M.")  # fmt: skip
 @click.option("--download-timeout", "download_s", default=3600.0, show_default=True,
               type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Longest time for a download as a whole.")  # fmt: skip
-@click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
+              help="Maximum time for a whole download.")  # fmt: skip
+@click.option("--tag", default="serve", show_default=True, help="Tag of the graph to load.")
 @click.option("--signature", "signatures", multiple=True, metavar="NAME",
               help="Refuse a model without this signature; may be repeated.")  # fmt: skip
 @click.option("--allow-breaking", is_flag=True,
-              help="Accept signatures that break callers of the version before.")  # fmt: skip
+              help="Accept signatures that break callers of the previous version.")  # fmt: skip
 @click.option("--allow-op", "allow_ops", multiple=True, metavar="OP",
-              help="Accept an operation that is refused, * for all; may be repeated.")  # fmt: skip
-@_file_options("--smoke", "smoke_files", help="Before it is seen, ask the version this in a "
-               "throw-away server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
+              help="Accept a refused operation, * for all; may be repeated.")  # fmt: skip
+@_file_options("--smoke", "smoke_files", help="Before publishing, send this request to a "
+               "temporary server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
 @click.option("--trust", is_flag=True, envvar="TFKIT_TRUST",
-              help="Do not try the version out before it is seen.")  # fmt: skip
-@click.option("--wait", is_flag=True, help="Wait until a server has taken the version up.")
+              help="Do not test the version before publishing it.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Wait until a server has loaded the version.")
 @click.option("--verify", is_flag=True,
-              help="Send requests meanwhile, and fail if one of them notices.")  # fmt: skip
-@_file_options("--input", "inputs", help="What --verify sends; random numbers if left out.")
+              help="Send requests during the swap; fail if any is lost or wrong.")  # fmt: skip
+@_file_options("--input", "inputs", help="Input of --verify; default: random numbers.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=50.0,
-              show_default=True, metavar="PER_SECOND", help="Requests of --verify.")  # fmt: skip
+              show_default=True, metavar="PER_SECOND", help="Rate of --verify.")  # fmt: skip
 @click.option("--rollback", is_flag=True,
-              help="Go back to the version before if --wait or --verify fails.")  # fmt: skip
+              help="Roll back to the previous version if --wait or --verify fails.")  # fmt: skip
 @click.option("--url", envvar="TFKIT_URL", metavar="URL",
-              help="Server to watch; if left out, the one tfkit runs on it.")  # fmt: skip
+              help="Server to watch; default: that of the base path.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
               default=120.0, show_default=True, metavar="SECONDS",
-              help="Longest wait for the server, and for a smoke test.")  # fmt: skip
+              help="Maximum wait for the server, and for each smoke test.")  # fmt: skip
 @access_options
 @json_option
 def push_model_command(
@@ -243,7 +243,7 @@ def _push_text(delivery: "Delivery") -> str:
 def versions_command(base_path: str, as_json: bool) -> None:
     """List the versions in a base path.
 
-    Says of each whether it is complete. BASE_PATH is the folder that holds the version folders; a
+    Shows whether each is complete. BASE_PATH is the folder that holds the version folders; a
     bare model name means models/NAME. It may be the URL of an object store (gs://...).
     """
     rows = (
@@ -290,10 +290,10 @@ def _version_row(version: Version) -> dict[str, object]:
 @click.command("verify")
 @click.argument("base_path", type=click.Path(path_type=Path))
 @click.option("--version", "numbers", type=int, multiple=True, metavar="N",
-              help="Look at this version only; may be repeated.")  # fmt: skip
+              help="Check only this version; may be repeated.")  # fmt: skip
 @json_option
 def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> int:
-    """Compare versions with what was pushed.
+    """Check versions against what was pushed.
 
     Reads every byte, and compares it with the checksums stored with the version. BASE_PATH is the
     folder that holds the version folders; a bare model name means models/NAME.
@@ -345,19 +345,19 @@ def _state(row: Mapping[str, Any]) -> str:
 @click.command("rollback")
 @click.argument("base_path", type=click.Path(path_type=Path))
 @click.option("--to", type=int, metavar="N",
-              help="Version to go back to; the second highest if left out.")  # fmt: skip
+              help="Version to go back to; default: the second highest.")  # fmt: skip
 @click.option("--restore", type=int, metavar="N",
               help="Bring a retired version back instead.")  # fmt: skip
 @click.option("--wait/--no-wait", "waits", default=True, show_default=True,
-              help="Wait until the servers have followed.")  # fmt: skip
+              help="Wait until the servers have switched.")  # fmt: skip
 @click.option("--url", metavar="URL",
-              help="Wait for this server; left out: those that tfkit runs.")  # fmt: skip
+              help="Server to wait for; default: those that tfkit runs.")  # fmt: skip
 @click.option("--model", metavar="NAME",
-              help="The model's name at --url; left out: the name of the folder.")  # fmt: skip
+              help="Name of the model at --url; default: the name of the folder.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
-              show_default=True, metavar="SECONDS", help="Longest wait.")  # fmt: skip
+              show_default=True, metavar="SECONDS", help="Maximum wait.")  # fmt: skip
 @click.option("--force", is_flag=True,
-              help="Retire also what labels or pinned versions of a server name.")  # fmt: skip
+              help="Also retire versions that a server labels or pins.")  # fmt: skip
 @access_options
 @json_option
 def rollback_command(
@@ -422,8 +422,8 @@ def _rollback_text(done: "RolledBack") -> str:
 @click.command("prune")
 @click.argument("base_path", type=click.Path(path_type=Path))
 @click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N",
-              help="How many of the highest versions stay.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+              help="Number of highest versions to keep.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @json_option
 def prune_command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> None:
     """Delete the oldest versions of a model.
@@ -464,15 +464,15 @@ _COLUMNS = ("SIGNATURE", "BATCHES", "DIRECTION", "NAME", "TYPE", "TENSOR")
 @click.command("inspect")
 @click.argument("place", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="OTHER",
-              help="Show what changes for callers of another version.")  # fmt: skip
+              help="Show what changes for callers compared with another version.")  # fmt: skip
 @click.option("--ops", "all_ops", is_flag=True, help="Show all operations, not just the top ones.")
-@click.option("--tag", default="serve", show_default=True, help="The graph a server will load.")
+@click.option("--tag", default="serve", show_default=True, help="Tag of the graph to load.")
 @click.option("--strict", is_flag=True, help="Fail if a push would be refused.")
 @json_option
 def inspect_command(
     place: Path, against: Path | None, all_ops: bool, tag: str, strict: bool, as_json: bool
 ) -> None:
-    """Show what a model holds and what a push would say of it.
+    """Show what a model contains and what a push would report.
 
     Nothing of the model is run. MODEL is a SavedModel directory, a base path, whose highest version
     is meant, or the name of a model below models/.
@@ -677,19 +677,19 @@ def _metadata_rows(signature: Signature) -> list[tuple[str, str, str, str, str]]
               help="Picture, .json (body of a REST request), .npy or .npz; may be "
               "repeated.")  # fmt: skip
 @click.option("--random", "at_random", is_flag=True,
-              help="Random numbers, as without --input.")  # fmt: skip
+              help="Use random numbers; the default without --input.")  # fmt: skip
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
-              help="Rows of a request; may be repeated; 1 if left out.")  # fmt: skip
+              help="Rows in a request; may be repeated; default: 1.")  # fmt: skip
 @click.option("--batching-config", type=click.Path(path_type=Path), metavar="FILE",
               help="Take the batch sizes from the server's batching parameters.")  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
               help="Take the batch sizes from the deployment file's [batching].")  # fmt: skip
 @click.option("--signature", "names", multiple=True, metavar="NAME",
-              help="Signature to call; may be repeated; serving_default if left out.")  # fmt: skip
+              help="Signature to call; may be repeated; default: serving_default.")  # fmt: skip
 @click.option("--all-signatures", is_flag=True, help="Call every signature.")
-@click.option("--replace", is_flag=True, help="Replace the requests that are there already.")
-@click.option("--in-place", is_flag=True, help="Change a version in a base path.")
-@click.option("--check", is_flag=True, help="Write nothing; check the requests that are there.")
+@click.option("--replace", is_flag=True, help="Replace existing warm-up requests.")
+@click.option("--in-place", is_flag=True, help="Allow changing a version in a base path.")
+@click.option("--check", is_flag=True, help="Only check the stored requests; write nothing.")
 @json_option
 def warmup_command(
     model: Path,
@@ -705,7 +705,7 @@ def warmup_command(
     check: bool,
     as_json: bool,
 ) -> None:
-    """Store requests with a model, for the server to replay when it loads it.
+    """Store warm-up requests with a model, for servers to replay.
 
     MODEL is a SavedModel directory about to be pushed. Without --input, the requests hold random
     numbers: floats from 0 to 1, integers from 0 to 9.

@@ -71,12 +71,12 @@ def _given(ctx: click.Context, name: str) -> str:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 signature_option = click.option(
-    "--signature", default="", help="Signature; serving_default if left out."
+    "--signature", default="", help="Signature; default: serving_default."
 )
 
 base_path_option = click.option(
     "--base-path", type=click.Path(path_type=Path), metavar="DIR",
-    help="Base path of the model, to find its preprocessing note.",
+    help="Base path of the model, where its preprocessing note is.",
 )  # fmt: skip
 
 name_argument = click.argument("name", required=False)
@@ -107,16 +107,17 @@ class _Lines(click.types.StringParamType):
 _pem = click.Path(dir_okay=False, path_type=Path)
 _ACCESS = (
     click.option("--ca-file", envvar="TFKIT_CA_FILE", type=_pem, metavar="PEM",
-                 help="Trust a server with a certificate of these authorities, or with this one."),
+                 help="CA certificates to trust, or the server's own certificate."),
     click.option("--cert", envvar="TFKIT_CERT", type=_pem, metavar="PEM",
-                 help="Certificate to show to a server that asks for one."),
-    click.option("--key", envvar="TFKIT_KEY", type=_pem, metavar="PEM", help="Its key."),
+                 help="Client certificate."),
+    click.option("--key", envvar="TFKIT_KEY", type=_pem, metavar="PEM",
+                 help="Private key of the client certificate."),
     click.option("--server-name", envvar="TFKIT_SERVER_NAME", metavar="NAME",
-                 help="Name that the server's certificate has; the address's if left out."),
+                 help="Name in the server's certificate; default: the host in the address."),
     click.option("--header", "headers", envvar="TFKIT_HEADERS", multiple=True, type=_Lines(),
                  callback=_headers, metavar="NAME=VALUE",
-                 help="Send this with every request; env:NAME and file:PATH as the value stand for "
-                 "what is there; may be repeated."),
+                 help="Header to send with every request; the value may be env:NAME or "
+                 "file:PATH; may be repeated."),
 )  # fmt: skip
 
 
@@ -162,14 +163,14 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
                      default=30.0, show_default=True, metavar="SECONDS",
-                     help="Longest wait for an answer."),
+                     help="Maximum wait for an answer."),
         click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc",
-                     show_default=True, help="How to talk to a server that tfkit runs."),
+                     show_default=True, help="Protocol for a server that tfkit runs."),
         click.option("--model", metavar="NAME", shell_complete=_offer_models,
-                     help="Model to use; not needed if the server has just one."),
+                     help="Model; optional if the server has only one."),
         click.option("--url", envvar="TFKIT_URL", metavar="URL",
                      help="grpc://HOST:PORT or http://HOST:PORT, with TLS grpcs:// or https://; "
-                     "without it, the server that tfkit runs."),
+                     "default: the server that tfkit runs."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -180,7 +181,7 @@ def version_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--label", help="Version label instead of a version."),
         click.option("--version", type=click.IntRange(min=0), shell_complete=_offer_versions,
-                     help="Version; the newest if left out."),
+                     help="Version; default: the newest."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -192,9 +193,9 @@ def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path),
                      help="Folder whose templates replace tfkit's own."),
         click.option("--model", "models", multiple=True, metavar="NAME=BASE_PATH",
-                     help="Serve this model, without a deployment file; may be repeated."),
+                     help="Serve this model without a deployment file; may be repeated."),
         click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-                     help="Deployment file; tfkit.toml if there is one."),
+                     help="Deployment file; default: tfkit.toml."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -204,10 +205,11 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what runs it."""
     for option in (
         click.option("--image", envvar="TFKIT_IMAGE", metavar="IMAGE",
-                     help="Image for the Docker engine; tensorflow/serving if not given."),
+                     help="Image for the Docker engine; default: tensorflow/serving."),
         click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
-                     help="tensorflow_model_server for the native engine."),
-        click.option("--engine", metavar="auto|docker|native|embedded", help="What runs it."),
+                     help="Path of tensorflow_model_server, for the native engine."),
+        click.option("--engine", metavar="auto|docker|native|embedded",
+                     help="Engine to run it with."),
     ):  # fmt: skip
         function = option(function)
     return function

@@ -32,9 +32,9 @@ from tfserve_kit.serving.access import Access
 @signature_option
 @base_path_option
 @click.option("--output-filter", "wanted", multiple=True, metavar="NAME",
-              help="Output to ask for; may be repeated; all if left out.")  # fmt: skip
+              help="Output to return; may be repeated; default: all.")  # fmt: skip
 @click.option("--output", "file", type=click.Path(path_type=Path), metavar="FILE.npz",
-              help="Store the outputs for numpy.load.")  # fmt: skip
+              help="Write the outputs to a file for numpy.load.")  # fmt: skip
 @force_option
 @json_option
 def request_command(
@@ -52,7 +52,7 @@ def request_command(
     file: Path | None,
     as_json: bool,
 ) -> None:
-    """Call any signature with what files hold, and show its outputs.
+    """Call any signature with the contents of files and show its outputs.
 
     FILE is JSON (the body of a REST request: "instances", "inputs" or "examples"), .npy for a
     signature's one input, .npz with an array per input, or a picture. Files with the same input

@@ -43,7 +43,7 @@ def described(handle: ServerHandle) -> dict[str, Any]:
 def ps_command(as_json: bool) -> None:
     """List the servers that tfkit runs.
 
-    One that ended by itself stays listed, with its log, until it is stopped.
+    A server that ended by itself stays listed, with its log, until `tfkit stop`.
     """
     rows = [described(handle) for handle in registry.servers()]
     text = output.table(
@@ -66,17 +66,17 @@ _LOOK_S = 0.2
 @options.deployment_options
 @click.option("--name", help="Name of the server.")
 @options.engine_options
-@click.option("--pull", metavar="missing|always|never", help="When that image is pulled.")
+@click.option("--pull", metavar="missing|always|never", help="When to pull the image.")
 @click.option("--gpu", metavar="all|N|device=IDS", help="GPUs for the container.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--grpc-port", type=int, envvar="TFKIT_GRPC_PORT",
-              help="Port of gRPC; 0 finds a free one.")  # fmt: skip
+              help="gRPC port; 0 finds a free one.")  # fmt: skip
 @click.option("--rest-port", type=int, envvar="TFKIT_REST_PORT",
-              help="Port of REST; 0 finds a free one.")  # fmt: skip
+              help="REST port; 0 finds a free one.")  # fmt: skip
 @click.option("--ready-timeout", "ready_timeout_s", type=float, metavar="SECONDS",
-              help="Longest wait until all models are available.")  # fmt: skip
-@click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
-@click.option("--dry-run", is_flag=True, help="Show the command and its files, start nothing.")
+              help="Maximum wait until all models are available.")  # fmt: skip
+@click.option("--detach", "-d", is_flag=True, help="Leave the server running and return.")
+@click.option("--dry-run", is_flag=True, help="Show the command and its files; start nothing.")
 @click.option("--show-secrets", is_flag=True,
               help="Show what --dry-run hides: values of env, passwords in URLs.")  # fmt: skip
 @access_options
@@ -95,7 +95,7 @@ def serve_command(
     as_json: bool,
     **server: str | float | None,
 ) -> None:
-    """Start a server and wait until its models answer.
+    """Start a server and wait until its models are available.
 
     Runs in the foreground until Ctrl-C, which stops the server; --detach leaves it running.
     """
@@ -179,7 +179,7 @@ def status_command(
 ) -> None:
     """Show the versions of a model and their states.
 
-    Without --model, of all models that tfkit knows the server has.
+    Without --model, of every model that the server is known to have.
     """
     places = destinations(url, protocol, model, access)
     with places[0].connect() as client:
@@ -231,7 +231,7 @@ def named_or_only(name: str | None) -> ServerHandle:
 def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bool) -> None:
     """Stop servers.
 
-    The server NAME, or the only one if there is just one.
+    NAME is optional if there is only one.
     """
     handles = registry.servers() if everything else [named_or_only(name)]
     for handle in handles:
@@ -243,12 +243,12 @@ def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bo
 
 @click.command("logs")
 @name_argument
-@click.option("--follow", "-f", is_flag=True, help="Go on until the server ends or Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the log until the server ends.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
 def logs_command(name: str | None, follow: bool, tail: int | None) -> None:
     """Show the log of a server.
 
-    NAME may be left out if there is just one.
+    NAME is optional if there is only one.
     """
     for line in named_or_only(name).logs(tail=tail, follow=follow):
         output.line(line)
@@ -270,7 +270,7 @@ def reload_command(
     """Change the models of a running server.
 
     Models, versions and labels become those of the deployment; waits until they are served.
-    NAME may be left out if there is just one server.
+    NAME is optional if there is only one server.
     """
     handle = named_or_only(name)
     spec = with_models(handle, config, models) if models else options.load_deployment(config, ())
@@ -332,9 +332,9 @@ def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...])
 @click.command("promote")
 @click.argument("model")
 @click.argument("version", type=int, required=False)
-@click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
+@click.option("--server", metavar="NAME", help="Server; optional if there is only one.")
 @click.option("--label", default="stable", show_default=True, help="Label to move.")
-@click.option("--keep-old", is_flag=True, help="Leave loaded what no label names any more.")
+@click.option("--keep-old", is_flag=True, help="Keep unlabelled versions loaded.")
 @access_options
 @json_option
 def promote_command(
@@ -369,8 +369,8 @@ def show(kind: str, served: Served, *, as_json: bool) -> None:
 @click.command("canary")
 @click.argument("model")
 @click.argument("version", type=int, required=False)
-@click.option("--server", metavar="NAME", help="Server; not needed if there is just one.")
-@click.option("--abort", is_flag=True, help="Drop the canary instead, and unload it.")
+@click.option("--server", metavar="NAME", help="Server; optional if there is only one.")
+@click.option("--abort", is_flag=True, help="Remove and unload the canary instead.")
 @access_options
 @json_option
 def canary_command(
@@ -381,11 +381,11 @@ def canary_command(
     access: Access,
     as_json: bool,
 ) -> None:
-    """Serve a version beside the others, under the label canary.
+    """Serve a version alongside the others, labelled canary.
 
-    Whoever asks for the label gets VERSION; `tfkit promote` makes it the stable one. A request that
+    Requests for the label get VERSION; `tfkit promote` makes it the stable one. A request that
     names neither a label nor a version gets the highest version loaded, which may be the canary.
-    From now on the server loads no other versions by itself. tfkit.toml is not changed: copy the
+    From then on the server loads no other versions by itself. tfkit.toml is not changed: copy the
     lines that are printed.
     """
     if abort is (version is not None):

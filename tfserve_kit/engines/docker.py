@@ -243,7 +243,7 @@ class DockerEngine:
             # One that was created and never started is nobody's: the name is ours now.
             if each.status != "created" and each.status in _PHASES:
                 raise ServerExists(
-                    f"a server named {server_name!r} runs already (container {each.name})",
+                    f"a server named {server_name!r} is already running (container {each.name})",
                     remedy=f"`tfkit stop {server_name}`, or give another --name",
                 )
             each.remove(force=True)

@@ -51,7 +51,7 @@ class Variant:
         if self.gpu and self.embedded:
             raise UsageError("the embedded engine computes on CPUs only", remedy="leave out one")
         if self.wheels and not self.embedded:
-            raise UsageError("only the embedded engine is installed from wheels")
+            raise UsageError("wheels are only for the embedded engine")
         if self.base and not _IMAGE.fullmatch(self.base):
             raise UsageError(f"{self.base!r} is not the name of an image")
 
@@ -95,7 +95,7 @@ def _choose(base_path: str, policy: VersionPolicy) -> list[Version]:
     numbers = policy.loads(each.number for each in there)
     wanted = [each for each in there if each.number in numbers]
     if files := [str(each.path) for each in wanted if not each.path.is_dir()]:
-        raise ValueError(f"{', '.join(files)} is no folder")
+        raise ValueError(f"{', '.join(files)} is not a folder")
     return wanted
 
 

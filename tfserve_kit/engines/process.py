@@ -147,7 +147,7 @@ class ProcessEngine:
         record = Record.read(self._home(server_name))
         if record is not None and _alive(record) is not None:
             raise ServerExists(
-                f"a server named {server_name!r} runs already (pid {record.pid})",
+                f"a server named {server_name!r} is already running (pid {record.pid})",
                 remedy=f"`tfkit stop {server_name}`, or give another --name",
             )
 
@@ -353,7 +353,7 @@ EXITS = {
         "look at the line of its log that starts with F: it names the value",
     ),
     137: ExitMeaning(
-        "killed: out of memory, or it did not end in time when it was stopped",
+        "killed: out of memory, or it did not stop in time",
         "`dmesg` tells whether memory ran out; serve fewer models or versions, or raise the limit",
     ),
     139: ExitMeaning(
@@ -361,12 +361,12 @@ EXITS = {
         "run `tfkit lint`, and try without batching and extra flags",
     ),
     143: ExitMeaning(
-        "ended by a polite signal: somebody stopped it",
+        "terminated: somebody stopped it",
         "start it again if that was not meant",
     ),
     255: ExitMeaning(
-        "refused to start: a flag, a configuration file, a port or a model is at fault",
-        "its log says which; `tfkit lint` knows most reasons beforehand",
+        "refused to start because of a flag, a configuration file, a port or a model",
+        "see its log; `tfkit lint` finds most causes beforehand",
     ),
 }
 

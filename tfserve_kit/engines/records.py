@@ -53,7 +53,7 @@ def private_folder(folder: Path) -> None:
         if found.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(folder))
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(folder))
     if stat.S_IMODE(found.st_mode) != _PRIVATE_FOLDER:
         folder.chmod(_PRIVATE_FOLDER)
 
@@ -197,7 +197,7 @@ def claimed(folder: Path, server_name: str) -> Iterator[None]:
         raise ServerFailed(
             f"cannot keep server {server_name!r} in {error.filename or servers}: "
             f"{error.strerror or error}",
-            remedy="make room there, or set TFKIT_STATE_DIR to another folder of yours",
+            remedy="free some space, or set TFKIT_STATE_DIR to another folder of yours",
         ) from error
 
 

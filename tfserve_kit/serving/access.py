@@ -248,7 +248,7 @@ def _value(name: str, text: str) -> str:
         variable = text.removeprefix(ENVIRONMENT)
         if variable not in os.environ:
             raise UsageError(
-                f"header {name!r} is to be what {variable} says, which is not set",
+                f"header {name!r} takes its value from {variable}, which is not set",
                 remedy=f"set {variable}, or name another variable",
             )
         return os.environ[variable]
@@ -257,8 +257,8 @@ def _value(name: str, text: str) -> str:
         try:
             return file.read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
+            reason = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(
-                f"header {name!r} is to be what {file} holds, which cannot be read: {reason}"
+                f"header {name!r} takes its value from {file}, which cannot be read: {reason}"
             ) from None
     return text

@@ -114,7 +114,7 @@ def _make_room(server_name: str, engine: Engine) -> None:
         return
     if other.state().phase in {Phase.STARTING, Phase.RUNNING}:
         raise ServerExists(
-            f"a server named {server_name!r} runs already (engine {other.engine})",
+            f"a server named {server_name!r} is already running (engine {other.engine})",
             remedy=f"`tfkit stop {server_name}`, or give another --name",
         )
     other.stop()

@@ -309,7 +309,7 @@ def _claimed(home: Path, name: str, numbers: list[int], progress: Progress) -> I
         return
     statuses = _statuses(home, spec, name)
     if statuses is None:
-        progress.note(f"Warning: {who} does not answer; what its deployment names stays")
+        progress.note(f"Warning: {who} does not answer; what its deployment names is kept")
     for status in statuses or []:
         if status.state in _IN_USE:
             yield Claim(status.version, who, Reason.SERVED)

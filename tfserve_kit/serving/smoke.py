@@ -109,8 +109,8 @@ def _cannot_be_tried(version_dir: Path, tag: str) -> Problem | None:
         if not foreign:
             return None
         reason = f"the tensorflow wheel has no {', '.join(foreign[:5])}"
-        remedy = "try it in the server that has"
-    return Problem(_TRIAL, f"the model was not tried out before it was pushed: {reason}", remedy)
+        remedy = "test it in a server that has them"
+    return Problem(_TRIAL, f"the model was not tested before it was pushed: {reason}", remedy)
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _ask_zeros(
         for number, signature in enumerate(signatures):
             if clock.now_s() > end_s:
                 left = len(signatures) - number
-                yield Problem(_TRIAL, f"no time was left to ask {left} of its signatures")
+                yield Problem(_TRIAL, f"no time was left to test {left} of its signatures")
                 return
             # The zeros of one tensor must go together, or no model answers them.
             if signature.composites or not all(map(_can_be_sent, signature.inputs.values())):

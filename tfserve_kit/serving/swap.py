@@ -382,7 +382,7 @@ class SwapReport:
         lines = [
             self._verdict(),
             *(f"  - {problem}" for problem in self.problems()),
-            f"{self.sent:,} requests at {self.rate:g}/s: {lost:,} lost, {amiss:,} answers amiss",
+            f"{self.sent:,} requests at {self.rate:g}/s: {lost:,} lost, {amiss:,} wrong answers",
             f"answers: {answered or 'none'}",
             "",
             f"{'latency, ms':<12}{'requests':>10}{'p50':>10}{'p99':>10}{'max':>10}",

@@ -207,9 +207,9 @@ def wait_gone(
 
     if wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock) is None:
         raise ServerFailed(
-            f"version {version} of {model!r} at {client.url} was not let go within "
+            f"version {version} of {model!r} at {client.url} was not unloaded within "
             f"{timeout_s:g} s: {watch.described()}",
-            remedy="a server lets a version go once a lower one that it wants is AVAILABLE",
+            remedy="a server unloads a version once a lower one that it wants is AVAILABLE",
         )
 
 
@@ -248,7 +248,7 @@ class _Watch:
         return ServerFailed(
             f"version {self._version} of {self._model!r} failed to load at {self._client.url}: "
             f"{error}",
-            remedy="push a good model under a new number; this number is not tried again",
+            remedy="push a working model under a new number; this number is not loaded again",
         )
 
     def late(self, timeout_s: float) -> ServerFailed:

@@ -35,7 +35,7 @@ def store(
     replace: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> StoredRequests:
-    """Store requests with a model, for the server to replay when it loads it.
+    """Store warm-up requests with a model; servers replay them when loading it.
 
     Args:
         model: a SavedModel directory.

@@ -120,7 +120,7 @@ class TestVersions:
             choose(build({"models": models}, source="test", folder=base_path))
         said = {problem.path.split(".")[1]: problem.message for problem in caught.value.problems}
         assert list(said) == list(models)
-        assert "11 is no folder" in said["file"]
+        assert "11 is not a folder" in said["file"]
         assert "holds no version" in said["empty"]
         assert "nowhere" in said["missing"]
         assert "gs://bucket/m" in said["remote"]
@@ -238,7 +238,7 @@ class TestFiles:
     ("options", "message"),
     [
         ({"gpu": True, "embedded": True}, "CPUs only"),
-        ({"wheels": "folder"}, "only the embedded engine"),
+        ({"wheels": "folder"}, "only for the embedded engine"),
         ({"base": "a\nRUN evil"}, "is not the name of an image"),
         ({"base": "-x"}, "is not the name of an image"),
     ],

@@ -91,7 +91,7 @@ def test_link_of_somebody_else_is_refused(tmp_path):
 
 def test_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "state").touch()
-    with pytest.raises(ServerFailed, match="no folder"), claimed(tmp_path / "state", "web"):
+    with pytest.raises(ServerFailed, match="not a folder"), claimed(tmp_path / "state", "web"):
         pytest.fail("it was taken")
 
 

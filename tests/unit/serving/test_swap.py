@@ -414,7 +414,7 @@ def test_text_shows_counts_latencies_and_the_time_line():
     course = Course("m", 1, 2, 50.0, 10.0, 12.0, events=(Event(-2.0, "push began"),))
     text = judge(course, GOOD, [(9.0, 0.0123)]).as_text()
     assert "Passed: 'm' from version 1 to 2, served 1.10 s after the push" in text
-    assert "4 requests at 50/s: 0 lost, 0 answers amiss" in text
+    assert "4 requests at 50/s: 0 lost, 0 wrong answers" in text
     assert "answers: 2 by version 1, 2 by version 2" in text
     assert "before               1      12.3      12.3      12.3" in text
     assert "   -2.00 s  push began" in text

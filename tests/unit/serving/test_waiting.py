@@ -150,7 +150,7 @@ def test_silence_does_not_say_that_a_version_is_gone():
 
 
 def test_version_that_stays_is_an_error():
-    with pytest.raises(ServerFailed, match="was not let go within 10 s: 2 AVAILABLE"):
+    with pytest.raises(ServerFailed, match="was not unloaded within 10 s: 2 AVAILABLE"):
         wait_gone((0, [(2, "AVAILABLE")]))
 
 
