@@ -192,11 +192,11 @@ def test_model_and_settings_with_evil_texts_are_shown_harmlessly(arguments, tmp_
 
 def test_log_of_a_server_is_shown_harmlessly_line_by_line():
     code = f"""
-from tfserve_kit.cli import cli, logs, main
+from tfserve_kit.cli import cli, main, servers
 class Handle:
     def logs(self, tail, follow):
         return iter([{EVIL!a}, "plain"])
-logs.named_or_only = lambda name: Handle()
+servers.named_or_only = lambda name: Handle()
 main(["logs"])
 """
     done = run("-c", code)
