@@ -288,6 +288,18 @@ def test_server_with_a_certificate_speaks_tls_and_nothing_else(surface, certific
     server.stop(PATIENCE_S)
 
 
+def test_message_of_many_tls_records_arrives_whole(surface, certificate):
+    key, cert = certificate
+    server = serving(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, b"", False))
+    server.start()
+    body = bytes(range(256)) * 8000
+    credentials = grpc.ssl_channel_credentials(root_certificates=cert)
+    with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
+        for _ in range(5):
+            assert channel.unary_unary("/a.B/C")(body, timeout=PATIENCE_S) == b"/a.B/C " + body
+    server.stop(PATIENCE_S)
+
+
 def test_server_that_verifies_clients_refuses_one_without_a_certificate(surface, certificate):
     key, cert = certificate
     server = serving(surface, "127.0.0.1:0", threads=1, tls=Tls(key, cert, cert, True))
