@@ -278,7 +278,7 @@ def _numbered(file: Path, count: int) -> list[Path]:
 @click.argument("before", type=_file)
 @click.argument("after", type=_file)
 @click.option("--gate", "gates", multiple=True, metavar="CONDITION",
-              help="Fail unless it holds of the second run: p99<+5%, rate>-3%, p50<10ms. "
+              help="Fail unless it is met of the second run: p99<+5%, rate>-3%, p50<10ms. "
               "Repeatable.")  # fmt: skip
 @click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
               help="Write the comparison for a pull request.")  # fmt: skip
@@ -310,9 +310,9 @@ def compare_command(
 @click.command("report")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_file)
 @click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
-              help="How much of the beginning is left out; as before if not given.")  # fmt: skip
+              help="Warm-up to exclude; as before if not given.")  # fmt: skip
 @click.option("--gate", "gates", multiple=True, metavar="CONDITION",
-              help="Fail unless it holds, such as p99<50ms. Repeatable.")  # fmt: skip
+              help="Fail unless it is met, such as p99<50ms. Repeatable.")  # fmt: skip
 @click.option("--samples", "samples_file", type=_file, metavar="FILE",
               help="Save every request's times as CSV.")  # fmt: skip
 @click.option("--report", "page_file", type=_file, metavar="FILE",

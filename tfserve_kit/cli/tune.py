@@ -40,15 +40,15 @@ _positive = click.FloatRange(min=0, min_open=True)
               help="Look for the lowest latency at this rate instead.")  # fmt: skip
 @click.option("--quantile", default="p99", show_default=True, help="Latency quantile to minimise.")
 @click.option("--trials", type=_count, default=20, show_default=True, metavar="N",
-              help="Candidates to try in all.")  # fmt: skip
+              help="Total number of candidates to try.")  # fmt: skip
 @click.option("--duration", "duration_s", type=_positive, default=3.0, show_default=True,
-              metavar="SECONDS", help="How long each run is, at least.")  # fmt: skip
+              metavar="SECONDS", help="Minimum length of each run.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=0), default=6, show_default=True, metavar="N",
               help="Rounds of the proof; 0 for none.")  # fmt: skip
 @click.option("--output", "folder", type=click.Path(file_okay=False, path_type=Path),
               default="tuned", show_default=True, metavar="DIR",
               help="Folder of the search and its results; rerun to resume.")  # fmt: skip
-@click.option("--measure", metavar="MODEL", help="Which model gets requests, if there are several.")
+@click.option("--measure", metavar="MODEL", help="Model to send requests to, if there are several.")
 @signature_option
 @click.option("--input", "source", metavar="FILE", default="random", show_default=True,
               help="What to send, as for `tfkit perf`.")  # fmt: skip

@@ -72,14 +72,14 @@ def parse(text: str) -> Gate:
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"{text!r} is no condition", remedy=_EXAMPLES)
+        raise UsageError(f"{text!r} is not a valid condition", remedy=_EXAMPLES)
     name, unit, number = found["name"], found["unit"], found["number"]
     if name not in {"rate", "errors"}:
         require_quantile(name)
     signed = number[0] in "+-"
     wanted = "%" if signed or name == "errors" else "" if name == "rate" else "us, ms or s"
     if unit not in wanted.replace(",", "").replace("or ", "").split(" "):
-        raise UsageError(f"{text!r} has no unit that fits: {wanted or 'none'}", remedy=_EXAMPLES)
+        raise UsageError(f"{text!r} needs another unit: {wanted or 'none'}", remedy=_EXAMPLES)
     if signed and name == "errors":
         raise UsageError(f"{text!r} compares errors", remedy="give their share: errors<0.1%")
     scale = 0.01 if unit == "%" else _SECONDS.get(unit, 1.0)

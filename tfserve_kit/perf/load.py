@@ -257,13 +257,13 @@ def check(load: Load, payloads: Sequence[Payload]) -> None:
         "concurrency": in_flight,
     }
     for name in (name for name, count in counts.items() if count < 1):
-        raise UsageError(f"{name} is {counts[name]}, which is less than one")
+        raise UsageError(f"{name} is {counts[name]}, which must be at least 1")
     if not load.timeout_s > 0:
-        raise UsageError(f"timeout_s is {load.timeout_s:g}, which is no time to wait")
+        raise UsageError(f"timeout_s is {load.timeout_s:g}, which must be above 0")
     if isinstance(schedule, Closed) and schedule.duration_s is None and schedule.requests is None:
         raise UsageError("the run would never end", remedy="give duration_s or requests")
     if isinstance(schedule, Open) and (np.diff(schedule.due_ns) < 0).any():
-        raise UsageError("the due times do not rise", remedy="sort them")
+        raise UsageError("the due times are not in ascending order", remedy="sort them")
 
 
 def _check_url(load: Load) -> None:
@@ -275,7 +275,7 @@ def _check_url(load: Load) -> None:
         fits, port = "", 0
     if not fits or not port:
         raise UsageError(
-            f"{load.url!r} is no address for {load.protocol}",
+            f"{load.url!r} is not an address for {load.protocol}",
             remedy="write grpc://host:port or http://host:port",
         )
 
@@ -381,7 +381,7 @@ def due_ns(
     rows = [(each.duration_s, each.first_rate, each.last_rate) for each in stretches]
     table = np.array(rows, np.float64).reshape(-1, 3)
     if not np.isfinite(table).all() or (table < 0).any():
-        raise UsageError(f"{list(stretches)} has a rate or a duration that is none")
+        raise UsageError(f"{list(stretches)} has an invalid rate or duration")
     ends = np.cumsum([each.requests for each in stretches])
     if not len(ends):
         return np.zeros(0, np.int64)

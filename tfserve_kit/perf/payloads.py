@@ -359,7 +359,7 @@ def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signatur
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{place} is no JSON: {error}") from error
+        raise InvalidRequest(f"{place} is not valid JSON: {error}") from error
     at_s: Any = document.pop("at", None) if isinstance(document, dict) else None
     if type(at_s) not in {int, float} or not math.isfinite(at_s):
         raise InvalidRequest(
@@ -367,7 +367,7 @@ def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signatur
         )
     name = document.get("signature_name", signature)
     if not isinstance(name, str):
-        raise InvalidRequest(f"{place}: signature_name is {name!r:.80}, which is no text")
+        raise InvalidRequest(f"{place}: signature_name is {name!r:.80}, not text")
     called = choose_signature(signatures, name)
     return Recorded(inputs_of_body(document, called, place), called.name, float(at_s))
 

@@ -92,7 +92,7 @@ def answers_text(run: Run) -> str:
     """Return how the answers of a run were checked, as a sentence."""
     found = run.answers
     if not found:
-        return "answers: only their status was looked at"
+        return "answers: only their status was checked"
     against = ", ".join(found["held_against"])
     return (
         f"answers: {found['checked']:,} checked for {against}; {found['decoded']:,} of them "
@@ -169,7 +169,7 @@ def _search_text(found: Measurement, slo: str) -> str:
     if not found.max_rate:
         last = found.runs[-1].summary
         why = f"; INVALID: {last.invalid} ({last.remedy})" if last.invalid else ""
-        return f"{as_sweep(tried)}\n\nno rate that was tried kept {slo}{why}"
+        return f"{as_sweep(tried)}\n\nno rate that was tried met {slo}{why}"
     best = as_text(found.judged[-1].summary, found.judged[-1].run)
     head = f"{found.max_rate:g}/s is the highest rate with {slo}"
     return f"{as_sweep(tried)}\n\n{head}\n\n{best}"

@@ -323,8 +323,8 @@ def _figures(named: NamedRun) -> Iterator[_Figure]:
     if batches := (server.get("difference") or {}).get("batches"):
         rows = [(f"under {le} rows", count, f"{count:,}") for le, count in batches["sizes"].items()]
         caption = (
-            f"{batches['count']:,} batches of {batches['mean_rows']:.2f} rows in the mean, "
-            f"{batches['padding_share']:.1%} of what was computed was padding"
+            f"{batches['count']:,} batches of {batches['mean_rows']:.2f} rows on average, "
+            f"{batches['padding_share']:.1%} of the computed rows were padding"
         )
         yield _Figure("Batches", bars("Sizes of batches", rows), caption)
     if len(usage := server.get("usage") or []) > 1:

@@ -196,7 +196,7 @@ def read(file: Path) -> Run:
         zlib.error,
     ) as error:
         raise UsageError(
-            f"{file} is no run that can be read: {error}",
+            f"{file} is not a readable run: {error}",
             remedy="give a file that `tfkit perf --output` wrote",
         ) from error
 

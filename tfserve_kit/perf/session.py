@@ -107,7 +107,7 @@ class PerfOptions:
         """
         if has_times and ("rate" in self.given or "arrivals" in self.given):
             raise UsageError(
-                f"{self.replay} says itself when requests come",
+                f"{self.replay} already says when requests are sent",
                 remedy="leave out --rate and --arrivals; --speed 2 sends it twice as fast",
             )
         if not has_times and not self.rate:

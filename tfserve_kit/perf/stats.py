@@ -63,7 +63,7 @@ def steady_state(samples: Samples, warmup_s: float | None) -> Steady:
         warmup_s: how long the warm-up was declared to be, in seconds; None to detect it.
     """
     if warmup_s is not None:
-        how = f"the first {warmup_s:g} s are warm-up, as asked" if warmup_s else "no warm-up"
+        how = f"the first {warmup_s:g} s are warm-up, as requested" if warmup_s else "no warm-up"
         return Steady(round(warmup_s * 1e9), how)
     ordered = samples[np.argsort(samples["due_ns"], kind="stable")]
     size = max(_SMALLEST_GROUP, len(ordered) // _GROUPS)
@@ -479,14 +479,14 @@ def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:
     if lag_p99_s > max(LAG_FLOOR_S, LAG_SHARE * (latency.value_s("p50") or latency.mean_s)):
         return (
             f"the generator itself was {lag_p99_s * 1e3:.1f} ms late (99th percentile)",
-            "send less, give it more --processes, or measure from a machine with free cores",
+            "lower the rate, raise --processes, or use a machine with free cores",
         )
     return "", ""
 
 
 def _notes(loop: str, samples: Samples, steady: Steady, url: str) -> Iterator[str]:
     if loop == "closed":
-        yield "coordinated: each request waited for an answer; latency counts from a free slot"
+        yield "coordinated: each request waited for an answer; latency counts from a free slot on"
     else:
         waited = float(np.mean(samples["free_ns"] > samples["due_ns"])) if len(samples) else 0
         if waited > _NOTEWORTHY:
@@ -495,13 +495,13 @@ def _notes(loop: str, samples: Samples, steady: Steady, url: str) -> Iterator[st
                 "less than the offered rate, latency counts the wait"
             )
     if not steady.found:
-        yield "latency was still changing: measure for longer, or say --warmup"
+        yield "latency was still changing: measure for longer, or set --warmup"
     failed = int(np.count_nonzero(is_error(samples)))
     if failed > _NOTEWORTHY * len(samples):
         yield f"{failed / len(samples):.1%} of the requests failed; latencies are of the others"
     if unfinished := int(np.count_nonzero(samples["status"] == CANCELLED_AT_END)):
         yield f"{unfinished} requests had no answer at the end, and count as slower than all others"
     if url.startswith("grpcs:"):
-        yield "over TLS grpcio sends, which is slower than the sender for plain gRPC"
+        yield "over TLS, grpcio sends: it is slower than the plain gRPC sender"
     if any(part in url for part in _LOCAL):
         yield "generator and server shared one machine, and so its processors"

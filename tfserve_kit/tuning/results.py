@@ -158,12 +158,12 @@ def _verdict(tuned: Tuned) -> list[str]:
     if winner is None:
         if (runs := _runs(tuned)) and all(point.invalid for point in runs):
             return ["Nothing could be measured."]
-        return ["No settings that were tried keep this."]
+        return ["None of the settings tried meets this."]
     if winner.number == DEFAULT:
         by_default = "" if winner.candidate.batching is None else " batching"
         return [f"The server's default{by_default} was the best of all."]
     if proof is None:
-        return [f"Best: {winner.candidate}; not held against the default"]
+        return [f"Best: {winner.candidate}; not compared with the default"]
     pairs = [f"  {goal.shown(before)} -> {goal.shown(after)}" for before, after in proof.pairs]
     head = "Default -> best, in turn:"
     if proof.low is not None and proof.high is not None:

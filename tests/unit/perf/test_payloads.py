@@ -238,7 +238,7 @@ def test_a_line_that_names_no_signature_calls_the_one_that_was_asked_for(models,
 
 
 @pytest.mark.parametrize(("line", "why"), [
-    ("{", "line 2 is no JSON"),
+    ("{", "line 2 is not valid JSON"),
     ({"instances": [1]}, "line 2 has no time"),
     ({"at": "now", "instances": [1]}, "line 2 has no time"),
     ({"at": True, "instances": [1]}, "line 2 has no time"),

@@ -44,7 +44,7 @@ def _about(**changes):
 ])  # fmt: skip
 def test_a_file_that_holds_no_run_is_refused(arrays, tmp_path):
     np.savez(tmp_path / "run.npz", **arrays)
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="not a readable run"):
         samples.read(tmp_path / "run.npz")
 
 
@@ -52,7 +52,7 @@ def test_a_file_that_holds_no_run_is_refused(arrays, tmp_path):
 def test_a_file_that_is_no_archive_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "run.npz").write_bytes(content)
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="not a readable run"):
         samples.read(tmp_path / "run.npz")
 
 

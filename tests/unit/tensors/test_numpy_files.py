@@ -110,7 +110,7 @@ def test_run_and_examples_that_claim_terabytes_are_refused(tmp_path):
 def test_what_is_no_file_of_numpys_is_refused(tmp_path, content):
     with pytest.raises(InvalidRequest, match="numpy"):
         read_inputs([written(tmp_path / "a.npz", content)], SIGNATURE, Preprocessing())
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="not a readable run"):
         samples.read(tmp_path / "a.npz")
 
 

@@ -144,7 +144,7 @@ class TestText:
     def test_says_where_nothing_keeps_the_limit(self):
         slow = Point(10, 0.1, held=False)
         text = results.as_text(Tuned(GOAL, (tried(0, slow, value=None),), None, None))
-        assert text.endswith("No settings that were tried keep this.")
+        assert text.endswith("None of the settings tried meets this.")
 
     @pytest.mark.parametrize(
         ("each", "word"),

@@ -215,7 +215,7 @@ class _Stream:
         if self.received - PREFIX.size > most:
             return f"an answer of more than {most:,} bytes"
         if self.prefix[:1] == b"\1":
-            return "a compressed answer, which nobody asked for"
+            return "a compressed answer that was not requested"
         self.body += payload
         return ""
 
@@ -783,7 +783,7 @@ class Http2Pool:
         for key in reversed(refused):
             self._moves[key] += 1
             if self._moves[key] > _MOST_MOVES:
-                self.notes.setdefault(samples.UNAVAILABLE, "the server turns requests away")
+                self.notes.setdefault(samples.UNAVAILABLE, "the server refuses requests")
                 self._finished.append((key, samples.UNAVAILABLE, now_ns, now_ns, 0))
             else:
                 self._waiting.appendleft(key)

@@ -310,7 +310,7 @@ class _RestJudge(_Judge):
         try:
             document = read_json(body)
         except (ValueError, RecursionError) as error:
-            return UNREADABLE_ANSWER, f"{shown} is no JSON: {error}"
+            return UNREADABLE_ANSWER, f"{shown} is not valid JSON: {error}"
         if isinstance(document, dict) and "error" in document and "outputs" not in document:
             return ERROR_AS_ANSWER, f"an error as the answer: {shown}"
         try:

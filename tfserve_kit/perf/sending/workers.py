@@ -264,8 +264,8 @@ def _answer(worker: "subprocess.Popen[bytes]") -> Any:
         found = _read(worker.stdout)
     except EOFError as error:
         raise UsageError(
-            "a process that sends was killed before its end",
-            remedy="send from fewer processes, or less at once",
+            "a sending process was killed before it finished",
+            remedy="use fewer processes, or fewer requests at once",
         ) from error
     if isinstance(found, TfkitError):
         raise found
