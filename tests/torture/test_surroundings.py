@@ -323,7 +323,7 @@ class TestSource:
             with observed(meddler):
                 text = refusal(source, base)
             assert f"{file} changed while it was copied" in text
-            assert "wait until the export has ended" in text
+            assert "wait until the export has finished" in text
             assert tree(base) == before
         assert violations(base) == []
 
