@@ -371,10 +371,13 @@ def _floats(flat: NDArray[Any]) -> list[bytes]:
 
 def _printed(flat: NDArray[Any]) -> list[bytes]:
     """Print floats one by one, which is the definition of how they are printed."""
-    is_single = flat.dtype.itemsize == _SINGLE_BYTES
-    digits, round_trip = (9, np.float32) if is_single else (17, float)
-    tiny = float(np.finfo(flat.dtype).tiny)
-    return [_decimal(item, digits, tiny, round_trip).encode() for item in flat.tolist()]
+    kind = _SINGLE if flat.dtype.itemsize == _SINGLE_BYTES else _DOUBLE
+    return [_decimal(item, *kind).encode() for item in flat.tolist()]
+
+
+# Digits that tell all apart, the least number that is not subnormal, and how a text is read back.
+_SINGLE = 9, float(np.finfo(np.float32).tiny), np.float32
+_DOUBLE = 17, float(np.finfo(np.float64).tiny), float
 
 
 def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any], Any]) -> str:

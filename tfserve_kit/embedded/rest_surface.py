@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -139,8 +140,9 @@ class RestSurface:
         return reply
 
     def _reply(self, method: str, target: str, body: bytes, call: Call, origin: str) -> Reply:
-        target = re.sub(r"^https?://[^/]*", "", target)
-        if re.search(r"%(?![0-9A-Fa-f]{2})", target):
+        if not target.startswith("/"):
+            target = re.sub(r"^https?://[^/]*", "", target)
+        if "%" in target and re.search(r"%(?![0-9A-Fa-f]{2})", target):
             return page(400)
         if target == self._metrics_path:
             return Reply(
@@ -156,7 +158,7 @@ class RestSurface:
 
     def _counted(self, method: str, target: str, body: bytes, call: Call) -> Reply:
         started_ns, code = time.perf_counter_ns(), Code.OK
-        found = _ROUTES[method].fullmatch(target) if method in _ROUTES else None
+        found = _route_of(method, target)
         try:
             reply = self._route(method, target, found, body, call)
         except Exception as error:  # noqa: BLE001 (a fault of ours counts as well)
@@ -225,6 +227,13 @@ def _failure(error: ServingError) -> Reply:
     return Reply(_HTTP_STATUS.get(error.code, 500), body)
 
 
+@lru_cache(maxsize=64)
+def _route_of(method: str, target: str) -> re.Match[str] | None:
+    """Return the parts of a target; most requests repeat it."""
+    return _ROUTES[method].fullmatch(target) if method in _ROUTES else None
+
+
+@lru_cache(maxsize=64)
 def _model(name: str | None, version: str | None, label: str | None) -> ModelRef:
     return ModelRef(
         _decoded(name or ""), _number(version) if version else None, label and _decoded(label)
@@ -239,6 +248,8 @@ def _number(digits: str) -> int:
 
 
 def _decoded(text: str) -> str:
+    if "%" not in text and text.isascii():
+        return text
     return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
 
 
