@@ -268,7 +268,7 @@ def test_records_are_requests_without_times(tmp_path, signatures):
 
 def test_a_record_that_does_not_fit_is_named(tmp_path, signatures):
     tfrecord.write(tmp_path / "requests", [b"\xff"])
-    with pytest.raises(InvalidRequest, match="record 1 is no PredictionLog"):
+    with pytest.raises(InvalidRequest, match="record 1 is not a PredictionLog"):
         payloads.read_log(tmp_path / "requests", signatures)
 
 
