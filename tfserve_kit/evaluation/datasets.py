@@ -131,7 +131,7 @@ def _walk(folder: Path) -> _Kind:
 
 def _sort_in(file: Path, kind: _Kind) -> None:
     if not file.is_file():
-        reason = "is a link to nothing" if file.is_symlink() else "is not a file"
+        reason = "is a broken link" if file.is_symlink() else "is not a file"
         kind.left_out.append(Failure(None, str(file), reason))
     elif is_picture(file):
         kind.pictures.append(file)

@@ -376,13 +376,13 @@ class SwapReport:
 
     def as_text(self) -> str:
         """Return it for a terminal; latencies in milliseconds."""
-        amiss = sum(self.wrong.values()) + sum(self.strays.values()) + self.stale
+        wrong = sum(self.wrong.values()) + sum(self.strays.values()) + self.stale
         lost = sum(self.lost.values())
         answered = ", ".join(f"{count:,} by version {n}" for n, count in self.answers.items())
         lines = [
             self._verdict(),
             *(f"  - {problem}" for problem in self.problems()),
-            f"{self.sent:,} requests at {self.rate:g}/s: {lost:,} lost, {amiss:,} wrong answers",
+            f"{self.sent:,} requests at {self.rate:g}/s: {lost:,} lost, {wrong:,} wrong answers",
             f"answers: {answered or 'none'}",
             "",
             f"{'latency, ms':<12}{'requests':>10}{'p50':>10}{'p99':>10}{'max':>10}",

@@ -423,7 +423,7 @@ class TestWhatLiesAbout:
         (folder / "cow").symlink_to(folder / "dog")
         found = open_dataset([folder])
         assert labels(found) == ["cat", "cat", "cow", "dog"]
-        assert [each.reason for each in found.left_out] == ["is a link to nothing"]
+        assert [each.reason for each in found.left_out] == ["is a broken link"]
         assert "links to folders are not followed" in found.remarks[0]
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
