@@ -115,8 +115,8 @@ bench: $(VENV)/.dev  ## Run the benchmarks; results go to bench/results
 	$(BIN)/python -m bench
 
 .PHONY: bench-embedded
-bench-embedded: $(VENV)/.dev  ## Run the benchmarks of the embedded engine alone (E1 to E6)
-	$(BIN)/python -m bench --only E
+bench-embedded: $(VENV)/.dev  ## Run the benchmarks of the embedded engine alone (E2 to F6)
+	$(BIN)/python -m bench --only E,F
 
 .PHONY: bench-push
 bench-push: $(VENV)/.dev  ## Run the benchmarks of pushing alone (S1 to S3)

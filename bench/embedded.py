@@ -1,4 +1,4 @@
-"""The embedded engine against what else would answer: E1 to E6."""
+"""The embedded engine against what else would answer: E2 to E6, F1, F2 and F6."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.drive import grpc_side, http_side, threads_side
+from bench.generators import found, grpc_server, h2load, h2load_posts, nginx
 from bench.harness import Benchmark, Side, Sides, Unavailable
 from bench.processes import MODELS, PYTHON, ROOT, Place, require_tensorflow
 from bench.stats import Compare, Goal
@@ -48,8 +49,47 @@ def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def _echo(scratch: Path) -> Any:
-    return _grpc_against("echo", scratch=scratch)
+@contextmanager
+def _grpc_rate(in_flight: int, calls: int, scratch: Path) -> Iterator[Sides]:
+    """Set our server with a tiny model against one in C++ that answers at once."""
+    require_tensorflow()
+    with ExitStack() as stack:
+        theirs = stack.enter_context(grpc_server(scratch))
+        ours = stack.enter_context(Place(scratch).server({"m": _TINY}))
+        spec: bytes = protos.ModelSpec(name="m").SerializeToString()
+        request = tensors.predict_request({"x": _ROWS}, spec)
+
+        def side(port: int) -> Side:
+            return lambda: _took(
+                calls, h2load(scratch, port, in_flight, "-n", str(calls), message=request)
+            )
+
+        notes = {"load": f"h2load, {in_flight} in flight, 1 connection"}
+        yield Sides(side(theirs.port), side(_port(ours["grpc"])), notes=notes)
+
+
+@contextmanager
+def _rest_rate(scratch: Path) -> Iterator[Sides]:
+    """Set our server with a tiny model against nginx with a constant answer."""
+    require_tensorflow()
+    body = json.dumps({"instances": _ROWS.tolist()}).encode()
+    with ExitStack() as stack:
+        theirs = stack.enter_context(nginx(scratch))
+        ours = stack.enter_context(Place(scratch).server({"m": _TINY}))
+
+        def side(port: int) -> Side:
+            url = f"http://127.0.0.1:{port}/v1/models/m:predict"
+            return lambda: _took(_CALLS, h2load_posts(scratch, url, _IN_FLIGHT, _CALLS, body))
+
+        notes = {"load": f"h2load, {_IN_FLIGHT} connections"}
+        yield Sides(side(theirs), side(_port(ours["rest"])), notes=notes)
+
+
+def _took(calls: int, printed: str) -> float:
+    """Return how long h2load took for calls that must all have succeeded, in seconds."""
+    if f"{calls} succeeded" not in printed:
+        raise RuntimeError(printed)
+    return calls / float(found(r"([\d.]+) req/s", printed))
 
 
 def _tutorial(scratch: Path) -> Any:
@@ -216,13 +256,6 @@ def _e5(dtype: type[np.generic]) -> Benchmark:
 
 BENCHMARKS = (
     Benchmark(
-        "E1",
-        "Predict of the embedded server, tiny model",
-        "a grpcio server that sends the request back",
-        Goal(0.8, Compare.SPEED),
-        _echo,
-    ),
-    Benchmark(
         "E2",
         "Predict of the embedded server, tiny model",
         "a server as tutorials write it",
@@ -255,5 +288,26 @@ BENCHMARKS = (
         "its memory before",
         Goal(1.05),
         _large_swaps,
+    ),
+    Benchmark(
+        "F1",
+        f"Predict of the embedded server, tiny model, {_IN_FLIGHT} in flight",
+        "a gRPC server in C++ that answers at once",
+        Goal(0.5, Compare.SPEED),
+        partial(_grpc_rate, _IN_FLIGHT, 10 * _CALLS),
+    ),
+    Benchmark(
+        "F2",
+        "the same, 1 in flight",
+        "the same",
+        Goal(0.6, Compare.SPEED),
+        partial(_grpc_rate, 1, _CALLS),
+    ),
+    Benchmark(
+        "F6",
+        f"REST predict of the embedded server, tiny model, {_IN_FLIGHT} connections",
+        "nginx with a constant answer",
+        Goal(0.25, Compare.SPEED),
+        _rest_rate,
     ),
 )

@@ -144,14 +144,27 @@ def _write_line(process: "subprocess.Popen[str]") -> None:
         process.stdin.flush()
 
 
-def h2load(scratch: Path, port: int, in_flight: int, *options: str) -> str:
+def h2load(
+    scratch: Path, port: int, in_flight: int, *options: str, message: bytes = MESSAGE
+) -> str:
     """Send gRPC requests over one connection; return what h2load printed."""
     body = scratch / "message"
-    body.write_bytes(bytes(4) + bytes([len(MESSAGE)]) + MESSAGE)
+    body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     argv = [
         tool("h2load", "Debian: nghttp2-client"), "-c", "1", "-t", "1", "-m", str(in_flight),
         *options, "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(body),
         f"http://127.0.0.1:{port}{PREDICT}",
+    ]  # fmt: skip
+    return _printed(argv)
+
+
+def h2load_posts(scratch: Path, url: str, connections: int, calls: int, content: bytes) -> str:
+    """Post JSON over connections of HTTP/1.1; return what h2load printed."""
+    body = scratch / "body"
+    body.write_bytes(content)
+    argv = [
+        tool("h2load", "Debian: nghttp2-client"), "--h1", "-c", str(connections), "-t", "1",
+        "-n", str(calls), "-H", "content-type: application/json", "-d", str(body), url,
     ]  # fmt: skip
     return _printed(argv)
 

@@ -1,7 +1,7 @@
 """Servers to hold ours against: `python -m bench.servers KIND [MODEL_DIR]` prints its port.
 
-`echo`: grpcio answers with the request. `tutorial`: generated classes, `make_ndarray`, a restored
-signature, `make_tensor_proto`, as guides show it. `constant`: our HTTP transport, one fixed answer.
+`tutorial`: generated classes, `make_ndarray`, a restored signature, `make_tensor_proto`, as guides
+show it. `constant`: our HTTP transport, one fixed answer.
 """
 
 import os
@@ -15,18 +15,6 @@ import grpc
 
 _THREADS = 4 * (os.cpu_count() or 1)  # as tensorflow_model_server's grpc_max_threads
 _ANY_PORT = "127.0.0.1:0"
-
-
-def echo() -> int:
-    """Answer every gRPC method with its request's bytes."""
-
-    class Routes(grpc.GenericRpcHandler):  # type: ignore[misc]
-        def service(self, handler_call_details: Any) -> Any:
-            del handler_call_details
-            return grpc.unary_unary_rpc_method_handler(lambda request, _: request)
-
-    server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=[Routes()])
-    return _started(server)
 
 
 def tutorial(model_dir: str) -> int:
@@ -81,7 +69,7 @@ def _started(server: Any) -> int:
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
     kinds: dict[str, Callable[..., int]] = {
-        "echo": echo, "tutorial": tutorial, "constant": constant
+        "tutorial": tutorial, "constant": constant
     }  # fmt: skip
     sys.stdout.write(f"{kinds[kind](*arguments)}\n")
     sys.stdout.flush()
