@@ -92,22 +92,19 @@ class Report:
     """How one or two subjects fared on a set.
 
     Attributes:
-        model: name of the model.
-        source: name of the set.
-        examples: how many were used.
-        unusable: those that were not sent.
+        run: what was sent, and what came of it.
         summaries: one for each subject.
         comparison: the second against the first, None for one.
-        assumed: what was taken for granted and may decide the rates, a sentence each.
     """
 
-    model: str
-    source: str
-    examples: int
-    unusable: list[Failure]
+    run: Run
     summaries: list[Summary]
     comparison: Comparison | None
-    assumed: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.run.outcomes[0].subject.target.model
 
     @property
     def failed(self) -> int:
@@ -122,10 +119,9 @@ def build(run: Run, top_k: int) -> Report:
         run: with answers of every subject.
         top_k: how many classes count for the top-k error rate.
     """
-    model = run.outcomes[0].subject.target.model
     summaries = [summarize(outcome, top_k) for outcome in run.outcomes]
     comparison = _compare(run.outcomes) if len(run.outcomes) > 1 else None
-    return Report(model, run.source, run.examples, run.unusable, summaries, comparison, run.assumed)
+    return Report(run, summaries, comparison)
 
 
 def summarize(outcome: Outcome, top_k: int) -> Summary:
@@ -207,10 +203,10 @@ def as_data(report: Report) -> dict[str, Any]:
     compared = report.comparison
     return {
         "model": report.model,
-        "source": report.source,
-        "examples": report.examples,
-        "assumed": list(report.assumed),
-        "unusable": [asdict(each) for each in report.unusable],
+        "source": report.run.source,
+        "examples": report.run.examples,
+        "assumed": list(report.run.assumed),
+        "unusable": [asdict(each) for each in report.run.unusable],
         "results": [_summary_data(each) for each in report.summaries],
         "comparison": compared and {**asdict(compared), "verdict": compared.verdict},
     }
@@ -229,18 +225,18 @@ def as_text(report: Report) -> str:
     parts = [_summary_text(report, each) for each in report.summaries]
     if report.comparison is not None:
         parts.append(_comparison_text(report, report.comparison))
-    if report.unusable:
+    if report.run.unusable:
         parts.append(_named("example could not be used", "examples could not be used",
-                            report.unusable))  # fmt: skip
-    if report.assumed:
-        parts.append("\n".join(["Assumed:", *(f"  {_shown(text)}" for text in report.assumed)]))
+                            report.run.unusable))  # fmt: skip
+    if report.run.assumed:
+        parts.append("\n".join(["Assumed:", *(f"  {_shown(text)}" for text in report.run.assumed)]))
     return "\n\n".join(parts)
 
 
 def _summary_text(report: Report, summary: Summary) -> str:
     low, high = percent(summary.interval.low), percent(summary.interval.high)
     lines = [
-        f"{report.model} {summary.title}, {summary.answered} examples of {report.source}",
+        f"{report.model} {summary.title}, {summary.answered} examples of {report.run.source}",
         f"Inference error rate: {percent(summary.error_rate)}",
         f"{summary.wrong} of {summary.answered} wrong, 95% interval {low} to {high}",
         f"Top-{summary.top_k} error rate: {percent(summary.top_k_error_rate)}",
