@@ -88,7 +88,7 @@ def rows() -> list[tuple[str, str, str]]:
         (
             f"time for a request to arrive, unless {_size(STEADY_BYTES)} of it does in that time",
             slow,
-            "408",
+            "408; DEADLINE_EXCEEDED",
         ),
         ("time for an answer to be taken", f"{slow} without progress", "closed"),
         ("predictions that wait for their turn, by protocol", f"{MOST_WAITING}", full[:3]),
