@@ -15,6 +15,7 @@ QUICK = (
     "integration/test_inspect_cli.py",
     "integration/test_lint_cli.py",
     "integration/test_predict_cli.py",
+    "integration/test_push_cli.py",
     "integration/test_signatures_cli.py",
     "integration/test_warmup_cli.py",
 )
