@@ -100,7 +100,7 @@ def _pictures(top: float) -> list[str]:
         left = right - (len(SHOWN) - place) * (side + 6)
         encoded = base64.b64encode((DIGITS / name).read_bytes()).decode()
         parts.append(
-            f'<image x="{left:.0f}" y="{top - LINE:.0f}" width="{side}" height="{side}" '
+            f'<image x="{left:.0f}" y="{top - side + 4:.0f}" width="{side}" height="{side}" '
             f'href="data:image/jpeg;base64,{encoded}"/>\n'
         )
     return parts
