@@ -209,7 +209,8 @@ def lite():
     """Models that give what they are fed a shape: strings and numbers."""
     import tensorflow as tf
 
-    from tfserve_kit.embedded.servable import TfLiteServable, _interpreter
+    from tfserve_kit.embedded.loader import _interpreter
+    from tfserve_kit.embedded.servable import TfLiteServable
 
     def converted(dtype):
         class Shaper(tf.Module):
