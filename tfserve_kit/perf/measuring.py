@@ -198,7 +198,7 @@ class Bench:
 
     Attributes:
         payloads: what requests consist of, sent in turn.
-        send: what sends them: `perf.sending.run`, or what takes its place.
+        send: what takes the place of `perf.sending.run`.
         about: settings to keep besides those of the load.
         during: `poison` makes every hundredth request invalid; `overload` is the name of a load
             that doubles its rate, see `Open.at_rate`; anything else is a command for the shell, run
@@ -210,7 +210,7 @@ class Bench:
     """
 
     payloads: Sequence[Payload]
-    send: Callable[..., Samples] = sending.run
+    send: Callable[..., Samples] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     during: str = ""
     watch: Callable[[], Watch] | None = None
@@ -229,7 +229,7 @@ class Bench:
         watch = self.watch() if self.watch else None
         disturbance = Disturbance(self.command or command_of(self.during), load.duration_s / 3)
         with watch or nullcontext(), disturbance:
-            samples = self.send(
+            samples = (self.send or sending.run)(
                 load, payloads, stop=self.stop, progress=self.progress, started=disturbance.begin
             )
         marks = (*disturbance.marks, *_overload_marks(load))
