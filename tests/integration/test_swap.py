@@ -187,7 +187,7 @@ def test_roll_back_and_back_again_under_traffic_lose_no_request(serve, grpc, add
         assert settled(lambda: caller.answers[-1] == 2.5)
         again = bring_back(base_path, 2, places=None, timeout_s=PATIENCE_S)
         assert settled(lambda: caller.answers[-1] == 3.5)
-    place = ServedModel(handle.endpoints.grpc, "half")
+    place = ServedModel(handle.endpoints.grpc, "half", base_path)
     assert (done.version, done.retired, done.places) == (1, (2,), (place,))
     assert (again.version, again.restored, again.places) == (2, (2,), (place,))
     assert caller.errors == []
