@@ -18,9 +18,9 @@ import pytest
 
 from tests.integration.commands import PATIENCE_S
 from tests.unit.perf.runs import queued, run_of, sample
-from tfserve_kit import savedmodel
+from tfserve_kit import savedmodel, tfrecord
 from tfserve_kit.perf import samples, sending
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, tfrecord, warmup
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, warmup
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from tests.integration.commands import running
-from tfserve_kit import processes, protos
+from tfserve_kit import processes, protos, tfrecord
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, list_versions, push
-from tfserve_kit.savedmodel import WARMUP_FILE, tfrecord
+from tfserve_kit.savedmodel import WARMUP_FILE
 from tfserve_kit.serving.smoke import trial
 
 pytestmark = pytest.mark.tensorflow

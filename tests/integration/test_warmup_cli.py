@@ -9,11 +9,11 @@ import requests
 from PIL import Image
 
 from tests.unit.saved_models import meta_graph, tensor, write
-from tfserve_kit import protos
+from tfserve_kit import protos, tfrecord
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.status import ServingError
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import WARMUP_FILE, tfrecord
+from tfserve_kit.savedmodel import WARMUP_FILE
 from tfserve_kit.tensors import from_proto
 
 

@@ -55,8 +55,8 @@ from tfserve_kit.embedded.servable import (
 from tfserve_kit.embedded.settings import Batching, SessionOptions, read_text_proto
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX, WARMUP_FILE
-from tfserve_kit.savedmodel.tfrecord import masked_crc
 from tfserve_kit.savedmodel.warmup import MAX_RECORDS
+from tfserve_kit.tfrecord import masked_crc
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos
+from tfserve_kit import protos, tfrecord
 from tfserve_kit.clients import Target, connect
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import inputs_of_body, read_inputs
@@ -33,7 +33,7 @@ from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec, tfrecord, warmup
+from tfserve_kit.savedmodel import Signature, TensorSpec, warmup
 from tfserve_kit.savedmodel.signatures import BatchAxes, Composite, batch_axes, counted
 from tfserve_kit.tensors import dtypes, from_proto
 

@@ -20,16 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit import protos, savedmodel
+from tfserve_kit import protos, savedmodel, tfrecord
 from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, listed
-from tfserve_kit.savedmodel import (
-    DEFAULT_SIGNATURE,
-    GRAPH_FILE,
-    WARMUP_FILE,
-    Signature,
-    TensorSpec,
-    tfrecord,
-)
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, WARMUP_FILE, Signature, TensorSpec
 from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes, from_proto, to_proto
 from tfserve_kit.tensors.proto import header

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfserve_kit import savedmodel
+from tfserve_kit import savedmodel, tfrecord
 from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import Arrays, read_inputs
 from tfserve_kit.errors import UsageError
@@ -12,7 +12,7 @@ from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, tfrecord, warmup
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, warmup
 from tfserve_kit.savedmodel.signatures import batch_axes
 
 

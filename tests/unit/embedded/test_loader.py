@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from tfserve_kit import protos
+from tfserve_kit import protos, tfrecord
 from tfserve_kit.embedded import loader as prepare
 from tfserve_kit.embedded.batching import BatchingServable, BatchOptions, BatchScheduler
 from tfserve_kit.embedded.loader import PreparingLoader
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.settings import Batching
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.savedmodel import tfrecord
 from tfserve_kit.tensors import to_proto
 
 _SIGNATURES = protos.from_text(

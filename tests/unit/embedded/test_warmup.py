@@ -8,7 +8,7 @@ from tfserve_kit import protos
 from tfserve_kit.embedded import loader
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.savedmodel.tfrecord import masked_crc
+from tfserve_kit.tfrecord import masked_crc
 
 LOGS = {
     "predict_log": "Predict",

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.unit.signatures import NESTED, RAGGED, SPARSE, made
-from tfserve_kit import protos, savedmodel
+from tfserve_kit import protos, savedmodel, tfrecord
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.perf import payloads
 from tfserve_kit.perf.load import Load, Open
 from tfserve_kit.perf.payloads import assumptions, inputs_of, random_inputs
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, tfrecord, warmup
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, warmup
 from tfserve_kit.tensors import dtypes, from_proto
 
 

@@ -16,14 +16,14 @@ import zipfile
 
 import pytest
 
-from tfserve_kit import protos
+from tfserve_kit import protos, tfrecord
 from tfserve_kit.errors import PushRefused, SpecError
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository import push
 from tfserve_kit.repository.inspection import Gate, inspect
 from tfserve_kit.repository.intake import Limits, checked_name
 from tfserve_kit.repository.manifest import Manifest
-from tfserve_kit.savedmodel import checkpoint, tfrecord
+from tfserve_kit.savedmodel import checkpoint
 from tfserve_kit.savedmodel.scan import scan_graph
 from tfserve_kit.tensors import varint
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.unit import saved_models
 from tests.unit.signatures import RAGGED, made
-from tfserve_kit import protos, savedmodel
+from tfserve_kit import protos, savedmodel, tfrecord
 from tfserve_kit.errors import PushRefused, UsageError
-from tfserve_kit.savedmodel import Signature, TensorSpec, tfrecord, warmup
+from tfserve_kit.savedmodel import Signature, TensorSpec, warmup
 from tfserve_kit.tensors import dtypes, from_proto, to_proto
 
 SERVING = "serving_default"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfserve_kit.savedmodel import tfrecord
-from tfserve_kit.savedmodel.tfrecord import TFRecordError
+from tfserve_kit import tfrecord
+from tfserve_kit.tfrecord import TFRecordError
 
 # Two records as tensorflow 2.21 wrote them: `one` and nothing.
 WRITTEN = bytes.fromhex("0300000000000000b099490e6f6e6501405508000000000000000029039807d8ea82a2")
