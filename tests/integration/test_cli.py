@@ -546,6 +546,8 @@ def settled(condition):
 @pytest.fixture
 def foreground(state_dir, tmp_path, fake_binary):
     """A `tfkit serve` in the foreground that has said it is ready."""
+    # Where the tests run under nohup it would inherit that, and rightly ignore SIGHUP.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with subprocess.Popen(
         [sys.executable, "-m", "tfserve_kit", *map(str, serve_web(fake_binary()))],
         stdout=subprocess.PIPE,
@@ -553,6 +555,7 @@ def foreground(state_dir, tmp_path, fake_binary):
         text=True,
         cwd=tmp_path,
     ) as serving:
+        signal.signal(signal.SIGHUP, inherited)
         assert serving.stdout.readline() == "Server 'web' is ready: half_plus_two\n"
         yield serving
         serving.kill()

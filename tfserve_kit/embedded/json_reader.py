@@ -635,11 +635,13 @@ def _rows(document: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, NDAr
 
 def _regular_rows(rows: list[Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
     """Convert input by input, which is fast; None where a row is not like the others."""
-    columns, aliases = {min(inputs): rows}, set(inputs)
+    columns = {min(inputs): rows}
     if _is_named(rows[0]):
+        aliases = set(inputs)
         if not all(type(row) is dict and row.keys() == aliases for row in rows):
             return None
-        columns = {alias: [row[alias] for row in rows] for alias in aliases}
+        # Sorted: each order of inputs would be compiled as a call of its own.
+        columns = {alias: [row[alias] for row in rows] for alias in sorted(aliases)}
     try:
         return {
             alias: _stacked(column, _dtype(inputs[alias]), alias)
@@ -662,7 +664,7 @@ def _stacked(rows: list[Any], dtype: DType, alias: str) -> NDArray[Any]:
 
 def _one_by_one(rows: list[Any], inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Convert row by row, and say what is wrong with the first bad one."""
-    columns = {alias: _Column(alias, _dtype(info)) for alias, info in inputs.items()}
+    columns = {alias: _Column(alias, _dtype(inputs[alias])) for alias in sorted(inputs)}
     named = _is_named(rows[0])
     for index, row in enumerate(rows):
         if _is_named(row) != named:
