@@ -262,7 +262,9 @@ def test_damage_that_only_a_load_finds_ends_the_real_server_and_its_log_says_why
     flags = {"max_num_load_retries": 0}
     error = refused_by(process.embedded(), deployment(base_path=base_path, flags=flags))
     assert error.exit_code == 255
-    assert error.message.startswith("server 'web' ended with exit status 255 (refused to start: ")
+    assert error.message.startswith(
+        "server 'web' ended with exit status 255 (refused to start because of "
+    )
     why = (
         "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
         "{{{name: half_plus_two version: 2} due to error: DATA_LOSS: "
@@ -332,5 +334,5 @@ def full_disk(state_dir):
 def test_full_disk_is_named_and_nothing_is_left_running(fake_engine, deployment, full_disk):
     error = refused_by(fake_engine(), deployment())
     assert "No space left on device" in error.message
-    assert "make room there" in error.remedy
+    assert "free some space" in error.remedy
     assert not list((full_disk / "servers").glob("*/"))
