@@ -41,12 +41,12 @@ def shell(state_dir, tmp_path, monkeypatch):
     """Run a command as a process of its own, as servers that outlive it need."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
+    def run(*arguments, timeout_s=PATIENCE_S):
         done = subprocess.run(
             [sys.executable, "-m", "tfserve_kit", *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=timeout_s,
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)

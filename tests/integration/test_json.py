@@ -7,6 +7,7 @@ import click
 import pytest
 from PIL import Image
 
+from tests.integration.commands import PATIENCE_S
 from tfserve_kit.cli import COMMANDS, cli
 
 pytestmark = pytest.mark.tensorflow
@@ -87,7 +88,8 @@ def place(tmp_path, models):
 
 def test_what_every_command_prints_with_json_is_one_line_by_the_standard(shell, place):
     for name, arguments in STEPS.items():
-        done = shell(*name.split(), *(each.format(place) for each in arguments), "--json")
+        command = [*name.split(), *(each.format(place) for each in arguments), "--json"]
+        done = shell(*command, timeout_s=PATIENCE_S * (4 if name == "tune" else 1))  # it measures
         assert done.code in CODES.get(name, {0}), (name, done.err)
         assert done.out.count("\n") == 1, name
         document = json.loads(done.out, parse_constant=refuse)
