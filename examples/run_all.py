@@ -45,7 +45,7 @@ def run(name: str, keep: Path | None) -> list[str]:
 def _shown(command: list[str], folder: str) -> tuple[str, int]:
     """Run a command whose temporary files go into a folder; pass on and return what it prints."""
     lines = []
-    # tensorflow imports code that it makes in the temporary folder; its bytecode is not left behind.
+    # tensorflow imports code that it has made in there, and would leave its bytecode behind.
     environment = os.environ | {"TMPDIR": folder, "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
