@@ -195,6 +195,10 @@ def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -
 def _from_numpy(file: Path, signature: Signature) -> Arrays:
     try:
         loaded = numpy_files.read(file)
+    except FileNotFoundError as error:
+        raise InvalidRequest(
+            f"cannot read {file}: {error.strerror}", remedy="check the path"
+        ) from error
     except Exception as error:
         raise InvalidRequest(
             f"{file} cannot be read as a numpy file: {error}",

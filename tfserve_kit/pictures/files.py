@@ -190,7 +190,9 @@ def read_file(path: Path) -> bytes:
             size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
             data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidRequest(
+            f"cannot read {path}: {error.strerror}", remedy="check the path and its permissions"
+        ) from error
     if len(data) > MAX_FILE_BYTES:
         text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
         raise InvalidRequest(text, remedy="send it in several files")

@@ -226,8 +226,9 @@ def test_file_that_is_none_of_numpys_or_does_not_fit_is_refused(write, name, con
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.json"])
 def test_file_that_is_not_there_is_refused(tmp_path, name):
-    with pytest.raises(InvalidRequest, match="No such file"):
+    with pytest.raises(InvalidRequest, match=r"cannot read .*No such file") as caught:
         read(PAIRS, tmp_path / name)
+    assert "check the path" in caught.value.remedy
 
 
 def test_array_without_a_name_needs_a_signature_of_one_input(write):
