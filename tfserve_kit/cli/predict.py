@@ -230,7 +230,9 @@ class _Shown:
     def _remark(self, found: Classified) -> None:
         """Say once what the scores are if they are not probabilities, and each time what is NaN."""
         if found.nan_scores:
-            self._progress.note(f"Warning: {found.nan_scores} of its scores are NaN")
+            self._progress.note(
+                f"Warning: {found.nan_scores} of its scores are NaN; check the range of its input"
+            )
         if found.meaning not in self._meanings and found.meaning == "logits or other scores":
             self._progress.note(
                 "The scores are not probabilities; --softmax turns logits into them."

@@ -141,8 +141,13 @@ def server_of(
     chosen = [each for each in found if model in {None, each[1]}] or found
     if len(chosen) != 1:
         listed = ", ".join(f"{name} at {each.endpoints.grpc}" for each, name in chosen)
+        if not chosen:
+            raise UsageError(
+                f"tfkit runs no server on {base_path}",
+                remedy=f"start one with `tfkit serve --model NAME={base_path}`, or give its --url",
+            )
         raise UsageError(
-            f"tfkit runs {len(chosen)} servers on {base_path}{': ' if listed else ''}{listed}",
+            f"tfkit runs {len(chosen)} servers on {base_path}: {listed}",
             remedy="give the --url of the server to watch",
         )
     server, name = chosen[0]
