@@ -86,6 +86,8 @@ def status_message(status: VersionStatus) -> Any:
 _MOST_LENGTHS = 256
 _MOST_OF_A_LENGTH = 4
 _MOST_AROUND_BYTES = 4096
+# What is learnt from has few fields at each level; a text tensor has one for each text.
+_MOST_FIELDS = 64
 # tensorflow_serving/apis/predict.proto and tensorflow/core/framework/tensor.proto: what holds
 # numbers as they lie in memory (tensor_content, float_val, double_val).
 _INPUTS, _KEY, _VALUE = 2, 1, 2
@@ -203,12 +205,14 @@ def _numbers_within(request: bytes, message: Any) -> dict[str, tuple[int, NDArra
 
 
 def _fields(body: bytes, at: int, end: int) -> dict[int, list[tuple[int, int]]]:
-    """Return where the fields of a part of a message begin and end, by number."""
+    """Return where the fields of a part of a message begin and end, by number; {} if many."""
     found: dict[int, list[tuple[int, int]]] = {}
-    while at < end:
+    for _ in range(_MOST_FIELDS):
+        if at >= end:
+            return found
         number, begin, at = field_at(body, at, end)
         found.setdefault(number, []).append((begin, at))
-    return found
+    return found if at >= end else {}
 
 
 def examples_from_input(message: Any, account: Account) -> NDArray[Any]:

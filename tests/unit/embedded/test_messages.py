@@ -8,7 +8,7 @@ import pytest
 from tfserve_kit import protos
 from tfserve_kit.embedded import messages
 from tfserve_kit.embedded.handlers import ModelRef
-from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.ledger import Call, field_at
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
 
@@ -231,6 +231,21 @@ def test_values_left_out_or_sent_twice_are_not_remembered():
     known = messages.KnownRequests()
     known.learn(twice, protos.PredictRequest.FromString(twice), ModelRef("m"))
     assert known.find(twice) is None
+
+
+def test_learning_looks_at_few_fields_however_many_a_request_has(monkeypatch):
+    looked = []
+
+    def counted(*where):
+        looked.append(where)
+        return field_at(*where)
+
+    monkeypatch.setattr(messages, "field_at", counted)
+    texts = np.array([b"text"] * 10_000, object)
+    for request in (_predict({"a": texts}), _predict({}, output_filter=["y"] * 10_000)):
+        _learnt(request)
+        assert 0 < len(looked) < 500
+        looked.clear()
 
 
 def test_known_requests_are_bounded():
