@@ -26,6 +26,7 @@ _BACKLOG = 1024
 # Loading models takes descriptors too, and must not fail because clients have them all.
 _RESERVED_DESCRIPTORS = 512
 _ACCEPT_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.005
 _SO_ATTACH_FILTER = 26
 # How long handshakes may take to end: of TCP when the server ends, of TLS at any time.
 _HANDSHAKE_S = 0.02
@@ -64,6 +65,11 @@ class EventLoop:
     def do(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something in the loop, and wait until it is done; it must run."""
         asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    async def until(self, is_so: Callable[[], object], end_s: float) -> None:
+        """Wait until something is so, but no longer than the loop's clock says; for its thread."""
+        while not is_so() and self.loop.time() < end_s:
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     def stop(self) -> None:
         """End it; idempotent."""

@@ -184,9 +184,9 @@ class GrpcProtocol:
             if type(event) is http2.DataReceived:
                 self._data(event, whole)
             elif type(event) is http2.RequestReceived:
-                self._request(event, now_s, whole)
+                self._request(event, now_s)
             else:
-                self._other(event, now_s, whole)
+                self._other(event, now_s)
         return [stream for stream in whole if not stream.is_gone]
 
     def take_gone(self) -> list[GrpcStream]:
@@ -205,7 +205,7 @@ class GrpcProtocol:
         for stream in list(self.streams.values()):
             self._close(stream)
 
-    def _request(self, event: Any, now_s: float, whole: list[GrpcStream]) -> None:
+    def _request(self, event: Any, now_s: float) -> None:
         self._idle_frames = 0
         headers = dict(event.headers)
         stream = GrpcStream(event.stream_id, self._ledger.account(self._client))
@@ -231,7 +231,7 @@ class GrpcProtocol:
                 return
             stream.deadline_s = now_s + timeout_s
         if event.end_stream:
-            self._end_of_message(stream, whole)
+            self._end_of_message(stream)
         else:
             self._begun.append(stream)
 
@@ -254,7 +254,7 @@ class GrpcProtocol:
         if not stream.is_answered and data and self._collect(stream, data):
             whole.append(stream)
         if event.end_stream:
-            self._end_of_message(stream, whole)
+            self._end_of_message(stream)
 
     def _collect(self, stream: GrpcStream, data: bytes) -> bool:
         """Add a piece to a message that comes in several; say whether it is whole."""
@@ -308,7 +308,7 @@ class GrpcProtocol:
             return False
         return True
 
-    def _end_of_message(self, stream: GrpcStream, whole: list[GrpcStream]) -> None:
+    def _end_of_message(self, stream: GrpcStream) -> None:
         """Answer a call that ends without a message, or within one."""
         stream.has_ended = True
         if stream.is_answered or stream.message is not None:
@@ -316,11 +316,10 @@ class GrpcProtocol:
         if stream.body is not None:
             self.answer(stream, Code.INTERNAL, "the message was cut")
             return
-        del whole
         text = f'"{stream.path}" requires exactly one request message.'
         self.answer(stream, Code.UNIMPLEMENTED, text)
 
-    def _other(self, event: Any, now_s: float, whole: list[GrpcStream]) -> None:
+    def _other(self, event: Any, now_s: float) -> None:
         kind = type(event)
         if kind is http2.StreamClosed:
             stream = self.streams.get(event.stream_id)
@@ -329,7 +328,7 @@ class GrpcProtocol:
         elif kind is http2.TrailersReceived:
             stream = self.streams.get(event.stream_id)
             if stream is not None:
-                self._end_of_message(stream, whole)
+                self._end_of_message(stream)
         elif kind is http2.ConnectionClosed:
             self.end()
         elif kind is http2.PingReceived:
@@ -381,8 +380,7 @@ class GrpcProtocol:
         if code is Code.OK:
             self._send(stream, body)
         else:
-            status = ((b"grpc-status", b"%d" % code), (b"grpc-message", _told(details)))
-            self._refuse(stream, (*_HEADERS, *status))
+            self._refuse(stream, (*_HEADERS, *_status(code, details)))
 
     def begin(self, stream: GrpcStream, body: bytes) -> None:
         """Send a message that others may follow, see `finish`."""
@@ -401,9 +399,8 @@ class GrpcProtocol:
         """End a call that was answered with `begin`."""
         if stream.is_answered or stream.is_gone:
             return
-        status = ((b"grpc-status", b"%d" % code), (b"grpc-message", _told(details)))
         try:
-            self._http.end(stream.number, status)
+            self._http.end(stream.number, _status(code, details))
         except Http2Error:
             self._lose(stream)
         self._note_answered(stream)
@@ -456,7 +453,7 @@ class GrpcProtocol:
             self.end()
             return b""
         for event in self._http.events():
-            self._other(event, 0.0, [])
+            self._other(event, 0.0)
         if self._unended and len(data) < most_bytes and self._end_unended():
             data += self.take(most_bytes)
         return data
@@ -498,6 +495,10 @@ def _timeout_s(text: bytes) -> float | None:
     if unit is None or not digits.isdigit() or len(digits) > _MOST_TIMEOUT_DIGITS:
         return None
     return int(digits) * unit
+
+
+def _status(code: Code, details: str) -> http2.Headers:
+    return ((b"grpc-status", b"%d" % code), (b"grpc-message", _told(details)))
 
 
 def _told(details: str) -> bytes:

@@ -271,7 +271,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._is_full = False  # what was written is not taken
         self._is_flushing = self._is_stepping = self._is_leaving = self._has_left = False
         self._unreplied_bytes = 0
-        self._received_s = self._begun_s = self._busy_s = time.monotonic()
+        self._received_s = self._busy_s = time.monotonic()
         self._pinged_s: float | None = None
         self._sent_bytes = 0
         self._before: dict[Any, int] = {}
@@ -709,19 +709,16 @@ class GrpcTransport:
         for connection in list(shared.connections):
             connection.announce_end()
         await asyncio.sleep(_QUIET_S)
-        farewell_s = min(end_s, loop.time() + _LONGEST_FAREWELL_S)
-        while not all(each.has_heard for each in shared.connections) and loop.time() < farewell_s:
-            await asyncio.sleep(0.005)
+        await self._loop.until(
+            lambda: all(each.has_heard for each in shared.connections),
+            min(end_s, loop.time() + _LONGEST_FAREWELL_S),
+        )
         for connection in list(shared.connections):
             connection.leave()
-        await self._until_empty(end_s)
+        await self._loop.until(lambda: not shared.connections, end_s)
         for connection in list(shared.connections):
             connection.abort()
         await asyncio.sleep(0)  # lets the transports say goodbye
-
-    async def _until_empty(self, end_s: float) -> None:
-        while self._shared.connections and self._loop.loop.time() < end_s:
-            await asyncio.sleep(0.005)
 
 
 def _asked_for(message: bytes) -> tuple[str, str] | None:

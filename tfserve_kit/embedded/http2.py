@@ -4,7 +4,8 @@
 Its limits are set here, on purpose; what a client may do beyond them is for `grpc_protocol`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ class Http2:
             Http2Error: the stream has ended meanwhile.
         """
         connection = self._connection
-        try:
+        try:  # not in three steps: every call comes by here
             connection.send_response(stream, headers)
             for piece in body:
                 connection.send_data(stream, piece)
@@ -149,77 +150,54 @@ class Http2:
 
     def begin(self, stream: int, headers: Headers) -> None:
         """Answer with headers; a body follows, by and by. Raises as `respond`."""
-        try:
-            self._connection.send_response(stream, headers)
-        except ngh2.NGH2Error as error:
-            raise Http2Error(str(error)) from error
+        _checked(self._connection.send_response, stream, headers)
 
     def proceed(self, stream: int, body: bytes) -> None:
         """Go on with the body of an answer. Raises as `respond`."""
-        try:
-            self._connection.send_data(stream, body)
-        except ngh2.NGH2Error as error:
-            raise Http2Error(str(error)) from error
+        _checked(self._connection.send_data, stream, body)
 
     def end(self, stream: int, trailers: Headers) -> None:
         """End an answer that has begun. Raises as `respond`."""
-        try:
-            self._connection.send_trailers(stream, trailers)
-        except ngh2.NGH2Error as error:
-            raise Http2Error(str(error)) from error
+        _checked(self._connection.send_trailers, stream, trailers)
 
     def respond_at_once(self, stream: int, headers: Headers) -> None:
         """Answer with headers alone. Raises as `respond`."""
-        try:
-            self._connection.send_response(stream, headers, end_stream=True)
-        except ngh2.NGH2Error as error:
-            raise Http2Error(str(error)) from error
+        _checked(self._connection.send_response, stream, headers, end_stream=True)
 
     def reset(self, stream: int, code: ErrorCode) -> None:
         """End a stream at once; nothing where the connection has ended."""
-        try:
+        with suppress(ngh2.NGH2Error):
             self._connection.reset_stream(stream, code)
-        except ngh2.NGH2Error:
-            return
 
     def ping(self, content: bytes) -> None:
         """Ask for a sign of life; nothing where the connection has ended."""
-        try:
+        with suppress(ngh2.NGH2Error):
             self._connection.ping(content)
-        except ngh2.NGH2Error:
-            return
 
     def announce_end(self) -> None:
         """Ask the peer to begin no more streams; those on their way are still served."""
-        try:
+        with suppress(ngh2.NGH2Error):
             self._connection.send_shutdown_notice()
-        except ngh2.NGH2Error:
-            return
 
     def end_after_streams(self) -> None:
         """Begin no stream after those that are known; then the connection ends."""
-        try:
+        with suppress(ngh2.NGH2Error):
             self._connection.send_goaway()
-        except ngh2.NGH2Error:
-            return
 
     def end_at_once(self, code: ErrorCode, text: bytes = b"") -> None:
         """Tell the peer why, and end; what is left to be sent is the last."""
-        try:
+        with suppress(ngh2.NGH2Error):
             if text:
                 self._connection.send_goaway(code, debug_data=text)
             self._connection.terminate_connection(code)
-        except ngh2.NGH2Error:
-            return
 
     def unsent_bytes(self, stream: int | None = None) -> int:
         """Return how much of an answer, or of all, has not been taken."""
         return self._connection.queued_body_size(stream)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether bytes could be taken now."""
-        try:
-            return self._connection.want_write
-        except ngh2.NGH2Error:
-            return False
+
+def _checked(send: Callable[..., object], *what: object, **how: object) -> None:
+    try:
+        send(*what, **how)
+    except ngh2.NGH2Error as error:
+        raise Http2Error(str(error)) from error

@@ -35,7 +35,7 @@ _WAITING_BYTES = 1 << 17
 
 
 @dataclass(slots=True)
-class Shared:
+class _Shared:
     """What the connections of a server have in common; lives in the event loop.
 
     Attributes:
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         shared: what it has in common with the server's other connections.
     """
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: _Shared) -> None:
         self._shared = shared
         self._transport: Any = None
         self._reader: Reader
@@ -434,7 +434,7 @@ class HttpTransport:
         self._owns_loop = loop is None
         self._front = loop or EventLoop()
         self._loop = self._front.loop
-        self._shared = Shared(
+        self._shared = _Shared(
             surface,
             Runner(self._loop, Lanes(options.threads), "rest"),
             self._loop,
@@ -489,14 +489,11 @@ class HttpTransport:
         self._shared.is_draining = True
         if self._listener:
             await self._listener.close_gently()
-        await self._until_empty(min(end_s, self._loop.time() + _ANOTHER_REQUEST_S))
+        another_s = min(end_s, self._loop.time() + _ANOTHER_REQUEST_S)
+        await self._front.until(lambda: not connections, another_s)
         for connection in list(connections):
             connection.finish()
-        await self._until_empty(end_s)
+        await self._front.until(lambda: not connections, end_s)
         for connection in list(connections):
             connection.abort()
         await asyncio.sleep(0)  # lets the transports say goodbye
-
-    async def _until_empty(self, end_s: float) -> None:
-        while self._shared.connections and self._loop.time() < end_s:
-            await asyncio.sleep(0.01)
