@@ -70,7 +70,8 @@ class GrpcStream:
         path: full name of the method.
         deadline_s: until when the client waits for the answer; None for ever.
         account: what it makes the server hold.
-        message: the request, once all of it is there.
+        message: the request, once all of it is there and until somebody takes it.
+        is_whole: all of the request has come.
         is_compressed: whether the message is.
         is_gone: the client has left.
         is_answered: all of its answer is made.
@@ -88,6 +89,7 @@ class GrpcStream:
         "is_compressed",
         "is_gone",
         "is_open",
+        "is_whole",
         "is_working",
         "message",
         "number",
@@ -105,6 +107,7 @@ class GrpcStream:
         self.body: BytesIO | None = None
         self.wanted_bytes = -1  # not known yet
         self.is_compressed = self.is_gone = self.is_answered = self.is_working = False
+        self.is_whole = False
         self.has_ended = False  # the client sends no more
         self.is_open = False  # an answer of several messages has begun
         self._told: list[Callable[[], object]] | None = None
@@ -240,7 +243,7 @@ class GrpcProtocol:
         if stream is None:
             return
         stream.has_ended = stream.has_ended or event.end_stream
-        if stream.is_answered or stream.message is not None:
+        if stream.is_answered or stream.is_whole:
             return  # one message is all that is wanted
         data = event.data
         if stream.body is None and len(data) >= _PREFIX_BYTES:
@@ -248,7 +251,7 @@ class GrpcProtocol:
             if len(data) == size + _PREFIX_BYTES and self._accepts(stream, data[0], size):
                 if size > SMALL_BYTES and not self._charge(stream, size):
                     return
-                stream.message = data[_PREFIX_BYTES:]
+                stream.message, stream.is_whole = data[_PREFIX_BYTES:], True
                 whole.append(stream)
                 return
         if not stream.is_answered and data and self._collect(stream, data):
@@ -279,8 +282,8 @@ class GrpcProtocol:
             return False
         body.write(data)
         if body.tell() == stream.wanted_bytes:
-            stream.message, stream.body = body.getvalue(), None
-        return stream.message is not None
+            stream.message, stream.is_whole, stream.body = body.getvalue(), True, None
+        return stream.is_whole
 
     def _accepts(self, stream: GrpcStream, flag: int, size: int) -> bool:
         """Say whether a message may come, or answer that it may not."""
@@ -311,7 +314,7 @@ class GrpcProtocol:
     def _end_of_message(self, stream: GrpcStream) -> None:
         """Answer a call that ends without a message, or within one."""
         stream.has_ended = True
-        if stream.is_answered or stream.message is not None:
+        if stream.is_answered or stream.is_whole:
             return
         if stream.body is not None:
             self.answer(stream, Code.INTERNAL, "the message was cut")

@@ -363,7 +363,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         for stream in protocol.take_gone():
             unheard.forget(self._client, stream)
         for stream in protocol.take_begun():
-            if stream.message is None and not stream.is_answered and not stream.is_gone:
+            if not (stream.is_whole or stream.is_answered or stream.is_gone):
                 self._wait_for(stream)
 
     def _wait_for(self, stream: GrpcStream) -> None:

@@ -123,6 +123,23 @@ def test_call_comes_with_its_path_and_message_and_gets_its_answer(client):
     assert not client.server.streams
 
 
+@pytest.mark.parametrize("more", [b"", framed(b"another")], ids=["no more", "another message"])
+@pytest.mark.parametrize("size", [1, 70_000], ids=["small", "in pieces"])
+def test_end_that_comes_once_somebody_works_on_the_message_changes_nothing(client, size, more):
+    number = client.begin()
+    client.http.send_data(number, framed(b"x" * size))
+    client.talk()
+    (stream,) = client.calls
+    message, stream.message = stream.message, None  # as whoever works on it does
+    client.http.send_data(number, more, end_stream=True)
+    client.talk()
+    assert client.calls == [stream] and len(message) == size
+    assert not stream.is_answered and stream.has_ended
+    client.server.answer(stream, Code.OK, body=b"answer")
+    client.talk()
+    assert (client.code(number), client.body(number)) == (Code.OK, framed(b"answer"))
+
+
 MESSAGES = st.lists(st.binary(max_size=40) | st.just(b"x" * 70_000), min_size=1, max_size=6)
 SIZES = st.lists(st.integers(1, 60), max_size=60)
 
