@@ -91,9 +91,8 @@ def _looked_into(error: TfkitError) -> TfkitError:
     if not isinstance(error, ServerUnreachable) or not error.url:
         return error
     from tfserve_kit.clients import addresses
-    from tfserve_kit.clients import addresses as probing
 
-    found = probing.other_protocol(addresses.read(error.url))
+    found = addresses.other_protocol(addresses.read(error.url))
     if found is None:
         return error
     what, remedy = found

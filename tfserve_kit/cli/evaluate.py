@@ -9,6 +9,7 @@ import click
 
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
+    ServerChoice,
     base_path_option,
     json_option,
     server_options,
@@ -20,7 +21,6 @@ from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target
 from tfserve_kit.errors import UsageError
-from tfserve_kit.serving.access import Access
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.pictures.model import PictureOptions
@@ -101,11 +101,8 @@ _file = click.Path(path_type=Path)
 def evaluate_command(
     ctx: click.Context,
     data: tuple[Path, ...],
-    url: str | None,
-    model: str | None,
-    protocol: str,
+    server: ServerChoice,
     timeout_s: float,
-    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -148,7 +145,7 @@ def evaluate_command(
     dataset = open_dataset(data, CsvOptions(csv_header, csv_columns, separator, encoding))
     for text in dataset.remarks:
         output.note(f"Assumed: {text}")
-    where = destination(url, protocol, model, access)
+    where = destination(*server)
     targets = [where.target(version, label, signature)]
     if compare:
         targets.append(_second(targets[0], compare))

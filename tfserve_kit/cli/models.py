@@ -10,7 +10,13 @@ import click
 
 from tfserve_kit import processes, savedmodel
 from tfserve_kit.cli import exit_codes, options, output
-from tfserve_kit.cli.options import access_options, json_option, server_options, version_options
+from tfserve_kit.cli.options import (
+    ServerChoice,
+    access_options,
+    json_option,
+    server_options,
+    version_options,
+)
 from tfserve_kit.cli.target import base_path_of, destination, server_of
 from tfserve_kit.errors import Problem, PushRefused, Severity, UsageError, did_you_mean, listed
 from tfserve_kit.progress import Progress
@@ -634,11 +640,8 @@ def _tensors(specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
 @version_options
 @json_option
 def metadata_command(
-    url: str | None,
-    model: str | None,
-    protocol: str,
+    server: ServerChoice,
     timeout_s: float,
-    access: Access,
     version: int | None,
     label: str | None,
     as_json: bool,
@@ -647,7 +650,7 @@ def metadata_command(
 
     That is each input and output with its type and shape.
     """
-    where = destination(url, protocol, model, access)
+    where = destination(*server)
     with where.connect() as client:
         found = client.metadata(where.target(version, label), timeout_s=timeout_s)
     rows = [row for signature in found.signatures.values() for row in _metadata_rows(signature)]

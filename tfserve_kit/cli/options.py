@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 from functools import wraps
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -157,9 +157,25 @@ def _is_tls_written_out() -> bool:
     )
 
 
+class ServerChoice(NamedTuple):
+    """Which server and model a request goes to, as the options say; see `target.destination`."""
+
+    url: str | None
+    protocol: str
+    model: str | None
+    access: Access
+
+
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which server and model a request goes to, and how."""
-    function = access_options(function)
+    """Add the options that say where a request goes, collected as `server`, and `timeout_s`."""
+
+    @wraps(function)
+    def collected(
+        *args: Any, url: str | None, protocol: str, model: str | None, access: Access, **others: Any
+    ) -> Any:
+        return function(*args, server=ServerChoice(url, protocol, model, access), **others)
+
+    decorated = access_options(collected)
     for option in (
         click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
                      default=30.0, show_default=True, metavar="SECONDS",
@@ -172,8 +188,8 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="grpc://HOST:PORT or http://HOST:PORT, with TLS grpcs:// or https://; "
                      "default: the server that tfkit runs."),
     ):  # fmt: skip
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def version_options(function: Callable[..., Any]) -> Callable[..., Any]:

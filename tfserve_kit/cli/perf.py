@@ -62,7 +62,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     require_writable(*outputs, *files)
     stop = threading.Event()
     with live_progress() as progress:
-        where = destination(given["url"], given["protocol"], given["model"], given["access"])
+        where = destination(*given["server"])
         where.require_no_version()
         client = where.access.options(where.url)
         session = Session(options, where.url, where.model, where.base_path, client)

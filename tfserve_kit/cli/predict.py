@@ -12,6 +12,7 @@ import click
 
 from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
+    ServerChoice,
     base_path_option,
     json_option,
     server_options,
@@ -31,7 +32,6 @@ from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.pictures.files import find
 from tfserve_kit.pictures.model import PictureOptions
 from tfserve_kit.safe_text import csv_cell
-from tfserve_kit.serving.access import Access
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 
@@ -55,11 +55,8 @@ _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
 @json_option
 def predict_command(
     images: tuple[str, ...],
-    url: str | None,
-    model: str | None,
-    protocol: str,
+    server: ServerChoice,
     timeout_s: float,
-    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -82,7 +79,7 @@ def predict_command(
     A picture that fails is named on stderr and the others go on; the exit code is then 6.
     """
     shown = _Shown(as_json=as_json, as_jsonl=as_jsonl, as_csv=as_csv)
-    where = destination(url, protocol, model, access)
+    where = destination(*server)
     target = where.target(version, label, signature)
     _settle_pillow(max_pixels)
     pictures = find(images, sys.stdin.buffer, timeout_s=timeout_s)

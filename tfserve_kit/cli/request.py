@@ -7,6 +7,7 @@ import click
 
 from tfserve_kit.cli import output
 from tfserve_kit.cli.options import (
+    ServerChoice,
     base_path_option,
     json_option,
     server_options,
@@ -21,7 +22,6 @@ from tfserve_kit.clients.files import describe, read_inputs, require_few, values
 from tfserve_kit.errors import UsageError
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.serving.access import Access
 
 
 @click.command("request")
@@ -39,11 +39,8 @@ from tfserve_kit.serving.access import Access
 @json_option
 def request_command(
     inputs: tuple[Path, ...],
-    url: str | None,
-    model: str | None,
-    protocol: str,
+    server: ServerChoice,
     timeout_s: float,
-    access: Access,
     version: int | None,
     label: str | None,
     signature: str,
@@ -59,7 +56,7 @@ def request_command(
     are joined, row after row. A signature without inputs takes no FILE.
     """
     require_writable(file)
-    where = destination(url, protocol, model, access)
+    where = destination(*server)
     target = where.target(version, label, signature)
     with where.connect() as client:
         found = client.metadata(target, timeout_s=timeout_s)

@@ -11,7 +11,13 @@ import click
 from tfserve_kit import safe_text
 from tfserve_kit.cli import options, output
 from tfserve_kit.cli.interrupts import deferred
-from tfserve_kit.cli.options import access_options, json_option, name_argument, server_options
+from tfserve_kit.cli.options import (
+    ServerChoice,
+    access_options,
+    json_option,
+    name_argument,
+    server_options,
+)
 from tfserve_kit.cli.target import destinations
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.clock import Clock
@@ -170,18 +176,15 @@ _COLUMNS = ("model", "version", "state", "error")
 @server_options
 @json_option
 def status_command(
-    url: str | None,
-    model: str | None,
-    protocol: str,
+    server: ServerChoice,
     timeout_s: float,
-    access: Access,
     as_json: bool,
 ) -> None:
     """Show the versions of a model and their states.
 
     Without --model, of every model that the server is known to have.
     """
-    places = destinations(url, protocol, model, access)
+    places = destinations(*server)
     with places[0].connect() as client:
         rows = list(_rows(client, [each.target() for each in places], timeout_s))
     text = output.table(
