@@ -282,7 +282,7 @@ def checked_task(
 
     Args:
         signatures: SignatureDef messages of the version by name.
-        method_name: `inference.CLASSIFY` or `inference.REGRESS`.
+        method_name: `CLASSIFY` or `REGRESS`.
         signature: its name; empty for the default.
         check_method: insist on the signature's method name.
 
@@ -302,9 +302,9 @@ def checked_tasks(
     """Check the tasks of a multi-inference request: each signature once, so the model bounds them.
 
     Args:
-        signatures: as for `single`.
+        signatures: as for `checked_task`.
         tasks: (method name, signature's name or nothing) of each; may raise.
-        check_method: as for `single`.
+        check_method: as for `checked_task`.
 
     Raises:
         ServingError: no such signature, one twice, another kind, or an unknown method.

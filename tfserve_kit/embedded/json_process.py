@@ -295,7 +295,7 @@ class LargeJson:
     def predict_body(
         self, body: bytes, info: json_reader.InputInfo, call: Call
     ) -> json_reader.PredictBody | Bulk:
-        """Read a predict request; arguments and errors as of `json_request.PredictBody`."""
+        """Read a predict request; arguments and errors as of `json_reader.PredictBody`."""
         if len(body) < LARGE_BYTES:
             return json_reader.PredictBody(body, info, call.account)
         if len(body) < LARGE_BULK_BYTES:
@@ -338,7 +338,7 @@ class LargeJson:
     def predictions(
         self, outputs: Mapping[str, NDArray[Any]], cost_bytes: int, call: Call, *, row_format: bool
     ) -> bytes:
-        """Print the outputs of a predict call; see `json_answer.predictions`.
+        """Print the outputs of a predict call; see `json_writer.predictions`.
 
         Args:
             outputs: as there.

@@ -474,7 +474,7 @@ class Manager:
         """Replace the whole set of served models, and wait until the new names can answer.
 
         Args:
-            configs: ModelConfig messages, checked by `model_config.check_models`.
+            configs: ModelConfig messages, checked by `settings.check_models`.
             timeout_s: longest wait, in seconds; None waits without end.
             call: whose client waits, no longer than that; the configuration stays.
 

@@ -92,7 +92,7 @@ class Run:
     Attributes:
         samples: one record of dtype SAMPLE per request, none left out.
         settings: what was asked for, as JSON can hold it.
-        environment: where it was measured, see `environment.describe`.
+        environment: where it was measured, see `measuring.describe_environment`.
         marks: what happened meanwhile.
         server: what the server said of itself, see `metrics.Watch`.
         answers: how the answers were checked, see `measuring.checked`; empty if they were not.

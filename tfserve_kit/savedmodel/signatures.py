@@ -374,9 +374,3 @@ def obstacles(signature: Signature, *, batch_rows: int | None = None) -> Iterato
 def counted(rows: int) -> str:
     """Return a number of rows in words."""
     return "1 row" if rows == 1 else f"{rows} rows"
-
-
-def parameters_differ(arrays: Iterable[NDArray[Any]]) -> bool:
-    """Say whether values of one parameter are not all the same."""
-    first, *others = arrays
-    return not all(each.shape == first.shape and np.array_equal(each, first) for each in others)

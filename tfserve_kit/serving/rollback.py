@@ -375,7 +375,7 @@ def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
         progress: told the steps.
 
     Raises:
-        PushRefused: as for `retention.rollback`, or a server names a version that would go. Nothing
+        PushRefused: as for `versions.rollback`, or a server names a version that would go. Nothing
             has changed.
         ServerFailed: a server does not serve the version; the others stay retired.
     """
@@ -410,7 +410,7 @@ def bring_back(
         progress: told the steps.
 
     Raises:
-        PushRefused: as for `retention.restore`; nothing has changed.
+        PushRefused: as for `versions.restore`; nothing has changed.
         ServerFailed: a server does not serve the version, for instance because a higher one is
             there; it stays restored.
     """

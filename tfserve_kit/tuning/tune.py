@@ -19,9 +19,8 @@ from tfserve_kit.perf import stats
 from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Protocol
 from tfserve_kit.perf.measuring import Bench
 from tfserve_kit.perf.payloads import Preparer
-from tfserve_kit.perf.sending.driving import SnapshotListener
 from tfserve_kit.perf.stats import Summary
-from tfserve_kit.progress import SILENT, Progress, Silent
+from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access, launch
 from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, Proof, Score
@@ -96,13 +95,6 @@ class CandidateServer:
         least = stats.values_needed(share) if share else 1
         needed = math.ceil(least + 4 * math.sqrt(least))  # random arrivals may be fewer
         return Open.at_rate(rate, max(self.duration_s, needed / rate), arrivals=self.arrivals)
-
-
-class _SnapshotsOnly(Silent):
-    """Passes on how runs stand, and not their failures: settings that are too tight have many."""
-
-    def __init__(self, listener: SnapshotListener) -> None:
-        self.snapshot = listener.snapshot
 
 
 class _Running:

@@ -1,7 +1,7 @@
 """Sending: drives a server with a load, and notes what becomes of each request.
 
 `run` is all there is to it. gRPC without TLS and REST go through clients of our own that one
-thread drives (`http2_pool`, `http1`): a client library made for calls takes several times as much
+thread drives (`http2`, `http1`): a client library made for calls takes several times as much
 of the CPU, and would measure itself. gRPC with TLS goes through grpcio.
 """
 
