@@ -37,7 +37,7 @@ setup: $(VENV)/.dev  ## Set up everything for development
 
 .PHONY: test
 test: $(VENV)/.dev  ## Run the tests of a few minutes, which need no Docker; ARGS='-k push' picks some
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(report) $(ARGS) $(later)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the others: containers, pages, examples, hostile clients, fuzzing
@@ -60,23 +60,52 @@ format: $(VENV)/.dev  ## Put the style right where a tool can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Slow tests that neither measure time nor run containers: in `check` they share the machine.
-BESIDE = tests/unit tests/field tests/contract/test_golden.py tests/torture/test_faults.py \
-         tests/torture/test_power_loss.py tests/torture/test_surroundings.py \
-         tests/torture/test_system_calls.py
+# Folders where each run of tests leaves a report, for .ci/summary.py, and, in `make check`, what failed.
+REPORTS ?=
+FAILED  ?=
+report = $(if $(REPORTS),--junitxml=$(REPORTS)/$@.xml -rfExX) $(if $(FAILED),-o cache_dir=$(FAILED)/$@)
+# What failed is then left to check-again: all but a run that ended otherwise than by tests that fail.
+later  = $(if $(FAILED),|| { [ $$? = 1 ] && [ -s $(FAILED)/$@/v/cache/lastfailed ]; })
 
+# Four at a time share the machine, as many of their tests wait for something; then come those that
+# measure time or need it for themselves, and last, once more, those that failed. A failure of the
+# ones keeps nobody from seeing what becomes of the others.
+shared = slow and not alone and not swarm
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
-	$(MAKE) -j2 --output-sync check-examples test check-beside
-	TFKIT_EXAMPLES=$(CURDIR)/build/examples $(MAKE) check-alone
+	@rm -rf build/failed
+	@$(MAKE) FAILED=build/failed --keep-going -j4 --output-sync \
+	  check-pages check-swarm check-integration test check-beside; beside=$$?; \
+	$(MAKE) FAILED=build/failed check-alone; alone=$$?; \
+	$(MAKE) check-again && [ $$beside$$alone = 00 ]
 
-.PHONY: check-examples check-beside check-alone
+.PHONY: check-examples check-pages check-swarm check-integration check-beside check-alone check-again
 check-examples: lint types protos-check
 	$(MAKE) examples
+check-pages check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
+check-pages: check-examples
+	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/system $(ARGS) $(later)
+check-swarm: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'slow and swarm' $(report) $(ARGS) $(later)
+check-integration: $(VENV)/.dev
+	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/integration $(ARGS) $(later)
 check-beside: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(BESIDE) $(ARGS)
+	$(BIN)/python -m pytest -m '$(shared)' $(report) \
+	  --ignore=tests/system --ignore=tests/integration $(ARGS) $(later)
 check-alone: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(BESIDE:%=--ignore=%) $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and alone' $(report) $(ARGS) $(later)
+check-again: $(VENV)/.dev
+	$(BIN)/python .ci/again.py build/failed $(report)
+
+# Clients in JavaScript for tests/integration/test_other_clients.py, and a linter of workflows for
+# tests/system/test_release.py, with nothing cached outside.
+NODE = build/node
+.PHONY: node-modules
+node-modules: $(NODE)/.installed  ## Install the JavaScript clients that some slow tests use
+$(NODE)/.installed: tests/integration/clients/package.json
+	@mkdir -p $(NODE) && cp $< $(NODE)
+	npm install --prefix $(NODE) --cache $(NODE)/.cache --no-audit --no-fund --silent
+	@touch $@
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Run the tests and show what they miss
@@ -85,8 +114,10 @@ coverage: $(VENV)/.dev  ## Run the tests and show what they miss
 .PHONY: torture
 torture: $(VENV)/.dev  ## Break pushes, swaps and requests everywhere, and measure stalls at length; takes long
 	TFKIT_TORTURE=1 $(BIN)/python -m pytest tests/torture tests/integration/test_swap.py \
+	  tests/integration/test_fleet.py tests/integration/test_swarm.py tests/integration/test_swarm_push.py \
 	  tests/integration/test_perf_honesty.py tests/integration/test_perf_quantiles.py \
-	  tests/unit/embedded/test_fuzz.py tests/unit/embedded/test_fuzz_models.py $(ARGS)
+	  tests/unit/embedded/test_fuzz.py tests/unit/embedded/test_fuzz_front.py \
+	  tests/unit/embedded/test_fuzz_models.py $(ARGS)
 
 .PHONY: protos
 protos: $(VENV)/.dev  ## Make the protobuf schema from the official packages, and the example's
@@ -102,9 +133,14 @@ protos-check: $(VENV)/.dev  ## Compare both with what would be made now
 docs: $(VENV)/.dev  ## Generate the reference pages in docs/
 	$(BIN)/python docs/generate.py
 
+.PHONY: site
+site: $(VENV)/.dev  ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .PHONY: picture
-picture: $(VENV)/.embedded  ## Draw the README's picture of a terminal from a real run
+picture: $(VENV)/.dev  ## Draw the README's pictures, of a terminal and of a page, from real runs
 	$(BIN)/python docs/picture.py
+	$(BIN)/python docs/playground.py
 
 .PHONY: tutorials
 tutorials: $(VENV)/.dev  ## Paste what commands print into the tutorials, and the table of models
@@ -137,6 +173,12 @@ bench-tune: $(VENV)/.dev  ## Tune two models against the server's default batchi
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
+
+.PHONY: release-check
+release-check: $(VENV)/.dev  ## Build what a release uploads into dist/, and check it
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 .PHONY: clean
 clean:  ## Remove what the other targets made

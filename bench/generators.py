@@ -72,27 +72,41 @@ class Server:
 @contextmanager
 def grpc_server(scratch: Path, each_us: int = 0) -> Iterator[Server]:
     """Compile and run a gRPC server that takes so many microseconds for each call."""
-    config = tool("pkg-config", "Debian: pkg-config")
-    asked = subprocess.run(
-        [config, "--cflags", "--libs", "grpc++"], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        raise Unavailable("the C++ library of gRPC is not installed (Debian: libgrpc++-dev)")
-    program = _compiled("answering_server", scratch, asked.stdout.split())
-    with _serving(program, each_us) as server:
+    with _serving(
+        compiled(_HERE / "answering_server.cc", scratch, *grpc_library()), each_us
+    ) as server:
         yield server
 
 
 @contextmanager
 def waiting_server(scratch: Path, each_us: int) -> Iterator[Server]:
     """Compile and run a REST server that takes so many microseconds for each request."""
-    with _serving(_compiled("waiting_server", scratch, ["-pthread"]), each_us) as server:
+    with _serving(compiled(_HERE / "waiting_server.cc", scratch, "-pthread"), each_us) as server:
         yield server
 
 
-def _compiled(name: str, scratch: Path, flags: list[str]) -> Path:
-    compiler, program = tool("g++", "Debian: g++"), scratch / name
-    source = _HERE / f"{name}.cc"
+def grpc_library() -> list[str]:
+    """Return what the compiler has to be told of gRPC's C++ library.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    config = tool("pkg-config", "Debian: pkg-config")
+    asked = subprocess.run(
+        [config, "--cflags", "--libs", "grpc++"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise Unavailable("the C++ library of gRPC is not installed (Debian: libgrpc++-dev)")
+    return asked.stdout.split()
+
+
+def compiled(source: Path, scratch: Path, *flags: str) -> Path:
+    """Compile a program in C++ into a folder; return it.
+
+    Raises:
+        Unavailable: there is no compiler.
+    """
+    compiler, program = tool("g++", "Debian: g++"), scratch / source.stem
     subprocess.run([compiler, "-O2", "-std=c++17", source, "-o", program, *flags], check=True)
     return program
 
@@ -169,11 +183,11 @@ def h2load_posts(scratch: Path, url: str, connections: int, calls: int, content:
     return _printed(argv)
 
 
-def wrk(scratch: Path, port: int, in_flight: int, seconds: float) -> str:
+def wrk(scratch: Path, port: int, in_flight: int, seconds: float, body: str = "{}") -> str:
     """Send REST requests from one thread; return what wrk printed."""
     script = scratch / "post.lua"
     script.write_text(
-        'wrk.method = "POST"\nwrk.body = "{}"\n'
+        f"wrk.method = \"POST\"\nwrk.body = '{body}'\n"
         'wrk.headers["Content-Type"] = "application/json"\n'
     )  # fmt: skip
     argv = [
@@ -183,11 +197,13 @@ def wrk(scratch: Path, port: int, in_flight: int, seconds: float) -> str:
     return _printed(argv)
 
 
-def autocannon(port: int, in_flight: int, seconds: float) -> dict[str, Any]:
+def autocannon(
+    port: int, in_flight: int, seconds: float, body: str = "{}", program: str = "autocannon"
+) -> dict[str, Any]:
     """Send REST requests; return what autocannon says of them."""
     argv = [
-        tool("autocannon", "npm install --global autocannon"), "--json", "-c", str(in_flight),
-        "-d", f"{seconds:g}", "-m", "POST", "-H", "content-type=application/json", "-b", "{}",
+        tool(program, "npm install --global autocannon"), "--json", "-c", str(in_flight),
+        "-d", f"{seconds:g}", "-m", "POST", "-H", "content-type=application/json", "-b", body,
         f"http://127.0.0.1:{port}{REST.path}",
     ]  # fmt: skip
     said: dict[str, Any] = json.loads(_printed(argv))

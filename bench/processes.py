@@ -75,18 +75,25 @@ class Place:
         )
 
     @contextmanager
-    def server(self, models: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    def server(self, models: Mapping[str, Path], deployment: str = "") -> Iterator[dict[str, Any]]:
         """Run the embedded engine through `tfkit serve` during a `with` block.
 
         Args:
             models: base path by model name.
+            deployment: what else a deployment file says, such as a table `[batching]`.
 
         Yields:
             What `tfkit serve --json` says: `grpc` and `rest` are its addresses.
         """
         with ExitStack() as stack:
             stack.callback(self.tfkit, "stop", "--all")
-            yield self.tfkit(*serve_arguments(models))
+            if not deployment:
+                yield self.tfkit(*serve_arguments(models))
+                return
+            file = self.folder / "tfkit.toml"
+            named = [f'[models.{name}]\nbase_path = "{path}"\n' for name, path in models.items()]
+            file.write_text("\n".join([deployment, *named]))
+            yield self.tfkit(*serve_arguments({}), "--config", file)
 
 
 def serve_arguments(models: Mapping[str, Path], engine: str = "embedded") -> tuple[str, ...]:
@@ -107,3 +114,21 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
+
+
+@contextmanager
+def python_module(*argv: str | Path) -> Iterator[Any]:
+    """Run a module with its arguments, from the checkout's root, during a `with` block."""
+    process = subprocess.Popen(
+        [PYTHON, "-m", *argv],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,7 +1,8 @@
 """Servers to hold ours against: `python -m bench.servers KIND [MODEL_DIR]` prints its port.
 
 `tutorial`: generated classes, `make_ndarray`, a restored signature, `make_tensor_proto`, as guides
-show it. `constant`: our HTTP transport, one fixed answer.
+show it. `counting`: grpcio without classes, the number of bytes it was sent. `constant`: our HTTP
+transport, one fixed answer.
 """
 
 import os
@@ -41,6 +42,22 @@ def tutorial(model_dir: str) -> int:
     return _started(server)
 
 
+def counting() -> int:
+    """Answer every gRPC request with how many bytes it has."""
+
+    def count(request: bytes, context: Any) -> bytes:
+        del context
+        return str(len(request)).encode()
+
+    class Everything(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, call: Any) -> Any:
+            del call
+            return grpc.unary_unary_rpc_method_handler(count)
+
+    server = grpc.server(ThreadPoolExecutor(_THREADS), [Everything()])
+    return _started(server)
+
+
 def constant() -> int:
     """Answer every HTTP request with the same few bytes."""
     from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
@@ -48,8 +65,16 @@ def constant() -> int:
     from tfserve_kit.embedded.rest_surface import Reply
 
     reply = Reply(200, b'{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}')
+
+    async def answer(*_: Any) -> Reply:
+        return reply
+
     transport = HttpTransport(
-        lambda *_: reply, Ledger(1 << 30), ("127.0.0.1", 0), RestOptions(_THREADS)
+        answer,
+        Ledger(1 << 30),
+        ("127.0.0.1", 0),
+        RestOptions(_THREADS),
+        at_once=lambda _, asked: [reply] * len(asked),
     )
     transport.start()
     _running.append(transport)
@@ -69,7 +94,7 @@ def _started(server: Any) -> int:
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
     kinds: dict[str, Callable[..., int]] = {
-        "tutorial": tutorial, "constant": constant
+        "tutorial": tutorial, "counting": counting, "constant": constant
     }  # fmt: skip
     sys.stdout.write(f"{kinds[kind](*arguments)}\n")
     sys.stdout.flush()

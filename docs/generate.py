@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -59,34 +59,29 @@ def _block(text: str) -> str:
 def spec_page() -> str:
     """Return every key of the deployment file."""
     parts = ["# Deployment file\n\n", MADE, "`tfkit init` writes a commented one.\n"]
-    sections: list[tuple[str, type[BaseModel]]] = [
-        ("[server]", _class("server")),
-        ("[models.NAME]", _class("models")),
-        ("[models.NAME.versions]", _class("versions", _class("models"))),
-        ("[client]", _class("client")),
-        ("[docker]", _class("docker")),
-        ("[batching]", _class("batching")),
-        ("[monitoring]", _class("monitoring")),
-    ]
-    for title, section in sections:
+    for title, section in _sections(Spec):
         summary = (section.__doc__ or "").split("\n")[0]
-        parts.append(f"\n## `{title}`\n\n{summary}\n\n| key | default | meaning |\n|---|---|---|\n")
+        parts.append(f"\n## `[{title}]`\n\n{summary}\n\n")
+        parts.append("| key | default | meaning |\n|---|---|---|\n")
         parts += [_row(name, field) for name, field in section.model_fields.items()]
     return "".join(parts)
 
 
-def _class(key: str, parent: type[BaseModel] = Spec) -> type[BaseModel]:
-    """Return the section class behind a key."""
-    found: list[type[BaseModel]] = []
+def _sections(parent: type[BaseModel], above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the sections within one, however deep, each with its name."""
+    for key, field in parent.model_fields.items():
+        for section in _classes(field.annotation):
+            named = ".NAME" if get_origin(field.annotation) is dict else ""
+            yield f"{above}{key}{named}", section
+            yield from _sections(section, f"{above}{key}{named}.")
 
-    def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        for inner in getattr(annotation, "__args__", ()):
-            visit(inner)
 
-    visit(parent.model_fields[key].annotation)
-    return found[0]
+def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the section classes in an annotation, such as `Batching | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _classes(inner)
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -108,7 +103,9 @@ def _plain(value: object) -> str:
         return "not set"
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value).replace("()", "[]")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def exit_codes_page() -> str:
@@ -163,9 +160,10 @@ def lint_page() -> str:
 API: dict[str, tuple[str, ...]] = {
     "tfserve_kit": (),
     "tfserve_kit.clients.aio": ("AsyncClient",),
+    "tfserve_kit.clients.classifier": ("find_model", "Classifier", "Classified", "ClassScore"),
+    "tfserve_kit.pictures.model": ("PictureOptions",),
     "tfserve_kit.errors": (),
-    "tfserve_kit.pictures.labels": ("Labels",),
-    "tfserve_kit.pictures.label_files": ("read",),
+    "tfserve_kit.pictures.labels": ("Labels", "read"),
     "tfserve_kit.pictures.preprocessing": ("Preprocessing",),
     "tfserve_kit.pictures.files": ("read_file",),
     "tfserve_kit.pictures.inputs": ("image_input",),
@@ -181,12 +179,12 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.embedded.server": ("EmbeddedServer",),
     "tfserve_kit.perf.payloads": ("Preparer", "Prepared"),
     "tfserve_kit.perf.load": ("Load", "Open", "Closed"),
-    "tfserve_kit.perf.measuring": ("Bench",),
     "tfserve_kit.perf.samples": ("Run", "read", "write"),
-    "tfserve_kit.perf.session": ("PerfOptions", "Session"),
+    "tfserve_kit.perf.measuring": ("PerfOptions", "Session", "Bench"),
     "tfserve_kit.perf.stats": ("summarize",),
-    "tfserve_kit.perf.compare": ("compare",),
-    "tfserve_kit.perf.gate": ("find_max",),
+    "tfserve_kit.perf.gate": ("compare", "find_max"),
+    "tfserve_kit.perf.capacity": ("plan", "Need", "Plan", "Answer", "profile", "Profile"),
+    "tfserve_kit.perf.simulation": ("simulate", "Fleet", "Replica", "Arrivals", "Outcome"),
     "tfserve_kit.tuning": (),
     "tfserve_kit.pytest_plugin": ("tfkit_server",),
 }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import selection
-from tests.integration import images
+from tests.integration import clusters, images, nodes
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.serving import launch
@@ -34,21 +34,32 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Do not even import what `make test` leaves out."""
+    """Do not even import what `make test` leaves out, nor what has nothing but its tests."""
     place = collection_path.relative_to(Path(__file__).parent).as_posix()
-    quick = selection.holds_quick_tests(place)
-    return True if config.option.markexpr == "not slow" and not quick else None
+    asked = config.option.markexpr
+    if asked == "not slow" and not selection.holds_quick_tests(place):
+        return True
+    if asked.startswith("slow") and collection_path.match("test_*.py"):
+        return not selection.holds_slow_tests(place, collection_path.read_text("utf-8")) or None
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m picks
 def pytest_collection_modifyitems(items):
-    """Mark what `make test` leaves out as slow."""
+    """Mark what `make test` leaves out as slow, and of that what is run apart from the others."""
     for item in items:
         test = item.nodeid.removeprefix("tests/")
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         texts = {each for each in parameters if isinstance(each, str)}
-        if selection.is_slow(test, texts.union(item.fixturenames)):
-            item.add_marker(pytest.mark.slow)
+        uses = texts.union(item.fixturenames)
+        marks = {
+            "slow": selection.is_slow(test, uses),
+            "alone": selection.is_alone(test),
+            "swarm": selection.is_of_swarm(test, uses),
+        }
+        for name in (name for name, is_so in marks.items() if is_so):
+            assert selection.holds_slow_tests(test.partition("::")[0], item.path.read_text())
+            item.add_marker(name)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +107,35 @@ def docker_image(require):
         require("docker", str(missing))
     images.remove_left_containers()
     return image
+
+
+@pytest.fixture(scope="session")
+def swarm_images(require):
+    """Files with the images that a fleet runs: replicas that SIGTERM kills, and a gateway."""
+    if reason := nodes.missing():
+        require("swarm", reason)
+    try:
+        return [images.archive(image) for image in (images.mortal(), images.haproxy())]
+    except images.NoImage as missing:
+        return require("swarm", str(missing))
+
+
+@pytest.fixture(scope="session")
+def swarm(swarm_images, tmp_path_factory):
+    """The nodes of a swarm on this machine, the manager first; see tests/integration/nodes.py."""
+    with nodes.nodes(tmp_path_factory.mktemp("nodes"), 3, swarm_images) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def cluster(require, tmp_path_factory):
+    """A namespace of the cluster that $TFKIT_TEST_KUBECONFIG names; see integration/clusters.py."""
+    known = {each: os.environ.get(each, "") for each in clusters.VARIABLES}
+    if not all(known.values()):
+        require("kubernetes", f"{' and '.join(known)} name no cluster and its image")
+    kubeconfig, image = known.values()
+    with clusters.cluster(kubeconfig, tmp_path_factory.mktemp("cluster"), image) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """What this machine can run, and what stands in the way: one small function for each thing.
 
-The functions look at what they are given; only `examine` knows where to look.
+Each returns a `Problem` of its name: an error where what it looked at cannot be used here, a
+warning where it works but deserves a look, else a piece of information. The functions look at what
+they are given; only `examine` knows where to look.
 """
 
 import platform
@@ -9,19 +11,20 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit.deployment.spec import Server
-from tfserve_kit.engines import Phase, ServerHandle, docker, process, registry
+from tfserve_kit.deployment.spec import Server, Spec
+from tfserve_kit.engines import Phase, ServerHandle, docker, kubernetes, process, registry
 from tfserve_kit.engines.base import Availability
 from tfserve_kit.engines.records import state_folder
-from tfserve_kit.errors import EngineUnavailable
+from tfserve_kit.engines.swarm import SwarmEngine
+from tfserve_kit.errors import EngineUnavailable, Problem, Severity, TfkitError
 
 _CPUINFO = Path("/proc/cpuinfo")
+_IPVS = Path("/proc/net/ip_vs")
+_MODULES = Path("/lib/modules") / platform.release()
 _VERSION_TIMEOUT_S = 30
 _LITTLE_MEMORY_BYTES = 1e9
 _LITTLE_DISK_BYTES = 1e9
@@ -29,31 +32,12 @@ _LITTLE_DISK_BYTES = 1e9
 _IMAGE_BYTES = 2e9
 
 
-class Outcome(Enum):
-    """How a check went."""
-
-    OK = "ok"
-    WARNING = "warning"
-    """It works, but something deserves a look."""
-    FAILED = "failed"
-    """What was checked cannot be used here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at: what was found, and what to do about it."""
-
-    name: str
-    outcome: Outcome
-    found: str
-    remedy: str = ""
-
-
-def examine(*, binary: str | None = None) -> list[Check]:
+def examine(*, binary: str | None = None, spec: Spec | None = None) -> list[Problem]:
     """Look at this machine and return every check; changes nothing.
 
     Args:
         binary: path of tensorflow_model_server; the one on PATH if left out.
+        spec: a deployment that will be served here; None for none.
     """
     import psutil
 
@@ -64,6 +48,8 @@ def examine(*, binary: str | None = None) -> list[Check]:
         gpu(daemon.get("Runtimes", {}), shutil.which("nvidia-smi")),
         native(shutil.which(binary or process.NATIVE_BINARY)),
         embedded(installed(_embedded_packages())),
+        *_swarm(spec),
+        *_kubernetes(spec),
         cpu(platform.machine(), cpu_flags()),
         memory(psutil.virtual_memory().available),
         disk("state folder", state_folder(), _LITTLE_DISK_BYTES),
@@ -73,7 +59,7 @@ def examine(*, binary: str | None = None) -> list[Check]:
     ]
 
 
-def can_serve(checks: Iterable[Check], engines: Iterable[str] | None = None) -> bool:
+def can_serve(checks: Iterable[Problem], engines: Iterable[str] | None = None) -> bool:
     """Say whether at least one engine can run.
 
     Args:
@@ -81,16 +67,20 @@ def can_serve(checks: Iterable[Check], engines: Iterable[str] | None = None) -> 
         engines: names of the engines there are; those of the registry if left out.
     """
     known = {each.name for each in registry.engines()} if engines is None else set(engines)
-    return any(each.name in known and each.outcome is not Outcome.FAILED for each in checks)
+    return any(each.path in known and each.severity is not Severity.ERROR for each in checks)
 
 
-def engine(name: str, availability: Availability) -> Check:
+def _check(name: str, severity: Severity, found: str, remedy: str = "") -> Problem:
+    return Problem(name, found, remedy, severity)
+
+
+def engine(name: str, availability: Availability) -> Problem:
     """Return whether an engine says it can run here."""
-    outcome = Outcome.OK if availability.usable else Outcome.FAILED
-    return Check(name, outcome, availability.reason, availability.remedy)
+    severity = Severity.INFO if availability.usable else Severity.ERROR
+    return _check(name, severity, availability.reason, availability.remedy)
 
 
-def gpu(runtimes: Mapping[str, Any], nvidia_smi: str | None) -> Check:
+def gpu(runtimes: Mapping[str, Any], nvidia_smi: str | None) -> Problem:
     """Return whether containers can use an NVIDIA card.
 
     Args:
@@ -98,18 +88,18 @@ def gpu(runtimes: Mapping[str, Any], nvidia_smi: str | None) -> Check:
         nvidia_smi: path of the driver's tool, None where it is not installed.
     """
     if nvidia_smi is None:
-        return Check("gpu", Outcome.OK, "no NVIDIA driver: models run on the CPU")
+        return _check("gpu", Severity.INFO, "no NVIDIA driver: models run on the CPU")
     if "nvidia" in runtimes:
-        return Check("gpu", Outcome.OK, "NVIDIA driver, and Docker has its runtime")
-    return Check(
+        return _check("gpu", Severity.INFO, "NVIDIA driver, and Docker has its runtime")
+    return _check(
         "gpu",
-        Outcome.WARNING,
+        Severity.WARNING,
         "NVIDIA driver, but Docker has no runtime for it",
         "install nvidia-container-toolkit, then `sudo nvidia-ctk runtime configure`",
     )
 
 
-def native(binary: str | None, *, timeout_s: float = _VERSION_TIMEOUT_S) -> Check:
+def native(binary: str | None, *, timeout_s: float = _VERSION_TIMEOUT_S) -> Problem:
     """Return which tensorflow_model_server there is, having asked for its version.
 
     Args:
@@ -118,23 +108,23 @@ def native(binary: str | None, *, timeout_s: float = _VERSION_TIMEOUT_S) -> Chec
     """
     if binary is None:
         text = f"there is no {process.NATIVE_BINARY} on PATH"
-        return Check("native", Outcome.FAILED, text, "install it, or use another engine")
+        return _check("native", Severity.ERROR, text, "install it, or use another engine")
     try:
         done = subprocess.run(
             [binary, "--version"], capture_output=True, timeout=timeout_s, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         text = f"{binary} does not tell its version: {error}"
-        return Check("native", Outcome.FAILED, text, "install it again")
+        return _check("native", Severity.ERROR, text, "install it again")
     if done.returncode:
         text = f"{binary} --version ends with {process.exit_text(done.returncode)}"
         known = process.exit_meaning(done.returncode)
-        return Check("native", Outcome.FAILED, text, known.remedy if known else "install it again")
+        return _check("native", Severity.ERROR, text, known[1] if known else "install it again")
     said = done.stdout.decode(errors="replace").strip().replace("\n", ", ")
-    return Check("native", Outcome.OK, f"{binary}: {said or 'tells no version'}")
+    return _check("native", Severity.INFO, f"{binary}: {said or 'tells no version'}")
 
 
-def embedded(versions: Mapping[str, str | None]) -> Check:
+def embedded(versions: Mapping[str, str | None]) -> Problem:
     """Return whether the embedded engine has what it needs.
 
     Args:
@@ -144,8 +134,8 @@ def embedded(versions: Mapping[str, str | None]) -> Check:
     have = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if missing:
         text = f"not installed: {', '.join(missing)}"
-        return Check("embedded", Outcome.FAILED, text, "pip install 'tfserve-kit[embedded]'")
-    return Check("embedded", Outcome.OK, have)
+        return _check("embedded", Severity.ERROR, text, "pip install 'tfserve-kit[embedded]'")
+    return _check("embedded", Severity.INFO, have)
 
 
 def installed(packages: Iterable[str]) -> dict[str, str | None]:
@@ -159,7 +149,83 @@ def installed(packages: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-def cpu(machine: str, flags: frozenset[str] | None) -> Check:
+def _swarm(spec: Spec | None) -> list[Problem]:
+    """Return whether this machine deploys to a swarm, and what its services will find there."""
+    manages = SwarmEngine().available()
+    found = [engine("swarm", manages)]
+    if not manages.usable:
+        return found
+    with docker.translated("cannot ask about the swarm"), docker.connected() as client:
+        found += [nodes(client.api.nodes()), ipvs()]
+        if spec and spec.gateway:
+            image = spec.gateway.image
+            found.append(gateway(image, is_here=docker.has_image(client, image)))
+    return found
+
+
+def _kubernetes(spec: Spec | None) -> list[Problem]:
+    """Return whether kubectl is here, and whether a cluster answers it."""
+    has_kubectl = kubernetes.KubernetesEngine().available()
+    found = [engine("kubernetes", has_kubectl)]
+    if not has_kubectl.usable:
+        return found
+    try:
+        return [*found, _check("cluster", Severity.INFO, kubernetes.reached(spec))]
+    except TfkitError as error:
+        is_wanted = spec is not None and spec.server.engine == "kubernetes"
+        severity = Severity.ERROR if is_wanted else Severity.INFO
+        return [*found, _check("cluster", severity, error.message, error.remedy)]
+
+
+def nodes(there: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return whether every node of a swarm takes replicas.
+
+    Args:
+        there: the nodes, as the daemon's API describes them.
+    """
+    idle = {
+        each["Description"][
+            "Hostname"
+        ]: f"{each['Status']['State']}, {each['Spec']['Availability']}"
+        for each in there
+        if (each["Status"]["State"], each["Spec"]["Availability"]) != ("ready", "active")
+    }
+    text = f"{len(there) - len(idle)} of {len(there)} take replicas"
+    if not idle:
+        return _check("swarm nodes", Severity.INFO, text)
+    told = "; ".join(f"{name} is {state}" for name, state in idle.items())
+    remedy = "start Docker on those that are down; `docker node update --availability active NODE`"
+    return _check("swarm nodes", Severity.WARNING, f"{text}: {told}", remedy)
+
+
+def ipvs(table: Path = _IPVS, modules: Path = _MODULES) -> Problem:
+    """Return whether virtual addresses and the ingress network of a swarm work on this kernel.
+
+    Args:
+        table: what the kernel shows once IPVS is loaded.
+        modules: folder of the kernel's modules, from which Docker loads it when it needs it.
+    """
+    lists = [modules / "modules.dep", modules / "modules.builtin"]
+    known = any("/ip_vs.ko" in each.read_text() for each in lists if each.is_file())
+    if table.exists() or known:
+        return _check("ipvs", Severity.INFO, "the kernel has it: ingress ports work too")
+    return _check(
+        "ipvs",
+        Severity.INFO,
+        "not in this kernel: ingress ports and virtual addresses of services do not answer here; "
+        "tfkit's services need neither, but dnsrr and ports of the nodes",
+    )
+
+
+def gateway(image: str, *, is_here: bool) -> Problem:
+    """Return whether the image of a deployment's gateway is on this machine."""
+    if is_here:
+        return _check("gateway", Severity.INFO, f"{image} is here")
+    text = f"{image} is not on this machine: a node pulls it when the gateway starts there"
+    return _check("gateway", Severity.WARNING, text, f"docker pull {image}")
+
+
+def cpu(machine: str, flags: frozenset[str] | None) -> Problem:
     """Return whether official builds run on this CPU.
 
     Source: tensorflow_serving/tools/docker/Dockerfile: there are images for amd64 only, built with
@@ -171,13 +237,13 @@ def cpu(machine: str, flags: frozenset[str] | None) -> Check:
     """
     if machine not in {"x86_64", "AMD64"}:
         text = f"{machine}: the official image and binary are for x86_64 only"
-        return Check("cpu", Outcome.WARNING, text, "use --engine embedded")
+        return _check("cpu", Severity.WARNING, text, "use --engine embedded")
     if flags is not None and "avx" not in flags:
         meaning, remedy = process.EXITS[132]
         text = f"{machine} without AVX: servers end with exit status 132 ({meaning})"
-        return Check("cpu", Outcome.FAILED, text, remedy)
+        return _check("cpu", Severity.ERROR, text, remedy)
     told = "with AVX" if flags is not None else "AVX unknown"
-    return Check("cpu", Outcome.OK, f"{machine} {told}")
+    return _check("cpu", Severity.INFO, f"{machine} {told}")
 
 
 def cpu_flags(file: Path = _CPUINFO) -> frozenset[str] | None:
@@ -189,13 +255,13 @@ def cpu_flags(file: Path = _CPUINFO) -> frozenset[str] | None:
     return frozenset(line[1].split()) if line else None
 
 
-def memory(available_bytes: int) -> Check:
+def memory(available_bytes: int) -> Problem:
     """Return whether there is memory for more than a tiny model."""
     text = f"{available_bytes / 1e9:.1f} GB available"
     if available_bytes < _LITTLE_MEMORY_BYTES:
         remedy = "a server that runs out of memory is killed: end something else first"
-        return Check("memory", Outcome.WARNING, text, remedy)
-    return Check("memory", Outcome.OK, text)
+        return _check("memory", Severity.WARNING, text, remedy)
+    return _check("memory", Severity.INFO, text)
 
 
 def disk(
@@ -204,7 +270,7 @@ def disk(
     needed_bytes: float,
     *,
     free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
-) -> Check:
+) -> Problem:
     """Return whether the disk of a folder, which need not exist yet, has room.
 
     Args:
@@ -217,15 +283,15 @@ def disk(
     try:
         free_bytes = free(there)
     except OSError as error:
-        return Check(name, Outcome.WARNING, f"{folder} cannot be looked at: {error.strerror}")
+        return _check(name, Severity.WARNING, f"{folder} cannot be looked at: {error.strerror}")
     text = f"{folder}: {free_bytes / 1e9:.1f} GB free"
     if free_bytes < needed_bytes:
         remedy = f"free some space: {needed_bytes / 1e9:.0f} GB are needed"
-        return Check(name, Outcome.WARNING, text, remedy)
-    return Check(name, Outcome.OK, text)
+        return _check(name, Severity.WARNING, text, remedy)
+    return _check(name, Severity.INFO, text)
 
 
-def port(number: int, servers: Sequence[ServerHandle] = ()) -> Check:
+def port(number: int, servers: Sequence[ServerHandle] = ()) -> Problem:
     """Return whether a TCP port is free, or who has it where that can be seen.
 
     Args:
@@ -238,11 +304,11 @@ def port(number: int, servers: Sequence[ServerHandle] = ()) -> Check:
     except OSError as error:
         text = f"{error.strerror}: {_holder(number, servers)}"
         remedy = "give other ports to `tfkit serve`; 0 finds a free one"
-        return Check(name, Outcome.WARNING, text, remedy)
-    return Check(name, Outcome.OK, "free")
+        return _check(name, Severity.WARNING, text, remedy)
+    return _check(name, Severity.INFO, "free")
 
 
-def ended(servers: Iterable[ServerHandle]) -> list[Check]:
+def ended(servers: Iterable[ServerHandle]) -> list[Problem]:
     """Return a check for each server that tfkit started and that ended by itself."""
     found = []
     for server in servers:
@@ -252,8 +318,8 @@ def ended(servers: Iterable[ServerHandle]) -> list[Check]:
             known = process.exit_meaning(state.exit_code) if state.exit_code is not None else None
             name = server.server_name
             steps = f"`tfkit logs {name}` says why; `tfkit stop {name}` forgets it"
-            remedy = f"{known.remedy}; {steps}" if known else steps
-            found.append(Check(f"server {name}", Outcome.WARNING, text, remedy))
+            remedy = f"{known[1]}; {steps}" if known else steps
+            found.append(_check(f"server {name}", Severity.WARNING, text, remedy))
     return found
 
 

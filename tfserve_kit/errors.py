@@ -23,9 +23,13 @@ This module knows no exit code, no HTTP status and no gRPC code: `cli/exit_codes
 tables in `clients/` translate at their edge.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
 
 
 class TfkitError(Exception):
@@ -88,12 +92,21 @@ def worst_first(problem: Problem) -> int:
     return list(Severity).index(problem.severity)
 
 
+_LONG = 80  # a longer remedy is read more easily in a line of its own
+
+
 def listed(problems: Sequence[Problem], most: int = 20) -> str:
     """Return problems as the lines that follow an error's first one; of very many the first."""
-    lines = [f"\n  - {problem}" for problem in problems[:most]]
+    lines = [f"\n  - {_of_lines(problem)}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"\n  - and {len(problems) - most:,} more")
     return "".join(lines)
+
+
+def _of_lines(problem: Problem) -> str:
+    if len(problem.remedy) <= _LONG:
+        return str(problem)
+    return f"{replace(problem, remedy='')}\n    Try: {problem.remedy}"
 
 
 _MOST_COMPARED, _MOST_NAMED = 1000, 100  # names: a model may have a million signatures
@@ -108,7 +121,76 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]}?"
     more = ", ..." if len(names) > _MOST_NAMED else ""
-    return f"known: {', '.join(names[:_MOST_NAMED])}{more}"
+    return f"choose one of: {', '.join(names[:_MOST_NAMED])}{more}" if names else "there is none"
+
+
+_Kind = TypeVar("_Kind", bound=TfkitError)
+
+_FILE_REMEDIES = {
+    errno.EACCES: "let the user who runs this {verb} it: `ls -ld` shows its permissions",
+    errno.EISDIR: "it is a folder: give a file",
+    errno.ENOSPC: "free some space, or use another disk",
+    errno.EDQUOT: "free some of your quota, or use another disk",
+    errno.EROFS: "use a folder on a writable file system",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
+_FILE_REMEDIES[errno.EPERM] = _FILE_REMEDIES[errno.EACCES]
+
+
+def file_error(
+    kind: type[_Kind], verb: str, path: str | os.PathLike[str], error: OSError, remedy: str = ""
+) -> _Kind:
+    """Return the error for what the file system refuses.
+
+    Args:
+        kind: its type.
+        verb: what was tried: `read`, `write`.
+        path: of the file or folder, as the caller gave it.
+        error: what the system says.
+        remedy: what to do beside what the error tells.
+    """
+    known = _FILE_REMEDIES.get(error.errno or 0, "check the path and its permissions")
+    known = known.format(verb=verb)
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        known = f"check the path: {lacking(path)}"
+    said = error.strerror or str(error)
+    advice = "; ".join(filter(None, (known, remedy)))
+    if remedy and known.endswith("?"):
+        advice = f"{known} Else: {remedy}"
+    return kind(f"cannot {verb} {_shown(path)}: {said}", remedy=advice)
+
+
+def missing(kind: type[_Kind], path: str | os.PathLike[str], remedy: str = "") -> _Kind:
+    """Return the error for a file or folder that is not there; see `file_error`."""
+    return file_error(kind, "read", path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)), remedy)
+
+
+def lacking(path: str | os.PathLike[str]) -> str:
+    """Return which part of a path is not there, from the root on, and what is called nearly so."""
+    full = Path(path).absolute()
+    there = next((each for each in full.parents if os.path.isdir(each)), full)  # noqa: PTH112
+    name = full.relative_to(there).parts[0] if there != full else ""
+    if not name or os.path.lexists(there / name):
+        return f"{_shown(there / name)} is there, but is no folder, or a link that leads nowhere"
+    try:
+        near = _spelled_alike(name, os.listdir(there))  # noqa: PTH208 (of names alone)
+    except OSError:
+        near = []
+    text = f"the folder {_shown(there)} contains no {name!r}"
+    return f"{text}; did you mean {_shown(near[0])}?" if near else text
+
+
+def _spelled_alike(name: str, files: Sequence[str]) -> list[str]:
+    """Return the files with nearly that name, the nearest first; a common ending is not enough."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, sorted(files)[:_MOST_COMPARED])
+    return [each for each in near if get_close_matches(Path(name).stem, [Path(each).stem])]
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as text, whatever bytes it was made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 class SpecError(TfkitError):

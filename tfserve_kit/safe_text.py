@@ -9,7 +9,7 @@ the text beside it. Those are shown by their numbers, as Python would write them
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
@@ -75,11 +75,6 @@ def redacted(message: str, *places: str) -> str:
     message = _CREDENTIALS.sub(rf"\1 {HIDDEN}", message)
     message = _ASSIGNED.sub(rf"\1\2{HIDDEN}", message)
     return _PRIVATE_KEY.sub(rf"\1{HIDDEN}\2", message)
-
-
-def redacted_values(named: Mapping[str, str]) -> dict[str, str]:
-    """Return names with every value hidden, as for environment variables and headers."""
-    return dict.fromkeys(named, HIDDEN)
 
 
 def _shown_url(match: re.Match[str]) -> str:

@@ -3,4 +3,4 @@
 Looking it up in the metadata of the installation takes longer than a request.
 """
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

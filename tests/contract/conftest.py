@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.contract.blocking import Blocking
+from tests.integration import images
 from tfserve_kit import connect
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import Availability, process
 from tfserve_kit.engines.docker import DockerEngine
+from tfserve_kit.engines.kubernetes import KubernetesEngine
+from tfserve_kit.engines.swarm import SwarmEngine
 from tfserve_kit.serving import launch
 
 FAKE_SERVER = Path(__file__).with_name("fake_model_server.py")
@@ -39,7 +42,14 @@ def fake_engine(state_dir):
 
 
 @pytest.fixture(
-    params=["fake", pytest.param("embedded", marks=pytest.mark.tensorflow), "native", "docker"]
+    params=[
+        "fake",
+        pytest.param("embedded", marks=pytest.mark.tensorflow),
+        "native",
+        "docker",
+        "swarm",
+        "kubernetes",
+    ]
 )
 def engine(request, state_dir):
     """Every engine."""
@@ -50,23 +60,44 @@ def engine(request, state_dir):
     if request.param == "docker":
         request.getfixturevalue("docker_image")
         return DockerEngine()
+    if request.param == "swarm":
+        manager = request.getfixturevalue("swarm")[0]
+        request.getfixturevalue("monkeypatch").setenv("DOCKER_HOST", manager.url)
+        return SwarmEngine()
+    if request.param == "kubernetes":
+        current = request.getfixturevalue("cluster")
+        request.getfixturevalue("monkeypatch").setenv("KUBECONFIG", str(current.config))
+        return KubernetesEngine()
+    assert request.param == "embedded"
     return process.embedded()
 
 
 @pytest.fixture
-def docker_options(request):
-    """What a deployment says of Docker: the image under test, where the test runs containers."""
+def engine_name(request):
+    """The parameter of `engine`, where a test has it."""
     callspec = getattr(request.node, "callspec", None)
-    is_docker = callspec is not None and callspec.params.get("engine") == "docker"
-    return {"image": request.getfixturevalue("docker_image")} if is_docker else {}
+    return callspec.params.get("engine", "") if callspec is not None else ""
 
 
 @pytest.fixture
-def deployment(docker_options):
+def docker_options(request, engine_name):
+    """What a deployment says of Docker: the image under test, where the test runs containers."""
+    if engine_name == "swarm":
+        return {"image": images.MORTAL}
+    return {"image": request.getfixturevalue("docker_image")} if engine_name == "docker" else {}
+
+
+@pytest.fixture
+def deployment(request, docker_options, engine_name):
     """Make a deployment of one model on free ports."""
 
     def make(name="a", **server):
         server = {"name": name, "grpc_port": 0, "rest_port": 0, **server}
+        if engine_name == "kubernetes":
+            document = request.getfixturevalue("cluster").settings(name, server=server)
+            return launch.settle_ports(build(document, source="test", folder=MODELS))
+        if engine_name == "swarm":
+            server = {"engine": "swarm", **server}
         models = {"half_plus_two": {"base_path": str(MODELS / "half_plus_two")}}
         document = {"server": server, "models": models, "docker": docker_options}
         return launch.settle_ports(build(document, source="test", folder=MODELS))

@@ -14,11 +14,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import grpc
 
+from tests.contract import warm
+from tests.ports import free_port
 from tfserve_kit import protos
 
 DATA = Path(__file__).parents[1] / "data"
@@ -79,6 +82,9 @@ DEVIATIONS = {
     "startup.int-huge": "an error, where the official server crashes",
 }
 
+EMBEDDED = [sys.executable, "-m", "tfserve_kit.embedded"]
+WARM = ["a fork of a warm process"]  # in the place of EMBEDDED, see warm.py
+
 SETUPS = json.loads((_GOLDEN / "setups.json").read_text("utf-8"))
 
 
@@ -89,18 +95,16 @@ def cases(kind):
     return [case for case in found if not case.get("flaky")]
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
-    """A server process of a recorded setup, in a folder of its own."""
+    """A server process of a recorded setup, in a folder of its own.
+
+    Args:
+        command: what to run, or WARM.
+    """
 
     def __init__(self, command, setup, folder):
         self.folder = folder
-        self.ports = {"grpc": _free_port(), "rest": _free_port()}
+        self.ports = {"grpc": free_port(), "rest": free_port()}
         self._places = {
             "${MODELS}": str(MODELS),
             "${TMP}": str(folder),
@@ -111,12 +115,16 @@ class Server:
             (folder / name).write_text(self.fill(text), "utf-8")
         for operation in setup.get("prepare", []):
             self.do(operation)
-        argv = [*command, *(self.fill(flag) for flag in setup["flags"])]
+        flags = [self.fill(flag) for flag in setup["flags"]]
         self.output = (folder / "output.log").open("wb")
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, start_new_session=True,
-        )  # fmt: skip
+        if command == WARM:
+            self.process = warm.Server(flags, self.output.name)
+        else:
+            self.process = subprocess.Popen(
+                [*command, *flags], stdin=subprocess.DEVNULL, stdout=self.output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )  # fmt: skip
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self.ports['grpc']}")
 
     def fill(self, text):

@@ -44,10 +44,10 @@ class Liar:
     what it answers when it is asked for its signatures or versions.
     """
 
-    def __init__(self, lie, about=http(METADATA)):  # noqa: B008 (bytes do not change)
+    def __init__(self, lie, about=http(METADATA), address=("127.0.0.1", 0)):  # noqa: B008 (bytes do not change)
         self.lie, self.about, self.requests, self.connections = lie, about, [], 0
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._listening = socket.create_server(address)
+        self.url = f"http://{address[0]}:{self._listening.getsockname()[1]}"
         self._stop, self._open = threading.Event(), []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -255,7 +255,7 @@ def grpc_metadata():
 
 
 @contextlib.contextmanager
-def grpc_liar(lie):
+def grpc_liar(lie, address="127.0.0.1:0"):
     """Run a gRPC server that tells signatures rightly, and answers Predict with a lie: its URL."""
     stop = threading.Event()
 
@@ -276,10 +276,10 @@ def grpc_liar(lie):
     service = grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", handlers)
     pool = futures.ThreadPoolExecutor(4)
     server = grpc.server(pool, handlers=[service], options=[("grpc.max_send_message_length", -1)])
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     server.start()
     try:
-        yield f"grpc://127.0.0.1:{port}"
+        yield f"grpc://{address.partition(':')[0]}:{port}"
     finally:
         stop.set()
         server.stop(None).wait()

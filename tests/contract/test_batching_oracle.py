@@ -127,9 +127,9 @@ class TellingScheduler(BatchScheduler):
     thread = threading.local()
 
     def schedule(self, *arguments):
-        tasks = super().schedule(*arguments)
+        waiting = super().schedule(*arguments)
         self.thread.queued()
-        return tasks
+        return waiting
 
 
 def outcome(make, options, sizes):

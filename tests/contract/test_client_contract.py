@@ -382,19 +382,23 @@ def test_json_of_another_kind_is_told_from_a_model_server(twin, website, body, c
     assert url in caught.value.message
 
 
+_NONE_SUCH = "the server has no such model, version or label"
+
+
 @pytest.mark.parametrize(
     ("status", "body", "error", "text"),
     [
         (400, b'{"error": "bad"}', InvalidRequest, "bad (HTTP 400)"),
-        (404, b'{"error": "gone"}', ModelNotFound, "gone (HTTP 404)"),
-        (404, b"<html>Not here</html>", ModelNotFound, "<html>Not here</html> (HTTP 404)"),
-        (404, b"", ModelNotFound, "Not Found (HTTP 404)"),
+        (404, b'{"error": "gone"}', ModelNotFound, f"{_NONE_SUCH}: gone (HTTP 404)"),
+        (404, b"<html>Not here</html>", ModelNotFound,
+         f"{_NONE_SUCH}: <html>Not here</html> (HTTP 404)"),
+        (404, b"", ModelNotFound, f"{_NONE_SUCH}: Not Found (HTTP 404)"),
         (500, b'{"error": "broke"}', ServerFault, "broke (HTTP 500)"),
         (501, b'{"error": "cannot"}', InvalidRequest, "cannot (HTTP 501)"),
         (504, b'{"error": "late"}', DeadlineExceeded, "late (HTTP 504)"),
         (400, b'["no", "object"]', InvalidRequest, '["no", "object"] (HTTP 400)'),
     ],
-)
+)  # fmt: skip
 def test_http_status_becomes_the_error_with_the_servers_words(
     twin, website, status, body, error, text
 ):

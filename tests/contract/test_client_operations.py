@@ -76,7 +76,7 @@ def test_text_may_be_text_or_bytes(client):
 @pytest.mark.parametrize(
     ("model", "signature", "inputs", "message", "remedy"),
     [
-        ("half_plus_two", "", {"y": [1.0]}, "has no input 'y'", "known: x"),
+        ("half_plus_two", "", {"y": [1.0]}, "has no input 'y'", "choose one of: x"),
         ("half_plus_two", "", {"x": ["a"]}, "it is string, the model takes float", "type float"),
         ("half_plus_two", "", {"x": [[1.0]]}, "its shape is [1, 1], the model takes float [?]",
          "reshape"),

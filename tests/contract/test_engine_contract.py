@@ -1,5 +1,6 @@
 """The obligations in engines/base.py, for every engine."""
 
+import copy
 import os
 import pickle
 import signal
@@ -13,10 +14,21 @@ import pytest
 
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.deployment import render
-from tfserve_kit.engines import Availability, Endpoints, Phase, State, process, registry
+from tfserve_kit.engines import (
+    Availability,
+    Endpoints,
+    Phase,
+    State,
+    draining,
+    process,
+    registry,
+    services,
+)
 from tfserve_kit.engines.container import ContainerPlan
+from tfserve_kit.engines.kubernetes import ObjectsPlan
 from tfserve_kit.engines.process import ProcessEngine, Record
 from tfserve_kit.engines.records import deployed_models
+from tfserve_kit.engines.services import ServicePlan
 from tfserve_kit.errors import (
     EngineUnavailable,
     ServerExists,
@@ -78,6 +90,17 @@ def start():
 def broken(plan):
     """Return a plan of a server that ends by itself: its configuration does not exist."""
     flag = "--model_config_file=/nonexistent/models.config"
+    if isinstance(plan, ObjectsPlan):
+        made = copy.deepcopy(plan.objects)
+        for each in made:
+            if each["kind"] == "Deployment":
+                each["spec"]["template"]["spec"]["containers"][0]["args"].append(flag)
+        return replace(plan, objects=made)
+    if isinstance(plan, ServicePlan):
+        made = copy.deepcopy(plan.services)
+        for each in made.values():
+            each["TaskTemplate"]["ContainerSpec"]["Args"].append(flag)
+        return replace(plan, services=made)
     if isinstance(plan, ContainerPlan):
         command = [*plan.container["command"], flag]
         return replace(plan, container={**plan.container, "command": command})
@@ -108,22 +131,42 @@ def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
     plan = engine.plan(spec, render.render(spec))
     assert (plan.server_name, plan.engine) == (WEB, engine.name)
     assert plan.models == {"half_plus_two": spec.models["half_plus_two"].base_path}
+    if isinstance(plan, ObjectsPlan):  # pods have addresses and ports of their own
+        assert plan.endpoints.grpc == f"dns:///tfkit-{WEB}-grpc:{spec.server.grpc_port}"
+        assert f'"--port={spec.server.grpc_port}"' in plan.stdin
+        return
     assert plan.endpoints.grpc == f"grpc://127.0.0.1:{spec.server.grpc_port}"
     assert plan.endpoints.rest == f"http://127.0.0.1:{spec.server.rest_port}"
     for port, flag, inside in (
         (spec.server.grpc_port, "port", 8500),
         (spec.server.rest_port, "rest_api_port", 8501),
     ):
-        is_container = engine.name == "docker"
+        is_container = engine.name in {"docker", "swarm"}
         assert f"--{flag}={inside if is_container else port}" in plan.argv
-        assert (f"--publish=127.0.0.1:{port}:{inside}" in plan.argv) == is_container
+        published = f"--publish=127.0.0.1:{port}:{inside}" in plan.argv
+        assert published == (engine.name == "docker")
+        on_nodes = f"--publish=mode=host,target={inside},published={port}" in plan.argv
+        assert on_nodes == (engine.name == "swarm")
 
 
 def test_plan_shows_where_its_files_will_be(engine, deployment, state_dir):
-    spec = deployment(WEB)
-    plan = engine.plan(spec, {"model_config.txt": "text"})
+    plan = engine.plan(deployment(WEB), {"model_config.txt": "text"})
+    if isinstance(plan, ObjectsPlan):  # they are in the cluster
+        (config,) = (each for each in plan.objects if each["kind"] == "ConfigMap")
+        assert config["data"] == {"model_config.txt": "text", "drain.sh": draining.script()}
+        assert '"--model_config_file=/tfkit/model_config.txt"' in plan.stdin
+        return
+    if engine.name == "swarm":  # what nodes read has names of the swarm
+        texts = {"model_config.txt": "text", "drain.sh": draining.script()}
+        names = {file: services.content_name(f"tfkit-{WEB}", file, texts[file]) for file in texts}
+        home = state_dir / "servers" / WEB
+        assert plan.files == {str(home / names[file]): text for file, text in texts.items()}
+        assert "--model_config_file=/tfkit/model_config.txt" in plan.argv
+        return
     file = str(state_dir / "servers" / WEB / "config" / "model_config.txt")
-    assert plan.files == {file: "text"}
+    drain = str(state_dir / "servers" / WEB / "config" / "drain.sh")
+    its_own = {drain: draining.script()} if engine.name == "docker" else {}
+    assert plan.files == {file: "text", **its_own}
     assert f"--model_config_file={file}" in plan.argv
 
 
@@ -152,10 +195,12 @@ def test_started_server_runs_and_is_found_with_what_it_serves(engine, plan, star
     assert handle.state() == RUNNING
     for found in (handle, engine.find(WEB), *engine.list()):
         assert (found.server_name, found.engine) == (WEB, engine.name)
-        assert (found.endpoints, found.models) == (todo.endpoints, todo.models)
+        assert found.models == todo.models
+        assert found.endpoints == (todo.endpoints if engine.answers_here else handle.endpoints)
         assert found.state() == RUNNING
     for file, text in todo.files.items():
-        assert Path(file).read_text("utf-8") == text
+        if engine.name != "swarm":  # there it is a config of the swarm
+            assert Path(file).read_text("utf-8") == text
 
 
 def test_servers_are_listed_by_name(fake_engine, fake_plan, start):
@@ -230,6 +275,18 @@ def test_state_folder_that_cannot_be_written_is_named(engine, plan, state_dir):
         engine.start(todo)
     assert "TFKIT_STATE_DIR" in caught.value.remedy
     assert (state_dir / "servers").read_text() == "in the way"
+
+
+def test_replicas_of_one_server_are_the_server_itself(engine, plan, start):
+    todo = plan(WEB)
+    handle = start(engine, todo)
+    (replica,) = handle.replicas()
+    assert todo.replicas == 1
+    assert replica.state == RUNNING
+    assert replica.endpoints == (todo.endpoints if engine.answers_here else handle.endpoints)
+    assert replica.name.startswith(WEB)
+    handle.stop()
+    assert handle.replicas() == []
 
 
 # One name, one server
@@ -515,7 +572,7 @@ def test_native_engine_takes_the_binary_it_is_given(usable_binary, deployment, s
 def test_native_engine_is_chosen_where_its_binary_is(usable_binary, state_dir, name):
     engine, why = registry.choose(name, binary=usable_binary)
     assert engine.name == "native"
-    assert why == {"auto": f"{usable_binary} is there", "native": "asked for"}[name]
+    assert why == {"auto": f"{usable_binary} is there", "native": "as requested"}[name]
 
 
 @pytest.mark.tensorflow
@@ -539,7 +596,7 @@ def test_engine_that_cannot_run_is_refused_with_a_remedy(state_dir):
 def test_engine_that_nobody_knows_is_refused_with_the_known_ones(state_dir):
     with pytest.raises(UsageError) as caught:
         registry.choose("podman")
-    assert caught.value.remedy == "choose auto, native, docker, embedded"
+    assert caught.value.remedy == "choose auto, native, docker, embedded, swarm, kubernetes"
 
 
 def test_server_is_found_by_name_whichever_engine_runs_it(state_dir):

@@ -6,7 +6,6 @@ names.
 
 import contextlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tests.contract import golden
 
 pytestmark = pytest.mark.tensorflow
 
-EMBEDDED = [sys.executable, "-m", "tfserve_kit.embedded"]
 REQUESTS = [case for kind in ("rest", "grpc") for case in golden.cases(kind)]
 SHARED = [case for case in REQUESTS if not case.get("fresh")]
 FRESH = [case for case in REQUESTS if case.get("fresh")]
@@ -31,7 +29,13 @@ def command(request):
     """The command of a server that takes tensorflow_model_server's flags."""
     if request.param == "native":
         return [request.getfixturevalue("native_binary")]
-    return EMBEDDED
+    return golden.EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def quick_command(command):
+    """The same for tests that start a server each."""
+    return golden.WARM if command == golden.EMBEDDED else command
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def deviates(request, command):
     """Leave out what the embedded engine does otherwise on purpose."""
 
     def check(case):
-        if command == EMBEDDED and case["id"] in golden.DEVIATIONS:
+        if command == golden.EMBEDDED and case["id"] in golden.DEVIATIONS:
             pytest.skip(f"deviation: {golden.DEVIATIONS[case['id']]}")
 
     return check
@@ -81,9 +85,9 @@ def test_request_is_answered_as_recorded(running, deviates, case):
 
 
 @pytest.mark.parametrize("case", identified(FRESH))
-def test_request_to_a_new_server_is_answered_as_recorded(command, deviates, case, tmp_path):
+def test_request_to_a_new_server_is_answered_as_recorded(quick_command, deviates, case, tmp_path):
     deviates(case)
-    server = golden.Server(command, golden.SETUPS[case["server"]], tmp_path)
+    server = golden.Server(quick_command, golden.SETUPS[case["server"]], tmp_path)
     try:
         server.wait_ready()
         assert_agrees(server, case)
@@ -92,9 +96,9 @@ def test_request_to_a_new_server_is_answered_as_recorded(command, deviates, case
 
 
 @pytest.mark.parametrize("case", identified(golden.cases("startup")))
-def test_start_ends_as_recorded(command, deviates, case, tmp_path):
+def test_start_ends_as_recorded(quick_command, deviates, case, tmp_path):
     deviates(case)
-    server = golden.Server(command, case["setup"], tmp_path)
+    server = golden.Server(quick_command, case["setup"], tmp_path)
     want = case["response"]
     runs = not isinstance(want["exit"], int)
     try:
@@ -117,9 +121,9 @@ def opened(server):
 
 
 @pytest.mark.parametrize("case", identified(golden.cases("lifecycle")))
-def test_changes_on_disk_and_reloads_lead_where_recorded(command, deviates, case, tmp_path):
+def test_changes_on_disk_and_reloads_lead_where_recorded(quick_command, deviates, case, tmp_path):
     deviates(case)
-    server = golden.Server(command, case["setup"], tmp_path)
+    server = golden.Server(quick_command, case["setup"], tmp_path)
     try:
         if case["setup"].get("wait", True):
             server.wait_ready()

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from tests.field import messages
 from tests.field.expected import (
     BOTH,
     Answer,
@@ -22,17 +23,18 @@ USAGE = 2
 PERF = ("--duration", "0.3", "--concurrency", "2", "--json")
 
 
-def refused(done, expected):
-    """Hold the code, the cause and the remedy against what is expected."""
+def refused(field, done, expected, place):
+    """Hold the code, the cause and the remedy, and the whole message, against what is expected."""
     assert done.code == expected.code, f"{done.code}: {done.err}"
     assert expected.words in done.err
     assert expected.remedy in done.err
+    messages.hold(place, field.plain(done.err))
 
 
 def inspect(field, row):
     done = field.tfkit("inspect", field.zoo / row.name, "--strict", "--json")
     if row.inspected:
-        refused(done, row.inspected)
+        refused(field, done, row.inspected, (row, "inspect"))
         return
     assert (done.code, done.err) == (0, "")
     signature = done.data["signatures"][row.signature or "serving_default"]
@@ -57,7 +59,7 @@ def _shape(sizes):
 def push(field, row):
     done = field.pushed[row.name]
     if row.pushed:
-        refused(done, row.pushed)
+        refused(field, done, row.pushed, (row, "push-model"))
         assert not (field.models / row.name / "1").exists()
         return
     assert done.code == 0, done.err
@@ -71,6 +73,8 @@ def lint(field, row):
         (finding,) = done.data
         assert row.linted.words in finding["message"]
         assert row.linted.remedy in finding["remedy"]
+        text = f"Error: {finding['message']}\n  Try: {finding['remedy']}"
+        messages.hold((row, "lint"), field.plain(text))
         return
     assert done.code == 0, done.err
     assert [each["severity"] for each in done.data] == ["warning"] * bool(row.linted)
@@ -80,7 +84,8 @@ def lint(field, row):
 def serve(field, row):
     if row.served:
         place = f"{row.name}={field.base_path(row)}"
-        refused(field.tfkit("serve", "--engine", "embedded", "--model", place), row.served)
+        done = field.tfkit("serve", "--engine", "embedded", "--model", place)
+        refused(field, done, row.served, (row, "serve"))
         return
     assert field.server_of(row) == {"1": "AVAILABLE"}
 
@@ -103,7 +108,8 @@ def ask(field, row, expected):
         file = expected.file or "red.png"
         for protocol in (expected.protocol,) if expected.protocol else BOTH:
             how = ("--model", row.name, "--protocol", protocol)
-            refused(field.tfkit(command, file, *how, *expected.options), expected)
+            done = field.tfkit(command, file, *how, *expected.options)
+            refused(field, done, expected, (row, expected.asked(protocol)))
         return
     for protocol in getattr(expected, "protocols", BOTH):
         _ANSWERS[type(expected)](field, row, expected, ("--protocol", protocol, "--json"))
@@ -122,7 +128,8 @@ def _class(field, row, expected, how):
     told = {what: f"{each['value']} ({each['source']})" for what, each in said["how"].items()}
     assert {what: told.get(what) for what in expected.told} == expected.told
     for value in expected.told.values():
-        assert value.rstrip(")") in done.err
+        told = value.rstrip(")")  # more may follow: why, or what changes it
+        assert told in done.err or told.replace(" (", " (from the ") + ": " in done.err
 
 
 def _objects(field, row, expected, how):
@@ -184,12 +191,13 @@ def warmup(field, row):
     """Random requests, or those of a file; both check out, and the server replayed them."""
     done = field.warmed[row.name]
     if row.warmed:
-        refused(done, row.warmed)
+        refused(field, done, row.warmed, (row, "warmup"))
         return
     assert done.code == 0, done.err
     signature = ("--signature", row.signature) if row.signature else ()
     if row.input != "random" and row.drawn.code == USAGE:
-        refused(field.tfkit("warmup", field.zoo / row.name, *signature), row.drawn)
+        done = field.tfkit("warmup", field.zoo / row.name, *signature)
+        refused(field, done, row.drawn, (row, "warmup of random numbers"))
     checked = field.tfkit("warmup", "--check", field.models / row.name / "1", "--json")
     assert (checked.code, checked.data["records"]) == (0, 1)
 
@@ -198,10 +206,11 @@ def perf(field, row):
     signature = ("--signature", row.signature) if row.signature else ()
     how = ("--model", row.name, *signature)
     if row.input != "random":
-        refused(field.tfkit("perf", *how, *PERF), row.drawn)
+        drawn = field.tfkit("perf", *how, *PERF)
+        refused(field, drawn, row.drawn, (row, "perf of random numbers"))
     done = field.tfkit("perf", "--input", row.input, *how, *PERF)
     if row.loaded:
-        refused(done, row.loaded)
+        refused(field, done, row.loaded, (row, "perf"))
         return
     assert done.code == 0, done.err
     assert done.data["requests"] > 0
@@ -215,7 +224,7 @@ def evaluate(field, row):
         "evaluate", f"sets/{dataset}", "--model", row.name, *expected.options, "--json"
     )
     if isinstance(expected, Refusal):
-        refused(done, expected)
+        refused(field, done, expected, (row, "evaluate"))
         return
     assert done.code == 0, done.err
     (result,) = done.data["results"]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,14 @@ class Field:
     def server_of(self, row):
         """Return the state of each version that the server has of a model."""
         return self._states[row.name]
+
+    def plain(self, text):
+        """Return a text without what differs between runs: folders, ports, times."""
+        for protocol in ("grpc", "rest"):
+            text = text.replace(self.url(protocol), f"{protocol.upper()}_SERVER")
+        # TensorFlow counts its functions, and draws the names of its tables, which may begin alike.
+        text = re.sub(r"_[0-9a-f]{8}-[0-9a-f-]{27}|_\d{3,}", "_N", text)
+        return text.replace(f"{self.home}/", "").replace(str(self.home), ".")
 
     def url(self, protocol):
         (server,) = self.tfkit("ps", "--json").data

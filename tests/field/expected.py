@@ -25,10 +25,13 @@ class Refusal:
     file: str = ""
     protocol: str = ""
 
+    def asked(self, protocol):
+        """Return which question it is: the command's options, over a protocol."""
+        return " ".join(("question over", protocol, *self.options))
+
     def __str__(self):
-        told = f"{self.words} ({self.remedy})" if self.remedy else self.words
         where = f" over {self.protocol}" if self.protocol else ""
-        return f"{_asked(self.options)}refused{where}, {self.code}: {told}"
+        return f"{_asked(self.options)}refused{where} (exit {self.code}): "
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Row:
     asks: tuple[Any, ...] = ()
     evaluated: Any = None
     input: str = "random"
-    drawn: Refusal = Refusal(2, "cannot be drawn at random", "--input")
+    drawn: Refusal = Refusal(2, "cannot be filled with random values", "--input")
     batches: bool = True
     inspected: Any = None
     pushed: Any = None

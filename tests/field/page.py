@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tests.field import messages
 from tests.field.expected import Refusal
 from tests.field.rows import BY_NAME, FAMILIES, ROWS
 
@@ -25,7 +26,7 @@ answer.
 | predict, request | class and score of a picture, and what decided how it was read; or values |
 | warmup, perf | what is sent: random numbers, or a file; each load replays it |
 | evaluate | how many examples of a set are taken for another class |
-| refused, N | the cause, the remedy in brackets, and the [exit code](exit-codes.md) N |
+| refused (exit N) | this message, and N as the [exit code](exit-codes.md) |
 
 Pictures are of one colour: `red.png`, `mid.png` (half as bright as white) and so on. Brightnesses
 are told apart only by a model that gets the range it was made for.
@@ -55,28 +56,29 @@ def render():
 def _cells(row):
     head = f"**{row.name}**<br>{row.what}<br>{_types(row.takes)} → {_types(row.gives)}"
     yield head
-    yield str(row.inspected or ("batches" if row.batches else "no batches"))
-    yield str(row.pushed or "pushed")
-    yield _linted(row.linted)
-    yield str(row.served or ("-" if row.pushed else "AVAILABLE"))
+    yield _told(row, row.inspected, "inspect") or ("batches" if row.batches else "no batches")
+    yield _told(row, row.pushed, "push-model") or "pushed"
+    yield _told(row, row.linted, "lint") or (f"warns: {row.linted}" if row.linted else "nothing")
+    yield _told(row, row.served, "serve") or ("-" if row.pushed else "AVAILABLE")
     if row.pushed:
         yield from "-----"
         return
     yield "as inspect"
-    yield "<br>".join(map(str, row.asks))
-    yield _sent(row, row.warmed)
-    yield _sent(row, row.loaded)
-    yield str(row.evaluated)
+    yield "<br>".join(_asked(row, each) for each in row.asks)
+    yield _told(row, row.warmed, "warmup") or f"{row.input}: fine"
+    yield _told(row, row.loaded, "perf") or f"{row.input}: fine"
+    yield _told(row, row.evaluated, "evaluate") or str(row.evaluated)
 
 
-def _linted(linted):
-    if isinstance(linted, Refusal):
-        return str(linted)
-    return f"warns: {linted}" if linted else "nothing"
+def _told(row, expected, what):
+    """Return a refusal with its whole message; None for anything else."""
+    return f"{expected}{messages.of(row, what)}" if _refused(expected) else None
 
 
-def _sent(row, refusal):
-    return str(refusal or f"{row.input}: fine")
+def _asked(row, expected):
+    if not _refused(expected):
+        return str(expected)
+    return f"{expected}{messages.of(row, expected.asked(expected.protocol or 'grpc'))}"
 
 
 def _types(tensors):

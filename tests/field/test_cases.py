@@ -31,7 +31,7 @@ class TestWhatDecidesAnAnswer:
     @pytest.mark.parametrize("command", [("predict",), ("request",)])
     def test_range_of_the_graph_is_taken_and_told_by_every_command(self, field, command):
         done = done_well(field.tfkit(*command, "bright.png", "--model", "keras_functional"))
-        assert "range 0 to 255 (graph: " in done.err
+        assert "range 0 to 255 (from the graph: " in done.err
 
     def test_predict_and_request_prepare_the_same_picture(self, field):
         asked = ("mid.png", "--model", "keras_sequential", "--json")
@@ -44,7 +44,8 @@ class TestWhatDecidesAnAnswer:
 
     def test_assumed_range_is_told_with_the_result_of_evaluate(self, field):
         done = field.tfkit("evaluate", "sets/brightness", "--model", "picture_unit", "--json")
-        assert "range 0 to 1" in done_well(done).data["assumed"]
+        told = "range 0 to 1 (change: --range LOW,HIGH)"
+        assert told in done_well(done).data["assumed"]
 
     def test_wrong_range_is_an_option_and_shows(self, field):
         how = ("--range", "0,255", "--json")
@@ -106,7 +107,7 @@ class TestInputsBesideRows:
     def test_key_beside_pictures_is_filled_by_every_command(self, field):
         for command in (("predict", "red.png"), ("request", "red.png")):
             done = done_well(field.tfkit(*command, "--model", "bytes_and_key"))
-            assert "input 'key' the picture's name (assumed)" in done.err
+            assert "input 'key' is the picture's name (assumed" in done.err
         done = field.tfkit("request", "red.png", "--model", "bytes_and_key", "--json")
         assert plain(done.data["outputs"]["key"]) == ["red.png"]
 

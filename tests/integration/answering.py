@@ -26,19 +26,20 @@ class AnsweringServer:
         stalls_ns: one of (before, frozen, thawed) for each time it was frozen.
     """
 
-    def __init__(self, ports=(0, 0)):
+    def __init__(self, ports=(0, 0), host="127.0.0.1"):
+        self._host = host
         self._begin(*ports)
         self.stalls_ns = []
 
     def _begin(self, grpc_port, rest_port):
-        argv = [sys.executable, SCRIPT, str(grpc_port), str(rest_port)]
+        argv = [sys.executable, SCRIPT, str(grpc_port), str(rest_port), self._host]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.ports = tuple(map(int, self.process.stdout.readline().split()))
         self.urls = {
-            "grpc": f"grpc://127.0.0.1:{self.ports[0]}",
-            "rest": f"http://127.0.0.1:{self.ports[1]}",
+            "grpc": f"grpc://{self._host}:{self.ports[0]}",
+            "rest": f"http://{self._host}:{self.ports[1]}",
         }
 
     def tell(self, **settings):

@@ -9,11 +9,16 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import google
+import grpc
+import typing_extensions
 
 from tfserve_kit.engines import images
 from tfserve_kit.engines.container import SERVING_IMAGE
@@ -22,6 +27,7 @@ from tfserve_kit.engines.images import PYTHON_IMAGE, Variant, files
 STAND_IN = "tfkit-model-server:test"
 DEPENDENCIES = "tfkit-model-server:test-dependencies"
 BASE = "tfkit-base:bookworm-python"
+MORTAL, HAPROXY = "tfkit-mortal-server:test", "tfkit-haproxy:test"
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 REGISTRY_TIMEOUT_S = 5
@@ -62,13 +68,17 @@ def require_docker() -> None:
 
 
 def remove_left_containers() -> None:
-    """Remove the ended containers of test runs that were killed: they hold names and disk."""
-    template = '{{.ID}} {{.Label "tfkit.folder"}}'
+    """Remove the ended containers of test runs that were killed: they hold names and disk.
+
+    Another run's that goes on beside this one ended lately.
+    """
+    template = '{{.ID}} {{.Label "tfkit.folder"}} {{.Status}}'
     ended = docker("ps", "--filter", "status=exited", "--filter", "label=tfkit.folder",
                    "--format", template)  # fmt: skip
     for line in ended.splitlines():
-        container, folder = line.split(maxsplit=1)
-        if Path(folder).is_relative_to(tempfile.gettempdir()):
+        container, folder, status = line.split(maxsplit=2)  # Exited (0) 3 hours ago
+        is_recent = "second" in status or "minute" in status
+        if not is_recent and Path(folder).is_relative_to(tempfile.gettempdir()):
             docker("rm", "--volumes", container)
 
 
@@ -90,6 +100,70 @@ def stand_in() -> str:
             _build(context, DEPENDENCIES, "--target=dependencies")
             _build(context, STAND_IN, f"--label=tfkit.source={source}")
     return STAND_IN
+
+
+def mortal() -> str:
+    """Return an image of `mortal_server.py`, which SIGTERM kills as it does the official server.
+
+    Raises:
+        NoImage: as `stand_in`.
+    """
+    server = Path(__file__).with_name("mortal_server.py")
+    with _alone(), tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        source = hashlib.sha256(server.read_bytes()).hexdigest() + _source_hash()
+        if _inspect(MORTAL, '{{index .Config.Labels "tfkit.source"}}') == source:
+            return MORTAL
+        context = Path(scratch)
+        without = shutil.ignore_patterns("__pycache__", "*.pyi")
+        for package in (grpc.__path__[0], *google.__path__, ROOT / "tfserve_kit"):
+            place = context / "site" / Path(package).name
+            shutil.copytree(package, place, ignore=without, dirs_exist_ok=True)
+        shutil.copy(typing_extensions.__file__, context / "site")
+        program = context / "tensorflow_model_server"
+        program.write_text(f"#!/usr/bin/python3\n{server.read_text('utf-8')}")
+        program.chmod(0o755)
+        lines = [f"FROM {_base()}", "COPY site/ /usr/lib/python3/dist-packages/",
+                 "COPY tensorflow_model_server /usr/bin/"]  # fmt: skip
+        (context / "Dockerfile").write_text("\n".join(lines))
+        _build(context, MORTAL, f"--label=tfkit.source={source}")
+    return MORTAL
+
+
+def haproxy() -> str:
+    """Return an image of this machine's HAProxy.
+
+    Raises:
+        NoImage: there is none, or as `stand_in`.
+    """
+    binary = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if binary is None:
+        raise NoImage("there is no haproxy to make an image of")
+    with _alone(), tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        if _inspect(HAPROXY, "{{.Id}}"):
+            return HAPROXY
+        context = Path(scratch)
+        listed = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True)
+        for library in re.findall(r"(/(?:usr/)?lib/\S+\.so\S*)", listed.stdout):
+            place = context / "root" / "usr" / library.removeprefix("/usr").lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, place)
+        (context / "root/usr/sbin").mkdir(parents=True)
+        shutil.copy(binary, context / "root/usr/sbin/haproxy")
+        (context / "Dockerfile").write_text(f"FROM {_base()}\nCOPY root/ /\n")
+        _build(context, HAPROXY, "--label=tfkit.source=haproxy")
+    return HAPROXY
+
+
+def archive(image: str) -> Path:
+    """Return a file with an image, for daemons that have none yet."""
+    made = _inspect(image, "{{.Id}}").removeprefix("sha256:")[:12]
+    with _alone():
+        file = BUILD / f"image-{image.partition(':')[0]}-{made}.tar"
+        if not file.exists():
+            for old in BUILD.glob(f"image-{image.partition(':')[0]}-*.tar"):
+                old.unlink()
+            docker("save", "--output", file, image)
+    return file
 
 
 def _build(context, tag, option):

@@ -13,6 +13,7 @@ import termios
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.integration.commands import PATIENCE_S, remember
@@ -156,7 +157,7 @@ def test_every_exit_code_has_one_meaning():
         (["versions", "nowhere"], 2, "cannot read nowhere: No such file or directory"),
         (["push-model", str(MODELS / "mlp" / "1")], 2, "give --model NAME or --to BASE_PATH"),
         (["push-model", "x", "--version", "1.5"], 2, "'1.5' is not next, epoch or a whole number"),
-        (["render"], 2, "there is no tfkit.toml"),
+        (["render"], 2, "cannot read tfkit.toml: No such file or directory"),
         (["render", "--model", "m"], 2, "--model 'm' is not NAME=BASE_PATH"),
         (["render", "--model", "=x"], 2, "--model '=x' is not NAME=BASE_PATH"),
         (["render", "--model", "m=x", "--config", "f"], 2, "give --config or --model, not both"),
@@ -182,7 +183,7 @@ def test_every_exit_code_has_one_meaning():
         (["predict", "x", "--size", "8"], 2, "'8' is not HEIGHTxWIDTH"),
         (["predict", "x", "--mean", "a"], 2, "'a' is not a list of numbers"),
         (["predict", "x", "--channels", "4"], 2, "'4' is not one of '1', '3'"),
-        (["push-model", "nowhere", "--model", "m"], 8, "there is no nowhere"),
+        (["push-model", "nowhere", "--model", "m"], 8, "cannot read nowhere: No such file"),
     ],
 )  # fmt: skip
 def test_wrong_call_ends_with_the_code_of_the_table_and_says_why(tfkit, arguments, code, text):
@@ -294,6 +295,27 @@ def test_render_shows_or_writes_the_files(tfkit, toml, tmp_path):
         assert text == "# written by tfkit render, which replaces this file\n" + shown.data[name]
 
 
+def test_render_for_kubernetes_is_a_stream_or_a_folder_for_kustomize(tfkit, tmp_path):
+    (tmp_path / "tfkit.toml").write_text(
+        '[server]\nname = "web"\nreplicas = 2\nengine = "kubernetes"\n'
+        '[models.half]\nbase_path = "/models/half"\n[kubernetes]\nclaim = "c"\n'
+    )
+    shown = list(yaml.safe_load_all(tfkit("render", "--target", "kubernetes").out))
+    assert [each["kind"] for each in shown][:2] == ["ConfigMap", "Deployment"]
+    assert tfkit("render", "--target", "kubernetes", "--out", "base").code == 0
+    base = yaml.safe_load((tmp_path / "base" / "kustomization.yaml").read_text())
+    files = [yaml.safe_load((tmp_path / "base" / name).read_text()) for name in base["resources"]]
+    assert files == shown
+    kserve = list(yaml.safe_load_all(tfkit("render", "--target", "kserve").out))
+    assert [each["kind"] for each in kserve] == ["ConfigMap", "ServingRuntime", "InferenceService"]
+
+
+def test_render_for_kubernetes_says_what_is_missing(tfkit):
+    done = tfkit("render", "--target", "kubernetes", "--model", "half=models/half")
+    assert done.code == 3
+    assert "give claim, host_path or in_image in [kubernetes]" in done.err
+
+
 def test_render_replaces_its_own_files_and_no_others(tfkit, toml, tmp_path):
     toml()
     file = tmp_path / "conf" / "model_config.txt"
@@ -391,7 +413,7 @@ def test_push_of_a_version_that_exists_is_refused_with_the_next_one(tfkit, saved
     assert tfkit("push-model", saved_model, "--model", "half", "--version", "7").code == 0
     done = tfkit("push-model", saved_model, "--model", "half", "--version", "7")
     assert done.code == 8
-    assert "version 7 exists already" in done.err
+    assert "version 7 already exists" in done.err
     assert "--version 8" in done.err
 
 

@@ -146,7 +146,7 @@ def test_server_outlives_a_foreground_command_that_is_killed(tfkit, serve_args, 
 @pytest.mark.parametrize(
     ("moment", "stream", "number"),
     [
-        ("Engine docker", "stderr", signal.SIGINT),
+        ("Engine: docker", "stderr", signal.SIGINT),
         ("starting", "stderr", signal.SIGINT),
         ("starting", "stderr", signal.SIGTERM),
         ("waiting for", "stderr", signal.SIGINT),

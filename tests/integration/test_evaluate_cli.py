@@ -75,7 +75,7 @@ def test_error_rate_of_a_folder(evaluate, folder):
     assert done.code == 0, done.err
     assert "Inference error rate: 10%" in done.out.splitlines()
     assert "1 of 10 wrong, 95% interval 1.79% to 40.42%" in done.out
-    assert f"red for blue  {folder / 'red' / 'wrong.png'}" in done.out
+    assert f"red as blue  {folder / 'red' / 'wrong.png'}" in done.out
     assert "calibration" not in done.out  # means of 0-255 are no probabilities
     assert "Evaluating 10 examples" in done.err
 
@@ -168,7 +168,7 @@ def test_some_examples(evaluate, folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nowhere"], 2, "nowhere does not exist"),
+        (["nowhere"], 2, "cannot read nowhere: No such file or directory"),
         (["set", "--version", 1, "--label", "stable"], 2, "not both"),
         (["set", "--max-worse", 0.1], 2, "--max-worse needs a second version"),
         (["set", "--max-error-rate", "many"], 2, "is not a share"),
@@ -189,8 +189,8 @@ def test_other_labels_than_the_set_s_are_refused(evaluate, folder, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\ncow\n")
     done = evaluate(folder, "--version", 1, "--labels", tmp_path / "labels.txt")
     assert done.code == 2
-    assert "none of the 10 examples" in done.err
-    assert "no class 'blue'" in done.err
+    assert f"no class of {folder} (blue, " in done.err
+    assert f"is in {tmp_path / 'labels.txt'} (cat, dog, cow)" in done.err
 
 
 def table_of(folder, header="filename;class"):
@@ -205,7 +205,7 @@ def test_a_header_and_what_else_was_assumed_stand_in_every_output(evaluate, fold
     table = table_of(folder)
     done = evaluate(table, "--version", 1, "--report", tmp_path / "page.html")
     assert done.code == 0, done.err
-    said = ["columns separated by semicolon", "first row taken as a header: filename;class"]
+    said = ["columns are separated by semicolon", "the first row is a header: filename;class"]
     said = [text.replace(";", ", ") for text in said]
     page = (tmp_path / "page.html").read_text("utf-8")
     data = evaluate(table, "--version", 1, "--json").data
@@ -222,7 +222,7 @@ def test_rows_without_a_picture_define_no_class(tfkit, colours, folder):
     done = tfkit("evaluate", table, "--url", url, "--model", "colour", "--version", 1)
     assert done.code == 0, done.err
     assert "1 example could not be used:" in done.out
-    assert "taken for its classes 0 to 2: blue, green, red" in done.out
+    assert "classes 0 to 2 are the set's, sorted by name: blue, green, red" in done.out
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
-from tests.torture.attackers import begun_calls
+from tests.ports import free_port
+from tests.torture.attackers import begun_calls, frame
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
 
@@ -38,12 +40,6 @@ def predict(body=ROW, headers=""):
         f"POST /v1/models/batchy:predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     )
     return head.encode() + body
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def eventually(condition):
@@ -106,6 +102,9 @@ class Server:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def cpu_s(self):
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+
     def descriptors(self):
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
@@ -147,17 +146,35 @@ def test_server_opens_as_many_descriptors_as_it_may(server, most_descriptors):
     assert line.split()[3:5] == [str(most_descriptors)] * 2
 
 
-def test_idle_connections_by_the_thousand_are_no_burden(server, most_descriptors, stays_small):
+GREETING = begun_calls([])
+PING = frame(6, 0, 0, b"12345678")
+
+
+@pytest.mark.parametrize(
+    ("kind", "greeting", "sent", "answer"),
+    [("rest", b"", predict(), b"HTTP/1.1 200 OK"), ("grpc", GREETING, PING, b"\0\0\x08\6\1")],
+)
+def test_idle_connections_by_the_thousand_are_no_burden(
+    server, most_descriptors, stays_small, kind, greeting, sent, answer
+):
     count = min(10_000, most_descriptors - 1000)
     before = server.resident_bytes()
-    with server.crowd(count) as idle:
+    with server.crowd(count, kind) as idle:
+        for client in idle:
+            client.sendall(greeting)
         assert eventually(lambda: server.descriptors() > count)
         for _ in range(20):
             assert server.ask(timeout_s=20.0)[0] == 200
-        assert server.resident_bytes() < before + count * 20_000
+        used_s = server.cpu_s()
+        time.sleep(2)
+        assert server.cpu_s() - used_s < 0.1  # of which a clock tick is 0.01
+        assert server.resident_bytes() < before + count * 6000
         for client in idle[:: count // 20]:  # they may still speak
-            client.sendall(predict())
-            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+            client.settimeout(PATIENCE_S)
+            if greeting:
+                client.recv(1000)  # the server's
+            client.sendall(sent)
+            assert client.recv(1000).startswith(answer)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +271,8 @@ def test_lack_of_descriptors_and_the_end_are_survived_by_requests_in_flight(tmp_
     slow = b'{"signature_name": "slow", "instances": [1]}'
     server = Server(tmp_path / "output.log", (300, 300), "--rest_api_num_threads=1")
     with server.connect() as known, server.crowd(400), server.crowd(400, "grpc"):
-        assert eventually(lambda: server.descriptors() == 300)
+        assert eventually(lambda: server.descriptors() > 150)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (server.descriptors(), 300))
         for _ in range(10):
             known.sendall(predict())
             assert known.recv(1000).startswith(b"HTTP/1.1 200 OK")

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.ports import free_port
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
 
@@ -20,12 +21,6 @@ pytestmark = pytest.mark.tensorflow
 MODELS = Path(__file__).parents[1] / "data" / "models"
 PATIENCE_S = 60.0
 MIB = 1 << 20
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

@@ -14,7 +14,7 @@ import pytest
 import tfserve_kit
 from tests.integration import images as stock
 from tests.integration.images import docker
-from tfserve_kit.cli import images as build_image_module
+from tfserve_kit.cli import files as build_image_module
 from tfserve_kit.cli import main
 from tfserve_kit.clients import Target
 from tfserve_kit.clock import SystemClock, wait_until

@@ -3,7 +3,6 @@
 import re
 import shutil
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import requests
 
 from tfserve_kit import Target, connect
+from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.errors import TfkitError
@@ -169,7 +169,10 @@ def test_server_that_is_stopped_while_it_starts_says_so_and_leaves_nothing_open(
 
     thread = threading.Thread(target=start)
     thread.start()
-    time.sleep(0.1)
+    begun = wait_until(
+        lambda: server._has_begun or None, timeout_s=30, interval_s=0.01, clock=SystemClock()
+    )
+    assert begun
     server.stop()
     thread.join(30)
     assert raised == [Code.CANCELLED]

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.integration.commands import PATIENCE_S
+from tests.unit.perf.runs import queued
 from tfserve_kit.cli import COMMANDS, cli
+from tfserve_kit.perf import samples
 
 pytestmark = pytest.mark.tensorflow
 
@@ -25,12 +27,15 @@ STEPS = {
     "serve": ["--engine", "embedded", "--model", "half={}/models/half", "--grpc-port", "0",
               "--rest-port", "0", "--detach"],
     "ps": [],
+    "top": ["--once", "--interval", "0.2"],
+    "scale": ["default", "1"],
     "status": [],
     "metadata": [],
     "request": ["{}/in.json"],
     "perf": ["--duration", "0.3", "--output", "{}/a.npz"],
     "perf report": ["{}/a.npz"],
     "perf compare": ["{}/a.npz", "{}/a.npz"],
+    "capacity": ["{}/kept.npz", "--rate", "100", "--p99", "50ms"],
     "canary": ["half", "1"],
     "promote": ["half"],
     "reload": ["--model", "half={}/models/half", "--model", "image={}/models/image"],
@@ -83,6 +88,7 @@ def place(tmp_path, models):
         picture = Image.new("RGB", (8, 8), colour)
         picture.save(tmp_path / "labelled" / str(number) / "a.png")
     picture.save(tmp_path / "red.png")
+    samples.write(queued(rate=20.0), tmp_path / "kept.npz")
     return tmp_path
 
 

@@ -1,10 +1,13 @@
 """`tfkit lint` and `tfkit doctor`: exit codes, JSON and what a person reads."""
 
 import shutil
+from typing import get_args
 
 import pytest
 
 from tfserve_kit.deployment.lint import RULES
+from tfserve_kit.deployment.spec import EngineName
+from tfserve_kit.engines import registry
 
 
 @pytest.fixture
@@ -34,6 +37,15 @@ def test_error_fails_with_the_code_of_a_bad_deployment(tfkit, tmp_path):
     assert f"{tmp_path / 'none'} cannot be read (No such file or directory)" in row
 
 
+def test_findings_wider_than_the_terminal_are_blocks(tfkit, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    done = tfkit("lint", "--model", f"half={tmp_path / 'none'}")
+    first, what, remedy = done.out.splitlines()
+    assert first == "error: models.half.base_path"
+    assert what == f"  {tmp_path / 'none'} cannot be read (No such file or directory)"
+    assert remedy.startswith("  Try: store a version there: tfkit push-model SAVED_MODEL --to ")
+
+
 def test_error_is_told_as_json_and_fails(tfkit, tmp_path):
     done = tfkit("lint", "--model", f"half={tmp_path / 'none'}", "--json")
     assert done.code == 3
@@ -43,7 +55,7 @@ def test_error_is_told_as_json_and_fails(tfkit, tmp_path):
         "rule": "base-path-unreadable",
         "path": "models.half.base_path",
         "message": f"{tmp_path / 'none'} cannot be read (No such file or directory)",
-        "remedy": f"tfkit push-model SAVED_MODEL --to {tmp_path / 'none'}",
+        "remedy": f"store a version there: tfkit push-model SAVED_MODEL --to {tmp_path / 'none'}",
     }
     assert finding["rule"] in {rule.name for rule in RULES}
 
@@ -120,3 +132,21 @@ def test_doctor_fails_where_no_engine_can_run(tfkit, monkeypatch):
     done = tfkit("doctor", "--json")
     assert done.code == 4
     assert {"docker", "native", "embedded"} <= {each["check"] for each in done.data}
+
+
+def test_doctor_does_without_a_deployment_file_that_is_not_valid(tfkit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tfkit.toml").write_text("models")
+    done = tfkit("doctor", "--json")
+    assert done.code in {0, 4} and done.data
+    assert "tfkit.toml is not valid, so it does not count" in done.err
+    assert tfkit("doctor", "--config", tmp_path / "tfkit.toml").code == 3
+
+
+# Engines
+
+
+def test_help_of_engine_names_every_engine_that_a_deployment_may_name(tfkit):
+    names = [each.name for each in registry.engines()]
+    assert set(get_args(EngineName)) == {"auto", *names}
+    assert f"--engine {'|'.join(['auto', *names])}" in tfkit("serve", "--help").out

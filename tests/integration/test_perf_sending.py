@@ -18,10 +18,11 @@ import numpy as np
 import psutil
 import pytest
 
+from tfserve_kit.cli.exit_codes import REQUEST_FAILED, exit_code
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
-from tfserve_kit.errors import ServerUnreachable, UsageError
-from tfserve_kit.perf import payloads as makers
+from tfserve_kit.errors import RequestError, ServerUnreachable, UsageError
+from tfserve_kit.perf import payloads
 from tfserve_kit.perf.samples import (
     CANCELLED_AT_END,
     CONNECTION_LOST,
@@ -528,7 +529,7 @@ class TestEmbeddedServer:
     def test_predictions_are_made(self, embedded_server, protocol, sender, processes):
         url = getattr(embedded_server.endpoints, protocol)
         inputs = [{"x": np.array([1.0, float(number)], np.float32)} for number in range(3)]
-        made = makers.encoded(protocol, url, Target("half_plus_two"), inputs)
+        made = payloads.encoded(protocol, url, Target("half_plus_two"), inputs)
         load = Load(url, protocol, Closed(4, requests=60), sender=sender, processes=processes)
         samples = run(load, made)
         assert_whole(samples)
@@ -539,7 +540,7 @@ class TestEmbeddedServer:
     def test_errors_have_the_same_status_over_both_protocols(self, embedded_server, protocol):
         url = getattr(embedded_server.endpoints, protocol)
         inputs = [{"x": np.zeros(2, np.float32)}]
-        made = makers.encoded(protocol, url, Target("no_such_model"), inputs)
+        made = payloads.encoded(protocol, url, Target("no_such_model"), inputs)
         assert statuses(run(Load(url, protocol, Closed(2, requests=10)), made)) == {5: 10}
 
 
@@ -612,8 +613,14 @@ class TestInterruptions:
             next(each for each in children if "workers" in " ".join(each.cmdline())).kill()
 
         load = grpc_load(url, Closed(2, duration_s=60), processes=2)
-        with pytest.raises(UsageError, match="killed"):
+        with pytest.raises(RequestError, match=r"killed before it finished \(Killed\)") as caught:
             run(load, [grpc_payload("echo")], started=kill)
+        assert exit_code(caught.value) == REQUEST_FAILED
+
+    def test_a_worker_that_fails_by_itself_is_a_bug(self, monkeypatch):
+        monkeypatch.setattr(workers, "_CODE", "raise SystemExit(3)")
+        with workers._worker() as worker, pytest.raises(RuntimeError, match="status 3"):
+            workers._answer(worker)
 
     def test_a_worker_ends_with_its_parent(self, url):
         begun_s = time.monotonic()

@@ -88,9 +88,9 @@ def test_single_picture_says_only_how_it_is_read_on_stderr(predict, photos):
     done = predict("photos/red.png")
     assert done.code == 0
     assert done.err.splitlines() == [
-        "Input 'image': channels RGB (assumed); range 0 to 255 (signature); output 'scores', "
-        "class scores (signature)",
-        "The scores are not probabilities; --softmax turns logits into them.",
+        "Input 'image': channels RGB (assumed; change: --channel-order); range 0 to 255 "
+        "(signature); output 'scores', class scores (signature)",
+        "Note: the scores are not probabilities; if they are logits, --softmax converts them",
     ]
     assert "image version 1, prepared in " in done.out
     assert " ms, answered in " in done.out

@@ -1,5 +1,6 @@
 """`tfkit push-model` and `tfkit verify` as commands, and with a server that takes versions up."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.repository import list_versions, push, versions
-from tfserve_kit.serving import launch
+from tfserve_kit.serving import launch, memory
 
 SHARD = "variables/variables.data-00000-of-00001"
 
@@ -172,3 +173,44 @@ class TestVerify:
     def test_what_is_not_there_is_a_usage_error(self, tfkit, model, base, arguments):
         push(model, base)
         assert tfkit("verify", *arguments).code == 2
+
+
+class TestMemory:
+    """A version beside the one in service, on a host whose free memory a test decides."""
+
+    @pytest.fixture
+    def free(self, monkeypatch):
+        return lambda size_bytes: monkeypatch.setattr(
+            memory, "free_memory_bytes", lambda: size_bytes
+        )
+
+    def test_a_version_that_does_not_fit_is_told_and_pushed(self, tfkit, model, base, served, free):
+        free(1000)
+        done = tfkit("push-model", model, "--model", "half", "--json")
+        assert done.code == 0
+        (remark,) = done.data["remarks"]
+        assert re.search(
+            r"needs about [\d,]+ bytes beside the \d[\d.]* [MG]B in service \(half\); "
+            r"the host has 1,000 bytes free",
+            remark["message"],
+        )
+        assert "in service" in done.err
+        assert numbers(base) == [1, 2]
+
+    def test_it_is_refused_where_that_is_asked_for(self, tfkit, model, base, served, free):
+        free(1000)
+        done = tfkit("push-model", model, "--model", "half", "--require-memory")
+        assert done.code == 8
+        assert "the host has" in done.err
+        assert numbers(base) == [1]
+
+    def test_one_that_fits_is_pushed_without_a_word(self, tfkit, model, base, served):
+        done = tfkit("push-model", model, "--model", "half", "--require-memory", "--json")
+        assert done.code == 0
+        assert done.data["remarks"] == []
+
+    def test_without_a_server_nothing_can_be_told(self, tfkit, model, base):
+        assert tfkit("push-model", model, "--model", "half", "--json").data["remarks"] == []
+        done = tfkit("push-model", model, "--model", "half", "--require-memory")
+        assert done.code == 8
+        assert "runs no server" in done.err

@@ -225,6 +225,27 @@ def test_restart_can_serve_other_models_on_the_same_ports(deployment, up, found,
         again.stop(grace_s=5)
 
 
+@pytest.mark.parametrize("engine_name", ["embedded"], indirect=True)
+def test_reload_says_what_only_a_restart_applies(deployment, up, tfkit, folder, name):
+    up(deployment(a={}))
+    file = folder / "tfkit.toml"
+    file.write_text(
+        f'[server]\nname = "{name}"\ngrpc_port = 0\nrest_port = 0\ndrain_s = 3.0\n'
+        '[models.a]\nbase_path = "a"\n'
+    )
+    done = tfkit("reload", "--config", file, "--json")
+    assert (done.code, [each["path"] for each in done.data["not_applied"]]) == (
+        0,
+        ["server.drain_s"],
+    )
+    assert f"tfkit restart {name} --config FILE" in done.data["not_applied"][0]["remedy"]
+    assert "server.drain_s: is 3.0, but 10.0 in the running server; not applied" in done.err
+    with running("restart", "--config", file, "--json") as restarting:
+        assert restarting.ended().code == 0
+    assert tfkit("reload", "--config", file, "--json").data["not_applied"] == []
+    assert tfkit("stop").code == 0
+
+
 def test_reload_of_a_base_path_that_is_not_there_is_refused_and_the_old_one_served(
     deployment, up, tfkit, folder
 ):

@@ -18,7 +18,7 @@ def ask(tfkit, embedded_server):
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 @pytest.mark.parametrize(
     ("signature", "note"),
-    [("scalar", "inputs without a batch axis: 'sc' = 1.0"), ("sum", "")],
+    [("scalar", "the same value in every request: 'sc' = 1.0"), ("sum", "")],
 )
 def test_perf_measures_signatures_of_any_kind(ask, protocol, signature, note):
     done = ask("perf", "scalars", "--signature", signature, "--requests", 20, "--json",

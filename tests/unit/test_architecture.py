@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 LAYERS = (
     {
-        "bounded",
+        "input_files",
         "errors",
         "clock",
         "progress",
@@ -27,7 +27,7 @@ LAYERS = (
     {"pictures", "deployment", "repository"},
     {"clients", "engines", "embedded", "perf", "evaluation"},
     {"serving"},
-    {"tuning", "doctor", "pytest_plugin"},
+    {"tuning", "doctor", "pytest_plugin", "playground"},
     {"__init__"},  # the public names, for users; nothing inside imports them
     {"cli"},
     {"__main__"},
@@ -48,19 +48,22 @@ ONLY = {
     "uvloop": {"embedded.front"},
     "google": {"protos"},
     "google_crc32c": {"tfrecord"},
-    "docker": {"engines.docker", "engines.images"},
+    "docker": {"engines.docker", "engines.images", "engines.swarm"},
     "fsspec": {"repository.object_store"},
+    "opentelemetry": {"clients.protocol"},
     "optuna": {"tuning.study"},
     "tomlkit": {"tuning.results"},
+    "yaml": {"engines.manifests"},
     "click": {"cli"},
+    "rich": {"cli.output"},
 }
 MAY_PRINT = {"cli", "__main__", "embedded.__main__", "protos.generate"}
 
 MAX_FUNCTION_LINES = 50
 MOST_FUNCTION_LINES = 25  # nine functions of ten
 # A ratchet: what there is to know. A change that raises a number says why in its message.
-MOST_FILES = 186
-MOST_PUBLIC_CLASSES = 357
+MOST_FILES = 201
+MOST_PUBLIC_CLASSES = 380
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,8 @@ def test_files_and_public_classes_do_not_grow_unnoticed():
         for node in ast.walk(tree(module))
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
-    assert len(modules()) <= MOST_FILES
-    assert len(classes) <= MOST_PUBLIC_CLASSES
+    assert len(modules()) <= MOST_FILES, "raise MOST_FILES, and say why in the commit message"
+    assert len(classes) <= MOST_PUBLIC_CLASSES, "raise it, and say why in the commit message"
 
 
 def test_no_function_is_longer_than_a_screen():
@@ -266,7 +269,7 @@ class TestTheRulesThemselves:
             ("tensors.proto", "tensors.dtypes", True),
             ("savedmodel.graph", "savedmodel.checkpoint", True),
             ("repository.gate", "pictures.preprocessing", True),
-            ("perf.session", "clients.grpc", True),
+            ("perf.measuring", "clients.grpc", True),
             ("cli.serve", "serving.launch", True),
             ("errors", "protos", False),
             ("tensors.proto", "deployment", False),
@@ -275,7 +278,7 @@ class TestTheRulesThemselves:
             ("embedded.server", "serving.launch", False),
             ("engines.process", "embedded.server", False),
             ("engines.process", "clients", False),
-            ("clients.sync", "perf.session", False),
+            ("clients.sync", "perf.measuring", False),
             ("repository.push", "__init__", False),
             ("serving.launch", "cli", False),
         ],

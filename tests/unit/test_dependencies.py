@@ -17,9 +17,11 @@ IMPORTED_AS = {
     "google-crc32c": "google_crc32c",
     "grpcio": "grpc",
     "grpcio-tools": "grpc_tools",
+    "opentelemetry-api": "opentelemetry",
     "pillow": "PIL",
     "protobuf": "google",
     "pysimdjson": "simdjson",
+    "pyyaml": "yaml",
     "python-rapidjson": "rapidjson",
     "tensorflow-serving-api": "tensorflow_serving",
 }
@@ -54,7 +56,7 @@ def imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"tfserve_kit"}
 
 
-@pytest.mark.parametrize("extra", [None, "embedded", "tune", "cloud", "zst"])
+@pytest.mark.parametrize("extra", [None, "embedded", "tune", "cloud", "zst", "tracing"])
 def test_every_declared_dependency_is_imported(extra):
     declared = names(PROJECT["dependencies"] if extra is None else EXTRAS[extra])
     assert declared - imported() - BY_SCHEME == set()

@@ -51,6 +51,12 @@ def test_names_of_the_package_and_of_tests_are_there(page):
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_site_leads_to_every_page(page):
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    assert re.search(rf"\s{page.relative_to(ROOT)}$", navigation, re.MULTILINE), "name it there"
+
+
 def _is_there(name):
     """Say whether there is such a module, or such a name in its parent."""
     parent, _, last = name.rpartition(".")

@@ -1,11 +1,26 @@
 """The error tree: how messages read, and that the drawing is the tree."""
 
+import ast
+import errno
 import re
+from pathlib import Path
 
 import pytest
 
 from tfserve_kit import errors
-from tfserve_kit.errors import Problem, ServerFailed, SpecError, TfkitError, did_you_mean
+from tfserve_kit.errors import (
+    InvalidRequest,
+    Problem,
+    ServerFailed,
+    SpecError,
+    TfkitError,
+    UsageError,
+    did_you_mean,
+    file_error,
+    missing,
+)
+
+ROOT = Path(errors.__file__).parent
 
 
 def drawn_tree():
@@ -67,6 +82,16 @@ def test_spec_error_counts_and_lists_every_problem(count, noun):
     assert (error.source, error.problems) == ("tfkit.toml", problems)
 
 
+def test_long_remedy_of_a_problem_has_a_line_of_its_own():
+    remedy = "do this " * 12
+    error = SpecError("tfkit.toml", [Problem("a", "is wrong", remedy), Problem("b", "too", "mend")])
+    assert str(error).splitlines()[1:] == [
+        "  - a: is wrong",
+        f"    Try: {remedy}",
+        "  - b: too (mend)",
+    ]
+
+
 def test_server_failed_shows_the_log_after_the_remedy():
     error = ServerFailed("it ended", exit_code=3, log_tail=["one", "two"], remedy="read this")
     assert str(error).splitlines() == [
@@ -89,8 +114,74 @@ def test_server_failed_without_log_is_its_message():
     ("name", "hint"),
     [
         ("max_batchsize", "did you mean max_batch_size?"),
-        ("zzz", "known: base_path, max_batch_size"),
+        ("zzz", "choose one of: base_path, max_batch_size"),
     ],
 )
 def test_did_you_mean_names_the_nearest_or_all(name, hint):
     assert did_you_mean(name, ["max_batch_size", "base_path"]) == hint
+
+
+def bare_errors():
+    """Yield the places where an error is made that does not say what to do."""
+    kinds = {kind.__name__ for kind in subclasses(TfkitError) if kind is not SpecError}
+    for file in sorted(ROOT.rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) not in kinds:
+                continue
+            if not any(each.arg == "remedy" for each in call.keywords):
+                yield f"{file.relative_to(ROOT)}: {ast.unparse(call.args[0])}"
+
+
+# The message itself is what to do, or holds what does: problems with a remedy each, another error.
+TELLING = re.compile(r".*: '?give |.*\{(lines|listed\(.*\)|told|error)\}'$|serving/smoke.py: ")
+
+
+def test_every_error_says_what_to_do():
+    assert not [place for place in bare_errors() if not TELLING.match(place)]
+
+
+class TestFiles:
+    def test_missing_file_is_told_with_the_part_of_the_path_that_lacks(self, tmp_path):
+        error = missing(UsageError, tmp_path / "no" / "such.csv", "give a table")
+        assert error.message == f"cannot read {tmp_path}/no/such.csv: No such file or directory"
+        assert error.remedy == (
+            f"check the path: the folder {tmp_path} contains no 'no'; give a table"
+        )
+
+    def test_relative_path_is_told_from_the_root(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        error = missing(InvalidRequest, "x.json")
+        assert error.message.startswith("cannot read x.json: ")
+        assert f"the folder {tmp_path} contains no 'x.json'" in error.remedy
+
+    def test_file_that_is_called_nearly_so_is_named(self, tmp_path):
+        (tmp_path / "labels.txt").touch()
+        remedy = missing(UsageError, tmp_path / "label.txt", "give a list of names").remedy
+        assert remedy.endswith("did you mean labels.txt? Else: give a list of names")
+
+    @pytest.mark.parametrize(
+        ("name", "there"), [("labls.txt", "abc.txt"), ("a.npz", "sparse.npz"), ("x.png", "y.png")]
+    )
+    def test_file_that_has_only_the_ending_in_common_is_no_guess(self, tmp_path, name, there):
+        (tmp_path / there).touch()
+        assert "did you mean" not in missing(UsageError, tmp_path / name).remedy
+
+    def test_file_in_the_place_of_a_folder_is_told(self, tmp_path):
+        (tmp_path / "file").touch()
+        error = missing(UsageError, tmp_path / "file" / "x")
+        assert f"{tmp_path}/file is there, but is no folder" in error.remedy
+
+    @pytest.mark.parametrize("name", ["{verb}", "a{}b", "caf\udce9"])
+    def test_any_name_can_be_told(self, tmp_path, name):
+        (tmp_path / "caf\udce8").touch()
+        assert str(missing(UsageError, tmp_path / name)).encode()
+
+    @pytest.mark.parametrize(
+        ("code", "remedy"),
+        [(errno.EACCES, "let the user who runs this write it"), (errno.EISDIR, "it is a folder"),
+         (errno.ENOSPC, "free some space"), (errno.EIO, "check the path and its permissions")],
+    )  # fmt: skip
+    def test_remedy_is_that_of_the_error(self, code, remedy):
+        error = file_error(UsageError, "write", "x", OSError(code, "words"))
+        assert error.message == "cannot write x: words"
+        assert remedy in error.remedy

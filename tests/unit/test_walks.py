@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tfserve_kit"
 PAGE = ROOT / "docs" / "architecture.md"
 MOST_STEPS = 12
-MOST_ROOMS = 16
+MOST_ROOMS = 17
 WALKS = ("predict image.jpg", "push-model SRC", "serve --model", "REST predict", "perf --rate")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -13,7 +13,10 @@ from tfserve_kit.errors import ServerUnreachable, TfkitError
 # So each has its module and its help text here; a test holds the text against the command's own.
 COMMANDS = {
     "init": ("files", "Write a commented deployment file."),
-    "render": ("files", "Show or write the server's configuration files."),
+    "render": (
+        "files",
+        "Show or write the server's configuration files, or those of what runs or watches it.",
+    ),
     "lint": ("files", "Report problems before the server starts."),
     "push-model": ("models", "Add a model version to a base path, atomically."),
     "versions": ("models", "List the versions in a base path."),
@@ -27,26 +30,33 @@ COMMANDS = {
         "models",
         "Store warm-up requests with a model, for servers to replay.",
     ),
-    "build-image": ("images", "Build an image with the models inside."),
+    "build-image": ("files", "Build an image with the models inside."),
     "serve": ("servers", "Start a server and wait until its models are available."),
     "ps": ("servers", "List the servers that tfkit runs."),
     "status": ("servers", "Show the versions of a model and their states."),
+    "top": ("top", "Show what servers do now, until Ctrl-C."),
     "logs": ("servers", "Show the log of a server."),
     "reload": ("servers", "Change the models of a running server."),
     "restart": ("servers", "Stop a server and start it again."),
+    "scale": ("servers", "Change how many replicas a server has."),
     "stop": ("servers", "Stop servers."),
     "metadata": ("models", "Show the signatures of a model."),
     "predict": ("predict", "Classify pictures."),
+    "playground": ("playground", "Serve a local page on which to try models."),
     "evaluate": ("evaluate", "Measure how good a model is on labelled examples."),
     "request": ("request", "Call any signature with the contents of files and show its outputs."),
     "perf": ("perf", "Measure latency and throughput."),
+    "capacity": (
+        "perf",
+        "Say how many replicas keep a limit on latency, from runs of one of them.",
+    ),
     "tune": ("tune", "Find the batching parameters and thread flags that serve a model best."),
     "doctor": ("doctor", "Check what this machine can run."),
     "completion": ("doctor", "Print the shell completion script."),
 }
 
 
-class LazyGroup(click.Group):
+class _LazyGroup(click.Group):
     """A group that imports a command only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -80,7 +90,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tfserve-kit", prog_name="tfkit")
 def cli() -> None:
     """Render, stage, launch, call and measure TensorFlow Serving."""
@@ -96,7 +106,8 @@ def _looked_into(error: TfkitError) -> TfkitError:
     if found is None:
         return error
     what, remedy = found
-    return ServerUnreachable(f"{error.message}; {what}", remedy=remedy)
+    text = f"no model server answers at {error.url}: {what}"
+    return ServerUnreachable(text, remedy=remedy)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,11 +16,11 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
+from tfserve_kit.cli.output import force_option, require_writable
 from tfserve_kit.cli.picture_options import picture_options
-from tfserve_kit.cli.result_files import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Target
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error
 
 if TYPE_CHECKING:  # numpy and Pillow come with them
     from tfserve_kit.pictures.model import PictureOptions
@@ -169,7 +169,8 @@ def evaluate_command(
         _write(page_file, report.page(found, report.thumbnails(found, dataset, how)))
     if predictions_file:
         _write(predictions_file, report.predictions_csv(run))
-    shown, text = {**report.as_data(found), "missed_gates": missed}, report.as_text(found)
+    shown = {**report.as_data(found), "missed_gates": missed}
+    text = report.as_text(found, with_assumed=not output.is_one_terminal())
     if show_each:
         shown["predictions"] = report.predictions(run)
         text = report.predictions_text(run) + "\n\n" + text
@@ -189,7 +190,7 @@ def _write(file: Path, text: str) -> None:
         with file.open("w", newline="", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        raise file_error(UsageError, "write", file, error) from error
 
 
 def _exit_code(failed: int, missed: Sequence[str]) -> int:

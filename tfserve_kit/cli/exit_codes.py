@@ -41,7 +41,7 @@ def rows() -> list[tuple[int, str]]:
     fixed = [
         (OK, "done"),
         (BUG, "a bug in tfkit; please report it"),
-        (GATE_FAILED, "a gate failed: speed, quality, or a swap that requests noticed"),
+        (GATE_FAILED, "a gate failed: speed, quality, capacity, or a swap that requests noticed"),
         (INTERRUPTED, "ended by Ctrl-C, SIGTERM or a closed terminal or pipe, after cleaning up"),
     ]
     return sorted([*fixed, *((code, meaning) for code, _, meaning in TABLE)])

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tfserve_kit.clock import Clock
+
 # A closed terminal sends SIGHUP. Who started the command with nohup wants it to go on.
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,8 +27,8 @@ def _heard() -> list[signal.Signals]:
     ]
 
 
-class Interrupts:
-    """A clock (see `clock.Clock`) whose sleep raises KeyboardInterrupt once a signal has come.
+class _Interrupts:
+    """A clock whose sleep raises KeyboardInterrupt once a signal has come.
 
     An ordinary KeyboardInterrupt may come between starting a process and remembering it; this one
     comes only where the program waits.
@@ -51,9 +53,9 @@ class Interrupts:
 
 
 @contextmanager
-def deferred() -> Iterator[Interrupts]:
+def deferred() -> Iterator[Clock]:
     """Hold back Ctrl-C, SIGTERM and SIGHUP for a `with` block, in the main thread."""
-    interrupts = Interrupts()
+    interrupts = _Interrupts()
     before = {number: signal.signal(number, interrupts.handle) for number in _heard()}
     try:
         yield interrupts

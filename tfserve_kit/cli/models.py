@@ -1,9 +1,10 @@
 """Commands about models on the disk, and what a server says of one."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,13 @@ from tfserve_kit.cli.options import (
     version_options,
 )
 from tfserve_kit.cli.target import base_path_of, destination, server_of
-from tfserve_kit.errors import Problem, PushRefused, Severity, UsageError, did_you_mean, listed
+from tfserve_kit.errors import (
+    Problem,
+    PushRefused,
+    Severity,
+    UsageError,
+    listed,
+)
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository import (
     Gate,
@@ -26,16 +33,17 @@ from tfserve_kit.repository import (
     Source,
     Version,
     VersionChoice,
-    list_versions,
     push,
+    push_to_places,
     versions,
 )
 from tfserve_kit.repository.disk import translate_os_errors
 from tfserve_kit.repository.inspection import Inspection, inspect
 from tfserve_kit.repository.intake import Limits, parse_size
 from tfserve_kit.repository.locate import find_version
-from tfserve_kit.repository.manifest import Manifest, differences
+from tfserve_kit.repository.manifest import verify
 from tfserve_kit.repository.object_store import pin_line
+from tfserve_kit.repository.versions import choose_versions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.scan import Contents, Scan
 from tfserve_kit.savedmodel.signatures import obstacles
@@ -44,8 +52,9 @@ from tfserve_kit.serving.access import Access, ServedModel
 
 if TYPE_CHECKING:  # they are slow to import, and not every command needs them
     from tfserve_kit.repository.push import Approve
-    from tfserve_kit.serving.rollback import RolledBack
-    from tfserve_kit.serving.swap import Delivery
+    from tfserve_kit.repository.shells import Place
+    from tfserve_kit.serving.swap import Delivered, SwapReport, Traffic
+    from tfserve_kit.serving.waiting import SwapTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,19 @@ class _Watch:
     url: str | None
     timeout_s: float
     access: Access
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a server is watched at all."""
+        return self.wait or self.verify
+
+    def traffic(self) -> "Traffic | None":
+        """Return what is sent meanwhile; None where nothing is."""
+        from tfserve_kit.serving.swap import Traffic
+
+        if not self.verify:
+            return None
+        return Traffic(self.rate, files=self.inputs, swap_timeout_s=self.timeout_s)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str) -> VersionChoice:
@@ -89,6 +111,14 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--model", metavar="NAME", help="Model to push to: base path models/NAME.")
 @click.option("--to", metavar="BASE_PATH",
               help="Base path or gs:// URL to push to, instead of models/NAME.")  # fmt: skip
+@click.option("--via", "commands", multiple=True, metavar="COMMAND",
+              help="Push through a command that runs a shell elsewhere, such as 'ssh gpu-1' or "
+              "'kubectl exec -i writer --'; repeated: to all of them or none.")  # fmt: skip
+@click.option("--at", "servers", multiple=True, metavar="URL",
+              help="Server of each --via, in their order, for --wait and --verify; "
+              "- for none.")  # fmt: skip
+@click.option("--wave", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="How many --via switch at once.")  # fmt: skip
 @click.option("--version", default="next", show_default=True, callback=_version,
               metavar="next|epoch|N", help="Number of the new version.")  # fmt: skip
 @click.option("--source-version", type=int, metavar="N",
@@ -110,6 +140,9 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
                "temporary server: a picture, JSON, .npy or .npz; may be repeated.")  # fmt: skip
 @click.option("--trust", is_flag=True, envvar="TFKIT_TRUST",
               help="Do not test the version before publishing it.")  # fmt: skip
+@click.option("--require-memory", is_flag=True,
+              help="Refuse a version for which the running server has no memory beside the one in "
+              "service, instead of saying so.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait until a server has loaded the version.")
 @click.option("--verify", is_flag=True,
               help="Send requests during the swap; fail if any is lost or wrong.")  # fmt: skip
@@ -118,8 +151,7 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
               show_default=True, metavar="PER_SECOND", help="Rate of --verify.")  # fmt: skip
 @click.option("--rollback", is_flag=True,
               help="Roll back to the previous version if --wait or --verify fails.")  # fmt: skip
-@click.option("--url", envvar="TFKIT_URL", metavar="URL",
-              help="Server to watch; default: that of the base path.")  # fmt: skip
+@options.url_option("Server to watch, repeated for a fleet; default: that of the base path.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
               default=120.0, show_default=True, metavar="SECONDS",
               help="Maximum wait for the server, and for each smoke test.")  # fmt: skip
@@ -129,6 +161,9 @@ def push_model_command(
     source: str,
     model: str | None,
     to: str | None,
+    commands: tuple[str, ...],
+    servers: tuple[str, ...],
+    wave: int,
     version: VersionChoice,
     source_version: int | None,
     sha256: str | None,
@@ -136,6 +171,7 @@ def push_model_command(
     download_s: float,
     smoke_files: tuple[Path, ...],
     trust: bool,
+    require_memory: bool,
     as_json: bool,
     tag: str,
     signatures: tuple[str, ...],
@@ -146,32 +182,102 @@ def push_model_command(
     """Add a model version to a base path, atomically.
 
     SOURCE is a SavedModel directory, a folder of versions, an archive (.zip, .tar, .tar.gz,
-    .tar.zst), a .keras file, or a URL of one of these. A running server picks the new version up
+    .tar.zst), a .keras file, a model that MLflow saved with TensorFlow or Keras, or a URL of one
+    of these. A running server picks the new version up
     by itself; --wait and --verify watch it do so.
 
     Where tensorflow is installed, the version is first tested in a temporary server: loaded, warmed
     up, and sent zeros to each signature.
+
+    With --via the base path is on the other side of a command. The version is copied to all sides
+    first, becomes visible in one wave after the other, and is taken back everywhere if --wait or
+    --verify fails in one.
     """
     if to is None and model is None:
-        raise UsageError("no destination", remedy="give --model NAME or --to BASE_PATH")
+        raise UsageError(
+            "no destination: neither --model nor --to is given",
+            remedy="give --model NAME or --to BASE_PATH",
+        )
     watching = _Watch(**watch)
-    base_path = _base_path(to or f"models/{model}")
+    place = to or f"models/{model}"
+    limits = replace(limits, max_download_s=download_s)
     with processes.bounded_memory(), output.TerminalProgress() as progress:
         tried = {"tag": tag, "timeout_s": watching.timeout_s, "progress": progress}
-        pushing = partial(
-            push,
-            Source(source, source_version, sha256, replace(limits, max_download_s=download_s)),
-            base_path,
-            version=version,
-            gate=Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
-            approve=_trial(smoke_files, signatures, is_trusted=trust, **tried),
-            progress=progress,
-        )
-        delivery = _deliver(pushing, base_path, model, watching, progress)
-    output.result("push", _push_data(delivery), as_json=as_json, text=_push_text(delivery))
-    if delivery.report is None or delivery.report.passed:
+        given = Source(source, source_version, sha256, limits)
+        conditions: dict[str, Any] = {
+            "version": version,
+            "gate": Gate(tag, signatures, allow_breaking=allow_breaking, allow_ops=allow_ops),
+            "approve": _trial(smoke_files, signatures, is_trusted=trust, **tried),
+            "progress": progress,
+        }
+        if commands or servers:
+            if require_memory:
+                raise UsageError(
+                    "--require-memory with --via", remedy="it looks at servers of this machine only"
+                )
+            far = _Far(commands, servers, wave, place, model or PurePosixPath(place).name)
+            pushing_far = partial(push_to_places, given, **conditions)
+            return _show_far(*_deliver_far(pushing_far, far, watching, progress), as_json=as_json)
+        base_path = _base_path(place)
+        conditions["approve"] = _fitting(base_path, conditions["approve"], require_memory)
+        pushing = partial(push, given, base_path, **conditions)
+        done = _deliver(pushing, base_path, model, watching, progress)
+    output.result("push", _push_data(*done), as_json=as_json, text=_push_text(*done))
+    return _swap_code(done[2])
+
+
+def _swap_code(report: "SwapReport | None") -> int:
+    if report is None or report.passed:
         return exit_codes.OK
-    return exit_codes.SERVER_FAILED if delivery.report.failure else exit_codes.GATE_FAILED
+    return exit_codes.SERVER_FAILED if report.failure else exit_codes.GATE_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class _Far:
+    """Places behind commands, and what is pushed there."""
+
+    commands: tuple[str, ...]
+    servers: tuple[str, ...]
+    wave: int
+    base_path: str
+    model: str
+
+
+def _deliver_far(
+    pushing: Callable[..., object], far: _Far, watch: _Watch, progress: Progress
+) -> "tuple[Mapping[Place, Delivered], str]":
+    """Push through commands, and watch the servers behind them where that was asked for."""
+    from tfserve_kit.serving import places
+
+    if watch.url is not None:
+        raise UsageError("--url with --via", remedy="name the server of each --via with --at")
+    servers = places.pair(
+        far.commands,
+        far.servers,
+        far.base_path,
+        lambda url: server_of(far.base_path, url, far.model, watch.access),
+        is_watched=watch.is_wanted,
+    )
+    return places.push_in_waves(
+        partial(pushing, list(servers)),
+        servers,
+        wave=far.wave,
+        traffic=watch.traffic(),
+        timeout_s=watch.timeout_s,
+        progress=progress,
+    )
+
+
+def _show_far(done: "Mapping[Place, Delivered]", failure: str, *, as_json: bool) -> int:
+    data = {
+        "places": [{"via": place.command, **_push_data(*each)} for place, each in done.items()],
+        "failure": failure,
+    }
+    lines = [f"{place.command}: {_push_text(*each)}" for place, each in done.items()]
+    if failure:
+        lines.append(f"Taken back: {failure}")
+    output.result("push", data, as_json=as_json, text="\n".join(lines))
+    return max(_swap_code(each[2]) for each in done.values())
 
 
 def _base_path(text: str) -> Path | str:
@@ -190,33 +296,45 @@ def _trial(
     return partial(trial, files=files, signature=signature, is_trusted=is_trusted, **options)
 
 
+def _fitting(base_path: Path | str, approve: "Approve | None", is_required: bool) -> "Approve":
+    """Return what looks for memory beside the running server, and then approves as before."""
+    from tfserve_kit.serving import memory
+
+    def both(version_dir: Path) -> tuple[Problem, ...]:
+        remarks = memory.check(version_dir, base_path, is_required=is_required)
+        return (*remarks, *((approve and approve(version_dir)) or ()))
+
+    return both
+
+
 def _deliver(
     pushing: Callable[[], Pushed],
     base_path: Path | str,
     model: str | None,
     watch: _Watch,
     progress: Progress,
-) -> "Delivery":
-    """Push, and watch a server take the version up if that was asked for."""
+) -> "Delivered":
+    """Push, and watch a server take the version up if that was asked for: wait, or prove it."""
     from tfserve_kit.serving import swap
 
-    if not (watch.wait or watch.verify):
-        if watch.rollback:
-            raise UsageError("--rollback needs --wait or --verify")
-        return swap.Delivery(pushing())
-    where = server_of(base_path, watch.url, model, watch.access)
-    if not watch.verify:
-        return swap.push_and_wait(
-            pushing, where, roll_back=watch.rollback, timeout_s=watch.timeout_s, progress=progress
+    if watch.rollback and not watch.is_wanted:
+        raise UsageError(
+            "--rollback needs --wait or --verify",
+            remedy="add --verify, which proves the new version under traffic, or --wait",
         )
-    traffic = swap.Traffic(watch.rate, files=watch.inputs, swap_timeout_s=watch.timeout_s)
-    return swap.push_under_traffic(
-        pushing, where, traffic, roll_back=watch.rollback, progress=progress
+    return swap.deliver(
+        pushing,
+        server_of(base_path, watch.url, model, watch.access) if watch.is_wanted else None,
+        watch.traffic(),
+        roll_back=watch.rollback,
+        timeout_s=watch.timeout_s,
+        progress=progress,
     )
 
 
-def _push_data(delivery: "Delivery") -> dict[str, Any]:
-    pushed = delivery.pushed
+def _push_data(
+    pushed: Pushed, times: "Mapping[str, SwapTime]", report: "SwapReport | None"
+) -> dict[str, Any]:
     data: dict[str, Any] = {
         "version": pushed.version,
         "path": pushed.place,
@@ -224,22 +342,23 @@ def _push_data(delivery: "Delivery") -> dict[str, Any]:
         "size_bytes": pushed.size_bytes,
         "remarks": [_problem_data(remark) for remark in pushed.remarks],
     }
-    if delivery.time is not None:
-        data["available_s"] = delivery.time.available_s
-    if delivery.report is not None:
-        data["swap"] = delivery.report.as_data()
+    if took := {name: each.available_s for name, each in times.items()}:
+        data |= {"available_s": max(took.values()), "replicas": took}
+    if report is not None:
+        data["swap"] = report.as_data()
     return data
 
 
-def _push_text(delivery: "Delivery") -> str:
-    pushed = delivery.pushed
+def _push_text(pushed: Pushed, times: "Mapping[str, SwapTime]", report: "SwapReport | None") -> str:
     lines = [f"Pushed version {pushed.version}: {pushed.path} ({pushed.size_bytes:,} bytes)"]
     if not pushed.atomic:
         lines.append(f"Serve it by name, for a store cannot rename: {pin_line(pushed.version)}")
-    if delivery.time is not None:
-        lines.append(f"Version {pushed.version} serves, after {delivery.time.available_s:.1f} s")
-    if delivery.report is not None:
-        lines.append(delivery.report.as_text())
+    if took := {name: each.available_s for name, each in times.items()}:
+        lines.append(f"Version {pushed.version} serves, after {max(took.values()):.1f} s")
+        if len(took) > 1:
+            lines += [f"  {name} after {each:.1f} s" for name, each in took.items()]
+    if report is not None:
+        lines.append(report.as_text())
     return "\n".join(lines)
 
 
@@ -255,7 +374,7 @@ def versions_command(base_path: str, as_json: bool) -> None:
     rows = (
         _remote_rows(base_path)
         if "://" in base_path
-        else _version_rows(base_path_of(Path(base_path)))
+        else [_version_row(each) for each in choose_versions(base_path_of(Path(base_path)))]
     )
     text = output.table(
         ("VERSION", "STATE", "PATH"),
@@ -264,23 +383,16 @@ def versions_command(base_path: str, as_json: bool) -> None:
     output.result("versions", rows, as_json=as_json, text=text)
 
 
-def _version_rows(base_path: Path) -> list[dict[str, object]]:
-    try:
-        return [_version_row(version) for version in list_versions(base_path)]
-    except OSError as error:
-        raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
-
-
 def _remote_rows(url: str) -> list[dict[str, object]]:
     from tfserve_kit.repository import object_store
 
     return [
         {
-            "version": version.number,
-            "state": "complete" if version.complete else f"{savedmodel.GRAPH_FILE}: is missing",
-            "path": version.url,
+            "version": number,
+            "state": "complete" if is_complete else f"{savedmodel.GRAPH_FILE}: is missing",
+            "path": shown,
         }
-        for version in object_store.remote_versions(url)
+        for number, shown, is_complete in object_store.remote_versions(url)
     ]
 
 
@@ -305,34 +417,17 @@ def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> 
     folder that holds the version folders; a bare model name means models/NAME.
     """
     with output.TerminalProgress() as progress:
-        rows = [
-            _verify_row(version, progress) for version in _chosen(base_path_of(base_path), numbers)
-        ]
+        chosen = choose_versions(base_path_of(base_path), numbers)
+        rows = [_verify_row(version, progress) for version in chosen]
     text = output.table(("VERSION", "STATE"), [(row["version"], _state(row)) for row in rows])
     output.result("verify", rows, as_json=as_json, text=text)
     damaged = any(row["problems"] for row in rows)
     return exit_codes.PUSH_REFUSED if damaged else exit_codes.OK
 
 
-def _chosen(base_path: Path, numbers: Sequence[int]) -> list[Version]:
-    try:
-        there = {version.number: version for version in list_versions(base_path)}
-    except OSError as error:
-        raise UsageError(f"cannot read {base_path}: {error.strerror}") from error
-    for number in numbers:
-        if number not in there:
-            known = did_you_mean(str(number), map(str, there))
-            raise UsageError(f"there is no version {number} in {base_path}", remedy=known)
-    return [there[number] for number in numbers or there]
-
-
 def _verify_row(version: Version, progress: Progress) -> dict[str, Any]:
     progress.step(f"reading version {version.number}")
-    try:
-        manifest = Manifest.read(version.path)
-        found = differences(version.path, manifest, progress) if manifest else []
-    except (OSError, ValueError) as error:
-        manifest, found = None, [Problem("manifest", str(error))]
+    manifest, found = verify(version.path, progress)
     return {
         "version": version.number,
         "pushed_at": manifest.pushed_at if manifest else None,
@@ -356,8 +451,8 @@ def _state(row: Mapping[str, Any]) -> str:
               help="Bring a retired version back instead.")  # fmt: skip
 @click.option("--wait/--no-wait", "waits", default=True, show_default=True,
               help="Wait until the servers have switched.")  # fmt: skip
-@click.option("--url", metavar="URL",
-              help="Server to wait for; default: those that tfkit runs.")  # fmt: skip
+@options.url_option("Server to wait for, repeated for a fleet; default: those that tfkit runs.",
+                    envvar=None)  # fmt: skip
 @click.option("--model", metavar="NAME",
               help="Name of the model at --url; default: the name of the folder.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
@@ -391,20 +486,28 @@ def rollback_command(
     places = _places(base_path, waits, url, model, access)
     with output.TerminalProgress() as progress:
         if restore is None:
-            done = roll_back(base_path, to, places=places, access=access, timeout_s=timeout_s,
-                             is_forced=force, progress=progress)  # fmt: skip
+            version, retired, found = roll_back(
+                base_path, to, places=places, access=access, timeout_s=timeout_s, is_forced=force,
+                progress=progress,
+            )  # fmt: skip
         elif to is not None:
             raise UsageError("give --to or --restore, not both")
         else:
-            done = bring_back(base_path, restore, places=places, access=access, timeout_s=timeout_s,
-                              progress=progress)  # fmt: skip
+            version, retired = restore, []
+            found = bring_back(
+                base_path, restore, places=places, access=access, timeout_s=timeout_s,
+                progress=progress,
+            )  # fmt: skip
     data = {
-        "version": done.version,
-        "retired": done.retired,
-        "restored": done.restored,
-        "servers": [place.url for place in done.places],
+        "version": version,
+        "retired": retired,
+        "restored": [] if restore is None else [restore],
+        "servers": [place.url for place in found],
     }
-    output.result("rollback", data, as_json=as_json, text=_rollback_text(done))
+    did = f"retired {', '.join(map(str, retired))}" if retired else f"restored {version}"
+    where = ", ".join(f"{place.model!r} at {place.url}" for place in found)
+    text = f"Version {version}: {did}; " + (f"served as {where}" if where else "not waited")
+    output.result("rollback", data, as_json=as_json, text=text)
 
 
 def _places(
@@ -416,13 +519,6 @@ def _places(
     if url is None:
         return None
     return [server_of(base_path.absolute(), url, model, access)]
-
-
-def _rollback_text(done: "RolledBack") -> str:
-    retired = ", ".join(map(str, done.retired))
-    did = f"retired {retired}" if done.retired else f"restored {done.version}"
-    where = ", ".join(f"{place.model!r} at {place.url}" for place in done.places)
-    return f"Version {done.version}: {did}; " + (f"served as {where}" if where else "not waited")
 
 
 @click.command("prune")
@@ -456,8 +552,7 @@ def prune_command(base_path: Path, keep: int, dry_run: bool, as_json: bool) -> N
         "deleted": gone,
         "dry_run": dry_run,
         "needed": [
-            {"version": claim.version, "who": claim.who, "reason": claim.reason.value}
-            for claim in needed
+            {"version": claim.version, "who": claim.who, "reason": claim.reason} for claim in needed
         ],
     }
     output.result("prune", data, as_json=as_json, text="\n".join(lines))
@@ -495,12 +590,11 @@ def inspect_command(
 
 
 def _sections(found: Inspection, most_ops: int | None) -> list[str]:
-    rows = [(each.severity, each.path, each.message, each.remedy) for each in found.problems]
     sections: list[str] = []
     if found.contents is not None and found.scan is not None:
         sections = _model_sections(found.contents, found.scan, most_ops)
-    if rows:
-        sections.append(output.table(("SEVERITY", "WHERE", "WHAT", "REMEDY"), rows))
+    if found.problems:
+        sections.append(output.findings(found.problems))
     if found.changes:
         changed = [
             ("breaks" if each.severity is Severity.ERROR else "fits", each.path, each.message)
@@ -638,12 +732,15 @@ def _tensors(specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
 @click.command("metadata")
 @server_options
 @version_options
+@click.option("--openapi", is_flag=True,
+              help="Print the REST API of the model as OpenAPI 3.1 instead.")  # fmt: skip
 @json_option
 def metadata_command(
     server: ServerChoice,
     timeout_s: float,
     version: int | None,
     label: str | None,
+    openapi: bool,
     as_json: bool,
 ) -> None:
     """Show the signatures of a model.
@@ -651,16 +748,27 @@ def metadata_command(
     That is each input and output with its type and shape.
     """
     where = destination(*server)
+    target = where.target(version, label)
     with where.connect() as client:
-        found = client.metadata(where.target(version, label), timeout_s=timeout_s)
+        found = client.metadata(target, timeout_s=timeout_s)
+    if openapi:
+        from tfserve_kit.clients.openapi import document
+
+        url = where.url if where.url.startswith("http") else ""
+        described = document(target, found.version, found.signatures, url)
+        text = json.dumps(described, indent=2)
+        output.result("openapi", described, as_json=as_json, text=text)
+        return
     rows = [row for signature in found.signatures.values() for row in _metadata_rows(signature)]
     columns = ("signature", "direction", "name", "type", "tensor")
-    text = f"{where.model} version {found.version}\n" + output.table(
+    who = "" if found.replica == where.url else f" at {found.replica}"
+    text = f"{where.model} version {found.version}{who}\n" + output.table(
         [column.upper() for column in columns], rows
     )
     data = {
         "model": where.model,
         "version": found.version,
+        "replica": found.replica,
         "tensors": [dict(zip(columns, row, strict=True)) for row in rows],
     }
     output.result("metadata", data, as_json=as_json, text=text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, missing
 from tfserve_kit.serving.access import FILE, Access
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _offer_models(ctx: click.Context, param: click.Parameter, incomplete: str) -
             if address is None or at(server.endpoints, address)
             for name in server.models
         }
-    except Exception:  # noqa: BLE001 (a prompt is no place for errors)
+    except Exception:  # noqa: BLE001 (a prompt must not show errors)
         return []
     return [name for name in sorted(found) if name.startswith(incomplete)]
 
@@ -54,7 +54,7 @@ def _offer_versions(ctx: click.Context, param: click.Parameter, incomplete: str)
             where = destination(url, protocol, model, NOTHING)
         with where.connect() as client:
             found = client.status(where.target(), timeout_s=_PATIENCE_S)
-    except Exception:  # noqa: BLE001 (a prompt is no place for errors)
+    except Exception:  # noqa: BLE001 (a prompt must not show errors)
         return []
     return [
         CompletionItem(str(each.version), help=each.state)
@@ -184,12 +184,26 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      show_default=True, help="Protocol for a server that tfkit runs."),
         click.option("--model", metavar="NAME", shell_complete=_offer_models,
                      help="Model; optional if the server has only one."),
-        click.option("--url", envvar="TFKIT_URL", metavar="URL",
-                     help="grpc://HOST:PORT or http://HOST:PORT, with TLS grpcs:// or https://; "
-                     "default: the server that tfkit runs."),
+        url_option("grpc://HOST:PORT or http://HOST:PORT, with TLS grpcs:// or https://; repeat it "
+                   "for a fleet, or give a name, dns:///HOST:PORT; default: the server that tfkit "
+                   "runs."),
     ):  # fmt: skip
         decorated = option(decorated)
     return decorated
+
+
+def url_option(help: str, **more: Any) -> Callable[..., Any]:  # noqa: A002 (click's own name)
+    """Return the option for the address of a server, or for several of a fleet's."""
+    return click.option(
+        "--url", metavar="URL", multiple=True, callback=_joined, help=help,
+        **{"envvar": "TFKIT_URL", **more},
+    )  # fmt: skip
+
+
+def _joined(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """Return several addresses as one fleet's, see `clients.addresses`."""
+    del ctx, param
+    return ",".join(value) or None
 
 
 def version_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -217,6 +231,17 @@ def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+class _EngineOption(click.Option):
+    """An option whose help names the engines; they are imported only for it."""
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Return what stands for the value in help."""
+        del ctx
+        from tfserve_kit.engines.registry import engines
+
+        return "|".join(["auto", *(each.name for each in engines())])
+
+
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what runs it."""
     for option in (
@@ -224,8 +249,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Image for the Docker engine; default: tensorflow/serving."),
         click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
                      help="Path of tensorflow_model_server, for the native engine."),
-        click.option("--engine", metavar="auto|docker|native|embedded",
-                     help="Engine to run it with."),
+        click.option("--engine", cls=_EngineOption, help="Engine to run it with."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -259,8 +283,8 @@ def load_deployment(
         return deployment.build(document, source="command line", folder=Path.cwd())
     file = config or Path(deployment.DEFAULT_FILE)
     if not file.is_file():
-        raise UsageError(
-            f"there is no {file}", remedy="`tfkit init` writes one; or give --model NAME=BASE_PATH"
+        raise missing(
+            UsageError, file, "`tfkit init` writes a tfkit.toml; or give --model NAME=BASE_PATH"
         )
     return deployment.load(file, overrides=overrides)
 
@@ -268,5 +292,8 @@ def load_deployment(
 def _named_model(text: str) -> tuple[str, dict[str, str]]:
     name, equals, base_path = text.partition("=")
     if not (name and equals and base_path):
-        raise UsageError(f"--model {text!r} is not NAME=BASE_PATH")
+        raise UsageError(
+            f"--model {text!r} is not NAME=BASE_PATH",
+            remedy="write --model NAME=BASE_PATH, such as --model digits=models/digits",
+        )
     return name, {"base_path": base_path}

@@ -1,22 +1,26 @@
 """How results, progress and errors are shown: results on stdout, all else on stderr.
 
 Everything that a command shows goes through here, and whatever does not (a traceback, a warning,
-click's own errors) meets the guarded streams: no character from outside acts on a terminal.
+click's own errors) meets the guarded streams: no character from outside acts on a terminal. Files
+that results are written to replace none that somebody else wrote.
 """
 
 import io
 import os
 import re
+import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TextIO
+from pathlib import Path
+from typing import Any, Self, TextIO, TypeVar
 
 import click
 
 from tfserve_kit import safe_text, strict_json
 from tfserve_kit.cli import exit_codes
-from tfserve_kit.errors import TfkitError
+from tfserve_kit.errors import Problem, TfkitError, UsageError
 from tfserve_kit.safe_text import one_line, printable, printable_json
 
 # Raised when a key of the JSON output changes its meaning or goes away.
@@ -26,7 +30,7 @@ _LINE_START = re.compile(r"\n(?=\S)")
 _NEW_LINE = "\r\x1b[2K"  # back to the beginning, and everything off it
 
 
-class GuardedStream:
+class _GuardedStream:
     """A text stream to which no control character gets; all else is that of the stream itself.
 
     Attributes:
@@ -62,8 +66,8 @@ def guard_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a terminal of few characters shows the numbers
             stream.reconfigure(errors="backslashreplace")
-        if stream is not None and not isinstance(stream, GuardedStream):
-            setattr(sys, name, GuardedStream(stream))
+        if stream is not None and not isinstance(stream, _GuardedStream):
+            setattr(sys, name, _GuardedStream(stream))
 
 
 def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
@@ -113,6 +117,40 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells]
     return "\n".join(lines)
+
+
+def refreshed(header: Sequence[str], tables: Iterable[Iterable[Sequence[object]]]) -> None:
+    """Show one table after the other in the same place of a terminal, until Ctrl-C."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    stream: Any = getattr(sys.stdout, "stream", sys.stdout)  # what is shown here is made harmless
+    with Live(console=Console(file=stream), screen=True, auto_refresh=False) as live:
+        live.update(Text("Looking; Ctrl-C ends."), refresh=True)
+        try:
+            for rows in tables:
+                shown = Table(*header, box=None, pad_edge=False)
+                for row in rows:
+                    shown.add_row(*(Text(one_line(str(cell))) for cell in row))
+                live.update(shown, refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def findings(found: Sequence[Problem]) -> str:
+    """Return problems as a table, or in blocks where the terminal is too narrow for it."""
+    rows = [(each.severity, each.path, each.message, each.remedy) for each in found]
+    text = table(("SEVERITY", "WHERE", "WHAT", "REMEDY"), rows) if rows else ""
+    width = shutil.get_terminal_size(fallback=(0, 0)).columns  # 0: no terminal, no bound
+    if not width or max(map(len, text.splitlines()), default=0) <= width:
+        return text
+    return "\n\n".join(_block(*map(one_line, row)) for row in rows)
+
+
+def _block(severity: str, path: str, message: str, remedy: str) -> str:
+    return f"{severity}: {path}\n  {message}" + (f"\n  Try: {remedy}" if remedy else "")
 
 
 class TerminalProgress:
@@ -165,6 +203,11 @@ class TerminalProgress:
         _emit(f"{start}{self._text} ...{suffix}{end}", err=True)
 
 
+def is_one_terminal() -> bool:
+    """Say whether results and remarks are read on a terminal, one below the other."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
 def _seen(text: str) -> str:
     """Return a remark as it may be seen; what a foreign text says on further lines is indented."""
     return _LINE_START.sub("\n  ", printable(safe_text.redacted(text)))
@@ -193,3 +236,80 @@ def _quietly(stream: TextIO) -> Iterator[None]:
         os.dup2(nowhere, stream.fileno())  # what is buffered is written at exit, too
         os.close(nowhere)
         raise SystemExit(exit_codes.INTERRUPTED) from None
+
+
+# What stands in the first or last bytes of files that tfkit has written, of every kind.
+_MARKS = (
+    b"about.npy",  # a run
+    b"sequence,due_ns",  # its samples
+    b'"loop":',  # its numbers
+    b"** achieved of ",  # its summary
+    b"| verdict |",  # a comparison
+    b"tfkit perf",  # pages
+    b"tfkit evaluate",
+    b"true,predicted,score",  # predictions
+    b"written by tfkit",  # outputs
+)
+_ENDS_BYTES = 4096
+_FORCE = "tfkit.force"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    ctx.meta[_FORCE] = value
+
+
+def force_option(command: Command) -> Command:
+    """Add `--force`, which `require_writable` heeds."""
+    add: Callable[[Command], Command] = click.option(
+        "--force",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        help="Replace files even if tfkit did not write them.",
+    )
+    return add(command)
+
+
+def require_writable(*files: Path | None) -> None:
+    """Notice before a run, not after it, that a result cannot or must not be written.
+
+    Several runs write to numbered files beside the one that is named; these count, too.
+
+    Raises:
+        UsageError: a file's folder does not exist, or there is a file that tfkit did not write and
+            --force is not given.
+    """
+    is_forced = click.get_current_context().meta.get(_FORCE, False)
+    for file in files:
+        if file is None:
+            continue
+        if not file.parent.is_dir():
+            raise UsageError(
+                f"cannot write {file}: there is no folder {file.parent}",
+                remedy=f"create the folder first: mkdir -p {file.parent}",
+            )
+        numbered = re.compile(rf"{re.escape(file.stem)}-\d+{re.escape(file.suffix)}")
+        beside = (each for each in file.parent.iterdir() if numbered.fullmatch(each.name))
+        for each in () if is_forced else (file, *beside):
+            if not _is_replaceable(each):
+                raise UsageError(
+                    f"{each} exists, and tfkit did not write it",
+                    remedy="name another file, or give --force to replace it",
+                )
+
+
+def _is_replaceable(file: Path) -> bool:
+    """Say whether nothing is lost when a file is written: it is ours, empty, or no file."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return True
+        with file.open("rb") as stream:
+            head = stream.read(_ENDS_BYTES)
+            stream.seek(-min(_ENDS_BYTES, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+            ends = head + stream.read()
+    except OSError:
+        return True  # writing it says why that cannot be
+    return not ends or any(mark in ends for mark in _MARKS)

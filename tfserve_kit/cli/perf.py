@@ -6,35 +6,147 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tfserve_kit import strict_json
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.cli.options import json_option, server_options
-from tfserve_kit.cli.perf_options import given_options, run_options
-from tfserve_kit.cli.result_files import force_option, require_writable
-from tfserve_kit.cli.target import destination
+from tfserve_kit.cli.options import json_option, server_options, signature_option
+from tfserve_kit.cli.output import force_option, require_writable
+from tfserve_kit.cli.target import destination, look_at
 from tfserve_kit.clients import addresses
 from tfserve_kit.engines import RunningServer
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error
 from tfserve_kit.serving.access import ServedModel, server_at
 
-if TYPE_CHECKING:  # numpy comes with them
+if TYPE_CHECKING:
     from tfserve_kit.clients.options import OptionNames
-    from tfserve_kit.perf.gate import Verdict
-    from tfserve_kit.perf.measuring import Command
-    from tfserve_kit.perf.metrics import Look, Usage, Watch
+    from tfserve_kit.perf.capacity import Plan
+    from tfserve_kit.perf.gate import Gate, Verdict
+    from tfserve_kit.perf.measuring import Command, Measurement
+    from tfserve_kit.perf.metrics import Watch
     from tfserve_kit.perf.sending.driving import Snapshot
-    from tfserve_kit.perf.session import Measurement
     from tfserve_kit.perf.stats import NamedRun
+
+_file = click.Path(path_type=Path)
+_positive = click.FloatRange(min=0, min_open=True)
+_count = click.IntRange(min=1)
+
+
+def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    del ctx, param
+    try:
+        counts = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise click.BadParameter(f"{value!r} is not a count above 0, nor a list such as 1,8,32")
+    return counts
+
+
+def _sender(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return what sends; `auto` is `own` wherever that can."""
+    del ctx, param
+    return "own" if value == "auto" else value
+
+
+def _ramp(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        first, last = (float(part) for part in value.split(":"))
+    except ValueError:
+        first = last = 0.0
+    if first <= 0 or last <= 0:
+        raise click.BadParameter(f"{value!r} is not FROM:TO, such as 10:500")
+    return first, last
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to send, how, and where the results go."""
+    for option in reversed((*_WHAT, *_WHEN, *_HOW, *_RESULTS)):
+        function = option(function)
+    return function
+
+
+_WHAT = (
+    signature_option,
+    click.option("--input", "source", metavar="FILE", default="random", show_default=True,
+                 help="What to send: a picture, .json, .npy, .npz, a folder of these, or random."),
+    click.option("--batch", type=_count, default=1, show_default=True,
+                 help="Rows in each request."),
+    click.option("--replay", type=_file, metavar="LOG",
+                 help="Send recorded requests, when they came: JSON Lines with \"at\"; or, with "
+                 "--rate, a TFRecord file of PredictionLog."),
+    click.option("--speed", type=_positive, metavar="FACTOR",
+                 help="Replay speed multiplier."),
+)  # fmt: skip
+_WHEN = (
+    click.option("--duration", "duration_s", type=_positive, default=10.0, show_default=True,
+                 metavar="SECONDS", help="How long to send."),
+    click.option("--requests", type=_count, metavar="N", help="Maximum number of requests."),
+    click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
+                 help="Warm-up to exclude; detected if not given."),
+    click.option("--concurrency", callback=_counts, default="8", show_default=True, metavar="N,...",
+                 help="Requests in flight; several, such as 1,8,32, are run one by one."),
+    click.option("--rate", type=_positive, metavar="PER_SECOND",
+                 help="Send at this rate, whatever the server does."),
+    click.option("--arrivals", type=click.Choice(["constant", "poisson"]), default="constant",
+                 show_default=True, help="Spacing of requests with a rate."),
+    click.option("--ramp", callback=_ramp, metavar="FROM:TO",
+                 help="Send at a rate that changes linearly."),
+    click.option("--find-max", is_flag=True,
+                 help="Look for the highest rate that keeps --slo; --rate is tried first."),
+    click.option("--slo", metavar="LIMIT", help="What --find-max keeps, such as p99=50ms."),
+    click.option("--during", default="", metavar="push|restart|poison|overload|COMMAND",
+                 help="After a third of the time, push the version in service again, restart the "
+                 "server, or run a shell command; or make every 100th request invalid; or double "
+                 "the rate in the middle third."),
+)  # fmt: skip
+_HOW = (
+    click.option("--sender", type=click.Choice(["auto", "own", "grpcio"]), default="auto",
+                 show_default=True, callback=_sender,
+                 help="gRPC load generator; grpcio is slower but supports TLS."),
+    click.option("--connections", type=_count, default=1, show_default=True,
+                 help="Connections that requests are spread over."),
+    click.option("--processes", type=_count, default=1, show_default=True,
+                 help="Number of sending processes."),
+    click.option("--max-in-flight", type=_count, default=1000, show_default=True,
+                 help="Maximum requests in flight with a rate."),
+    click.option("--metrics-url", metavar="URL",
+                 help="REST address whose metrics are read; known for a server that tfkit runs."),
+)  # fmt: skip
+_RESULTS = (
+    click.option("--gate", "gates", multiple=True, metavar="CONDITION",
+                 help="Fail unless it is met: p99<50ms, rate>1000, errors<0.1%. Repeatable."),
+    click.option("--output", "outputs", multiple=True, type=_file, metavar="FILE",
+                 help="Save the whole run as .npz, or the summary as .json. Repeatable."),
+    click.option("--samples", "samples_file", type=_file, metavar="FILE",
+                 help="Save every request's times as CSV."),
+    click.option("--report", "page_file", type=_file, metavar="FILE",
+                 help="Write a page with plots as HTML."),
+    click.option("--markdown", "markdown_file", type=_file, metavar="FILE",
+                 help="Write a summary for a pull request."),
+    force_option,
+)  # fmt: skip
+
+
+def given_options(context: click.Context) -> frozenset[str]:
+    """Return the names of the options that were not left out."""
+    left_out = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) not in left_out
+    )
+
 
 RESTART, PUSH = "restart", "push"
 _USUAL_COLUMNS = 80  # where a terminal does not say
-_file = click.Path(path_type=Path)
 
 
 @click.group("perf", invoke_without_command=True)
@@ -50,8 +162,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     if context.invoked_subcommand:
         return exit_codes.OK
     from tfserve_kit.perf import gate, report
-    from tfserve_kit.perf.measuring import Bench
-    from tfserve_kit.perf.session import PerfOptions, Session
+    from tfserve_kit.perf.measuring import Bench, PerfOptions, Session
 
     names = {each.name for each in fields(PerfOptions)} & given.keys()
     options = PerfOptions(**{name: given[name] for name in names}, given=given_options(context))
@@ -109,7 +220,7 @@ def serving(url: str) -> RunningServer | None:
 
 
 def disturbance(during: str, where: "ServedModel", version: int) -> "Command | None":
-    """Return what one of the words runs; None for all that is none of them.
+    """Return what one of the words runs; None for any other.
 
     Args:
         during: the value of `--during`.
@@ -166,31 +277,17 @@ def _watch(url: str, metrics_url: str | None, client: "OptionNames") -> Callable
     from tfserve_kit.clients.options import Options
     from tfserve_kit.perf import metrics
 
+    if addresses.read(url).is_fleet and not metrics_url:
+        return lambda: metrics.Watch(lambda: None, None)  # of which server?
     mine, options = serving(url), Options(**client)
-    look = metrics.with_gpus(_look(mine.home)) if mine else None
+    look = metrics.with_gpus(look_at(mine.home)) if mine else None
     if metrics_url:  # perhaps another server, which our headers are not for
         options = replace(options, headers={})
     read = metrics.reader(metrics_url or (mine.endpoints.rest if mine else url), options)
     return lambda: metrics.Watch(read, look)
 
 
-def _look(home: Path) -> "Look":
-    """Return what looks at the server that has this folder, restarted or not."""
-    from tfserve_kit.engines.records import Record, container_id
-    from tfserve_kit.perf import metrics
-
-    @cache
-    def of(pid: int, container: str) -> "Look":
-        return metrics.of_process(pid) if pid else metrics.of_container(container)
-
-    def look() -> "Usage | None":
-        record, container = Record.read(home), container_id(home)
-        return of(record.pid if record else 0, container)() if record or container else None
-
-    return look
-
-
-class LiveProgress(output.TerminalProgress):
+class _LiveProgress(output.TerminalProgress):
     """Shows on a terminal how a run stands, and elsewhere only that it has begun."""
 
     def __init__(self) -> None:
@@ -213,7 +310,7 @@ class LiveProgress(output.TerminalProgress):
 
 def live_progress() -> output.TerminalProgress:
     """Return what shows the progress of runs: line by line, unless stderr is a terminal."""
-    return LiveProgress() if sys.stderr.isatty() else output.TerminalProgress()
+    return _LiveProgress() if sys.stderr.isatty() else output.TerminalProgress()
 
 
 def _columns() -> int:
@@ -233,7 +330,7 @@ def _write_text(file: Path, text: str) -> None:
     try:
         file.write_text(text, "utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        raise file_error(UsageError, "write", file, error) from error
     output.note(f"Wrote {file}")
 
 
@@ -292,11 +389,11 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """Say whether a run is better or worse than another, or whether that cannot be told."""
-    from tfserve_kit.perf import compare, gate, report, samples
+    from tfserve_kit.perf import gate, report, samples
 
     require_writable(markdown_file)
     conditions = [gate.parse(text) for text in gates]
-    found = compare.compare(samples.read(before), samples.read(after))
+    found = gate.compare(samples.read(before), samples.read(after))
     verdicts = [gate.judge(each, found.after, found.before) for each in conditions]
     if markdown_file:
         lines = [report.comparison_markdown(found), "", *(f"- {each}" for each in verdicts)]
@@ -332,7 +429,7 @@ def report_command(
 ) -> int:
     """Report runs that --output kept, side by side if there are several."""
     from tfserve_kit.perf import gate, report, samples, stats
-    from tfserve_kit.perf.session import Measurement
+    from tfserve_kit.perf.measuring import Measurement
     from tfserve_kit.perf.stats import NamedRun
 
     require_writable(samples_file, page_file, markdown_file)
@@ -352,3 +449,96 @@ def report_command(
 
 perf_command.add_command(report_command)
 perf_command.add_command(compare_command)
+
+
+def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> "Gate | None":
+    """Return the limit that a latency such as `50ms` is for p99."""
+    del ctx
+    from tfserve_kit.perf import gate
+
+    if value is None:
+        return None
+    found = gate.parse_slo(f"p99={value}" if param.name == "p99" else value)
+    if found.name in {"mean", "max", "rate", "errors"} or not found.below or found.is_change:
+        raise UsageError(f"{value} limits no quantile", remedy="write --slo p95=50ms")
+    return found
+
+
+@click.command("capacity")
+@click.argument("files", nargs=-1, required=True, metavar="RUN...", type=_file)
+@click.option("--rate", type=_positive, required=True, metavar="PER_SECOND",
+              help="Requests per second that all replicas get together.")  # fmt: skip
+@click.option("--p99", callback=_limit, metavar="LATENCY",
+              help="Limit on the 99th percentile, such as 50ms.")  # fmt: skip
+@click.option("--slo", callback=_limit, metavar="LIMIT",
+              help="Limit on another quantile instead, such as p95=50ms.")  # fmt: skip
+@click.option("--replicas", type=_count, metavar="N",
+              help="Look at so many replicas instead of searching.")  # fmt: skip
+@click.option("--policy", type=click.Choice(["least-loaded", "round-robin"]),
+              help="Who gets a request; both if not given.")  # fmt: skip
+@click.option("--arrivals", type=click.Choice(["poisson", "recorded"]), default="poisson",
+              show_default=True, help="Spacing of requests; recorded: that of the longest run "
+              "with a rate.")  # fmt: skip
+@click.option("--unavailable", type=click.IntRange(min=0), default=1, show_default=True,
+              metavar="N", help="Replicas out of service at once during a rollout; 0 where new "
+              "ones start first, as behind tfkit's gateway.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Random seed.")  # fmt: skip
+@click.option("--plot", "page_file", type=_file, metavar="FILE",
+              help="Write a page with a plot as HTML.")  # fmt: skip
+@force_option
+@json_option
+def capacity_command(
+    files: tuple[Path, ...],
+    rate: float,
+    p99: "Gate | None",
+    slo: "Gate | None",
+    page_file: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> int:
+    """Say how many replicas keep a limit on latency, from runs of one of them.
+
+    Simulates fleets of the replica that `tfkit perf --output RUN.npz` measured: with all in
+    service, with one dead, and during a rollout. Fails if no policy keeps the limit in all three.
+    """
+    from tfserve_kit.perf import capacity, report_html, samples, stats
+    from tfserve_kit.perf.stats import NamedRun
+
+    limit = p99 or slo
+    if limit is None or (p99 and slo):
+        raise UsageError("give either --p99 or --slo", remedy="such as --p99 50ms")
+    require_writable(page_file)
+    runs = []
+    for file in files:
+        run = samples.read(file)
+        runs.append(NamedRun(str(file), run, stats.summarize(run)))
+    need = capacity.Need(rate, limit, asked["arrivals"], asked["unavailable"], asked["seed"])
+    policies = (asked["policy"],) if asked["policy"] else capacity.POLICIES
+    with output.TerminalProgress() as progress:
+        found = capacity.plan(
+            runs, need, policies=policies, replicas=asked["replicas"], curves=bool(page_file),
+            progress=progress,
+        )  # fmt: skip
+    if page_file:
+        _write_text(page_file, report_html.capacity_page(found))
+    text = _capacity_text(found)
+    output.result("capacity", capacity.as_data(found), as_json=as_json, text=text)
+    return exit_codes.OK if found.kept else exit_codes.GATE_FAILED
+
+
+def _capacity_text(found: "Plan") -> str:
+    from tfserve_kit.perf import capacity
+
+    name = found.need.limit.name
+    columns, checks = (
+        [each.format(name).upper() for each in some]
+        for some in (capacity.COLUMNS, capacity.CHECK_COLUMNS)
+    )
+    return "\n".join([
+        "One replica", *(f"  {each}" for each in capacity.facts(found)), "",
+        output.table(checks, capacity.check_rows(found)), "",
+        output.table(columns, capacity.rows(found)), "",
+        *capacity.conclusions(found), "",
+        *(f"note: {each}" for each in capacity.notes(found)),
+    ])  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from tfserve_kit.pictures.preprocessing import (
     ChannelOrder,
@@ -14,8 +15,8 @@ from tfserve_kit.pictures.preprocessing import (
     Layout,
     Mode,
     Preprocessing,
+    ResizeMethod,
 )
-from tfserve_kit.pictures.preprocessing import ResizeMethod as Resize
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -65,7 +66,7 @@ _OPTIONS = (
     click.option("--size", callback=_size, metavar="HEIGHTxWIDTH",
                  help="Size of the model's input."),
     click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey, 3 for colour."),
-    click.option("--resize", type=click.Choice(get_args(Resize)),
+    click.option("--resize", type=click.Choice(get_args(ResizeMethod)),
                  help="Resizing method of tf.image.resize; bilinear if left out."),
     click.option("--antialias/--no-antialias", default=None,
                  help="Whether bilinear and bicubic use all pixels when shrinking; no if left "
@@ -143,11 +144,40 @@ def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _labels(file: Path, encoding: str | None) -> tuple[str, ...]:
-    from tfserve_kit.pictures import label_files
+    from tfserve_kit.pictures import labels
 
-    return label_files.read(file, encoding)
+    return labels.read(file, encoding)
 
 
 # Options that are called as the fields of `Preprocessing` that they set.
 _SAME = ("resize", "antialias", "framing", "crop_fraction", "mode", "value_range", "mean", "std",
          "channel_order", "layout", "encoding")  # fmt: skip
+
+
+def given() -> tuple[str, ...]:
+    """Return the options of the running command about pictures, as another command takes them.
+
+    Paths are absolute, so that it can run in any folder.
+    """
+    context = click.get_current_context()
+    words: list[str] = []
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if is_given and isinstance(option, click.Option) and option.name in _ABOUT_PICTURES:
+            words += _words(option, context.params[option.name])
+    return tuple(words)
+
+
+_ABOUT_PICTURES = {"base_path", "labels_file", "text_encoding", "size", "channels", "softmax",
+                   "output_alias", "picture_input", "companions", *_SAME}  # fmt: skip
+
+
+def _words(option: click.Option, value: Any) -> list[str]:
+    name = option.opts[0]
+    if isinstance(value, bool):
+        return [name if value else option.secondary_opts[0]]
+    if isinstance(value, dict):
+        return [word for key, each in value.items() for word in (name, f"{key}={each}")]
+    if isinstance(value, tuple):
+        return [name, ("x" if option.name == "size" else ",").join(map(str, value))]
+    return [name, str(value.absolute() if isinstance(value, Path) else value)]

@@ -31,6 +31,7 @@ from tfserve_kit.clients.classifier import (
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.pictures.files import find
 from tfserve_kit.pictures.model import PictureOptions
+from tfserve_kit.pictures.outputs import NAN_REMEDY
 from tfserve_kit.safe_text import csv_cell
 
 _CSV_COLUMNS = ("image", "rank", "index", "label", "score")
@@ -160,25 +161,17 @@ class _Shown:
 
     def explain(self, classifier: Classifier) -> None:
         """Say what was decided about the model, and what of it was only assumed."""
-        self._classifier, model = classifier, classifier.model
-        self._how = {
-            each.what: {"value": each.value, "source": each.source}
-            | ({"because": each.because} if each.because else {})
-            for each in model.choices
-        }
-        output.note(f"Input {model}")
+        self._classifier = classifier
+        output.note(f"Input {classifier.model}")
         self._explain_labels()
 
     def _explain_labels(self) -> None:
         """Say once what was taken for granted of the names of classes."""
-        labels = self._classifier.labels if self._classifier else None
+        if self._classifier is None:
+            return
+        self._how, labels = self._classifier.how, self._classifier.labels
         if labels is None or not labels.source:
             return
-        because = "; ".join(labels.remarks)
-        value = f"{len(labels)} names of {labels.source}"
-        self._how["labels"] = {"value": value, "source": "file"} | (
-            {"because": because} if because else {}
-        )
         for text in labels.remarks:
             if text not in self._said:
                 self._progress.note(f"Assumed: {text}")
@@ -210,29 +203,32 @@ class _Shown:
             self._kept.append(data)
         else:
             self._print(data)
-        self._add_up(result)
+        self._add_up(name, result)
         self._progress.advance(self.count, self._expected)
 
-    def _add_up(self, found: Classified | RequestError) -> None:
+    def _add_up(self, name: str, found: Classified | RequestError) -> None:
         self.count += 1
         if isinstance(found, RequestError):
             self._failed += 1
             self.exit_code = exit_codes.exit_code(found)
             self._progress.fault(str(found))
         else:
-            self._remark(found)
+            self._remark(name, found)
             self._prepare_s += found.prepare_s
             self._answer_s += found.request_s / found.batch_rows
 
-    def _remark(self, found: Classified) -> None:
+    def _remark(self, name: str, found: Classified) -> None:
         """Say once what the scores are if they are not probabilities, and each time what is NaN."""
         if found.nan_scores:
             self._progress.note(
-                f"Warning: {found.nan_scores} of its scores are NaN; check the range of its input"
+                f"Warning: {name}: {found.nan_scores} of its scores "
+                f"{'is' if found.nan_scores == 1 else 'are'} NaN\n  Try: {NAN_REMEDY}"
             )
+            return
         if found.meaning not in self._meanings and found.meaning == "logits or other scores":
             self._progress.note(
-                "The scores are not probabilities; --softmax turns logits into them."
+                "Note: the scores are not probabilities; if they are logits, --softmax converts "
+                "them"
             )
         self._meanings.add(found.meaning)
 
@@ -265,22 +261,9 @@ def _data(
         "prepare_ms": round(found.prepare_s * 1e3, 3),
         "request_ms": round(found.request_s * 1e3, 3),
         "batch_rows": found.batch_rows,
+        "replica": found.replica,
         "how": how,
-        "meaning": found.meaning,
-        "scores": [
-            {"index": each.index, "label": each.label, "score": each.score} for each in found.scores
-        ],
-    } | _detected(found)
-
-
-def _detected(found: Classified) -> dict[str, Any]:
-    if found.detections is None:
-        return {}
-    return {
-        "detections": [
-            {"box": each.box, "index": each.index, "label": each.label, "score": each.score}
-            for each in found.detections
-        ]
+        **found.said(),
     }
 
 

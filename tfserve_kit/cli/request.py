@@ -14,14 +14,15 @@ from tfserve_kit.cli.options import (
     signature_option,
     version_options,
 )
-from tfserve_kit.cli.result_files import force_option, require_writable
+from tfserve_kit.cli.output import force_option, require_writable
 from tfserve_kit.cli.target import destination
 from tfserve_kit.clients import Prediction
-from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import describe, read_inputs, require_few, values, write_npz
 from tfserve_kit.errors import UsageError
 from tfserve_kit.pictures.graph import PictureGraph
+from tfserve_kit.pictures.inputs import body_of
 from tfserve_kit.pictures.preprocessing import Preprocessing
+from tfserve_kit.savedmodel import choose_signature
 
 
 @click.command("request")
@@ -67,7 +68,10 @@ def request_command(
         graph = PictureGraph(version_dir, chosen.name)
         if not inputs and (needed := chosen.inputs.keys() - chosen.optional):
             text = f"signature {chosen.name!r} needs {', '.join(sorted(needed))}"
-            raise UsageError(f"Missing argument 'FILE...': {text}")
+            raise UsageError(
+                f"Missing argument 'FILE...': {text}",
+                remedy=f"give a FILE.json with {body_of(chosen.inputs)}, .npy, .npz or a picture",
+            )
         arrays = read_inputs(inputs, chosen, note, graph=graph, tell=output.note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
     if file:
@@ -75,16 +79,17 @@ def request_command(
         output.note(f"Wrote {file}")
     version = answer.version if answer.version is not None else found.version
     head = {"model": where.model, "version": version, "signature": chosen.name}
-    data = {**head, "request_ms": round(answer.duration_s * 1e3, 3)}
+    data = {**head, "request_ms": round(answer.duration_s * 1e3, 3), "replica": answer.replica}
     if as_json:
         require_few(answer.outputs)
         data["outputs"] = {alias: values(array) for alias, array in answer.outputs.items()}
-    output.result("request", data, as_json=as_json, text=_text(data, answer))
+    output.result("request", data, as_json=as_json, text=_text(data, answer, where.url))
 
 
-def _text(data: dict[str, Any], answer: Prediction) -> str:
+def _text(data: dict[str, Any], answer: Prediction, url: str) -> str:
+    who = "" if answer.replica == url else f" by {answer.replica}"
     head = (
         f"{data['model']} version {data['version']}, {data['signature']}, "
-        f"answered in {data['request_ms']:.1f} ms"
+        f"answered{who} in {data['request_ms']:.1f} ms"
     )
     return head + "\n" + output.table(("OUTPUT", "TYPE", "VALUES"), describe(answer.outputs))

@@ -1,7 +1,8 @@
 """Commands about the servers that tfkit runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from tfserve_kit import safe_text
-from tfserve_kit.cli import options, output
+from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import (
     ServerChoice,
@@ -19,20 +20,28 @@ from tfserve_kit.cli.options import (
     server_options,
 )
 from tfserve_kit.cli.target import destinations
-from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients import Client, Target, addresses
+from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clock import Clock
 from tfserve_kit.deployment import Spec
-from tfserve_kit.engines import Phase, Plan, ServerHandle, process, registry
+from tfserve_kit.engines import Fleet, Phase, Plan, ServerHandle, process, registry
 from tfserve_kit.engines.process import shell_line
-from tfserve_kit.errors import ModelNotFound, ServerFailed, TfkitError, UsageError
+from tfserve_kit.errors import (
+    ModelNotFound,
+    RequestError,
+    ServerFailed,
+    TfkitError,
+    UsageError,
+)
 from tfserve_kit.serving import launch, reload, rollback
-from tfserve_kit.serving.access import Access, reached_by
+from tfserve_kit.serving.access import Access, ServedModel, reached_by, server_at
 from tfserve_kit.serving.rollback import Served
 
 
 def described(handle: ServerHandle) -> dict[str, Any]:
-    """Return what is known of a server, as JSON shows it."""
+    """Return what is known of a server, as JSON shows it; of a fleet also its replicas."""
     state = handle.state()
+    replicas = {"replicas": _replicas(handle)} if isinstance(handle, Fleet) else {}
     return {
         "name": handle.server_name,
         "engine": handle.engine,
@@ -41,7 +50,23 @@ def described(handle: ServerHandle) -> dict[str, Any]:
         "grpc": handle.endpoints.grpc,
         "rest": handle.endpoints.rest,
         "models": {name: safe_text.redacted_url(path) for name, path in handle.models.items()},
+        **replicas,
     }
+
+
+def _replicas(handle: ServerHandle) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": each.name,
+            "node": each.node,
+            "state": each.state.phase.value,
+            "exit_code": each.state.exit_code,
+            "grpc": each.endpoints.grpc if each.endpoints else None,
+            "rest": each.endpoints.rest if each.endpoints else None,
+            "reason": each.reason,
+        }
+        for each in handle.replicas()
+    ]
 
 
 @click.command("ps")
@@ -59,13 +84,20 @@ def ps_command(as_json: bool) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    code = row["exit_code"]
-    state = row["state"] if code is None else f"{row['state']} ({code})"
+    state = _shown(row)
+    if (replicas := row.get("replicas")) is not None:
+        state += f" {sum(each['state'] == 'running' for each in replicas)}/{len(replicas)}"
     return [row["name"], row["engine"], state, row["grpc"], row["rest"], ",".join(row["models"])]
+
+
+def _shown(row: dict[str, Any]) -> str:
+    code = row["exit_code"]
+    return str(row["state"]) if code is None else f"{row['state']} ({code})"
 
 
 # How often the foreground command looks whether the server still runs, in seconds.
 _LOOK_S = 0.2
+_LOOK_FAR_S = 2.0  # where each look is a process and a request
 
 
 @click.command("serve")
@@ -115,7 +147,7 @@ def serve_command(
         todo = launch.plan(spec, engine, templates=templates)
         _show_plan(todo, show_secrets=show_secrets, as_json=as_json)
         return
-    output.note(f"Engine {engine.name}: {why}.")
+    output.note(f"Engine: {engine.name} ({why})")
     with output.TerminalProgress() as progress:
         launch.prepare(spec, engine, progress=progress)
     with deferred() as interrupts, ExitStack() as undo:
@@ -130,18 +162,27 @@ def serve_command(
             _attend(handle, interrupts)
 
 
+_END = "END"  # of what a command reads
+
+
 def _show_plan(plan: Plan, *, show_secrets: bool, as_json: bool) -> None:
     for note in plan.notes:
         output.note(f"Note: {note}.")
-    argv, files = list(plan.argv), dict(plan.files)
+    argv, files, stdin = list(plan.argv), dict(plan.files), plan.stdin
     if not show_secrets:
         argv = [plan.private.get(each, safe_text.redacted(each)) for each in argv]
         files = {path: safe_text.redacted(text) for path, text in files.items()}
-    if argv != list(plan.argv) or files != plan.files:
+        stdin = safe_text.redacted(plan.private.get(stdin, stdin))
+    if (argv, files, stdin) != (list(plan.argv), plan.files, plan.stdin):
         output.note("Note: secrets are hidden as ***; --show-secrets shows them.")
     text = "".join(f"\n# {path}\n{text}" for path, text in files.items())
-    data = {"engine": plan.engine, "argv": argv, "files": files}
-    output.result("plan", data, as_json=as_json, text=shell_line(argv) + "\n" + text.rstrip())
+    data: dict[str, Any] = {"engine": plan.engine, "argv": argv, "files": files}
+    data |= {"before": [list(each) for each in plan.before]} if plan.before else {}
+    data |= {"stdin": stdin} if stdin else {}
+    lines = "".join(f"{shell_line(each)}\n" for each in (*plan.before, argv))
+    if stdin:
+        lines = f"{lines.rstrip()} <<'{_END}'\n{stdin}\n{_END}\n"
+    output.result("plan", data, as_json=as_json, text=lines + text.rstrip())
 
 
 def _announcement(handle: ServerHandle) -> str:
@@ -155,11 +196,12 @@ def _attend(handle: ServerHandle, clock: Clock) -> None:
     Thread(target=_show_log, args=(handle,), daemon=True).start()
     # A container with a restart policy may start again.
     while (state := handle.state()).phase in {Phase.STARTING, Phase.RUNNING}:
-        clock.sleep(_LOOK_S)
+        clock.sleep(_LOOK_FAR_S if handle.engine == "kubernetes" else _LOOK_S)
     raise ServerFailed(
         f"server {handle.server_name!r} ended by itself with {process.exit_text(state.exit_code)}",
         exit_code=state.exit_code,
         log_tail=list(handle.logs(tail=launch.LOG_TAIL)),
+        remedy="the log below says why; `tfkit lint` looks for causes in the deployment",
     )
 
 
@@ -179,18 +221,64 @@ def status_command(
     server: ServerChoice,
     timeout_s: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Show the versions of a model and their states.
 
-    Without --model, of every model that the server is known to have.
+    Without --model, of every model that the server is known to have. A fleet is shown server by
+    server; of a server with replicas also where each of them runs.
     """
     places = destinations(*server)
+    address = addresses.read(places[0].url)
+    if address.is_fleet:
+        return _status_of_fleet(places, address, timeout_s, as_json=as_json)
     with places[0].connect() as client:
         rows = list(_rows(client, [each.target() for each in places], timeout_s))
-    text = output.table(
+    blocks = [_table(rows), *([] if as_json else _replicas_at(address))]
+    output.result("status", rows, as_json=as_json, text="\n\n".join(blocks))
+    return exit_codes.OK
+
+
+def _status_of_fleet(
+    places: Sequence[ServedModel], address: Address, timeout_s: float, *, as_json: bool
+) -> int:
+    """Show a block for each server of a fleet; return the exit code, of the first that fails."""
+    rows, blocks = list[dict[str, Any]](), list[str]()
+    code = exit_codes.OK
+    for url in addresses.servers(address):
+        try:
+            with places[0].access.connect(url) as client:
+                found = list(_rows(client, [each.target() for each in places], timeout_s))
+            blocks.append(f"{url}\n{_table(found)}")
+        except RequestError as error:
+            code = code or exit_codes.exit_code(error)
+            found = [dict.fromkeys(_COLUMNS) | {"state": "UNKNOWN", "error": error.message}]
+            blocks.append(f"{url}\n  {error}")
+        rows += [{"replica": url} | row for row in found]
+    blocks += [] if as_json else _replicas_at(address)
+    output.result("status", rows, as_json=as_json, text="\n\n".join(blocks))
+    return code
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return output.table(
         [column.upper() for column in _COLUMNS], [list(row.values()) for row in rows]
     )
-    output.result("status", rows, as_json=as_json, text=text)
+
+
+def _replicas_at(address: Address) -> list[str]:
+    """Return a table of the replicas at an address; none where tfkit runs no fleet there."""
+    running = server_at(address)
+    if running is None or running.engine not in {"swarm", "kubernetes"}:
+        return []
+    return [_replica_table(registry.find(running.server_name))]
+
+
+def _replica_table(handle: ServerHandle) -> str:
+    rows: list[Sequence[object]] = [
+        [row["name"], row["node"], _shown(row), row["grpc"] or "", row["reason"]]
+        for row in _replicas(handle)
+    ]
+    return output.table(["REPLICA", "NODE", "STATE", "GRPC", "REASON"], rows)
 
 
 def _rows(client: Client, models: Sequence[Target], timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -229,7 +317,7 @@ def named_or_only(name: str | None) -> ServerHandle:
 @name_argument
 @click.option("--all", "everything", is_flag=True, help="Stop all servers.")
 @click.option("--grace", "grace_s", default=10.0, show_default=True, metavar="SECONDS",
-              help="Time to finish requests before the server is killed.")  # fmt: skip
+              help="Time to end, after its requests, before the server is killed.")  # fmt: skip
 @json_option
 def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bool) -> None:
     """Stop servers.
@@ -272,7 +360,8 @@ def reload_command(
 ) -> None:
     """Change the models of a running server.
 
-    Models, versions and labels become those of the deployment; waits until they are served.
+    Models, versions and labels become those of the deployment; waits until they are served. Says
+    which other keys of it differ from the running server's: `tfkit restart` applies them.
     NAME is optional if there is only one server.
     """
     handle = named_or_only(name)
@@ -280,10 +369,14 @@ def reload_command(
     spec = reached_by(spec, access)
     with output.TerminalProgress() as progress:
         launch.check(spec)
+        kept = reload.not_applied(handle, spec)
         now = reload.reload(handle, spec, templates=templates, progress=progress)
+    for problem in kept:
+        output.note(f"Warning: {problem}")
     text = f"Server {handle.server_name!r} serves: {', '.join(now.models)}"
     handle = registry.find(handle.server_name)  # it knows its models anew
-    output.result("server", described(handle), as_json=as_json, text=text)
+    data = described(handle) | {"not_applied": [asdict(each) for each in kept]}
+    output.result("server", data, as_json=as_json, text=text)
 
 
 def with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
@@ -307,11 +400,20 @@ def restart_command(
 ) -> None:
     """Stop a server and start it again.
 
+    One with replicas serves on meanwhile: they are replaced one after the other.
     Detached, and with the deployment it has, unless --config or --model give another. NAME may be
     left out if there is just one.
     """
     handle = named_or_only(name)
     spec = reached_by(_changed(handle, config, models), access)
+    if isinstance(handle, Fleet) and spec.server.engine == handle.engine:
+        with output.TerminalProgress() as progress:
+            launch.check(spec)
+            new = launch.change(
+                handle, spec, is_forced=True, templates=templates, progress=progress
+            )
+        output.result("server", described(new), as_json=as_json, text=_ready_again(new))
+        return
     name = handle.engine if spec.server.engine == "auto" else spec.server.engine
     engine, _ = registry.choose(name, binary=spec.server.binary, docker=spec.docker)
     with output.TerminalProgress() as progress:
@@ -319,7 +421,26 @@ def restart_command(
     with deferred() as interrupts, output.TerminalProgress() as progress:
         handle.stop()
         new = launch.start(spec, engine, templates=templates, progress=progress, clock=interrupts)
-    text = f"Server {new.server_name!r} is ready again"
+    output.result("server", described(new), as_json=as_json, text=_ready_again(new))
+
+
+def _ready_again(handle: ServerHandle) -> str:
+    return f"Server {handle.server_name!r} is ready again"
+
+
+@click.command("scale")
+@click.argument("name")
+@click.argument("replicas", type=click.IntRange(min=1))
+@json_option
+def scale_command(name: str, replicas: int, as_json: bool) -> None:
+    """Change how many replicas a server has.
+
+    Those that go finish their requests first. tfkit.toml is not changed: set `replicas` there too.
+    """
+    handle = named_or_only(name)
+    with output.TerminalProgress() as progress:
+        new = reload.scale(handle, replicas, progress=progress)
+    text = f"Server {new.server_name!r} has {replicas} replica{'s' if replicas > 1 else ''}"
     output.result("server", described(new), as_json=as_json, text=text)
 
 

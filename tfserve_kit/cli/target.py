@@ -1,7 +1,10 @@
 """Which server and model a request goes to: `--url` and `--model`, or the server tfkit runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfserve_kit.cli import output
 from tfserve_kit.clients import addresses
@@ -9,8 +12,10 @@ from tfserve_kit.clients.addresses import Address
 from tfserve_kit.engines import RunningServer
 from tfserve_kit.engines.registry import running, sharing
 from tfserve_kit.errors import UsageError
-from tfserve_kit.serving import access as accesses
-from tfserve_kit.serving.access import Access, ServedModel
+from tfserve_kit.serving.access import Access, ServedModel, at, of_file, of_server, server_at
+
+if TYPE_CHECKING:
+    from tfserve_kit.perf.metrics import Look, Usage
 
 _FILE = Path("tfkit.toml")  # as spec.DEFAULT_FILE, which is slow to import
 
@@ -67,7 +72,7 @@ def destinations(
         server: RunningServer | None = here
     else:
         address = read_url(url)
-        server = accesses.server_at(address)
+        server = server_at(address)
     models = server.models if server else {}
     if model and address.model not in {"", model}:
         raise UsageError(
@@ -78,7 +83,7 @@ def destinations(
     names = [named] if named else list(models)
     if not names:
         raise _unnamed(address.url, names)
-    reached = reaching(server, access)
+    reached = _reaching_all(address, reaching(server, access))
     return [
         ServedModel(
             address.url,
@@ -90,6 +95,17 @@ def destinations(
         )
         for name in names
     ]
+
+
+def _reaching_all(address: Address, reached: Access) -> Access:
+    """Return how the servers of a fleet are reached.
+
+    What is behind a name is reached by its address, and proves to be of that name.
+    """
+    name = next((each for each in address.members if each.is_name), None)
+    if name is None or not address.is_secure:
+        return reached
+    return replace(reached, server_name=reached.server_name or name.host)
 
 
 def read_url(url: str) -> Address:
@@ -112,8 +128,24 @@ def reaching(server: RunningServer | None, given: Access) -> Access:
             tfkit.toml says, if there is one here.
         given: what the options say, which win.
     """
-    known = accesses.of_server(server.home) if server else accesses.of_file(_FILE)
+    known = of_server(server.home) if server else of_file(_FILE)
     return given.over(known)
+
+
+def look_at(home: Path) -> "Look":
+    """Return what looks at the process of the server that has this folder, restarted or not."""
+    from tfserve_kit.engines.records import Record, container_id
+    from tfserve_kit.perf import metrics
+
+    @cache
+    def of(pid: int, container: str) -> "Look":
+        return metrics.of_process(pid) if pid else metrics.of_container(container)
+
+    def look() -> "Usage | None":
+        record, container = Record.read(home), container_id(home)
+        return of(record.pid if record else 0, container)() if record or container else None
+
+    return look
 
 
 def server_of(
@@ -123,7 +155,7 @@ def server_of(
 
     Args:
         base_path: the folder or URL of the model's versions.
-        url: address of the server; None for the one that tfkit runs.
+        url: address of the server or fleet; None for the one that tfkit runs.
         model: name of the model; None for the one with this base path, or the path's last part.
         access: what the options say of how the server is reached.
 
@@ -133,9 +165,9 @@ def server_of(
     place = base_path if isinstance(base_path, Path) else None
     if url is not None:
         address = read_url(url)
-        known = [name for each, name in sharing(base_path) if accesses.at(each.endpoints, address)]
+        known = [name for each, name in sharing(base_path) if at(each.endpoints, address)]
         name = model or address.model or (known[0] if known else Path(base_path).name)
-        reached = reaching(accesses.server_at(address), access)
+        reached = _reaching_all(address, reaching(server_at(address), access))
         return ServedModel(address.url, name, place, reached)
     found = list(sharing(base_path))
     chosen = [each for each in found if model in {None, each[1]}] or found

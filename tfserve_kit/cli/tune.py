@@ -1,11 +1,8 @@
 """`tfkit tune`."""
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,16 +16,13 @@ from tfserve_kit.cli.options import (
     load_deployment,
     signature_option,
 )
-from tfserve_kit.cli.result_files import force_option, require_writable
+from tfserve_kit.cli.output import force_option, require_writable
 from tfserve_kit.deployment import DEFAULT_FILE
-from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.errors import UsageError
 from tfserve_kit.serving.access import Access, reached_by
 
-if TYPE_CHECKING:  # numpy comes with them
-    from tfserve_kit.deployment.spec import Spec
-    from tfserve_kit.tuning import Goal, Tuned
-
 _count = click.IntRange(min=1)
+_SENT = ("signature", "source", "batch", "protocol", "arrivals", "duration_s")
 _positive = click.FloatRange(min=0, min_open=True)
 
 
@@ -80,18 +74,22 @@ def tune_command(
     command to resume.
     """
     _require_optuna()
-    goal = _goal(asked["slo"], asked["rate"], asked["quantile"])
+    from tfserve_kit.tuning import Effort, goals, results, tune_deployment
+
+    goal = goals.chosen(asked["slo"], asked["rate"], asked["quantile"])
     server = {"engine": asked["engine"], "binary": asked["binary"]}
     spec = load_deployment(config, models, server=server, docker={"image": image})
     spec = reached_by(spec, access)
     if not models and config is None:
         config = Path(DEFAULT_FILE)
-    from tfserve_kit.tuning import results
-
     if folder.is_dir():
         require_writable(*results.replaced(config, folder))
+    effort = Effort(folder, asked["trials"], asked["rounds"], seed=asked["seed"])
     with perf.live_progress() as progress:
-        tuned = _search(_Asked(spec, templates, folder, asked), goal, progress)
+        tuned = tune_deployment(
+            spec, goal, effort, model=asked["measure"], templates=templates,
+            progress=progress, interruptible=deferred, **{key: asked[key] for key in _SENT},
+        )  # fmt: skip
     text, data = results.as_text(tuned), results.as_data(tuned) | {"files": []}
     if tuned.is_better and tuned.winner is not None:
         files = results.write(tuned.winner.candidate, spec, config, folder)
@@ -106,90 +104,3 @@ def tune_command(
 def _require_optuna() -> None:
     if find_spec("optuna") is None or find_spec("tomlkit") is None:
         raise UsageError("Optuna is not installed", remedy="`pip install 'tfserve-kit[tune]'`")
-
-
-def _goal(slo: str | None, rate: float | None, quantile: str) -> "Goal":
-    """Return what is looked for.
-
-    Raises:
-        UsageError: the options contradict each other, or say nothing.
-    """
-    from tfserve_kit.perf import gate
-    from tfserve_kit.tuning import HighestRate, LowestLatency
-
-    if (slo is None) == (rate is None):
-        raise UsageError("give either --slo or --rate", remedy="such as --slo p99=50ms")
-    if rate is not None:
-        gate.require_quantile(quantile)
-        return LowestLatency(rate, quantile)
-    limit = gate.parse_slo(slo or "")
-    if limit.name in {"rate", "errors"} or not limit.below or limit.is_change:
-        raise UsageError(f"{slo} limits no latency", remedy="write --slo p99=50ms")
-    return HighestRate(limit)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the options say, and the deployment."""
-
-    spec: "Spec"
-    templates: Path | None
-    folder: Path
-    options: Mapping[str, Any]
-
-    def model(self) -> str:
-        """Return the model that gets the requests."""
-        known, named = self.spec.models, self.options["measure"]
-        if named is None and len(known) == 1:
-            return next(iter(known))
-        if named is None:
-            raise UsageError(
-                f"the deployment has {len(known)} models", remedy="give --measure MODEL"
-            )
-        if named not in known:
-            raise UsageError(f"no model {named!r} is deployed", remedy=did_you_mean(named, known))
-        return str(named)
-
-
-def _batchable(spec: "Spec", model: str, signature: str) -> tuple["Spec", bool]:
-    """Return the deployment, without batching where its models cannot be batched, and say so."""
-    from tfserve_kit.deployment.lint import hindrances
-
-    if not (found := hindrances(spec, model, signature)):
-        return spec, True
-    output.note(f"Batching is left out: {found[0].message}.")
-    return spec.model_copy(update={"batching": None}), False
-
-
-def _search(asked: _Asked, goal: "Goal", progress: output.TerminalProgress) -> "Tuned":
-    from tfserve_kit.engines import registry
-    from tfserve_kit.perf.payloads import Preparer
-    from tfserve_kit.serving import launch
-    from tfserve_kit.tuning import CandidateServer, Effort, Space, tune
-
-    options, model = asked.options, asked.model()
-    spec, batches = _batchable(asked.spec, model, options["signature"])
-    engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
-    output.note(f"Engine {engine.name}: {why}.")
-    requests = Preparer(
-        model, options["signature"], options["source"], options["batch"],
-        base_path=Path(spec.models[model].base_path),
-    )  # fmt: skip
-    space = Space(
-        os.cpu_count() or 1, options["batch"], options["protocol"], goal.patience_s, batches
-    )
-    about = {
-        "model": spec.models[model].base_path,
-        "engine": engine.name,
-        "cpus": space.cpus,
-        **({} if batches else {"batching": False}),
-        **{key: options[key] for key in ("signature", "source", "batch", "protocol", "arrivals")},
-    }
-    effort = Effort(asked.folder, options["trials"], options["rounds"], about, options["seed"])
-    launch.prepare(spec, engine, progress=progress)
-    with deferred() as interrupts:
-        bed = CandidateServer(
-            spec, engine, options["protocol"], requests, goal.quantile, options["duration_s"],
-            options["arrivals"], asked.templates, progress, interrupts,
-        )  # fmt: skip
-        return tune(bed, goal, space, effort)

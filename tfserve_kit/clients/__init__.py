@@ -1,6 +1,9 @@
 """Clients for TensorFlow Serving that need no tensorflow."""
 
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tfserve_kit.clients import addresses
 from tfserve_kit.clients.options import OptionNames, Options
@@ -15,6 +18,7 @@ from tfserve_kit.clients.results import (
     VersionStatus,
 )
 from tfserve_kit.clients.sync import Client
+from tfserve_kit.clock import SystemClock
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,12 +40,21 @@ __all__ = [
 ]
 
 
-def connect(url: str, **options: Unpack[OptionNames]) -> Client:
+Servers = str | Sequence[str]
+
+
+def connect(url: Servers, **options: Unpack[OptionNames]) -> Client:
     """Return a client for a server, to be closed or used in a `with` block; it connects when used.
+
+    Several addresses are a fleet: servers of the same models, of which each call takes the one with
+    the least to do. One that fails or falls silent is left out until it answers again, and calls
+    that are safe to repeat go to another.
 
     Args:
         url: `grpc://host:port`, `grpcs://host:port` with TLS, `unix:/path` (gRPC over a socket of
-            this machine), `http://host:port` or `https://host:port`.
+            this machine), `http://host:port` or `https://host:port`; several of them, in a list or
+            with commas between; or a name that is resolved to several servers, again and again:
+            `dns:///host:port` for gRPC, `dns+SCHEME://host:port` for each of the schemes.
         options: see `Options`.
 
     Raises:
@@ -49,17 +62,23 @@ def connect(url: str, **options: Unpack[OptionNames]) -> Client:
     """
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        from tfserve_kit.clients.http_transport import HttpTransport
-        from tfserve_kit.clients.rest import RestProtocol
+        from tfserve_kit.clients.http_transport import HttpTransport as Transport
+        from tfserve_kit.clients.rest import RestProtocol as Protocol
+    else:
+        from tfserve_kit.clients.grpc import GrpcProtocol as Protocol  # type: ignore[assignment]
+        from tfserve_kit.clients.grpc_channel import (  # type: ignore[assignment]
+            GrpcTransport as Transport,
+        )
+    if not address.is_fleet:
+        return Client(Protocol(address.url), Transport(address.url, chosen), chosen)
+    from tfserve_kit.clients.fleet import Fleet, FleetAttempts
 
-        return Client(RestProtocol(address.url), HttpTransport(address.url, chosen), chosen)
-    from tfserve_kit.clients.grpc import GrpcProtocol
-    from tfserve_kit.clients.grpc_channel import GrpcTransport
-
-    return Client(GrpcProtocol(address.url), GrpcTransport(address.url, chosen), chosen)
+    clock = SystemClock()
+    fleet: Any = Fleet(address.members, partial(_replica, Transport, chosen), Protocol, clock)
+    return Client(Protocol(fleet.url), fleet, chosen, clock, FleetAttempts(fleet, chosen, clock))
 
 
-def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
+def connect_async(url: Servers, **options: Unpack[OptionNames]) -> "AsyncClient":
     """Return a client for a server, to be awaited; it belongs to the event loop that first uses it.
 
     Args:
@@ -73,20 +92,41 @@ def connect_async(url: str, **options: Unpack[OptionNames]) -> "AsyncClient":
 
     address, chosen = _address(url, Options(**options))
     if address.is_rest:
-        from tfserve_kit.clients.http_transport import AsyncHttpTransport
-        from tfserve_kit.clients.rest import RestProtocol
-
-        return AsyncClient(
-            RestProtocol(address.url), AsyncHttpTransport(address.url, chosen), chosen
+        from tfserve_kit.clients.http_transport import AsyncHttpTransport as Transport
+        from tfserve_kit.clients.rest import RestProtocol as Protocol
+    else:
+        from tfserve_kit.clients.grpc import GrpcProtocol as Protocol  # type: ignore[assignment]
+        from tfserve_kit.clients.grpc_channel import (  # type: ignore[assignment]
+            AsyncGrpcTransport as Transport,
         )
-    from tfserve_kit.clients.grpc import GrpcProtocol
-    from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport
+    if not address.is_fleet:
+        return AsyncClient(Protocol(address.url), Transport(address.url, chosen), chosen)
+    from tfserve_kit.clients.fleet import AsyncFleet, FleetAttempts
 
-    return AsyncClient(GrpcProtocol(address.url), AsyncGrpcTransport(address.url, chosen), chosen)
+    clock = SystemClock()
+    fleet: Any = AsyncFleet(address.members, partial(_replica, Transport, chosen), Protocol, clock)
+    return AsyncClient(Protocol(fleet.url), fleet, chosen, FleetAttempts(fleet, chosen, clock))
 
 
-def _address(url: str, options: Options) -> tuple[addresses.Address, Options]:
-    address = addresses.server(url)
+# A replica that takes no connection so soon is none that others should wait for.
+_CONNECT_S = 1.0
+
+
+def _replica(transport: Any, options: Options, url: str, source: addresses.Address) -> Any:
+    """Return a transport to one replica; behind a name, it must prove to be of that name."""
+    if source.is_name:
+        place = source.url.partition("://")[2].lstrip("/").partition("/")[0]
+        if source.is_secure and not options.server_name:
+            options = replace(options, server_name=source.host)
+        if source.is_rest and not any(name.lower() == "host" for name in options.headers):
+            options = replace(options, headers={**options.headers, "Host": place})
+    if source.is_rest:
+        return transport(url, options, connect_s=_CONNECT_S)
+    return transport(url, options, is_alone=True)
+
+
+def _address(url: Servers, options: Options) -> tuple[addresses.Address, Options]:
+    address = addresses.server(url if isinstance(url, str) else ",".join(url))
     if options.has_tls_files and not address.is_secure:
         raise UsageError(
             f"{address.url} does not use TLS, but TLS options are set",

@@ -7,15 +7,18 @@ names a model and a version as well. What cannot be an address is refused with t
 import re
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tfserve_kit import safe_text
-from tfserve_kit.errors import UsageError, did_you_mean
+from tfserve_kit.errors import ServerUnreachable, UsageError, did_you_mean
 
 GRPC_PORT, REST_PORT = 8500, 8501
 _SCHEMES = ("grpc", "grpcs", "http", "https")
+_NAME = "dns"
+# Between the addresses of a fleet.
+_BETWEEN = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z+]*:)")
 _EXAMPLES = f"write grpc://localhost:{GRPC_PORT} or http://localhost:{REST_PORT}"
 # Source: tensorflow/serving's docs, api_rest.md.
 _API = re.compile(
@@ -30,10 +33,12 @@ _MOST_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is, and what a URL of its REST API said besides.
+    """Where a server or a fleet is, and what a URL of its REST API said besides.
 
     Attributes:
-        url: `grpc://host:port`, `http://host:port/prefix` and so on, or `unix:/path`.
+        url: `grpc://host:port`, `http://host:port/prefix` and so on, or `unix:/path`; of a fleet,
+            several with commas between, or a name to be resolved: `dns:///host:port` for gRPC,
+            `dns+SCHEME://host:port` for each scheme.
         model: name of the model; empty if the URL named none.
         version: its version, if the URL named one.
         label: its label, if the URL named one.
@@ -48,8 +53,32 @@ class Address:
 
     @property
     def scheme(self) -> str:
-        """Its scheme, in lower case."""
-        return self.url.partition(":")[0].lower()
+        """Its scheme, in lower case; of a name, that of the addresses behind it."""
+        scheme = self.url.partition(":")[0].lower()
+        return "grpc" if scheme == _NAME else scheme.removeprefix(f"{_NAME}+")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it is a name whose addresses are so many servers."""
+        return self.url.partition(":")[0].lower().partition("+")[0] == _NAME
+
+    @property
+    def host(self) -> str:
+        """Host name or address; empty for a socket."""
+        place = self.url.partition("://")[2].lstrip("/")
+        return urlsplit(f"//{place}").hostname or "" if place else ""
+
+    @property
+    def members(self) -> tuple["Address", ...]:
+        """The addresses of a fleet; itself alone if it is one server's."""
+        if _BETWEEN.search(self.url) is None:
+            return (self,)
+        return tuple(replace(self, url=url) for url in _BETWEEN.split(self.url))
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether it may stand for several servers."""
+        return self.is_name or len(self.members) > 1
 
     @property
     def is_rest(self) -> bool:
@@ -69,11 +98,24 @@ class Address:
 
 
 def read(text: str) -> Address:
-    """Return the address that a text stands for.
+    """Return the address that a text stands for, or several with commas between.
 
     Raises:
         UsageError: it is none; the remedy names the form that is meant, as far as that can be told.
     """
+    if _BETWEEN.search(text) is None:
+        return _one(text)
+    found = list(dict.fromkeys(map(_one, _BETWEEN.split(text.strip()))))
+    if len({(each.is_rest, each.is_secure) for each in found}) > 1:
+        _refuse(text, "its addresses differ in protocol", "give all with the same scheme")
+    if len({(each.model, each.version, each.label) for each in found}) > 1:
+        _refuse(text, "its addresses name different models", "give the servers alone, and --model")
+    return replace(found[0], url=",".join(dict.fromkeys(each.url for each in found)))
+
+
+def _one(text: str) -> Address:
+    if text.lower().startswith((f"{_NAME}:", f"{_NAME}+")):
+        return _named(text)
     scheme, separator, rest = text.partition("://")
     if text.lower().startswith("unix:"):
         return _socket(text)
@@ -89,11 +131,62 @@ def read(text: str) -> Address:
     return _rest(text, parts) if parts.scheme in {"http", "https"} else _grpc(text, parts)
 
 
-def server(text: str) -> Address:
-    """Return the address of a server alone.
+def _named(text: str) -> Address:
+    """Return the address that a name has to be resolved for."""
+    scheme, _, rest = text.partition("://")
+    plain = scheme.partition("+")[2] or "grpc"
+    authority, slash, name = rest.partition("/")
+    if scheme.lower() == _NAME and authority and slash and name:
+        asked = authority.rpartition("@")[2]
+        why = f"names are resolved by the system, which cannot be told to ask {asked}"
+        remedy = f"write {_NAME}:///{name}, and name that server in /etc/resolv.conf"
+        _refuse(text, why, f"{remedy}; for a container, `docker run --dns`")
+    if plain not in _SCHEMES or (scheme.lower() == _NAME and not rest.startswith("/")):
+        forms = f"{_NAME}:///host:{GRPC_PORT} or {_NAME}+http://host:{REST_PORT}"
+        _refuse(text, "a name to be resolved is written otherwise", f"write {forms}")
+    found = _one(f"{plain}://{rest.lstrip('/')}")
+    if scheme.lower() == _NAME:
+        return replace(found, url=f"{_NAME}:///{found.url.partition('://')[2]}")
+    return replace(found, url=f"{_NAME}+{found.url}")
+
+
+def resolved(address: Address) -> list[str]:
+    """Return the URLs of the servers behind a name, sorted; asks the system's resolver, and waits.
 
     Raises:
-        UsageError: it is no address, or says which model is meant besides.
+        OSError: the name cannot be resolved.
+    """
+    parts = urlsplit(f"{address.scheme}://{address.url.partition('://')[2].lstrip('/')}")
+    port = parts.port or (443 if address.is_secure else 80)
+    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    hosts = {str(place[0]) for *_, place in found}
+    hosts = {f"[{host}]" if ":" in host else host for host in hosts}
+    return sorted(f"{parts.scheme}://{host}:{port}{parts.path}" for host in hosts)
+
+
+def servers(address: Address) -> list[str]:
+    """Return the URL of each server of a fleet, with the names resolved as of now.
+
+    Raises:
+        ServerUnreachable: a name cannot be resolved.
+    """
+    found: list[str] = []
+    for each in address.members:
+        try:
+            found += resolved(each) if each.is_name else [each.url]
+        except OSError as error:
+            raise ServerUnreachable(
+                f"no model server is known at {each.url}: {error}",
+                remedy="check the name, or give addresses",
+            ) from error
+    return list(dict.fromkeys(found))
+
+
+def server(text: str) -> Address:
+    """Return the address of a server or fleet alone.
+
+    Raises:
+        UsageError: it is not an address, or says which model is meant besides.
     """
     address = read(text)
     if address.is_pasted:
@@ -210,10 +303,10 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS = bytes((4, 0, 0, 0, 0, 0))
 _PATIENCE_S = 1.0
 _NAMES = {
-    "grpc": "a gRPC server",
-    "grpcs": "a gRPC server with TLS",
-    "http": "an HTTP server",
-    "https": "an HTTP server with TLS",
+    "grpc": "gRPC",
+    "grpcs": "gRPC with TLS",
+    "http": "HTTP",
+    "https": "HTTP with TLS",
 }
 
 
@@ -225,14 +318,15 @@ def other_protocol(address: Address) -> tuple[str, str] | None:
     """
     place = address.url.partition("://")[2].partition("/")[0]
     host, _, port = place.rpartition(":")
-    if not host or not port.isdigit():
+    if address.is_fleet or not host or not port.isdigit():
         return None
     spoken = None
     with suppress(OSError, ValueError):
         spoken = _spoken(host.strip("[]"), int(port))
     if spoken is None or spoken == address.scheme:
         return None
-    return f"{_NAMES[spoken]} answers there", f"write {spoken}://{place}"
+    what = f"that port speaks {_NAMES[spoken]}, not {_NAMES[address.scheme]}"
+    return what, f"write {spoken}://{place}"
 
 
 def _spoken(host: str, port: int) -> str | None:

@@ -36,6 +36,9 @@ class AsyncTransport(Protocol):
     async def close(self) -> None:
         """Close the connections."""
 
+    async def abandon(self) -> None:
+        """Close them, and have those that wait for an answer wait no longer."""
+
 
 async def run_async(flow: Flow[T], transport: AsyncTransport) -> T:
     """Run a flow to its end and return its result; its errors pass through."""
@@ -43,10 +46,11 @@ async def run_async(flow: Flow[T], transport: AsyncTransport) -> T:
         effect = next(flow)
         while True:
             if isinstance(effect, Send):
+                via = effect.via or transport
                 effect = flow.send(
-                    await transport.send(effect.request, effect.timeout_s)
+                    await via.send(effect.request, effect.timeout_s)
                     if effect.hedge_after_s is None
-                    else await _hedged_async(effect, effect.hedge_after_s, transport)
+                    else await _hedged_async(effect, effect.hedge_after_s, via)
                 )
             else:
                 await asyncio.sleep(effect.duration_s)
@@ -66,7 +70,8 @@ async def _hedged_async(effect: Send, hedge_after_s: float, transport: AsyncTran
         left_s = effect.timeout_s - hedge_after_s
         if first.done() or left_s <= 0 or not (effect.may_hedge and effect.may_hedge()):
             return await first
-        second = asyncio.ensure_future(transport.send(effect.request, left_s))
+        other = effect.hedge_via() if effect.hedge_via else transport
+        second = asyncio.ensure_future(other.send(effect.request, left_s))
         tasks.add(second)
         done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         best = max((task.result() for task in done), key=lambda outcome: outcome.ok)
@@ -78,7 +83,7 @@ async def _hedged_async(effect: Send, hedge_after_s: float, transport: AsyncTran
 
 
 class AsyncClient:
-    """A connection to one model server, for one event loop; an asynchronous context manager.
+    """A connection to a model server or a fleet, for one event loop; an async context manager.
 
     Its methods, their arguments and errors are those of `Client`.
 
@@ -86,16 +91,21 @@ class AsyncClient:
         protocol: the protocol.
         transport: what sends requests of that protocol.
         options: how the client behaves.
+        attempts: how calls are repeated; as for one server if None.
     """
 
     def __init__(
-        self, protocol: ServerProtocol, transport: AsyncTransport, options: Options
+        self,
+        protocol: ServerProtocol,
+        transport: AsyncTransport,
+        options: Options,
+        attempts: Attempts | None = None,
     ) -> None:
         self.url = protocol.url
         self._transport = transport
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        attempts = Attempts(protocol, options, SystemClock())
+        attempts = attempts or Attempts(protocol, options, SystemClock())
         self._operations = Operations(protocol, attempts, check=options.check)
 
     async def predict(

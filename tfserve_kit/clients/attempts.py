@@ -70,12 +70,16 @@ class Deadline:
     Args:
         timeout_s: how long it may take, in seconds.
         clock: what it is measured with.
+        replica: address of the server that is asked.
+
+    Attributes:
+        replica: address of the server that answered last.
     """
 
-    __slots__ = ("_clock", "began_s", "timeout_s")
+    __slots__ = ("_clock", "began_s", "replica", "timeout_s")
 
-    def __init__(self, timeout_s: float, clock: Clock) -> None:
-        self.timeout_s, self._clock = timeout_s, clock
+    def __init__(self, timeout_s: float, clock: Clock, replica: str = "") -> None:
+        self.timeout_s, self._clock, self.replica = timeout_s, clock, replica
         self.began_s = clock.now_s()
 
     def left_s(self) -> float:
@@ -107,7 +111,14 @@ class Attempts:
 
     def deadline(self, timeout_s: float) -> Deadline:
         """Start the time of an operation."""
-        return Deadline(timeout_s, self._clock)
+        return Deadline(timeout_s, self._clock, self._protocol.url)
+
+    def require_one_server(self, what: str) -> None:
+        """Refuse, for a fleet, what is meant for one server.
+
+        Raises:
+            UsageError: there are several.
+        """
 
     def call(self, call: Call[T], deadline: Deadline) -> Flow[T]:
         """Return the answer of a call.
@@ -125,7 +136,7 @@ class Attempts:
             if outcome.ok:
                 return call.read(outcome.body)  # type: ignore[union-attr]
             error = self._protocol.error(outcome, call.about, deadline.timeout_s)
-            pause_s = self._chance() * min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
+            pause_s = self._pause_s(number)
             if not self._is_worth_another(call, error, outcome, number, deadline, pause_s):
                 raise error from outcome.cause
             yield Sleep(pause_s)
@@ -136,6 +147,9 @@ class Attempts:
         if hedge_after_s is None:
             return Send(call.request, left_s)
         return Send(call.request, left_s, hedge_after_s, self._budget.spend)
+
+    def _pause_s(self, number: int) -> float:
+        return self._chance() * min(_FIRST_PAUSE_S * 2.0**number, _LONGEST_PAUSE_S)
 
     def _is_worth_another(
         self,

@@ -6,7 +6,7 @@ Many are prepared ahead in threads and sent in batches, and one that fails costs
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -25,16 +25,15 @@ from tfserve_kit.errors import (
     RequestError,
     ServerUnreachable,
     UsageError,
-    did_you_mean,
 )
 from tfserve_kit.pictures.files import PictureFile
 from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.labels import Labels
+from tfserve_kit.pictures.labels import Labels, shown
 from tfserve_kit.pictures.model import Meaning, PictureModel, PictureOptions
 from tfserve_kit.pictures.outputs import Detection, Outputs, detections, ranking
 from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature
+from tfserve_kit.savedmodel import choose_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,7 @@ class Classified:
         detections: of a detector, the objects, the surest first.
         meaning: what the scores are.
         nan_scores: how many of all its scores are NaN.
+        replica: address of the server that answered.
     """
 
     scores: tuple[ClassScore, ...]
@@ -100,6 +100,20 @@ class Classified:
     detections: tuple[Detection, ...] | None = None
     meaning: Meaning = "probabilities"
     nan_scores: int = 0
+    replica: str = ""
+
+    def said(self) -> dict[str, Any]:
+        """Return what the model says, as JSON holds it: `meaning`, `scores`, and `detections`."""
+        scores: list[Any] = [
+            {"index": each.index, "label": each.label, "score": each.score} for each in self.scores
+        ]
+        found: dict[str, Any] = {"meaning": self.meaning, "scores": scores}
+        if self.detections is not None:
+            found["detections"] = [
+                {"box": each.box, "index": each.index, "label": each.label, "score": each.score}
+                for each in self.detections
+            ]
+        return found
 
 
 class Classifier:
@@ -146,6 +160,23 @@ class Classifier:
         if classes is None or self.model.head.kind != "scores":
             return known
         return known.fit(classes, is_one_column=is_one_column)
+
+    @property
+    def how(self) -> dict[str, dict[str, str]]:
+        """What was decided, by what it is about: `value`, `source`, and `because` if that is known.
+
+        The names of classes are told of once they are brought to their number.
+        """
+        found: dict[str, tuple[str, str, str]] = {
+            each.what: (each.value, each.source, each.because) for each in self.model.choices
+        }
+        if self.labels is not None and self.labels.source:
+            value = f"{len(self.labels)} names of {self.labels.source}"
+            found["labels"] = (value, "file", "; ".join(self.labels.remarks))
+        return {
+            what: {"value": value, "source": source} | ({"because": because} if because else {})
+            for what, (value, source, because) in found.items()
+        }
 
     @property
     def fixed_rows(self) -> int | None:
@@ -195,19 +226,34 @@ class Classifier:
                 shown as classes.
         """
         answer = ask(self._client, self._target, self.model, pictures, self._timeout_s)
-        rows = self.fixed_rows or len(pictures)
-        read = {"scores": self._scored, "detections": self._detected}
-        said = read.get(self.model.head.kind, self._ranked)(answer.outputs, rows, top)
+        said = self.read(answer.outputs, self.fixed_rows or len(pictures), top=top)
         return [
             Classified(
                 **each,
                 version=answer.version,
+                replica=answer.replica,
                 prepare_s=picture.prepare_s,
                 request_s=answer.duration_s,
                 batch_rows=len(pictures),
             )
             for each, picture in zip(said, pictures, strict=False)
         ]
+
+    def read(self, outputs: Outputs, rows: int, *, top: int) -> list[dict[str, Any]]:
+        """Return what outputs say of each row, as the fields of `Classified` of that name.
+
+        Args:
+            outputs: of an answer.
+            rows: how many were sent.
+            top: how many classes or objects to return.
+
+        Raises:
+            ServerFault: the outputs have another shape.
+            UsageError: there is another number of labels than of classes, or the answer cannot be
+                shown as classes.
+        """
+        read = {"scores": self._scored, "detections": self._detected}
+        return read.get(self.model.head.kind, self._ranked)(outputs, rows, top)
 
     def _scored(self, outputs: Outputs, rows: int, top: int) -> list[dict[str, Any]]:
         scores, meaning = self.model.scores(outputs, rows, str(self._target))
@@ -263,24 +309,14 @@ def ask(
     Raises:
         RequestError: the request failed.
     """
+    return client.predict(target, inputs_of(model, pictures), timeout_s=timeout_s)
+
+
+def inputs_of(model: PictureModel, pictures: Sequence[PreparedPicture]) -> dict[str, NDArray[Any]]:
+    """Return the value of each input for prepared pictures; see `ask`."""
     missing = max(0, (model.input.rows or 0) - len(pictures))
     sent = [*pictures, *[pictures[-1]] * missing]
-    inputs = model.inputs([each.row for each in sent], [(each.name, each.index) for each in sent])
-    return client.predict(target, inputs, timeout_s=timeout_s)
-
-
-def choose_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
-    """Return the signature of a name; empty means `serving_default`.
-
-    Raises:
-        UsageError: the model has none of that name.
-    """
-    wanted = name or DEFAULT_SIGNATURE
-    if wanted not in signatures:
-        raise UsageError(
-            f"the model has no signature {wanted!r}", remedy=did_you_mean(wanted, signatures)
-        )
-    return signatures[wanted]
+    return model.inputs([each.row for each in sent], [(each.name, each.index) for each in sent])
 
 
 def find_model(
@@ -315,7 +351,14 @@ def find_model(
     if version_dir:
         asked = replace(asked, note=Preprocessing.read(version_dir))
     graph = PictureGraph(version_dir, signature.name)
-    return PictureModel(signature, asked, graph, ready=ready), found.version
+    try:
+        return PictureModel(signature, asked, graph, ready=ready), found.version
+    except UsageError as error:
+        others = sorted(found.signatures.keys() - {signature.name})
+        if not others or error.message.startswith("--"):  # an option is wrong, not the signature
+            raise
+        known = f"the model has other signatures: --signature {shown(others, ' or ')}"
+        raise UsageError(error.message, remedy=f"{error.remedy}; {known}") from error
 
 
 # Rows of a request if nobody says; enough to keep a server busy, little to wait for.

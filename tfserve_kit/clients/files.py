@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import require_float32
-from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
+from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean, file_error
 from tfserve_kit.pictures.files import read_file
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.inputs import ImageInput, Keys, image_input, told
 from tfserve_kit.pictures.prepare import prepare, require_picture
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec
+from tfserve_kit.savedmodel import NOTE_PATH, Signature, TensorSpec
 from tfserve_kit.savedmodel.signatures import BatchAxes, batch_axes, counted, of_any_rows
 from tfserve_kit.tensors import dtypes, numpy_files
 from tfserve_kit.tensors.dtypes import DType
@@ -85,10 +85,13 @@ def read_inputs(
         keys = Keys(signature, joined)
         joined |= keys.values(pictures)
         if tell:
-            tell(f"Input {told(wanted.alias, (*wanted.choices, *keys.choices))}")
+            tell(f"Input {told(wanted.alias, (*wanted.choices, *keys.choices), _CHANGE)}")
     if not any_rows:
         _require_rows(joined, axes)
     return joined
+
+
+_CHANGE = f"send the array as .npy, or store {NOTE_PATH} with the version"
 
 
 def _require_rows(arrays: Arrays, axes: BatchAxes) -> None:
@@ -111,7 +114,7 @@ def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
         place: where it was read, for messages.
 
     Raises:
-        InvalidRequest: it is no request, or does not fit the signature.
+        InvalidRequest: it is not a request, or does not fit the signature.
     """
     source = Path(place)
     try:
@@ -119,6 +122,19 @@ def inputs_of_body(document: Any, signature: Signature, place: str) -> Arrays:
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{place} is not a request: {error}", remedy=_BODY) from error
     return {alias: _fitted(array, alias, signature, source) for alias, array in arrays.items()}
+
+
+def inputs_of_text(text: str | bytes, signature: Signature, place: str) -> Arrays:
+    """Return the inputs in the body of a REST request; see `inputs_of_body`.
+
+    Raises:
+        InvalidRequest: it is not JSON, not a request, or does not fit the signature.
+    """
+    try:
+        document = json.loads(text, parse_float=_real)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{place} is not JSON: {error}", remedy=_BODY) from error
+    return inputs_of_body(document, signature, place)
 
 
 def _joined(alias: str, arrays: Sequence[NDArray[Any]], axes: BatchAxes) -> NDArray[Any]:
@@ -174,7 +190,9 @@ def _only_input(signature: Signature, file: Path) -> str:
 def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -> NDArray[Any]:
     """Return an array in the dtype of an input, if no value changes by it; see `convert`."""
     spec, why = _spec(alias, signature, file), ""
-    remedy = "the first axis counts the rows; `tfkit metadata` shows the inputs"
+    sizes = ["?" if size is None else str(size) for size in spec.shape or ()]
+    shape = ", ".join(["rows", *sizes[1:]] if sizes[:1] == ["?"] else sizes)
+    remedy = f"give an array of shape [{shape}]; `tfkit metadata` shows the inputs"
     cast: NDArray[Any] | None = None
     try:
         have = dtypes.by_numpy(array.dtype)
@@ -185,8 +203,11 @@ def _fitted(array: NDArray[Any], alias: str, signature: Signature, file: Path) -
     except dtypes.CannotConvert as error:
         why, remedy = str(error), error.remedy
     if cast is None or not spec.takes(array.shape):
+        text = f"is {array.dtype} {list(array.shape)}, not {spec}{why}"
+        if cast is not None:
+            text = f"has shape {list(array.shape)}, not [{shape}]"
         raise InvalidRequest(
-            f"{file}: input {alias!r} is {array.dtype} {list(array.shape)}, not {spec}{why}",
+            f"{file}: input {alias!r} {text}",
             remedy=remedy,
         )
     return cast
@@ -196,9 +217,7 @@ def _from_numpy(file: Path, signature: Signature) -> Arrays:
     try:
         loaded = numpy_files.read(file)
     except FileNotFoundError as error:
-        raise InvalidRequest(
-            f"cannot read {file}: {error.strerror}", remedy="check the path"
-        ) from error
+        raise file_error(InvalidRequest, "read", file, error) from error
     except Exception as error:
         raise InvalidRequest(
             f"{file} cannot be read as a numpy file: {error}",
@@ -295,7 +314,10 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
 
 
 _READERS = {".json": _from_json, ".npy": _from_numpy, ".npz": _from_numpy}
-_BODY = 'write the body of a REST request, such as {"instances": [...]} or {"inputs": {...}}'
+_BODY = (
+    'write the body of a REST request, such as {"instances": [...]} or {"inputs": {...}}, with '
+    "values of the types that `tfkit metadata` shows"
+)
 _BODIES = {"examples", "inputs", "instances"}  # keys of which a request has one
 # numpy's kind of the values -> the list of a tf.Example's feature, and what its values are
 _FEATURES = {
@@ -336,7 +358,7 @@ def write_npz(file: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
                 with archive.open(f"{alias}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        raise file_error(UsageError, "write", file, error) from error
 
 
 def _storable(alias: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -38,7 +38,7 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "INVALID_ARGUMENT": (InvalidRequest, "compare the input with `tfkit metadata`"),
     "FAILED_PRECONDITION": (InvalidRequest, "`tfkit metadata` lists the signatures"),
     "OUT_OF_RANGE": (InvalidRequest, "compare the input with `tfkit metadata`"),
-    "NOT_FOUND": (ModelNotFound, "`tfkit status` lists what the server has"),
+    "NOT_FOUND": (ModelNotFound, server_messages.NAMES),
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "raise --timeout"),
     "RESOURCE_EXHAUSTED": (ServerOverloaded, "send fewer requests at once, or retry later"),
     "CANCELLED": (ServerFault, "retry; if the client was closed meanwhile, create another"),
@@ -49,7 +49,7 @@ _ERRORS: dict[str, tuple[type[RequestError], str]] = {
         "check that this is a model server's gRPC port, usually 8500",
     ),
 }
-# Codes that grpcio gives to answers which are no gRPC.
+# Codes that grpcio gives to answers that are not gRPC.
 _FROM_ELSEWHERE = frozenset({"UNKNOWN", "UNIMPLEMENTED"})
 _CHECK_PORT = "check that this is a model server's gRPC port, usually 8500"
 _METHOD_NAMES = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
@@ -81,7 +81,10 @@ class GrpcProtocol:
         try:
             body = predict_request(inputs, _spec_bytes(target), output_filter)
         except (TypeError, UnicodeEncodeError) as error:
-            raise InvalidRequest(f"cannot send the input: {error}") from error
+            raise InvalidRequest(
+                f"cannot send the input: {error}",
+                remedy="give numbers, text or bytes of the type that `tfkit metadata` shows",
+            ) from error
         return Call(
             GrpcRequest("Predict", body),
             lambda answer: self._outputs(answer, output_filter),
@@ -137,6 +140,8 @@ class GrpcProtocol:
         details = server_messages.shortened(outcome.text or "(no details)")
         if code == "UNAVAILABLE" and not server_messages.is_full_queue(details):
             return server_messages.unreachable(self.url, details)
+        if code == "UNKNOWN" and server_messages.is_cut_off(details):
+            return server_messages.unreachable(self.url, details)
         kind, remedy = _ERRORS.get(code, (ServerFault, "look at the server's log (`tfkit logs`)"))
         if code == "UNAVAILABLE":
             kind, remedy = _ERRORS["RESOURCE_EXHAUSTED"]
@@ -145,7 +150,9 @@ class GrpcProtocol:
         if code == "RESOURCE_EXHAUSTED" and server_messages.is_message_too_large(details):
             kind, remedy = InvalidRequest, "send fewer rows at once, or raise max_answer_bytes"
         if code in _FROM_ELSEWHERE and (told := server_messages.explained(self.url, details)):
-            details, remedy = f"{told[0]} ({details})", told[1]
+            details, remedy = told
+        if kind is ModelNotFound:
+            details = f"{server_messages.NOT_THERE}: {details}"
         remedy = server_messages.remedy(details) or remedy
         return kind(f"{target} at {self.url}: {details} ({code})", remedy=remedy)
 

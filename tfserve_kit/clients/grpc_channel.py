@@ -1,5 +1,6 @@
 """gRPC over grpcio's channels, blocking and with asyncio."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,14 @@ class GrpcTransport:
     Args:
         url: `grpc://host:port`, `grpcs://host:port` with TLS, or `unix:/path`.
         options: TLS files, headers, compression, size of answers.
+        is_alone: whether no connection is shared with other channels to the same address.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
-        arguments = {"options": _arguments(options), "compression": _compression(options)}
+    def __init__(self, url: str, options: Options, *, is_alone: bool = False) -> None:
+        arguments = {
+            "options": _arguments(options, is_alone=is_alone),
+            "compression": _compression(options),
+        }
         address, is_secure = _address(url)
         self._channel = (
             grpc.secure_channel(address, _credentials(options), **arguments)
@@ -67,9 +72,21 @@ class GrpcTransport:
         future.add_done_callback(finished)
         return lambda: future.cancel() and None
 
+    def answer_headers(self, request: GrpcRequest, timeout_s: float) -> dict[str, str | bytes]:
+        """Make a call, and return the headers of its answer or error, by name."""
+        try:
+            _, call = self._calls[request.method].with_call(
+                request.body, timeout=timeout_s, metadata=_joined(self._headers, request)
+            )
+        except grpc.RpcError as error:
+            call = error
+        return dict([*(call.trailing_metadata() or ()), *(call.initial_metadata() or ())])
+
     def close(self) -> None:
-        """Close the channel."""
+        """Close the channel; calls that wait for an answer are cancelled."""
         self._channel.close()
+
+    abandon = close
 
 
 class AsyncGrpcTransport:
@@ -78,10 +95,12 @@ class AsyncGrpcTransport:
     Args:
         url: `grpc://host:port`, `grpcs://host:port` with TLS, or `unix:/path`.
         options: TLS files, headers, compression, size of answers.
+        is_alone: as for `GrpcTransport`.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(self, url: str, options: Options, *, is_alone: bool = False) -> None:
         self._address, is_secure = _address(url)
+        self._is_alone, self._is_closed = is_alone, False
         self._options = options
         self._credentials = _credentials(options) if is_secure else None
         self._headers = for_grpc(options.headers) or None
@@ -100,16 +119,24 @@ class AsyncGrpcTransport:
             return _failure(error)
         except (ValueError, grpc.aio.UsageError) as error:  # the channel is closed, or a bad header
             return Reply(False, b"", "CANCELLED", str(error), error)
+        except asyncio.CancelledError as error:  # by who awaits this, or by the channel's end
+            task = asyncio.current_task()
+            if not self._is_closed or (task is not None and task.cancelling()):
+                raise
+            return Reply(False, b"", "CANCELLED", "the channel is closed", error)
         return Reply(True, body)
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the channel; calls that wait for an answer are cancelled."""
+        self._is_closed = True
         if self._channel is not None:
             await self._channel.close()
 
+    abandon = close
+
     def _open(self) -> None:
         arguments = {
-            "options": _arguments(self._options),
+            "options": _arguments(self._options, is_alone=self._is_alone),
             "compression": _compression(self._options),
         }
         self._channel = (
@@ -140,7 +167,7 @@ def _failure(error: Any) -> Reply:
     return Reply(False, b"", error.code().name, error.details() or "", error)
 
 
-def _arguments(options: Options) -> list[tuple[str, int | str]]:
+def _arguments(options: Options, *, is_alone: bool) -> list[tuple[str, int | str]]:
     name = options.server_name
     return [
         *([("grpc.ssl_target_name_override", name)] if name else []),
@@ -155,7 +182,9 @@ def _arguments(options: Options) -> list[tuple[str, int | str]]:
         # A server that comes back is found after a tenth of a second, not after one or more.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 1000 if is_alone else 2000),
+        # A connection that is given up must not come back with the next channel to its address.
+        ("grpc.use_local_subchannel_pool", int(is_alone)),
     ]
 
 

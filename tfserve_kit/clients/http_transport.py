@@ -23,12 +23,15 @@ class HttpTransport:
     Args:
         url: `http://host:port` or `https://host:port`, with a path if a proxy wants one.
         options: TLS files, headers, compression, size of answers.
+        connect_s: how long a connection may take to be made, in seconds; None for all the time
+            of a request.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(self, url: str, options: Options, *, connect_s: float | None = None) -> None:
         self._endpoint, self._tls = _endpoint(url, options)
-        self._options = options
+        self._options, self._connect_s = options, connect_s
         self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
         self._lock = threading.Lock()
         self._is_closed = False
         self._process = os.getpid()
@@ -41,11 +44,14 @@ class HttpTransport:
         if connection is not None:
             outcome = self._exchange(connection, data, end_s)
             # The server may close a connection that idles just when it is used again.
-            if not (self._options.idempotent and _was_stale(outcome)):
+            if not (self._options.idempotent and _was_stale(outcome)) or self._is_closed:
                 return outcome
+        connected_s = min(end_s, time.monotonic() + (self._connect_s or timeout_s))
         try:
-            connection = Connection(self._endpoint, self._tls, end_s)
+            connection = Connection(self._endpoint, self._tls, connected_s)
         except (OSError, ValueError) as error:
+            if self._connect_s and isinstance(error, TimeoutError) and time.monotonic() < end_s:
+                return Lost(Loss.UNSENT, f"no connection within {self._connect_s:g} s", error)
             return Lost(_lost(error, Loss.UNSENT).how, str(error), error)
         return self._exchange(connection, data, end_s)
 
@@ -63,6 +69,12 @@ class HttpTransport:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+    def abandon(self) -> None:
+        """Close the connections, also those in use: their requests are lost."""
+        self.close()
+        for connection in tuple(self._busy):
+            connection.break_off()
 
     def _take(self) -> Connection | None:
         """Return an open connection that nothing has come from since its last answer."""
@@ -84,6 +96,7 @@ class HttpTransport:
 
     def _exchange(self, connection: Connection, data: bytes, end_s: float) -> Outcome:
         keep = False
+        self._busy.add(connection)
         try:
             response = connection.exchange(data, end_s, self._options.max_answer_bytes)
             keep = response.stays_open
@@ -91,6 +104,7 @@ class HttpTransport:
         except (OSError, ValueError, TooLarge) as error:
             return _lost(error, Loss.BROKEN)
         finally:
+            self._busy.discard(connection)
             self._give_back(connection, keep=keep)
 
     def _give_back(self, connection: Connection, *, keep: bool) -> None:
@@ -107,12 +121,14 @@ class AsyncHttpTransport:
     Args:
         url: `http://host:port` or `https://host:port`, with a path if a proxy wants one.
         options: TLS files, headers, compression, size of answers.
+        connect_s: as for `HttpTransport`.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(self, url: str, options: Options, *, connect_s: float | None = None) -> None:
         self._endpoint, self._tls = _endpoint(url, options)
-        self._options = options
+        self._options, self._connect_s = options, connect_s
         self._idle: list[AsyncConnection] = []
+        self._busy: set[AsyncConnection] = set()
         self._is_closed = False
 
     async def send(self, request: HttpRequest, timeout_s: float) -> Outcome:
@@ -128,10 +144,16 @@ class AsyncHttpTransport:
                 if connection is not None:
                     outcome = await self._exchange(connection, data)
                     # The server may close a connection that idles just when it is used again.
-                    if not (self._options.idempotent and _was_stale(outcome)):
+                    if not (self._options.idempotent and _was_stale(outcome)) or self._is_closed:
                         return outcome
                 try:
-                    connection = await connect(self._endpoint, self._tls)
+                    async with asyncio.timeout(self._connect_s) as within:
+                        connection = await connect(self._endpoint, self._tls)
+                except TimeoutError as error:
+                    if not within.expired():
+                        raise
+                    text = f"no connection within {self._connect_s:g} s"
+                    return Lost(Loss.UNSENT, text, error)
                 except (OSError, ValueError) as error:
                     return Lost(_lost(error, Loss.UNSENT).how, str(error), error)
                 return await self._exchange(connection, data)
@@ -147,6 +169,12 @@ class AsyncHttpTransport:
         for connection in idle:
             await connection.ended()
 
+    async def abandon(self) -> None:
+        """Close the connections, also those in use: their requests are lost."""
+        for connection in self._busy:
+            connection.close()
+        await self.close()
+
     def _take(self) -> "AsyncConnection | None":
         """Return an open connection that nothing has come from since its last answer."""
         while self._idle:
@@ -158,6 +186,7 @@ class AsyncHttpTransport:
 
     async def _exchange(self, connection: "AsyncConnection", data: bytes) -> Outcome:
         keep = False
+        self._busy.add(connection)
         try:
             response = await connection.exchange(data, self._options.max_answer_bytes)
             keep = response.stays_open
@@ -167,6 +196,7 @@ class AsyncHttpTransport:
         except (OSError, ValueError, TooLarge) as error:
             return _lost(error, Loss.BROKEN)
         finally:
+            self._busy.discard(connection)
             if keep and not self._is_closed:
                 self._idle.append(connection)
             else:

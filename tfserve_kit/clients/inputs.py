@@ -15,25 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from tfserve_kit import protos
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import InvalidRequest, did_you_mean
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
+from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
 Inputs = Mapping[str, ArrayLike] | ArrayLike
 """Array per input alias; or an array alone, for a signature with one input."""
-
-
-def choose(signatures: Mapping[str, Signature], target: Target) -> Signature:
-    """Return the signature that a target names.
-
-    Raises:
-        InvalidRequest: the model has none of that name.
-    """
-    name = target.signature or DEFAULT_SIGNATURE
-    if name not in signatures:
-        raise InvalidRequest(
-            f"{target} has no signature {name!r}", remedy=did_you_mean(name, signatures)
-        )
-    return signatures[name]
 
 
 def fit(
@@ -127,7 +113,8 @@ def _check_missing(
     if missing and not takes_defaults:
         raise InvalidRequest(
             f"{target} has defaults for the inputs {', '.join(missing)}, but not over REST",
-            remedy="give them as well, or use gRPC",
+            remedy=f"add {', '.join(map(repr, missing))} to the request, or use gRPC: --protocol "
+            "grpc, or --url grpc://HOST:PORT",
         )
 
 

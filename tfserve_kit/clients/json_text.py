@@ -61,7 +61,7 @@ def read_json(text: bytes) -> Any:
     """Return what a JSON text says; `NaN`, `Infinity` and `-Infinity` are numbers.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
         RecursionError: it is nested too deeply.
     """
     if orjson is not None:
@@ -128,7 +128,7 @@ def _array(text: bytes, dtype: DType) -> NDArray[Any]:
     """Return the array that a text is.
 
     Raises:
-        ValueError: it is no regular array of such numbers.
+        ValueError: it is not a regular array of such numbers.
     """
     if dtype.numpy is None or dtype.numpy.kind not in "fiuV":
         raise ValueError(dtype.name)

@@ -16,7 +16,6 @@ from tfserve_kit.clients.inputs import (
     Features,
     Inputs,
     check_filter,
-    choose,
     fit,
     to_examples,
     unchecked,
@@ -38,7 +37,7 @@ from tfserve_kit.errors import (
     ServerFault,
     UsageError,
 )
-from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel import Signature, choose_signature
 from tfserve_kit.savedmodel.signatures import BatchAxes, batch_axes, counted, of_any_rows
 
 Timed = TypeVar("Timed", Classification, Regression)
@@ -78,7 +77,7 @@ class Operations:
         signature, arrays = yield from self.fitted(target, inputs, output_filter, deadline)
         began_s = deadline.left_s()
         outputs, version = yield from self.ask(target, arrays, output_filter, signature, deadline)
-        return Prediction(outputs, version, began_s - deadline.left_s())
+        return Prediction(outputs, version, began_s - deadline.left_s(), deadline.replica)
 
     def predict_batch(
         self, target: Target, inputs: Inputs, batch: "Batch", timeout_s: float
@@ -111,7 +110,13 @@ class Operations:
         duration_s = began_s - deadline.left_s()
         versions = frozenset(parts.versions)
         return BatchPrediction(
-            outputs, answered, parts.errors, versions, parts.requests, duration_s
+            outputs,
+            answered,
+            parts.errors,
+            versions,
+            parts.requests,
+            duration_s,
+            frozenset(parts.replicas),
         )
 
     def classify(
@@ -145,7 +150,10 @@ class Operations:
         began_s = deadline.left_s()
         found = yield from self.attempts.call(call, deadline)
         duration_s = began_s - deadline.left_s()
-        return {name: replace(result, duration_s=duration_s) for name, result in found.items()}
+        return {
+            name: replace(result, duration_s=duration_s, replica=deadline.replica)
+            for name, result in found.items()
+        }
 
     def metadata(self, target: Target, timeout_s: float) -> Flow[Metadata]:
         """Read the signatures, anew each time."""
@@ -153,10 +161,13 @@ class Operations:
 
     def status(self, target: Target, timeout_s: float) -> Flow[list[VersionStatus]]:
         """Read the state of the versions."""
-        return self.attempts.call(self.protocol.status(target), self.attempts.deadline(timeout_s))
+        deadline = self.attempts.deadline(timeout_s)
+        found = yield from self.attempts.call(self.protocol.status(target), deadline)
+        return [replace(each, replica=deadline.replica) for each in found]
 
     def reload(self, config: Any, timeout_s: float) -> Flow[None]:
         """Replace the configuration."""
+        self.attempts.require_one_server("reload")
         return self.attempts.call(self.protocol.reload(config), self.attempts.deadline(timeout_s))
 
     # What predict and predict_batch share
@@ -222,7 +233,9 @@ class Operations:
         *,
         any_rows: bool,
     ) -> tuple[Signature, Mapping[str, Any]]:
-        signature = choose(known.signatures, target)
+        signature = choose_signature(
+            known.signatures, target.signature, of=str(target), error=InvalidRequest
+        )
         if not self._check:
             return signature, unchecked(inputs)
         check_filter(output_filter, signature, target)
@@ -232,6 +245,7 @@ class Operations:
 
     def _read(self, target: Target, deadline: Deadline) -> Flow[Metadata]:
         found = yield from self.attempts.call(self.protocol.metadata(target), deadline)
+        found = replace(found, replica=deadline.replica)
         self._known[_model(target)] = found
         return found
 
@@ -239,7 +253,8 @@ class Operations:
         deadline = self.attempts.deadline(timeout_s)
         began_s = deadline.left_s()
         result = yield from self.attempts.call(call, deadline)
-        return replace(result, duration_s=began_s - deadline.left_s())
+        took_s = began_s - deadline.left_s()
+        return replace(result, duration_s=took_s, replica=deadline.replica)
 
 
 def _model(target: Target) -> _Model:
@@ -287,6 +302,7 @@ class _Parts:
     answers: list[tuple[range, Arrays]] = field(default_factory=list)
     errors: dict[int, RequestError] = field(default_factory=dict)
     versions: set[int] = field(default_factory=set)
+    replicas: set[str] = field(default_factory=set)
     requests: int = 0
 
     def send(self, rows: range) -> Flow[None]:
@@ -320,6 +336,7 @@ class _Parts:
         self.answers.append((part, {each: outputs[each][: len(part)] for each in outputs}))
         if version is not None:
             self.versions.add(version)
+        self.replicas.add(self.deadline.replica)
 
     def _after(self, error: RequestError, part: range) -> list[range]:
         """Return what to send in place of a part that failed; note the rows that are lost.

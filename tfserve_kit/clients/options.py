@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error
 
 Headers = Mapping[str, str | bytes]
 """Value by name; in any case of letters over HTTP, in lower case over gRPC whatever is written."""
@@ -211,6 +211,4 @@ def read_pem(file: str | Path | None) -> bytes | None:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"cannot read {file}: {error.strerror or error}", remedy="give a readable PEM file"
-        ) from error
+        raise file_error(UsageError, "read", file, error) from error

@@ -7,6 +7,7 @@ a transport; tests run them over lists.
 A `ServerProtocol` turns values into requests and outcomes into errors, so it is tested on bytes.
 """
 
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -81,12 +82,16 @@ class Send(NamedTuple):
         timeout_s: how long it may take in all, in seconds.
         hedge_after_s: after how many seconds to send it a second time; None never.
         may_hedge: asked before that; False keeps it from being sent again.
+        via: the transport to send with; None for the client's own.
+        hedge_via: returns the transport to send with the second time; None for the same.
     """
 
     request: Request
     timeout_s: float
     hedge_after_s: float | None = None
     may_hedge: Callable[[], bool] | None = None
+    via: Any = None
+    hedge_via: Callable[[], Any] | None = None
 
 
 class Sleep(NamedTuple):
@@ -101,10 +106,25 @@ Flow = Generator[Send | Sleep, Any, T]
 def with_headers(flow: Flow[T], headers: Headers | None) -> Flow[T]:
     """Return a flow whose requests, whatever they are for, bear headers of their own.
 
+    Where the caller traces with OpenTelemetry, these are also those of the current span: with its
+    usual settings `traceparent` and `tracestate`, see https://www.w3.org/TR/trace-context/. Headers
+    of the same names that were given win.
+
     Raises:
         UsageError: one of them cannot be sent.
     """
+    if "opentelemetry.trace" in sys.modules:  # else nobody can have begun a span: nothing to pay
+        headers = {**_of_the_span(headers or {}), **(headers or {})}
     return _with_headers(flow, headers) if headers else flow
+
+
+def _of_the_span(given: Headers) -> dict[str, str]:
+    from opentelemetry import propagate
+
+    found: dict[str, str] = {}
+    propagate.inject(found)
+    names = {name.lower() for name in given}
+    return {name: value for name, value in found.items() if name.lower() not in names}
 
 
 def _with_headers(flow: Flow[T], headers: Headers) -> Flow[T]:

@@ -48,8 +48,8 @@ T = TypeVar("T")
 
 _ERRORS: dict[str, tuple[type[RequestError], str]] = {
     "400": (InvalidRequest, "compare the input with `tfkit metadata`"),
-    "404": (ModelNotFound, "`tfkit status` lists what the server has"),
-    "501": (InvalidRequest, "this server's REST API does not support it; gRPC may"),
+    "404": (ModelNotFound, server_messages.NAMES),
+    "501": (InvalidRequest, f"this server's REST API cannot do it: {server_messages.USE_GRPC}"),
     "401": (InvalidRequest, server_messages.LOG_IN),
     "403": (InvalidRequest, server_messages.LOG_IN),
     "413": (InvalidRequest, "send fewer rows at once"),
@@ -90,11 +90,15 @@ class RestProtocol:
         """Ask for outputs; the filter is applied to the answer, for REST requests have none."""
         if not inputs:
             text = f"cannot send {target} a request without inputs over REST"
-            raise InvalidRequest(text, remedy="use gRPC: --protocol grpc, or a grpc:// URL")
+            raise InvalidRequest(text, remedy=server_messages.USE_GRPC)
         try:
             columns = to_text(inputs)
         except TypeError as error:
-            raise InvalidRequest(f"cannot send the input: {error}") from error
+            which = next((f" {each!r}" for each in inputs if np.iscomplexobj(inputs[each])), "")
+            raise InvalidRequest(
+                f"cannot send the input{which}: {str(error).removesuffix('; use gRPC')}",
+                remedy=server_messages.USE_GRPC,
+            ) from error
         name = json.dumps(target.signature or DEFAULT_SIGNATURE).encode()
         body = b'{"signature_name":%b,"inputs":%b}' % (name, columns)
         outputs = signature.outputs if signature else {}
@@ -193,7 +197,9 @@ class RestProtocol:
             details, remedy = shown, server_messages.page_remedy(outcome.status)
         details = server_messages.shortened(str(details))
         if shown and (told := server_messages.explained(self.url, details)):
-            details, remedy = f"{told[0]} ({details})", told[1]
+            details, remedy = told
+        if kind is ModelNotFound:
+            details = f"{server_messages.NOT_THERE}: {details}"
         remedy = server_messages.remedy(details) or remedy
         text = f"{target} at {self.url}: {details} (HTTP {outcome.status})"
         return kind(text, remedy=remedy)
@@ -259,12 +265,12 @@ class RestProtocol:
     def _grpc_only(self, name: str) -> NoReturn:
         raise UsageError(
             f"{name} is not available over REST, and {self.url} is a REST address",
-            remedy="connect to the server's gRPC port",
+            remedy="give the address of the server's gRPC port: grpc://HOST:8500, for example",
         )
 
 
 def _is_binary(data: bytes) -> bool:
-    """Say whether an answer is JSON, but for strings that are no UTF-8."""
+    """Say whether an answer is JSON, but for strings that are not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """What requests are for, and what comes back: plain values, the same over both protocols."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,11 +41,13 @@ class Prediction:
         outputs: array per output alias.
         version: the version that answered; None over REST, which does not say.
         duration_s: from sending the request to holding the decoded answer, in seconds.
+        replica: address of the server that answered.
     """
 
     outputs: Mapping[str, NDArray[Any]]
     version: int | None
     duration_s: float
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class BatchPrediction:
             over REST, which does not say.
         requests: how many requests were answered or refused, without repeated ones.
         duration_s: from sending the first request to holding the last answer, in seconds.
+        replicas: addresses of the servers that answered.
     """
 
     outputs: Mapping[str, NDArray[Any]]
@@ -69,6 +72,7 @@ class BatchPrediction:
     versions: frozenset[int]
     requests: int
     duration_s: float
+    replicas: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,13 @@ class Classification:
         classes: for each example its classes, in the order of the model.
         version: the version that answered; None over REST, which does not say.
         duration_s: as for `Prediction`.
+        replica: as for `Prediction`.
     """
 
     classes: tuple[tuple[LabelScore, ...], ...]
     version: int | None
     duration_s: float
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +108,45 @@ class Regression:
         values: float32 [examples].
         version: the version that answered; None over REST, which does not say.
         duration_s: as for `Prediction`.
+        replica: as for `Prediction`.
     """
 
     values: NDArray[Any]
     version: int | None
     duration_s: float
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """A model's signatures by name, and the version they belong to."""
+    """A model's signatures by name, and the version they belong to.
+
+    Attributes:
+        version: the version.
+        signatures: by name.
+        replica: address of the server that said so; not compared.
+    """
 
     version: int
     signatures: Mapping[str, Signature]
+    replica: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """State of one version: START, LOADING, AVAILABLE, UNLOADING or END, and the error if any."""
+    """State of one version.
+
+    Attributes:
+        version: its number.
+        state: START, LOADING, AVAILABLE, UNLOADING or END.
+        error: why it failed, if it did.
+        replica: address of the server that said so; not compared.
+    """
 
     version: int
     state: str
     error: str = ""
+    replica: str = field(default="", compare=False)
 
 
 # A server that says more of itself than this is none.

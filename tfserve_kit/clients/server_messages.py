@@ -54,8 +54,19 @@ def is_message_too_large(text: str) -> bool:
     return "message larger than max" in text
 
 
+def is_cut_off(text: str) -> bool:
+    """Say whether an answer over gRPC began and has no end: its server is gone, not the proxy."""
+    return "Data frame with END_STREAM" in text
+
+
+USE_GRPC = "send it over gRPC: --protocol grpc, or --url grpc://HOST:PORT"
+_UNWRITTEN = re.compile(r"Conversion of JSON Value: .* to type: (\w+)", re.DOTALL)
+
+
 def remedy(text: str) -> str | None:
     """Return what to do where a text says which limit of the server was reached, else None."""
+    if (found := _UNWRITTEN.search(text)) is not None:
+        return f"the server's REST API takes no inputs of type {found[1]}: {USE_GRPC}"
     if (limit := batch_limit(text)) is not None:
         rows = "one row" if limit == 1 else f"at most {limit} rows"
         return f"send {rows} at once, as predict_batch does, or raise max_batch_size in [batching]"
@@ -76,6 +87,12 @@ _REST, _GRPC, _ANY = ("http", "https"), ("grpc", "grpcs"), ("http", "https", "gr
 _TRUST = "give the CA's certificate, or the server's own, with --ca-file (`ca_file` of `connect`)"
 _NAME = "give a name from the certificate with --server-name (`server_name` of `connect`)"
 _SHOW = "present yours with --cert and --key (`cert_file` and `key_file` of `connect`)"
+NOT_THERE = "the server has no such model, version or label"
+NAMES = (
+    "check --model, --version and --label: `tfkit ps` lists the models of the servers that tfkit "
+    "runs, `tfkit status --model NAME` the versions of one; of any other server its configuration "
+    "lists the models"
+)
 LOG_IN = "send credentials, such as a token: --header NAME=env:VARIABLE"
 
 
@@ -97,7 +114,7 @@ _SIGNS = (
           "the server's certificate is for another name", _NAME),
     _Sign(r"CERTIFICATE_VERIFY_FAILED", _ANY, "the server's certificate is not trusted", _TRUST),
     _Sign(r"(?i)wrong.version.number|HTTP_REQUEST|record.layer.failure", _ANY,
-          "the server does not use TLS", "write {plain}"),
+          "the server does not use TLS", "write {plain}", False),
     _Sign(r"missing selected ALPN", _GRPC, "it speaks TLS, but not gRPC", "write https://{place}, "
           f"or give the port of gRPC, usually {GRPC_PORT}"),
     _Sign(r"speaks HTTP/2", _REST, "it speaks HTTP/2, as gRPC does",
@@ -117,9 +134,12 @@ _SIGNS = (
           "a proxy redirects, perhaps to a log-in", f"{LOG_IN}; or the server's own URL"),
     _Sign(r"http2 header with status: 413", _GRPC, "a proxy refuses requests this large",
           "send fewer rows at once"),
-    _Sign(r"http2 header with status: 404|Data frame with END_STREAM", _GRPC,
+    _Sign(r"http2 header with status: 404", _GRPC,
           "a proxy or a web server answers, but not with gRPC",
           "check that this is the address of gRPC"),
+    _Sign(r"Data frame with END_STREAM", _GRPC,
+          "an answer was cut off by a proxy that lost its server, or is not gRPC",
+          "check the proxy, and that this is the address of gRPC"),
     _Sign(r"http2 header with status: 50[234]", _GRPC,
           "a proxy answers, but the server behind it does not", "check the proxy and the server"),
 )  # fmt: skip
@@ -152,16 +172,34 @@ def unreachable(url: str, text: str) -> ServerUnreachable:
         text: the words of the failure.
     """
     if (told := _told(url, text)) is None:
-        remedy = "start one with `tfkit serve`, or give its address with --url"
+        known = (cause for cause in _CAUSES if re.search(cause[0], text))
+        _, what, remedy = next(known, ("", text, _START))
         return ServerUnreachable(
-            f"no model server answers at {url}: {text}", remedy=remedy, url=url
+            f"no model server answers at {url}: {what}", remedy=remedy, url=url
         )
     sign, remedy = told
     return ServerUnreachable(
-        f"no model server answers at {url}: {sign.what} ({text})",
+        f"no model server answers at {url}: {sign.what}",
         remedy=remedy,
         url="" if sign.is_sure else url,
     )
+
+
+_START = (
+    "start one with `tfkit serve`, or give its address with --url; `tfkit ps` lists the servers "
+    "tfkit started"
+)
+_HOST = "check the name of the host in --url"
+_WAY = "check the address in --url, and firewalls on the way"
+# Words of the system and of grpc, what they mean, and what helps.
+_CAUSES = (
+    (r"(?i)refused", "nothing listens on that port", _START),
+    (r"(?i)DNS resolution|Name or service|nodename|No address associated|name resolution",
+     "unknown host", _HOST),
+    (r"(?i)timed? ?out", "nothing answers in time", _WAY),
+    (r"(?i)no route to host|network is unreachable", "no network leads there", _WAY),
+    (r"(?i)no such file", "there is no such socket", _START),
+)  # fmt: skip
 
 
 def explained(url: str, text: str) -> tuple[str, str] | None:

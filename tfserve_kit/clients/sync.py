@@ -40,6 +40,9 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close the connections."""
 
+    def abandon(self) -> None:
+        """Close them, and have those that wait for an answer wait no longer."""
+
 
 def run(flow: Flow[T], transport: Transport, clock: Clock) -> T:
     """Run a flow to its end and return its result; its errors pass through."""
@@ -47,10 +50,11 @@ def run(flow: Flow[T], transport: Transport, clock: Clock) -> T:
         effect = next(flow)
         while True:
             if type(effect) is Send:
+                via = effect.via or transport
                 effect = flow.send(
-                    transport.send(effect.request, effect.timeout_s)
+                    via.send(effect.request, effect.timeout_s)
                     if effect.hedge_after_s is None
-                    else _hedged(effect, effect.hedge_after_s, transport)
+                    else _hedged(effect, effect.hedge_after_s, via)
                 )
             else:
                 clock.sleep(effect.duration_s)  # type: ignore[union-attr]
@@ -71,7 +75,8 @@ def _hedged(effect: Send, hedge_after_s: float, transport: Transport) -> Outcome
             left_s = effect.timeout_s - hedge_after_s
         if left_s <= 0 or not (effect.may_hedge and effect.may_hedge()):
             return outcomes.get()
-        stops.append(transport.start(effect.request, left_s, outcomes.put))
+        second = effect.hedge_via() if effect.hedge_via else transport
+        stops.append(second.start(effect.request, left_s, outcomes.put))
         first = outcomes.get()
         return first if first.ok else outcomes.get()
     finally:
@@ -80,7 +85,7 @@ def _hedged(effect: Send, hedge_after_s: float, transport: Transport) -> Outcome
 
 
 class Client:
-    """A connection to one model server; a context manager. Thread-safe.
+    """A connection to a model server or a fleet; a context manager. Thread-safe.
 
     Every method that asks the server takes `timeout_s`, the time for all it does, in seconds, and
     `headers` of its own. It raises a `RequestError`: ServerUnreachable, ModelNotFound,
@@ -92,6 +97,7 @@ class Client:
         transport: what sends requests of that protocol.
         options: how the client behaves.
         clock: what time is measured and waited with.
+        attempts: how calls are repeated; as for one server if None.
     """
 
     def __init__(
@@ -100,11 +106,12 @@ class Client:
         transport: Transport,
         options: Options,
         clock: Clock | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
         self.url = protocol.url
         self._transport, self._clock = transport, clock or SystemClock()
         self._is_closed = False
-        attempts = Attempts(protocol, options, self._clock)
+        attempts = attempts or Attempts(protocol, options, self._clock)
         self._operations = Operations(protocol, attempts, check=options.check)
 
     def predict(

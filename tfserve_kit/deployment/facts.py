@@ -135,7 +135,7 @@ class Facts:
     @cached_property
     def flags(self) -> Mapping[str, Any]:
         """The value of every flag, as the server will read it."""
-        return flags.parse(flags.argv(self.spec, [], "")).values
+        return flags.parse(self.spec.argv([], "")).values
 
     @cached_property
     def tag(self) -> str:
@@ -168,7 +168,11 @@ class Facts:
     def remote(self) -> Mapping[str, str]:
         """Base paths with a scheme, such as gs://, by model."""
         models = self.spec.models.items()
-        return {name: model.base_path for name, model in models if "://" in model.base_path}
+        return {
+            name: model.base_path
+            for name, model in models
+            if not self.spec.is_here(model.base_path)
+        }
 
     @cached_property
     def unreadable(self) -> Mapping[str, OSError]:

@@ -7,17 +7,13 @@ Source: tensorflow_serving/model_servers/main.cc (names, defaults) and
 tensorflow/core/util/command_line_flags.cc (how they are parsed).
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tfserve_kit.errors import Problem, did_you_mean
-
-if TYPE_CHECKING:  # at run time the spec imports this module
-    from tfserve_kit.deployment.spec import Spec
 
 FlagValue = bool | int | float | str
 
@@ -25,11 +21,12 @@ FlagValue = bool | int | float | str
 MODEL_CONFIG = "model_config.txt"
 BATCHING_CONFIG = "batching_config.txt"
 MONITORING_CONFIG = "monitoring_config.txt"
-_FILE_FLAGS = {
+FILE_FLAGS = {
     MODEL_CONFIG: "model_config_file",
     BATCHING_CONFIG: "batching_parameters_file",
     MONITORING_CONFIG: "monitoring_config_file",
 }
+CONFIG_FILES = tuple(FILE_FLAGS)
 
 # What C's sscanf could take for a number; Python alone would take `1_000` and `5 ` as well.
 _NUMBER = re.compile(r"\s*[-+.0-9A-Za-z]+", re.ASCII)
@@ -40,6 +37,17 @@ _CPUS = os.cpu_count() or 1
 # (RESOURCE_EXHAUSTED): on two CPUs the ninth caller. Threads that wait cost next to nothing.
 _LEAST_HANDLERS = 64
 HANDLERS = ("grpc_max_threads", "rest_api_num_threads")
+
+
+CONNECTION_AGE = "grpc.max_connection_age_ms"
+_ENDLESS_MS = 2**31 - 1  # gRPC's own word for it
+
+
+def connection_age_ms(channel_arguments: str) -> float:
+    """Return how old gRPC connections may grow, in milliseconds; infinite if nothing says."""
+    pairs = (each.partition("=") for each in channel_arguments.split(","))
+    ages = [value for key, _, value in pairs if key == CONNECTION_AGE and value.isdecimal()]
+    return float(ages[-1]) if ages and int(ages[-1]) < _ENDLESS_MS else math.inf
 
 
 def handler_threads(cpus: int = _CPUS) -> int:
@@ -116,39 +124,17 @@ _OWNED = frozenset(
     {
         "port",
         "rest_api_port",
-        "model_config_file",
         "model_name",
         "model_base_path",
         "enable_batching",
-        "batching_parameters_file",
-        "monitoring_config_file",
         "version",
+        *FILE_FLAGS.values(),
     }
 )
 
 
-def argv(spec: "Spec", files: Iterable[str], folder: str | Path) -> list[str]:
-    """Return the flags that make a real server run a deployment.
-
-    Args:
-        spec: the deployment.
-        files: names of its rendered files.
-        folder: where the server will see these files.
-    """
-    values: dict[str, FlagValue] = {
-        "port": spec.server.grpc_port,
-        "rest_api_port": spec.server.rest_port,
-        **dict.fromkeys(HANDLERS, handler_threads()),
-    }
-    if any(model.labels for model in spec.models.values()):  # at the start no version is loaded yet
-        values["allow_version_labels_for_unavailable_models"] = True
-    if spec.batching:
-        values["enable_batching"] = True
-    values |= {_FILE_FLAGS[name]: str(Path(folder) / name) for name in files}
-    return [_spelled(name, value) for name, value in (values | spec.server.flags).items()]
-
-
-def _spelled(name: str, value: FlagValue) -> str:
+def spelled(name: str, value: FlagValue) -> str:
+    """Return a flag as the command line has it."""
     return f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
@@ -168,8 +154,19 @@ def problems(values: Mapping[str, FlagValue]) -> list[Problem]:
             found.append(Problem(path, "is set from the other sections of this file", "remove it"))
         elif not _fits(value, FLAGS[name].default):
             kind = type(FLAGS[name].default).__name__
-            found.append(Problem(path, f"is {value!r}, but the flag takes {kind}"))
+            remedy = f"write a value of that type, such as {_example(FLAGS[name].default)}"
+            found.append(Problem(path, f"is {value!r}, but must be {_KINDS[kind]}", remedy))
     return found
+
+
+_KINDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "a text"}
+
+
+def _example(default: FlagValue) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(default, bool):
+        return "true"
+    return f'"{default or "text"}"' if isinstance(default, str) else str(default)
 
 
 def _fits(value: FlagValue, default: FlagValue) -> bool:
@@ -184,7 +181,7 @@ class CommandLine:
 
     Attributes:
         values: every flag's value, given or default.
-        unknown: arguments that are no flag; the real server names them and starts all the same.
+        unknown: arguments that are not flags; the official server names them, and starts.
         error: why parsing stopped; empty if it did not.
     """
 

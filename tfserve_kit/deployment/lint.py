@@ -12,6 +12,7 @@ tensorflow_serving/batching/batching_session.cc for models with `[batching]`: th
 requests are joined along their first axis, and the outputs cut along theirs, whatever these mean.
 """
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tfserve_kit import safe_text, savedmodel
-from tfserve_kit.deployment import tls
+from tfserve_kit.deployment import flags, tls
 from tfserve_kit.deployment.facts import TFLITE_FILE, Base, Facts, Machine
 from tfserve_kit.deployment.spec import Batching, Spec
 from tfserve_kit.errors import Problem, Severity, SpecError, worst_first
@@ -69,7 +70,7 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
     """
     for name, error in facts.unreadable.items():
         path = facts.spec.models[name].base_path
-        remedy = f"tfkit push-model SAVED_MODEL --to {path}"
+        remedy = f"store a version there: tfkit push-model SAVED_MODEL --to {path}"
         if isinstance(error, NotADirectoryError):
             remedy = "give the folder that holds one folder per version"
         elif isinstance(error, PermissionError):
@@ -77,9 +78,9 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
         text = f"{path} cannot be read ({error.strerror})"
         found = look_around(Path(path))
         if found and isinstance(error, NotADirectoryError):
-            text, remedy = f"{text}: it {found.what}", found.serve
+            text, remedy = f"{text}: it {found.message}", found.remedy
         elif found:
-            remedy = f"{found.serve} or {remedy}"
+            remedy = f"{found.remedy} Or {remedy}"
         yield Problem(f"models.{name}.base_path", text, remedy)
 
 
@@ -94,9 +95,12 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
         path = base.model.base_path
         if base.versions:
             continue
-        text, remedy = f"{path} holds no version", f"tfkit push-model SAVED_MODEL --to {path}"
+        text, remedy = (
+            f"{path} holds no version",
+            f"store a version there: tfkit push-model SAVED_MODEL --to {path}",
+        )
         if found := look_around(Path(path)):
-            text, remedy = f"{text}: it {found.what}", found.serve
+            text, remedy = f"{text}: it {found.message}", found.remedy
         yield Problem(f"{base.place}.base_path", text, remedy)
 
 
@@ -390,7 +394,7 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
     for base, scan in _scans(facts):
         for name, reasons in sorted(scan.unanswerable.items()):
             text = f"{_newest(base)}: signature {name!r} can never answer: {'; '.join(reasons)}"
-            remedy = "export the model again, and see what `tfkit inspect` says of it"
+            remedy = "; ".join(dict.fromkeys(reasons.values()))
             yield Problem(f"{base.place}.base_path", text, remedy)
 
 
@@ -509,7 +513,7 @@ _SHORT_STALL_S = 10
 def _batch_never_full(facts: Facts) -> Iterator[Problem]:
     """Each handler thread waits for its answer, so no more requests than threads are there.
 
-    Without a timeout nobody waits for a batch to fill, and the default size is no wish.
+    Without a timeout nobody waits for a batch to fill, and nobody chose the default size.
     Source: tensorflow_serving/batching/README.md, model_servers/server.h (threads).
     """
     batching, size = facts.batching, facts.max_batch_size
@@ -589,8 +593,8 @@ def _one_load_blocks_all(facts: Facts) -> Iterator[Problem]:
     several = len(facts.spec.models) > 1
     if several and not facts.flags["num_load_threads"] and stall_s > _SHORT_STALL_S:
         text = (
-            f"is 0: while a version that fails is tried {retries + 1} times, over {stall_s:g} s, "
-            "no other model is loaded or unloaded"
+            f"is 0: while a failing version is retried ({retries} times, {stall_s:g} s), no "
+            "other model loads or unloads"
         )
         remedy = (
             "set num_load_threads = 1, max_num_load_retries = 1 and "
@@ -726,13 +730,78 @@ def _tls_unusable(facts: Facts) -> Iterator[Problem]:
 @_rule("rest-stays-plain", _W, "gRPC has TLS, REST has none and is open to other machines")
 def _rest_stays_plain(facts: Facts) -> Iterator[Problem]:
     """Source: tensorflow_serving/model_servers/server.cc: the HTTP server takes no credentials."""
-    server = facts.spec.server
-    if server.flags.get(tls.FLAG) and server.host not in _THIS_MACHINE:
-        text = (
-            f"is {server.host}, and REST has no TLS: anybody on the network can read the requests"
-        )
+    server, gateway = facts.spec.server, facts.spec.gateway
+    is_open = server.host not in _THIS_MACHINE or server.engine == "kubernetes"
+    if server.flags.get(tls.FLAG) and is_open and not gateway:
+        place = "a port of the pods" if server.engine == "kubernetes" else server.host
+        text = f"is {place}, and REST has no TLS: anybody on the network can read the requests"
         remedy = "put a proxy with TLS before rest_port, or keep that port from others"
         yield Problem("server.host", text, remedy)
+
+
+@_rule(
+    "update-needs-room",
+    _I,
+    "`max_per_node` with `[gateway]`: an update needs room for one replica more than there are",
+)
+def _update_needs_room(facts: Facts) -> Iterator[Problem]:
+    """Say how many nodes that takes; how many there are only the swarm knows."""
+    server, most = facts.spec.server, facts.spec.swarm.max_per_node
+    if server.engine == "swarm" and facts.spec.gateway and most:
+        nodes = server.replicas // most + 1
+        text = (
+            f"is {most}: {server.replicas} replicas are updated only where {nodes} nodes take some,"
+            " since each new one starts before an old one ends"
+        )
+        yield Problem("swarm.max_per_node", text, f"have {nodes} nodes, or raise it")
+
+
+@_rule("connections-never-end", _W, "Kubernetes: a pod that is stopped still gets requests")
+def _connections_never_end(facts: Facts) -> Iterator[Problem]:
+    """Without a bound connections outlive a pod's place in its Service, and die with the server.
+
+    Where the deployment says nothing, tfkit bounds their age.
+    """
+    arguments = str(facts.flags["grpc_channel_arguments"])
+    if not _is_on_kubernetes(facts) or flags.CONNECTION_AGE not in arguments:
+        return
+    age_ms = flags.connection_age_ms(arguments)
+    if math.isinf(age_ms):
+        text = f"lets connections grow old without end ({arguments})"
+    elif age_ms > _OLD_MS:
+        text = f"makes a pod take {age_ms / 1000:g} s to end, for its connections grow so old"
+    elif age_ms / 1000 > (facts.spec.kubernetes.pre_stop_s or math.inf):
+        text = f"keeps connections for {age_ms / 1000:g} s, longer than pre_stop_s in [kubernetes]"
+    else:
+        return
+    remedy = f"set {flags.CONNECTION_AGE} to some seconds, or leave it out: 10 s"
+    yield Problem("server.flags.grpc_channel_arguments", text, remedy)
+
+
+@_rule("nothing-reserved", _I, "Kubernetes: pods for which nothing is reserved are evicted first")
+def _nothing_reserved(facts: Facts) -> Iterator[Problem]:
+    """Source: the QoS classes of Kubernetes."""
+    options = facts.spec.docker
+    if _is_on_kubernetes(facts) and not (options.cpus and options.memory):
+        text = "do not both say what a pod needs: its node may have too little, and evict it first"
+        yield Problem("docker", f"cpus and memory {text}", "set both in [docker]")
+
+
+@_rule("folder-of-the-nodes", _W, "Kubernetes: models in a folder that every node must have")
+def _folder_of_the_nodes(facts: Facts) -> Iterator[Problem]:
+    """Source: the Pod Security Standards; only `privileged` allows hostPath."""
+    place = facts.spec.kubernetes.host_path
+    if _is_on_kubernetes(facts) and place:
+        text = f"is {place}: a pod fails on nodes without it, and many namespaces forbid it"
+        remedy = "use claim, in_image or gs://, or choose the nodes with node_selector"
+        yield Problem("kubernetes.host_path", text, remedy)
+
+
+_OLD_MS = 120_000
+
+
+def _is_on_kubernetes(facts: Facts) -> bool:
+    return facts.spec.server.engine == "kubernetes"
 
 
 def lint(spec: Spec, *, machine: Machine | None = None) -> list[Problem]:

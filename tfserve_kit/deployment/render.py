@@ -6,6 +6,7 @@ quotes and no template can go wrong unnoticed.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -63,31 +64,36 @@ def render(spec: Spec, *, templates: Path | None = None) -> dict[str, str]:
     return {name: content for name, content in files.items() if content}
 
 
+_TEMPLATES = "give a folder that holds templates such as model_config.txt.j2 with --templates"
+_MEND = "correct the template in the folder of --templates; without it tfkit's own is taken"
+
+
 def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None) -> str:
     """Render one template, `<name>.j2`.
 
     Raises:
         SpecError: the template is missing, broken, or uses a value that is not given; or
-            `templates` is no folder.
+            `templates` is not a folder.
     """
     if templates and not templates.is_dir():
-        raise SpecError(str(templates), [Problem("", "is not a folder of templates")])
+        raise SpecError(str(templates), [Problem("", "is not a folder of templates", _TEMPLATES)])
     folders = [str(templates)] if templates else []
     loader = jinja2.FileSystemLoader([*folders, str(template_folder())])
     environment = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 (these are no HTML pages; pbtext quotes every value)
+        autoescape=False,  # noqa: S701 (not HTML pages; pbtext quotes every value)
     )
     environment.filters["pbtext"] = pbtext
     environment.filters["toml"] = toml
+    environment.filters["promql"] = promql
     try:
         return environment.get_template(f"{name}.j2").render(values)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line}" if line else ""
-        raise SpecError(f"template {name}.j2", [Problem(where, str(error))]) from error
+        raise SpecError(f"template {name}.j2", [Problem(where, str(error), _MEND)]) from error
 
 
 def template_folder() -> Path:
@@ -101,6 +107,11 @@ def toml(value: str) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def promql(value: str) -> str:
+    """Return text as a quoted string of PromQL, on one line of YAML."""
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", toml(value))
+
+
 def pbtext(value: float | str) -> str:
     """Return a scalar in protobuf text format; text is quoted and escaped byte by byte.
 
@@ -108,7 +119,7 @@ def pbtext(value: float | str) -> str:
         value: a number, bool or text.
 
     Raises:
-        TypeError: the value is no scalar.
+        TypeError: the value is not a scalar.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -126,7 +137,7 @@ def _check(name: str, content: str, spec: Spec) -> None:
         message = protos.from_text(MESSAGES[name], content)
     except protos.TextFormatError as error:
         where = f"line {error.line}" if error.line else ""
-        raise SpecError(f"rendered {name}", [Problem(where, error.reason)]) from error
+        raise SpecError(f"rendered {name}", [Problem(where, error.reason, _MEND)]) from error
     if found := _differences(name, message, spec):
         raise SpecError(f"rendered {name}", found)
 
@@ -150,7 +161,7 @@ def _differences(name: str, message: Any, spec: Spec) -> list[Problem]:
 def _model_differences(configs: Any, spec: Spec) -> list[Problem]:
     have, want = sorted(config.name for config in configs), sorted(spec.models)
     if have != want:
-        return [Problem("models", f"the file serves {have}, not {want}")]
+        return [Problem("models", f"the file serves {have}, not {want}", _MEND)]
     found = []
     for config in configs:
         model = spec.models[config.name]
@@ -190,7 +201,7 @@ def _batching_differences(message: Any, batching: Batching) -> list[Problem]:
 def _unequal(section: str, **pairs: tuple[Any, Any]) -> list[Problem]:
     """Return a problem for each key whose value in the file is not the one that was wanted."""
     return [
-        Problem(f"{section}.{key}", f"the file says {have!r}, not {want!r}")
+        Problem(f"{section}.{key}", f"the file says {have!r}, not {want!r}", _MEND)
         for key, (have, want) in pairs.items()
         if have != want
     ]

@@ -8,7 +8,6 @@ another, or that the server would turn its clients away.
 import ssl
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,12 @@ _CIPHERS = "DEFAULT:@SECLEVEL=0"
 _WILDCARD_STANDS_FOR = "tfkit"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTls:
-    """How a server speaks TLS.
-
-    Attributes:
-        certificate: PEM text of its certificate, with the chain that the file gives.
-        name: a name that the certificate has.
-    """
-
-    certificate: str
-    name: str
-
-
-def of_deployment(spec: Spec) -> ServerTls | None:
+def of_deployment(spec: Spec) -> tuple[str, str] | None:
     """Return how the server of a deployment speaks TLS with tfkit; None if it does not.
+
+    Returns:
+        The PEM text of its certificate, with the chain that the file gives, and a name that the
+        certificate has.
 
     Raises:
         SpecError: the file cannot be used, or its server and tfkit would not come together.
@@ -57,7 +47,7 @@ def of_deployment(spec: Spec) -> ServerTls | None:
             "has a certificate without a name",
             "make one with -addext subjectAltName=DNS:NAME, or set server_name in [client]",
         )
-    return ServerTls(config.server_cert, name)
+    return config.server_cert, name
 
 
 def _read(file: Path) -> Any:

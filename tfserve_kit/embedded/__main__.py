@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     sys.stdout.flush()
     try:
         from tfserve_kit.embedded import json_reader
-        from tfserve_kit.embedded.front import allow_many_connections
+        from tfserve_kit.embedded.front import allow_many_connections, keep_freed_memory
         from tfserve_kit.embedded.loader import skip_package_import
         from tfserve_kit.embedded.server import EmbeddedServer
         from tfserve_kit.embedded.settings import from_flags
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
         json_reader.allow_deep()
         sys.setswitchinterval(_SWITCH_S)
         allow_many_connections()
+        keep_freed_memory()
         skip_package_import()
         settings = from_flags(line.values, bind_address=binds[-1] if binds else _ALL_ADDRESSES)
         return _serve(EmbeddedServer(settings))

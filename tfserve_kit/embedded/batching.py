@@ -1,7 +1,8 @@
 """Batching: requests wait for others in queues, and full batches run.
 
 Bottom to top: arrays of several requests to one batch and back; the `BatchScheduler`, one for all
-models; and the `BatchingServable` around each version, with a queue for each signature.
+models; and the `BatchingServable` around each version, with a queue for each signature. Whoever
+asks need not keep a thread waiting: a `Waiting` is awaited, and those of a batch are told at once.
 
 Source: tensorflow/core/kernels/batching_util/shared_batch_scheduler.h (queues, splitting, threads,
 texts), tensorflow_serving/batching/batching_session.cc and batching_util.cc (checks, timeouts,
@@ -12,20 +13,21 @@ again alone, so that only those that are bad themselves fail.
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
-from typing import Any
+from functools import lru_cache, partial
+from itertools import accumulate, chain, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded import ledger
-from tfserve_kit.embedded.ledger import Account, Call
-from tfserve_kit.embedded.limits import MOST_FILLED_BYTES, UNCOUNTED_BYTES
+from tfserve_kit.embedded.lanes import give_way
+from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_FILLED_BYTES, UNCOUNTED_BYTES
 from tfserve_kit.embedded.metrics import (
     INPUT_BATCH_SIZE,
     PADDING_SIZE,
@@ -39,6 +41,7 @@ from tfserve_kit.embedded.status import Code, ServingError, invalid
 
 Arrays = Sequence[NDArray[Any]]
 Feeds = Mapping[str, NDArray[Any]]
+Result = TypeVar("Result")
 
 
 def row_count(feeds: Feeds) -> int:
@@ -48,12 +51,13 @@ def row_count(feeds: Feeds) -> int:
         ServingError: an input has no first axis, or they differ, or there is no row at all (the
             official server never answers such a request, and its queue is stuck from then on).
     """
-    if any(array.ndim == 0 for array in feeds.values()):
+    shapes = [array.shape for array in feeds.values()]
+    if () in shapes:
         raise invalid("Batching Run() input tensors must have at least one dimension")
-    sizes = {len(array) for array in feeds.values()}
+    sizes = {shape[0] for shape in shapes}
     if len(sizes) != 1:
         raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
-    (size,) = sizes
+    size: int = sizes.pop()
     if not size:
         raise invalid("Batching Run() input tensors must have at least one row")
     return size
@@ -77,12 +81,14 @@ def merge_costs(parts: Sequence[Feeds], padding: int) -> list[int]:
     found = [0] * len(parts)
     for name in parts[0]:
         arrays = [part[name] for part in parts]
-        if len({array.ndim for array in arrays}) > 1:
+        rows = {array.shape[1:] for array in arrays}
+        if len(set(map(len, rows))) > 1:
             continue  # they are not merged
-        row_size = math.prod(map(max, zip(*(array.shape[1:] for array in arrays), strict=True)))
+        row_size = math.prod(map(max, zip(*rows, strict=True)))
         for index, array in enumerate(arrays):
-            size = len(array) * row_size
-            found[index] += _filled_bytes(array, size)
+            found[index] += (
+                array.nbytes if len(rows) == 1 else _filled_bytes(array, len(array) * row_size)
+            )
         if padding:
             first = arrays[-1][:1]
             texts = ledger.text_bytes(first) if first.dtype.char == "O" else 0
@@ -147,16 +153,11 @@ def split_outputs(outputs: Arrays, sizes: Sequence[int], padding: int) -> list[A
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th "
                 "dimension sizes of the input tensors",
             )
-    cut = [_cut(output, sizes) for output in outputs]
-    return [[parts[i] for parts in cut] for i in range(len(sizes))]
+    return list(zip(*(_cut(output, sizes) for output in outputs), strict=True))
 
 
 def _cut(array: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(array[start : start + size])
-        start += size
-    return parts
+    return [array[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
 def _merged(
@@ -260,6 +261,109 @@ def _size(message: Any, name: str, default: int) -> int:
     return int(getattr(message, name).value) % 2**64 if message.HasField(name) else default
 
 
+# Has all of these called, soon, in the thread of whoever waits.
+Post = Callable[[Iterable[Callable[[], object]]], object]
+
+
+class Waiting:
+    """A request in the batcher, in one piece or several; awaited by a flow for its outputs.
+
+    Args:
+        lock: guards what batch threads and whoever waits both change.
+        call: how long somebody waits, and whose account is charged; None for ever and nobody's.
+
+    Attributes:
+        tasks: its pieces.
+        left: how many of them have not ended.
+    """
+
+    __slots__ = ("_lock", "_told", "call", "left", "order", "tasks")
+
+    def __init__(self, lock: threading.Lock, call: Call | None = None) -> None:
+        self._lock = lock
+        self._told: tuple[Post, Callable[[], object]] | None = None
+        self.call = call
+        self.tasks: list[Task] = []
+        self.left = 0
+        self.order: Sequence[int] | None = None  # of the outputs; as they are if None
+
+    def __await__(self) -> Generator["Waiting", None, Arrays]:
+        yield self
+        return self.result()
+
+    def tell(self, post: Post, told: Callable[[], object]) -> bool:
+        """Have somebody told when all pieces have ended; False where they have already.
+
+        Args:
+            post: given `told`, together with those of others of the batch.
+            told: has the flow go on.
+        """
+        with self._lock:
+            if self.left:
+                self._told = post, told
+                return True
+        return False
+
+    def note_ended(self) -> tuple[Post, Callable[[], object]] | None:
+        """Note that a piece has ended; return who is to be told, if any. The lock is held."""
+        self.left -= 1
+        if self.left:
+            return None
+        told, self._told = self._told, None  # nobody is held by what has ended
+        return told
+
+    def wait(self) -> "Waiting":
+        """Keep the thread until all pieces have ended; return itself."""
+        ended = threading.Event()
+        if self.tell(_call_all, ended.set):
+            ended.wait()
+        return self
+
+    def result(self) -> Arrays:
+        """Return the outputs once all pieces have ended.
+
+        Raises:
+            ServingError: one of them failed, or there is no room to put them together.
+        """
+        tasks = self.tasks
+        for task in tasks:
+            if task.error is not None:
+                raise task.error
+        outputs = self._together() if len(tasks) > 1 else tasks[0].outputs
+        return outputs if self.order is None else [outputs[index] for index in self.order]
+
+    def _together(self) -> Arrays:
+        parts = [task.outputs for task in self.tasks]
+        if self.call is not None:
+            parts_bytes = ledger.cost_of_arrays(chain.from_iterable(parts))
+            self.call.account.take(parts_bytes, "the outputs of its parts")
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    @property
+    def size_bytes(self) -> int:
+        """What the outputs take, once all pieces have ended."""
+        return sum(array.nbytes for task in self.tasks for array in task.outputs)
+
+
+# What runs until it waits for others, and is sent None when they have ended.
+Flow = Coroutine[Waiting, None, Result]
+
+
+def completed(flow: Flow[Result]) -> Result:
+    """Return a flow's result; keeps the thread while it waits."""
+    try:
+        while True:
+            flow.send(None).wait()
+    except StopIteration as ended:
+        result: Result = ended.value
+        return result
+
+
+def _call_all(told: Iterable[Callable[[], object]]) -> None:
+    for each in told:
+        each()
+
+
 @dataclass(slots=True, eq=False)
 class Task:
     """One request, or one piece of a split one, on its way through a queue.
@@ -269,23 +373,25 @@ class Task:
         size: how many rows they have.
         queued_s: when it came into the queue, by the scheduler's clock.
         deadline_s: when nobody waits for it any more.
-        account: charged with its part of a batch; None for none.
-        ended: set once it has its outputs or its error.
+        request: what it is a piece of.
     """
 
     feeds: Feeds
     size: int
     queued_s: float
     deadline_s: float
-    account: Account | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
+    request: Waiting
     outputs: Arrays = ()
     error: ServingError | None = None
 
     def end(self, outputs: Arrays = (), error: ServingError | None = None) -> None:
-        """Hand over the outcome."""
+        """Note the outcome; whoever waits is told when all of the batch has one."""
         self.outputs, self.error = outputs, error
-        self.ended.set()
+
+    def is_wanted(self) -> bool:
+        """Say whether the client is still there."""
+        call = self.request.call
+        return call is None or not call.is_cancelled()
 
 
 # Runs the tasks of a batch and ends each of them; the number is when they left the queue.
@@ -342,17 +448,25 @@ class Queue:
         whole, rest = divmod(size - room, limit)
         return [each for each in (room, *[limit] * whole, rest) if each]
 
-    def put(self, task: Task) -> None:
-        """Add a task to the open batch, or to a new one if it does not fit."""
+    def put(self, task: Task) -> bool:
+        """Add a task to the open batch, or to a new one if it does not fit.
+
+        Returns:
+            Whether a batch is due earlier than before, or has become one.
+        """
         batches, limit = self.batches, self.options.execution_limit
-        if not batches or batches[-1].size + task.size > limit:
+        is_new = not batches or batches[-1].size + task.size > limit
+        if is_new:
             if batches:
                 batches[-1].due_s = -math.inf
             batches.append(_Batch(task.queued_s + self.options.batch_timeout_s))
-        batches[-1].tasks.append(task)
-        batches[-1].size += task.size
-        if batches[-1].size >= limit:
-            batches[-1].due_s = -math.inf
+        batch = batches[-1]
+        batch.tasks.append(task)
+        batch.size += task.size
+        if batch.size >= limit:
+            batch.due_s = -math.inf
+            return True
+        return is_new
 
 
 def _full(detail: str) -> ServingError:
@@ -372,7 +486,8 @@ class BatchScheduler:
     def __init__(self, threads: int, name: str, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._queues: deque[Queue] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True)
@@ -393,37 +508,35 @@ class BatchScheduler:
         with self._changed:
             self._queues.remove(queue)
 
-    def schedule(
-        self,
-        queue: Queue,
-        feeds: Feeds,
-        size: int,
-        timeout_s: float = math.inf,
-        account: Account | None = None,
-    ) -> list[Task]:
+    def schedule(self, queue: Queue, feeds: Feeds, size: int, call: Call | None = None) -> Waiting:
         """Put a request into a queue, in pieces if it is to be split; all of them or none.
 
         Args:
             queue: where it waits.
             feeds: value per tensor name.
             size: how many rows they have.
-            timeout_s: how long somebody waits for it, in seconds.
-            account: charged with its part of a batch; None for none.
+            call: how long somebody waits, and whose account is charged; None for ever and nobody's.
 
         Raises:
-            ServingError: UNAVAILABLE, the queue is full.
+            ServingError: UNAVAILABLE, the queue is full, or nothing runs any more.
         """
-        with self._changed:
+        timeout_s = call.timeout_s if call else None
+        with self._lock:
+            if self._stopping:
+                raise ServingError(Code.UNAVAILABLE, "The batch scheduler has been stopped")
             queue.check_room(size)
             sizes, now_s = queue.piece_sizes(size), self._clock.now_s()
-            tasks = [
-                Task(piece, rows, now_s, now_s + timeout_s, account)
+            deadline_s = math.inf if timeout_s is None else now_s + timeout_s
+            waiting = Waiting(self._lock, call)
+            waiting.tasks = [
+                Task(piece, rows, now_s, deadline_s, waiting)
                 for piece, rows in zip(cut_feeds(feeds, sizes), sizes, strict=True)
             ]
-            for task in tasks:
-                queue.put(task)
-            self._changed.notify()
-        return tasks
+            waiting.left = len(sizes)
+            # A thread that is woken for nothing takes the interpreter away from the loop.
+            if max(map(queue.put, waiting.tasks)):
+                self._changed.notify()
+        return waiting
 
     def stop(self) -> None:
         """Run what waits, then end the threads."""
@@ -434,9 +547,27 @@ class BatchScheduler:
             thread.join()
 
     def _work(self) -> None:
+        give_way()
         while (found := self._next()) is not None:
             queue, batch, now_s = found
-            queue.process(batch.tasks, now_s)
+            try:
+                queue.process(batch.tasks, now_s)
+            except Exception as error:  # noqa: BLE001 (the thread must live, every caller must hear)
+                for task in batch.tasks:
+                    task.end(error=ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+            self._tell(batch.tasks)
+            del found, queue, batch  # they hold requests
+
+    def _tell(self, tasks: Sequence[Task]) -> None:
+        """Tell all whose request has ended with this batch, and everybody only once."""
+        told: dict[Post, list[Callable[[], object]]] = {}
+        with self._lock:
+            for task in tasks:
+                if somebody := task.request.note_ended():
+                    post, each = somebody
+                    told.setdefault(post, []).append(each)
+        for post, all_of_them in told.items():
+            post(all_of_them)
 
     def _next(self) -> tuple[Queue, _Batch, float] | None:
         """Wait for a batch that is due, taking the queues in turn; None at the end."""
@@ -460,6 +591,9 @@ class BatchScheduler:
                 self._changed.wait(min(soonest_s - now_s, threading.TIMEOUT_MAX))
 
 
+# Far more requests can wait for a batch than run at once, so those that are not counted elsewhere
+# count here from this size on.
+_SMALL_BYTES = 4096
 # The official server leaves the thread pool's name empty (CreateBatchingSession).
 _NO_POOL = ("",)
 
@@ -489,6 +623,8 @@ class BatchingServable:
         for feeds, fetches in set(map(_names, servable.signatures.values())):
             process = partial(self._process, sorted(fetches))
             self._queues[feeds, fetches] = scheduler.add(options, process)
+        # Clients choose outputs and their order.
+        self._place = lru_cache(MOST_CALLABLES)(self._new_place)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -496,17 +632,22 @@ class BatchingServable:
         return self._servable.signatures
 
     def run(self, feeds: Feeds, fetches: Sequence[str], *, call: Call | None = None) -> Arrays:
-        """Compute `fetches` from `feeds` in a batch; see `Servable.run`.
+        """Compute `fetches` from `feeds` in a batch; see `Servable.run`."""
+        found = self.begin(feeds, fetches, call)
+        return found.wait().result() if isinstance(found, Waiting) else found
 
-        What is no whole signature (some of its outputs only) runs by itself, as in the official
-        server. What has waited in the queue until its timeout does not run, unless others of its
-        batch may still wait.
+    def begin(
+        self, feeds: Feeds, fetches: Sequence[str], call: Call | None = None
+    ) -> Arrays | Waiting:
+        """Have `fetches` computed from `feeds` in a batch; arguments and errors as of `run`.
+
+        What is no whole signature (some of its outputs only) runs by itself, at once, as in the
+        official server. What has waited in the queue until its timeout does not run, unless others
+        of its batch may still wait.
         """
-        queue = self._queues.get((frozenset(feeds), frozenset(fetches)))
-        if queue is None or not feeds:
+        queue, order = self._place(tuple(feeds), tuple(fetches))
+        if queue is None:
             return self._servable.run(feeds, fetches, call=call)
-        if call:
-            call.waits = True
         size = row_count(feeds)
         for _ in feeds:
             self._metrics.observe(INPUT_BATCH_SIZE, size)
@@ -515,13 +656,24 @@ class BatchingServable:
                 f"Task size {size} is larger than maximum input batch size "
                 f"{self._options.max_batch_size}"
             )
-        timeout_s = call.timeout_s if call else None
-        if timeout_s is not None and timeout_s <= 0:
+        if call and call.deadline_s is not None and not call.timeout_s:
             raise _expired()
-        limit_s = math.inf if timeout_s is None else timeout_s
-        account = call.account if call else None
-        tasks = self._scheduler.schedule(queue, feeds, size, limit_s, account)
-        return _outcome(tasks, fetches, account)
+        if call and not call.account.held_bytes:
+            waiting_bytes = sum(array.nbytes for array in feeds.values())
+            if _SMALL_BYTES < waiting_bytes <= UNCOUNTED_BYTES:
+                call.account.take(waiting_bytes, "the request while it waits")
+        waiting = self._scheduler.schedule(queue, feeds, size, call)
+        waiting.order = order
+        return waiting
+
+    def _new_place(
+        self, feeds: tuple[str, ...], fetches: tuple[str, ...]
+    ) -> tuple[Queue | None, tuple[int, ...] | None]:
+        """Return a request's queue, and which of its outputs are wanted, if not all in order."""
+        queue = self._queues.get((frozenset(feeds), frozenset(fetches))) if feeds else None
+        computed = sorted(set(fetches))
+        in_order = computed == list(fetches)
+        return queue, None if in_order else tuple(map(computed.index, fetches))
 
     def close(self) -> None:
         """Remove the queues, then free the wrapped servable."""
@@ -530,13 +682,17 @@ class BatchingServable:
         self._servable.close()
 
     def _process(self, fetches: Sequence[str], tasks: Sequence[Task], now_s: float) -> None:
+        observe = self._metrics.observe
         for task in tasks:
-            self._metrics.observe(QUEUING_LATENCY, (now_s - task.queued_s) * 1e6, _NO_POOL)
-        if all(task.deadline_s <= now_s for task in tasks):
-            for task in tasks:
+            observe(QUEUING_LATENCY, (now_s - task.queued_s) * 1e6, _NO_POOL)
+        wanted = [task for task in tasks if task.is_wanted()]
+        for task in tasks if len(wanted) < len(tasks) else ():
+            task.end(error=_cancelled())
+        if all(task.deadline_s <= now_s for task in wanted):
+            for task in wanted:
                 task.end(error=_expired())
         else:
-            self._run(fetches, tasks)
+            self._run(fetches, wanted)
 
     def _run(self, fetches: Sequence[str], tasks: Sequence[Task]) -> None:
         """Run tasks as one batch and end each of them."""
@@ -578,6 +734,10 @@ class BatchingServable:
         return split_outputs(outputs, sizes, padding)
 
 
+def _cancelled() -> ServingError:
+    return ServingError(Code.CANCELLED, "The client has cancelled the request")
+
+
 def _expired() -> ServingError:
     text = "Run() timeout exceeded while waiting in batching queue"
     return ServingError(Code.RESOURCE_EXHAUSTED, text)
@@ -585,25 +745,13 @@ def _expired() -> ServingError:
 
 def _charge(charged: ExitStack, tasks: Sequence[Task], costs: Sequence[int]) -> None:
     """Take from each request's account its part of a batch; `charged` gives it back."""
+    if max(costs) <= UNCOUNTED_BYTES:
+        return
     for task, cost in zip(tasks, costs, strict=True):
-        if cost > UNCOUNTED_BYTES and task.account is not None:
-            task.account.take(cost, "its part of a batch")
-            charged.callback(task.account.give, cost)
-
-
-def _outcome(tasks: Sequence[Task], fetches: Sequence[str], account: Account | None) -> Arrays:
-    """Wait for all pieces of a request; return its outputs or raise the first error."""
-    for task in tasks:
-        task.ended.wait()
-    for task in tasks:
-        if task.error is not None:
-            raise task.error
-    if account is not None and len(tasks) > 1:
-        parts_bytes = ledger.cost_of_arrays(chain.from_iterable(task.outputs for task in tasks))
-        account.take(parts_bytes, "the outputs of its parts")
-    order = {name: index for index, name in enumerate(sorted(set(fetches)))}
-    parts = [[task.outputs[order[name]] for task in tasks] for name in fetches]
-    return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+        call = task.request.call
+        if cost > UNCOUNTED_BYTES and call is not None:
+            call.account.take(cost, "its part of a batch")
+            charged.callback(call.account.give, cost)
 
 
 def _names(definition: Any) -> tuple[frozenset[str], frozenset[str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import resource
 import socket
@@ -11,10 +12,12 @@ import struct
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
+from tfserve_kit.embedded.limits import RESERVED_DESCRIPTORS
 from tfserve_kit.embedded.settings import Tls
 
 try:
@@ -22,12 +25,17 @@ try:
 except ImportError:  # there is no wheel of it here
     from asyncio import new_event_loop
 
+_log = logging.getLogger(__name__)
+
 _BACKLOG = 1024
-# Loading models takes descriptors too, and must not fail because clients have them all.
-_RESERVED_DESCRIPTORS = 512
 _ACCEPT_AGAIN_S = 0.1
+# Nanoseconds that a thread was at work, and that it could have been.
+_SCHEDULED = "/proc/thread-self/schedstat"
 _LOOK_AGAIN_S = 0.005
 _SO_ATTACH_FILTER = 26
+# From malloc.h, M_TRIM_THRESHOLD: what is kept at most, for each thread; and M_MMAP_THRESHOLD: what
+# is larger, such as the weights of models, always goes back.
+_KEPT = {-1: 16 << 20, -3: 4 << 20}
 # How long handshakes may take to end: of TCP when the server ends, of TLS at any time.
 _HANDSHAKE_S = 0.02
 _TLS_HANDSHAKE_S = 20.0
@@ -40,10 +48,22 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep some of the memory that it frees for what it takes next.
+
+    By itself glibc gives the memory of every large message back to the system, which has to fill it
+    with zeros again, page by page, for the next one.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size_bytes in _KEPT.items():
+            mallopt(option, size_bytes)
+
+
 def most_connections() -> int:
     """Return how many connections leave enough descriptors for everything else."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return descriptors - min(_RESERVED_DESCRIPTORS, descriptors // 2)
+    return descriptors - min(RESERVED_DESCRIPTORS, descriptors // 2)
 
 
 class EventLoop:
@@ -51,16 +71,52 @@ class EventLoop:
 
     Attributes:
         loop: the loop itself.
+        connections: those of each server, and those that are to become some.
     """
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop = new_event_loop()
+        self.connections: list[Collection[object]] = []
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
+        self._posted: deque[Callable[[], object]] = deque()
+        self._is_woken = False
+        self._waited_ns: int | None = None
 
     def start(self) -> None:
         """Let it run; idempotent."""
         if not self._thread.is_alive():
             self._thread.start()
+
+    def has_room(self) -> bool:
+        """Say whether another connection may come; while not, they wait in the system."""
+        return sum(map(len, self.connections)) < most_connections()
+
+    def post(self, calls: Iterable[Callable[[], object]]) -> None:
+        """Have something quick called in the loop, which is woken once for all; from any thread.
+
+        What comes after its end is let go.
+        """
+        self._posted.extend(calls)
+        if not self._is_woken:
+            self._is_woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._take_up)
+            except RuntimeError:
+                self._let_go()
+
+    def _take_up(self) -> None:
+        """Call what was posted."""
+        self._is_woken = False
+        posted = self._posted
+        while posted:
+            try:
+                posted.popleft()()
+            except Exception:  # noqa: BLE001 (the others must be called)
+                _log.exception("an answer was lost")
+
+    def _let_go(self) -> None:
+        self._is_woken = False
+        self._posted.clear()
 
     def do(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something in the loop, and wait until it is done; it must run."""
@@ -71,6 +127,19 @@ class EventLoop:
         while not is_so() and self.loop.time() < end_s:
             await asyncio.sleep(_LOOK_AGAIN_S)
 
+    def kept_waiting_s(self) -> float:
+        """Return how long others had the processor, though the loop could have gone on.
+
+        That is since it was last asked; for the loop's thread. 0 where the system does not tell.
+        """
+        try:
+            with open(_SCHEDULED, "rb") as file:  # noqa: PTH123 (a third of the time)
+                waited_ns = int(file.read().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0.0
+        before_ns, self._waited_ns = self._waited_ns, waited_ns
+        return 0.0 if before_ns is None else (waited_ns - before_ns) / 1e9
+
     def stop(self) -> None:
         """End it; idempotent."""
         if self._thread.is_alive():
@@ -78,37 +147,38 @@ class EventLoop:
             self._thread.join()
         elif not self.loop.is_closed():
             self.loop.close()
+            self._let_go()
 
     def _run(self) -> None:
+        self.kept_waiting_s()
         self.loop.run_forever()
         self.loop.close()
+        self._let_go()
 
 
 class Listener:
     """A socket that connections come in by. Lives in the event loop once it is opened.
 
     Args:
-        loop: the event loop.
+        front: the event loop.
         listener: the socket, which listens.
         protocol: returns what talks over a new connection.
-        has_room: whether another connection may come; while not, further ones wait in the system.
         tls: certificates; None for plain text.
     """
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        front: EventLoop,
         listener: socket.socket,
         protocol: Callable[[], asyncio.BaseProtocol],
-        has_room: Callable[[int], bool],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._loop = loop
+        self._loop, self._has_room = front.loop, front.has_room
         self._socket = listener
         self._protocol = protocol
-        self._has_room = has_room
         self._tls = tls
         self._handshakes: set[asyncio.Task[object]] = set()
+        front.connections.append(self._handshakes)
         self._accepting: asyncio.Task[None] | None = None
         listener.setblocking(False)
         if listener.family != socket.AF_UNIX:
@@ -122,9 +192,10 @@ class Listener:
     async def _accept(self) -> None:
         while True:
             try:
-                if self._has_room(len(self._handshakes)):
+                if self._has_room():
                     client, _ = await self._loop.sock_accept(self._socket)
-                    await self._take_up(client)
+                    # Who has been let in stays, should accepting end just now.
+                    await asyncio.shield(self._take_up(client))
                     continue
             except (OSError, MemoryError):  # no descriptor left, or the client has already gone
                 pass

@@ -9,7 +9,15 @@ from io import BytesIO
 from typing import Any
 
 from tfserve_kit.embedded import http2
-from tfserve_kit.embedded.http2 import ErrorCode, Http2, Http2Error, Http2Limits
+from tfserve_kit.embedded.http2 import (
+    DataReceived,
+    ErrorCode,
+    Http2,
+    Http2Error,
+    Http2Limits,
+    RequestReceived,
+    StreamClosed,
+)
 from tfserve_kit.embedded.ledger import Account, Ledger
 from tfserve_kit.embedded.limits import MOST_MESSAGE_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, encoded
@@ -17,6 +25,8 @@ from tfserve_kit.embedded.status import Code, ServingError, encoded
 _PREFIX_BYTES = 5
 # Smaller messages that arrive at once, and smaller answers, are not worth an entry in the ledger.
 SMALL_BYTES = 1 << 16
+# Memory for a message that arrives in pieces: so many times what has arrived.
+_GROWTH = 4
 _LONGEST_PATH_BYTES = 1024
 _MOST_DETAILS_BYTES = 1024
 _CUT = b"...TRUNCATED"
@@ -29,6 +39,7 @@ _HEADERS = (
     (b"grpc-accept-encoding", b"identity, deflate, gzip"),
 )
 _OK = ((b"grpc-status", b"0"),)
+_OK_CODE = Code.OK  # members of an enumeration take long to find
 _WRONG_METHOD = ((b":status", b"405"), (b"allow", b"POST"))
 _WRONG_TYPE = ((b":status", b"415"),)
 _TYPE = b"application/grpc"
@@ -38,6 +49,11 @@ _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 _MOST_TIMEOUT_DIGITS = 8
 # Frames that do nothing for a call: so many between two calls, then the client has to calm down.
 _MOST_IDLE_FRAMES = 10_000
+# Pieces of a message come larger than that; each whole message makes up for so many that do not.
+_LEAST_PIECE_BYTES = 64
+_FORGIVEN = 8
+# What a breach of the protocol wastes: a connection has to be made anew.
+_BREACH = 300
 # Windows are opened a good deal at once; smaller steps count as frames that do nothing.
 _LARGE_STEP_BYTES = 1024
 
@@ -94,6 +110,7 @@ class GrpcStream:
         "message",
         "number",
         "path",
+        "room_bytes",
         "wanted_bytes",
     )
 
@@ -106,6 +123,7 @@ class GrpcStream:
         self.message: bytes | None = None
         self.body: BytesIO | None = None
         self.wanted_bytes = -1  # not known yet
+        self.room_bytes = 0  # what there is memory for, and the account is charged with
         self.is_compressed = self.is_gone = self.is_answered = self.is_working = False
         self.is_whole = False
         self.has_ended = False  # the client sends no more
@@ -142,6 +160,23 @@ class GrpcStream:
             self.account.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the headers of a call say.
+
+    Attributes:
+        path: full name of the method.
+        encoding: how the message may be compressed.
+        timeout_s: how long the client will wait; None for ever.
+        refusal: headers to answer with where it is no call.
+    """
+
+    path: str = ""
+    encoding: bytes | None = None
+    timeout_s: float | None = None
+    refusal: http2.Headers = ()
+
+
 class GrpcProtocol:
     """The server's end of one connection.
 
@@ -154,7 +189,27 @@ class GrpcProtocol:
         streams: calls that have begun and not ended, by number.
         is_over: nothing more can be said; hang up once everything is sent.
         pong: content of the last answer to a ping of ours.
+        wasted: what has come that did nothing for a call: frames, tiny pieces, calls taken back.
     """
+
+    __slots__ = (
+        "_begun",
+        "_client",
+        "_gone",
+        "_head",
+        "_headers",
+        "_http",
+        "_idle_frames",
+        "_last_ping_s",
+        "_ledger",
+        "_limits",
+        "_ping_strikes",
+        "_unended",
+        "is_over",
+        "pong",
+        "streams",
+        "wasted",
+    )
 
     def __init__(self, ledger: Ledger, client: str, limits: GrpcLimits) -> None:
         self._ledger = ledger
@@ -164,12 +219,16 @@ class GrpcProtocol:
         self.streams: dict[int, GrpcStream] = {}
         self.is_over = False
         self.pong = b""
+        self.wasted = 0
         self._gone: list[GrpcStream] = []
         self._begun: list[GrpcStream] = []
         self._unended: list[int] = []  # answered, though the client may send more
         self._idle_frames = 0
         self._last_ping_s: float | None = None
         self._ping_strikes = 0
+        # Clients mostly repeat their headers.
+        self._headers: Any = None
+        self._head = _Head()
 
     # From the client
 
@@ -180,17 +239,24 @@ class GrpcProtocol:
         try:
             events = self._http.receive(data)
         except Http2Error:
+            self.wasted += _BREACH
             self.end()
             return []
         whole: list[GrpcStream] = []
         for event in events:
-            if type(event) is http2.DataReceived:
+            kind = type(event)
+            if kind is DataReceived:
                 self._data(event, whole)
-            elif type(event) is http2.RequestReceived:
+            elif kind is RequestReceived:
                 self._request(event, now_s)
+            elif kind is StreamClosed:
+                self._close(event.stream_id)
             else:
                 self._other(event, now_s)
-        return [stream for stream in whole if not stream.is_gone]
+        if self.wasted:
+            whole = [stream for stream in whole if not stream.is_gone]
+            self.wasted = max(0, self.wasted - _FORGIVEN * len(whole))
+        return whole
 
     def take_gone(self) -> list[GrpcStream]:
         """Return the calls that have ended since the last time without being answered."""
@@ -202,38 +268,31 @@ class GrpcProtocol:
         begun, self._begun = self._begun, []
         return begun
 
+    def hang_up(self) -> None:
+        """Tell the client to calm down; what is left to be sent is the last."""
+        self._http.end_at_once(ErrorCode.ENHANCE_YOUR_CALM)
+
     def end(self) -> None:
         """Note that the connection has ended, for whatever reason."""
         self.is_over = True
-        for stream in list(self.streams.values()):
-            self._close(stream)
+        for number in list(self.streams):
+            self._close(number)
 
     def _request(self, event: Any, now_s: float) -> None:
         self._idle_frames = 0
-        headers = dict(event.headers)
-        stream = GrpcStream(event.stream_id, self._ledger.account(self._client))
-        self.streams[stream.number] = stream
-        stream.has_ended = event.end_stream
-        if headers.get(b":method") != b"POST":
-            self._refuse(stream, _WRONG_METHOD)
-            return
-        if not headers.get(b"content-type", b"").startswith(_TYPE):
-            self._refuse(stream, _WRONG_TYPE)
-            return
-        stream.encoding = headers.get(b"grpc-encoding")
-        path = headers.get(b":path", b"")
-        if len(path) > _LONGEST_PATH_BYTES:
-            self.answer(stream, Code.UNIMPLEMENTED, "the method's name is too long")
-            return
-        stream.path = path.decode("latin-1")
-        timeout = headers.get(b"grpc-timeout")
-        if timeout is not None:
-            timeout_s = _timeout_s(timeout)
-            if timeout_s is None:
-                self.answer(stream, Code.INTERNAL, "grpc-timeout cannot be read")
-                return
-            stream.deadline_s = now_s + timeout_s
-        if event.end_stream:
+        number, headers = event.stream_id, event.headers
+        stream = self.streams[number] = GrpcStream(number, Account(self._ledger, self._client))
+        if headers != self._headers:
+            self._headers, self._head = headers, _head(dict(headers))
+        head = self._head
+        stream.path, stream.encoding = head.path, head.encoding
+        if head.timeout_s is not None:
+            stream.deadline_s = now_s + head.timeout_s
+        if head.refusal:
+            stream.has_ended = event.end_stream
+            self._calm()
+            self._refuse(stream, head.refusal)
+        elif event.end_stream:
             self._end_of_message(stream)
         else:
             self._begun.append(stream)
@@ -242,15 +301,23 @@ class GrpcProtocol:
         stream = self.streams.get(event.stream_id)
         if stream is None:
             return
-        stream.has_ended = stream.has_ended or event.end_stream
+        data, body = event.data, stream.body
+        if event.end_stream:
+            stream.has_ended = True
+        elif len(data) < _LEAST_PIECE_BYTES:
+            self._small(data)
+        elif body is not None and body.tell() + len(data) < stream.room_bytes:
+            body.write(data)  # one of many pieces
+            return
         if stream.is_answered or stream.is_whole:
             return  # one message is all that is wanted
-        data = event.data
         if stream.body is None and len(data) >= _PREFIX_BYTES:
             size = int.from_bytes(data[1:_PREFIX_BYTES], "big")
-            if len(data) == size + _PREFIX_BYTES and self._accepts(stream, data[0], size):
-                if size > SMALL_BYTES and not self._charge(stream, size):
-                    return
+            if (
+                len(data) == size + _PREFIX_BYTES
+                and self._accepts(stream, data[0], size)
+                and (size <= SMALL_BYTES or self._charge(stream, size))
+            ):
                 stream.message, stream.is_whole = data[_PREFIX_BYTES:], True
                 whole.append(stream)
                 return
@@ -275,15 +342,31 @@ class GrpcProtocol:
                 return False
             stream.wanted_bytes = size
             body = stream.body = BytesIO()
-        missing = stream.wanted_bytes - body.tell()
-        if len(data) > missing:
-            data = data[:missing]
-        if not self._charge(stream, len(data)):
+        arrived = body.tell()
+        if arrived + len(data) > stream.wanted_bytes:
+            data = data[: stream.wanted_bytes - arrived]
+        if arrived + len(data) > stream.room_bytes and not self._make_room(stream, body, len(data)):
             return False
         body.write(data)
-        if body.tell() == stream.wanted_bytes:
+        if arrived + len(data) == stream.wanted_bytes:
             stream.message, stream.is_whole, stream.body = body.getvalue(), True, None
         return stream.is_whole
+
+    def _make_room(self, stream: GrpcStream, body: BytesIO, size: int) -> bool:
+        """Get memory for a piece and some of what will follow, or answer that there is no room.
+
+        What a client says will come is not believed before a part of it has; and memory that grows
+        little by little would be copied again and again.
+        """
+        arrived = body.tell()
+        room_bytes = min(stream.wanted_bytes, max(SMALL_BYTES, _GROWTH * (arrived + size)))
+        if not self._charge(stream, room_bytes - stream.room_bytes):
+            return False
+        stream.room_bytes = room_bytes
+        body.seek(room_bytes - 1)
+        body.write(b"\0")
+        body.seek(arrived)
+        return True
 
     def _accepts(self, stream: GrpcStream, flag: int, size: int) -> bool:
         """Say whether a message may come, or answer that it may not."""
@@ -324,15 +407,12 @@ class GrpcProtocol:
 
     def _other(self, event: Any, now_s: float) -> None:
         kind = type(event)
-        if kind is http2.StreamClosed:
-            stream = self.streams.get(event.stream_id)
-            if stream is not None:
-                self._close(stream)
-        elif kind is http2.TrailersReceived:
+        if kind is http2.TrailersReceived:
             stream = self.streams.get(event.stream_id)
             if stream is not None:
                 self._end_of_message(stream)
         elif kind is http2.ConnectionClosed:
+            self.wasted += _BREACH if event.error_code else 0
             self.end()
         elif kind is http2.PingReceived:
             self._ping(now_s)
@@ -341,10 +421,17 @@ class GrpcProtocol:
         elif kind is not http2.WindowUpdated or event.increment < _LARGE_STEP_BYTES:
             self._idle()
 
+    def _small(self, data: bytes) -> None:
+        if data:
+            self.wasted += 1
+        else:
+            self._idle()
+
     def _idle(self) -> None:
+        self.wasted += 1
         self._idle_frames += 1
-        if self._idle_frames > _MOST_IDLE_FRAMES:
-            self._http.end_at_once(ErrorCode.ENHANCE_YOUR_CALM)
+        if self._idle_frames == _MOST_IDLE_FRAMES:
+            self.hang_up()
 
     def _ping(self, now_s: float) -> None:
         """Allow pings now and then; each answer of ours allows one more."""
@@ -355,13 +442,17 @@ class GrpcProtocol:
         if last_s is None or now_s - last_s >= interval_s:
             return
         self._ping_strikes += 1
-        if 0 < limits.most_ping_strikes < self._ping_strikes:
+        if self._ping_strikes == limits.most_ping_strikes + 1 > 1:
             self._http.end_at_once(ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
 
-    def _close(self, stream: GrpcStream) -> None:
-        del self.streams[stream.number]
+    def _close(self, number: int) -> None:
+        """Note that a stream has ended."""
+        stream = self.streams.pop(number, None)
+        if stream is None:
+            return
         stream.body = None
         if not stream.is_answered:
+            self.wasted += 1
             stream.leave()
             self._gone.append(stream)
         stream.settle()
@@ -380,10 +471,17 @@ class GrpcProtocol:
                 f"Sent message larger than max ({len(body)} vs. {most})",
             )
         self._calm()
-        if code is Code.OK:
-            self._send(stream, body)
-        else:
+        if code is not _OK_CODE:
             self._refuse(stream, (*_HEADERS, *_status(code, details)))
+            return
+        size = len(body)
+        prefix = b"\0" + size.to_bytes(4, "big")
+        pieces = (prefix + body,) if size <= _ONE_PIECE_BYTES else (prefix, body)
+        try:
+            self._http.respond(stream.number, _HEADERS, pieces, _OK)
+        except Http2Error:
+            self._lose(stream)
+        self._note_answered(stream, size)
 
     def begin(self, stream: GrpcStream, body: bytes) -> None:
         """Send a message that others may follow, see `finish`."""
@@ -394,7 +492,7 @@ class GrpcProtocol:
             if not stream.is_open:
                 self._http.begin(stream.number, _HEADERS)
                 stream.is_open = True
-            self._http.proceed(stream.number, _prefix(body) + body)
+            self._http.proceed(stream.number, b"\0" + len(body).to_bytes(4, "big") + body)
         except Http2Error:
             self._lose(stream)
 
@@ -412,17 +510,6 @@ class GrpcProtocol:
         """End a call without a word more: its client does not take the answer."""
         self._http.reset(stream.number, ErrorCode.CANCEL)
 
-    def _send(self, stream: GrpcStream, body: bytes) -> None:
-        if len(body) > _ONE_PIECE_BYTES:
-            pieces: tuple[bytes, ...] = (_prefix(body), body)
-        else:
-            pieces = (_prefix(body) + body,)
-        try:
-            self._http.respond(stream.number, _HEADERS, pieces, _OK)
-        except Http2Error:
-            self._lose(stream)
-        self._note_answered(stream, len(body))
-
     def _refuse(self, stream: GrpcStream, headers: http2.Headers) -> None:
         try:
             self._http.respond_at_once(stream.number, headers)
@@ -437,7 +524,7 @@ class GrpcProtocol:
             self._unended.append(stream.number)
         if held_bytes > SMALL_BYTES:
             stream.account.keep(held_bytes)
-        else:
+        elif stream.account.held_bytes:
             stream.settle()
 
     def _lose(self, stream: GrpcStream) -> None:
@@ -456,7 +543,10 @@ class GrpcProtocol:
             self.end()
             return b""
         for event in self._http.events():
-            self._other(event, 0.0)
+            if type(event) is StreamClosed:
+                self._close(event.stream_id)
+            else:
+                self._other(event, 0.0)
         if self._unended and len(data) < most_bytes and self._end_unended():
             data += self.take(most_bytes)
         return data
@@ -488,8 +578,24 @@ class GrpcProtocol:
         self._http.end_after_streams()
 
 
-def _prefix(body: bytes) -> bytes:
-    return b"\0" + len(body).to_bytes(4, "big")
+def _head(headers: dict[bytes, bytes]) -> _Head:
+    if headers.get(b":method") != b"POST":
+        return _Head(refusal=_WRONG_METHOD)
+    if not headers.get(b"content-type", b"").startswith(_TYPE):
+        return _Head(refusal=_WRONG_TYPE)
+    path = headers.get(b":path", b"")
+    if len(path) > _LONGEST_PATH_BYTES:
+        return _refused(Code.UNIMPLEMENTED, "the method's name is too long")
+    timeout, timeout_s = headers.get(b"grpc-timeout"), None
+    if timeout is not None:
+        timeout_s = _timeout_s(timeout)
+        if timeout_s is None:
+            return _refused(Code.INTERNAL, "grpc-timeout cannot be read")
+    return _Head(path.decode("latin-1"), headers.get(b"grpc-encoding"), timeout_s)
+
+
+def _refused(code: Code, details: str) -> _Head:
+    return _Head(refusal=(*_HEADERS, *_status(code, details)))
 
 
 def _timeout_s(text: bytes) -> float | None:

@@ -5,26 +5,29 @@ tensorflow_serving/servables/tensorflow/predict_util.cc.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import ledger, messages
+from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.handlers import (
     Classified,
     Handlers,
     InferenceTask,
     ModelRef,
+    Predicted,
     Regressed,
 )
-from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.ledger import Account, Call
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.messages import KnownRequests, PredictInputs, status_message
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, encoded, invalid, told
 from tfserve_kit.tensors import predict_response
 
+_OK = Code.OK  # members of an enumeration take long to find
 _UNNAMED = "ModelSpec has no name specified."
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # The methods whose requests are counted.
@@ -70,7 +73,7 @@ class GrpcSurface:
         self._health = health
         self._as_content = as_content
         self._known = KnownRequests()
-        methods: dict[str, Callable[[bytes, Any, Call], bytes]] = {
+        methods: dict[str, Callable[[bytes, Any, Call], Awaitable[bytes]]] = {
             "Predict": self._predict,
             "GetModelMetadata": self._metadata,
             "GetModelStatus": self._status,
@@ -82,6 +85,10 @@ class GrpcSurface:
         self._methods = {protos.METHODS[name].path: (name, run) for name, run in methods.items()}
 
     def answer(self, path: str, request: bytes, call: Call | None = None) -> Answer:
+        """Answer one request, in this thread; see `begin`."""
+        return completed(self.begin(path, request, call))
+
+    async def begin(self, path: str, request: bytes, call: Call | None = None) -> Answer:
         """Answer one request; never raises.
 
         Args:
@@ -91,49 +98,84 @@ class GrpcSurface:
         """
         if path == _HEALTH_CHECK and self._health:
             return _health(request)
-        if path not in self._methods:
+        method = self._methods.get(path)
+        if method is None:
             return Answer(Code.UNIMPLEMENTED)
-        name, run = self._methods[path]
+        name, run = method
         started_ns = time.perf_counter_ns()
         call = call or Call.unbounded()
-        held_bytes, model = call.account.held_bytes, ""
+        account = call.account
+        held_bytes, model = account.held_bytes, ""
         try:
             if len(request) > UNCOUNTED_BYTES:
-                call.account.take(ledger.cost_of_message(name, request), "the message")
+                account.take(ledger.cost_of_message(name, request), "the message")
             known = self._known.find(request) if name == _PREDICT else None
             if known:
-                model = known.model.name
-                inputs = known.inputs(request)
-                body = self._predicted(
-                    known.model, known.signature, inputs, known.output_filter, call
+                inputs, asked = known.inputs(request), known.model
+                model = asked.name
+                body = await self._predicted(
+                    asked, known.signature, inputs, known.output_filter, call
                 )
             else:
                 message = protos.message_class(protos.METHODS[name].request).FromString(request)
                 if name in _COUNTED:
                     model = message.model_spec.name
-                body = run(request, message, call)
-            answer = Answer(body=body)
+                body = await run(request, message, call)
+            answer, status = Answer(_OK, "", body), "OK"
         except protos.DecodeError:
-            call.account.keep(held_bytes)
+            account.keep(held_bytes)
             return Answer(Code.INTERNAL)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
-            refusal = told(error, path)
-            text = encoded(refusal.message, errors="surrogateescape")
-            answer = Answer(refusal.code, text.decode("utf-8", "surrogateescape"))
-        call.account.keep(held_bytes + len(answer.body))
+            answer = _refusal(error, path)
+            status = answer.code.name
+        if account.held_bytes:
+            account.keep(held_bytes + len(answer.body))
         if name in _COUNTED:
-            self._metrics.count_request(model, name, "GRPC", answer.code.name, started_ns)
+            self._metrics.count_request(model, name, "GRPC", status, started_ns)
         return answer
 
-    def _predict(self, sent: bytes, request: Any, call: Call) -> bytes:
+    def repeat(self, request: bytes, account: Account) -> Answer | None:
+        """Answer a Predict that only its numbers tell apart from one before; never raises.
+
+        The same as `begin`, in a third of the time.
+
+        Args:
+            request: the serialized request message.
+            account: charged as that of a call.
+
+        Returns:
+            None where `begin` has to answer.
+        """
+        known = self._known.find(request)
+        if known is None:
+            return None
+        started_ns, name = time.perf_counter_ns(), known.model.name
+        held_bytes = account.held_bytes
+        try:
+            if len(request) > UNCOUNTED_BYTES:
+                account.take(ledger.cost_of_message(_PREDICT, request), "the message")
+            found = self._handlers.repeat(known, request, account)
+            if found is None:
+                account.keep(held_bytes)
+                return None
+            answer, status = Answer(_OK, "", self._response(name, found, account)), "OK"
+        except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
+            answer = _refusal(error, _PREDICT)
+            status = answer.code.name
+        if account.held_bytes:
+            account.keep(held_bytes + len(answer.body))
+        self._metrics.count_request(name, _PREDICT, "GRPC", status, started_ns)
+        return answer
+
+    async def _predict(self, sent: bytes, request: Any, call: Call) -> bytes:
         model = _model(request)
         inputs = PredictInputs(request, call.account)
         signature = request.model_spec.signature_name
-        body = self._predicted(model, signature, inputs, request.output_filter, call)
+        body = await self._predicted(model, signature, inputs, request.output_filter, call)
         self._known.learn(sent, request, model)
         return body
 
-    def _predicted(
+    async def _predicted(
         self,
         model: ModelRef,
         signature: str,
@@ -141,15 +183,18 @@ class GrpcSurface:
         output_filter: Sequence[str],
         call: Call,
     ) -> bytes:
-        result = self._handlers.predict(model, signature, inputs, output_filter, call=call)
-        spec = _encoded_spec(model.name, result.version, result.signature)
-        outputs = result.outputs.values()
-        call.account.take(
-            ledger.cost_of_answer(outputs, as_text=not self._as_content), "the answer"
-        )
-        return predict_response(result.outputs, spec, as_content=self._as_content)
+        found = await self._handlers.predict(model, signature, inputs, output_filter, call=call)
+        return self._response(model.name, found, call.account)
 
-    def _metadata(self, sent: bytes, request: Any, call: Call) -> bytes:
+    def _response(self, model: str, found: Predicted, account: Account) -> bytes:
+        version, signature, outputs = found
+        cost_bytes = ledger.cost_of_answer(outputs.values(), as_text=not self._as_content)
+        if cost_bytes:
+            account.take(cost_bytes, "the answer")
+        spec = _encoded_spec(model, version, signature)
+        return predict_response(outputs, spec, as_content=self._as_content)
+
+    async def _metadata(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent, call
         _require_spec(request)
         if not request.metadata_field:
@@ -166,7 +211,7 @@ class GrpcSurface:
         response.metadata["signature_def"].Pack(signatures)
         return _serialized(response)
 
-    def _status(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _status(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent, call
         _require_spec(request)
         response = protos.GetModelStatusResponse()
@@ -174,23 +219,25 @@ class GrpcSurface:
             response.model_version_status.append(status_message(status))
         return _serialized(response)
 
-    def _classify(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _classify(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent
-        return self._infer(request, call, self._handlers.classify, protos.ClassificationResponse())
+        return await self._infer(
+            request, call, self._handlers.classify, protos.ClassificationResponse()
+        )
 
-    def _regress(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _regress(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent
-        return self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
+        return await self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
 
-    def _infer(
+    async def _infer(
         self,
         request: Any,
         call: Call,
-        handler: Callable[..., Classified | Regressed],
+        handler: Callable[..., Awaitable[Classified | Regressed]],
         response: Any,
     ) -> bytes:
         model = _model(request)
-        found = handler(
+        found = await handler(
             model,
             request.model_spec.signature_name,
             lambda: messages.examples_from_input(request.input, call.account),
@@ -200,7 +247,7 @@ class GrpcSurface:
         _fill_result(response.result, found)
         return _serialized(response)
 
-    def _multi_inference(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _multi_inference(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent
         if not (request.tasks and request.tasks[0].model_spec.name):
             raise invalid(_UNNAMED)
@@ -208,7 +255,7 @@ class GrpcSurface:
             InferenceTask(_ref(task.model_spec), task.model_spec.signature_name, task.method_name)
             for task in request.tasks
         ]
-        results = self._handlers.multi_inference(
+        results = await self._handlers.multi_inference(
             tasks, lambda: messages.examples_from_input(request.input, call.account), call=call
         )
         response = protos.MultiInferenceResponse()
@@ -221,7 +268,7 @@ class GrpcSurface:
             )
         return _serialized(response)
 
-    def _reload(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _reload(self, sent: bytes, request: Any, call: Call) -> bytes:
         del sent
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -236,6 +283,12 @@ class GrpcSurface:
             increase = self._metrics.first(name) - value
             response.metric.add(name=name, int64_value_increase=increase)
         return _serialized(response)
+
+
+def _refusal(error: Exception, what: str) -> Answer:
+    refusal = told(error, what)
+    text = encoded(refusal.message, errors="surrogateescape")
+    return Answer(refusal.code, text.decode("utf-8", "surrogateescape"))
 
 
 def _serialized(message: Any) -> bytes:

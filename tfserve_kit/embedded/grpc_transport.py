@@ -5,19 +5,20 @@ import logging
 import math
 import random
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.batching import Flow
 from tfserve_kit.embedded.front import EventLoop, Listener, listening, listening_at, tls_context
 from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol, GrpcStream
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
-from tfserve_kit.embedded.lanes import Lane, Lanes, Turn
+from tfserve_kit.embedded.lanes import Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import (
     MOST_INFLATED_BYTES,
@@ -29,26 +30,41 @@ from tfserve_kit.embedded.limits import (
     PATIENCE_S,
     STEADY_BYTES,
 )
-from tfserve_kit.embedded.running import Runner, Took, belongs_on_the_spot
+from tfserve_kit.embedded.running import Kind, Runner, Work, belongs_on_the_spot
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import varint
 
-# (method path, request bytes, call) -> Answer
-Surface = Callable[[str, bytes, Call], Answer]
+# (method path, request bytes, call) -> what makes the Answer
+Surface = Callable[[str, bytes, Call], Flow[Answer]]
+# (bytes of a Predict request, account) -> Answer, or None where the surface has to make it
+Repeat = Callable[[bytes, Account], Answer | None]
 
 _log = logging.getLogger(__name__)
 
-# What is read at once, for all connections into the same memory.
-_READ_BYTES = 1 << 16
+# What is read at once, for all connections into the same memory: each turn of the loop costs, and a
+# large message comes in few of them.
+_READ_BYTES = 1 << 18
 # What is handed to the system at once, and what may wait for it before more is made ready.
 _WRITE_BYTES = 1 << 18
+# What comes of a client and does nothing for a call: when there is so much, all its connections
+# rest for so long each. It takes up to a quarter of that time, so the others have the rest.
+_MOST_WASTED = 256
+_WASTED_S = 2e-4
+# Others may come from the same address: a new connection is heard no later than this.
+_NEW_WAITS_S = 0.5
+# A connection that would have to rest for longer is closed: at rest, its end is not noticed either.
+_LONGEST_REST_S = 5.0
 # What a client that takes nothing may go on sending.
 _MOST_UNREPLIED_BYTES = 1 << 20
 # Field 1, of any length: the ModelSpec of every prediction but MultiInference.
 _FIRST_FIELD = b"\x0a"
 _LONGEST_SPEC_BYTES = 4096
-_RELOAD = "HandleReloadConfigRequest"
+_LEAST_BYTES, _LONG = 2, 0x80  # its length takes one byte up to there
+_OK = Code.OK  # members of an enumeration take long to find
+_RELOAD, _PREDICT = "HandleReloadConfigRequest", protos.METHODS["Predict"].path
+# Names of methods whose lanes are kept.
+_MOST_PATHS = 64
 _QUICK = frozenset({"GetModelStatus", "GetModelMetadata", "Check", "Watch"})
 _WATCH, _CHECK = "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check"
 _SERVICE_UNKNOWN, _NOT_SERVING = b"\x08\x03", b"\x08\x02"
@@ -75,6 +91,10 @@ class Unheard:
         self._most = most
         self._count = 0
         self._by_client: dict[str, OrderedDict[int, tuple[GrpcStream, Any]]] = {}
+
+    def __contains__(self, client: str) -> bool:
+        """Say whether any call of a client waits."""
+        return client in self._by_client
 
     def add(self, client: str, stream: GrpcStream, owner: Any) -> tuple[GrpcStream, Any] | None:
         """Note a call and whose it is; return the one that has to give way, if any."""
@@ -191,25 +211,40 @@ class _Shared:
     def __init__(
         self,
         surface: Surface,
+        repeat: Repeat | None,
         ledger: Ledger,
         runner: Runner,
         loop: asyncio.AbstractEventLoop,
         options: GrpcOptions,
     ) -> None:
         self.surface, self.ledger, self.runner, self.loop = surface, ledger, runner, loop
+        self.repeat = repeat
         self.options = options
         self.unheard = Unheard()
         self.connections: set[GrpcConnection] = set()
         # A view: with TLS, asyncio fills it slice by slice, and a slice of a bytearray is a copy.
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self.is_draining = False
+        self._rests: dict[str, float] = {}  # until when, by client
+        self.lane = lru_cache(_MOST_PATHS)(self._lane_of)
 
-    def may_be_short(self, stream: GrpcStream, lane: Lane) -> bool:
-        """Say whether a call may be made on the spot: others wait for the manager's lock."""
-        is_free = lane is self.runner.lanes.predictions or stream.path == _CHECK
-        return is_free and not stream.is_compressed
+    def rest(self, client: str, wasted: int) -> float:
+        """Return when a client is to be heard again, by the loop's clock.
 
-    def lane(self, path: str) -> Lane:
+        Args:
+            client: its address.
+            wasted: what a connection of it has sent in vain since; nothing if it is new.
+        """
+        now_s = self.loop.time()
+        until_s = max(now_s, self._rests.get(client, 0.0))
+        if not wasted:
+            return min(until_s, now_s + _NEW_WAITS_S)
+        until_s += wasted * _WASTED_S
+        self._rests = {each: end_s for each, end_s in self._rests.items() if end_s > now_s}
+        self._rests[client] = until_s
+        return until_s
+
+    def _lane_of(self, path: str) -> Lane:
         """Return the lane of a method."""
         method = path.rpartition("/")[2]
         if method in _QUICK:
@@ -217,26 +252,43 @@ class _Shared:
         return self.runner.lanes.reloads if method == _RELOAD else self.runner.lanes.predictions
 
 
-class _Asked:
-    """A call that is made in a thread, or waits for its turn."""
+class _Asked(Work):
+    """A call whose answer is made."""
 
-    __slots__ = ("_connection", "_stream", "timer", "turn")
+    timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, connection: "GrpcConnection", stream: GrpcStream) -> None:
+    def __init__(self, connection: "GrpcConnection", stream: GrpcStream, kind: Hashable) -> None:
+        super().__init__(kind)
         self._connection, self._stream = connection, stream
-        self.turn: Turn | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
-    def done(self, answer: Answer) -> None:
-        """Take the answer."""
+    def begin(self) -> Flow[Answer]:
+        """Return what makes the answer."""
+        stream = self._stream
+        message, stream.message = stream.message, None
+        if message is None or stream.is_gone or stream.is_answered:
+            raise ServingError(Code.CANCELLED, "")
+        call = Call(stream.account, stream.deadline_s, stream.has_gone, stream.on_gone)
+        if stream.deadline_s is not None:
+            call.check()
+        if stream.is_compressed:
+            message = _inflated(message, stream.account)
+        path = _CHECK if stream.path == _WATCH else stream.path
+        return self._connection.surface(path, message, call)
+
+    def failed(self, error: ServingError | None) -> Answer:
+        """Return the answer for an error."""
+        return Answer(error.code, error.message) if error else Answer(Code.INTERNAL)
+
+    def is_usual(self, result: Answer) -> bool:
+        """Say whether it went as others will; what was compressed can become anything."""
+        return result.code is Code.OK and not self._stream.is_compressed
+
+    def done(self, result: Answer) -> None:
+        """Answer."""
         if self.timer:
             self.timer.cancel()
         self._stream.is_working = False
-        self._connection.answer(self._stream, answer)
-
-    def refuse(self) -> None:
-        """Answer that there is no thread to be had."""
-        self.done(Answer(Code.UNAVAILABLE, "No thread can be started; repeat the request later"))
+        self._connection.answer(self._stream, result)
 
     def expire(self) -> None:
         """Answer that it is too late."""
@@ -262,15 +314,36 @@ class GrpcConnection(asyncio.BufferedProtocol):
         shared: what it has in common with the server's other connections.
     """
 
+    __slots__ = (
+        "_before",
+        "_busy_s",
+        "_client",
+        "_has_left",
+        "_is_flushing",
+        "_is_full",
+        "_is_leaving",
+        "_is_resting",
+        "_is_stepping",
+        "_pinged_s",
+        "_protocol",
+        "_ready",
+        "_received_s",
+        "_sent_bytes",
+        "_shared",
+        "_transport",
+        "_unreplied_bytes",
+    )
+
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
         self._transport: Any = None
         self._client = ""
         self._protocol: GrpcProtocol | None = None  # from the first byte on
-        self._ready: deque[GrpcStream] = deque()
+        self._ready: list[GrpcStream] = []
         self._is_full = False  # what was written is not taken
         self._is_flushing = self._is_stepping = self._is_leaving = self._has_left = False
         self._unreplied_bytes = 0
+        self._is_resting = False
         self._received_s = self._busy_s = time.monotonic()
         self._pinged_s: float | None = None
         self._sent_bytes = 0
@@ -285,6 +358,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         transport.set_write_buffer_limits(_WRITE_BYTES)
         self._shared.connections.add(self)
+        self._shared.loop.call_soon(self._rest, 0)  # uvloop begins to read after this
         self._is_leaving = self._shared.is_draining
         age_s = self._shared.options.most_age_s
         if age_s < math.inf:
@@ -300,23 +374,41 @@ class GrpcConnection(asyncio.BufferedProtocol):
         """Take up what has arrived."""
         shared, now_s = self._shared, time.monotonic()
         self._received_s = now_s
-        protocol = self._protocol
-        if protocol is None:
-            protocol = self._begin()
+        protocol = self._protocol or self._begin()
         calls = protocol.receive(shared.buffer[:nbytes], now_s)
+        self._note(protocol, calls)
         if calls:
             self._busy_s = now_s
             self._ready.extend(calls)
             if not self._is_stepping:
                 self._is_stepping = True
                 shared.runner.step(self._step)
-        self._note(protocol, calls)
         if self._is_full:
             self._unreplied_bytes += nbytes
         if self._unreplied_bytes > _MOST_UNREPLIED_BYTES or self._ready:
             self._transport.pause_reading()
-        if not self._is_flushing:
+        if (self._is_stepping or not calls) and not self._is_flushing:
             self.flush()
+        if protocol.wasted > _MOST_WASTED:
+            self._rest(protocol.wasted)
+            protocol.wasted = 0
+
+    def _rest(self, wasted: int) -> None:
+        """Hear nothing while its client has to rest."""
+        loop = self._shared.loop
+        until_s = self._shared.rest(self._client, wasted)
+        if self._protocol and until_s > loop.time() + _LONGEST_REST_S:
+            self._protocol.hang_up()
+            self.flush()
+            self._transport.close()
+        elif until_s > loop.time() and not self._transport.is_closing():
+            self._is_resting = True
+            self._transport.pause_reading()
+            loop.call_at(until_s, self._wake)
+
+    def _wake(self) -> None:
+        self._is_resting = False
+        self._read_on()
 
     def _begin(self) -> GrpcProtocol:
         shared = self._shared
@@ -358,8 +450,9 @@ class GrpcConnection(asyncio.BufferedProtocol):
     def _note(self, protocol: GrpcProtocol, calls: list[GrpcStream]) -> None:
         """Keep an eye on calls whose message has not arrived, and forget those that have ended."""
         unheard = self._shared.unheard
-        for stream in calls:
-            unheard.forget(self._client, stream)
+        if self._client in unheard:
+            for stream in calls:
+                unheard.forget(self._client, stream)
         for stream in protocol.take_gone():
             unheard.forget(self._client, stream)
         for stream in protocol.take_begun():
@@ -376,70 +469,62 @@ class GrpcConnection(asyncio.BufferedProtocol):
         """Make one call; say whether there are more."""
         ready = self._ready
         if ready:
-            self._ask(ready.popleft())
+            stream = ready.pop(0)
+            if stream.message is not None and not stream.is_gone:
+                self._ask(stream, stream.message)
             if ready:
                 return True
         self._is_stepping = False
-        self._flush_soon()
+        self.flush()
         self._read_on()
         return False
 
-    def _ask(self, stream: GrpcStream) -> None:
-        if stream.is_gone or stream.message is None:
+    def _ask(self, stream: GrpcStream, message: bytes) -> None:
+        shared, path, size_bytes = self._shared, stream.path, len(message)
+        runner, asked_for, lane = shared.runner, _asked_for(message), shared.lane(path)
+        name = (path, asked_for, size_bytes.bit_length())
+        # All others wait for the manager's lock.
+        may_be_short = lane is runner.lanes.predictions or path == _CHECK
+        kind = runner.kinds.find(name) if may_be_short and not stream.is_compressed else None
+        if kind is not None and not belongs_on_the_spot(kind, size_bytes, time.monotonic()):
+            kind = None
+        if kind is not None and path == _PREDICT and self._repeat(stream, message, kind):
             return
-        runner, message = self._shared.runner, stream.message
-        asked = _asked_for(message)
-        kind = (stream.path, asked, len(message).bit_length())
-        lane = self._shared.lane(stream.path)
-        if self._shared.may_be_short(stream, lane):
-            known, now_s = runner.kinds.find(kind), time.monotonic()
-            if belongs_on_the_spot(known, len(message), now_s):
-                self.answer(stream, self._answered(stream, kind, on_the_spot=True))
-                return
-        later = _Asked(self, stream)
+        work = _Asked(self, stream, name)
         stream.is_working = True
-        work = partial(self._answered, stream, kind, on_the_spot=False)
-        try:
-            later.turn = runner.run(
-                lane,
-                (self._client, asked),
-                work,
-                later.done,
-                later.refuse,
-            )
-        except ServingError as error:
-            stream.is_working = False
-            self.answer(stream, Answer(error.code, error.message))
-            return
-        stream.on_gone(later.drop)
+        if kind is not None:
+            runner.do_here(work, lane)
+        else:
+            runner.do_later(work, lane, (self._client, asked_for))
+        if not work.has_ended:
+            self._watch_over(work, stream)
+
+    def _repeat(self, stream: GrpcStream, message: bytes, kind: Kind) -> bool:
+        """Answer what only its numbers tell apart from a call before; say whether it was one."""
+        shared, began_s = self._shared, time.perf_counter()
+        if kind.waits:
+            return False
+        if stream.deadline_s is not None and stream.deadline_s <= time.monotonic():
+            return False
+        answer = shared.repeat(message, stream.account) if shared.repeat else None
+        if answer is None:
+            return False
+        if answer.code is _OK:
+            shared.runner.note_here(kind, time.perf_counter() - began_s)
+        self.answer(stream, answer)
+        return True
+
+    def _watch_over(self, work: _Asked, stream: GrpcStream) -> None:
+        """Let a call go that nobody waits for any more."""
+        stream.on_gone(work.drop)
         if stream.deadline_s is not None:
             left_s = max(0.0, stream.deadline_s - time.monotonic())
-            later.timer = self._shared.loop.call_later(left_s, later.expire)
+            work.timer = self._shared.loop.call_later(left_s, work.expire)
 
-    def _answered(self, stream: GrpcStream, kind: Any, *, on_the_spot: bool) -> Answer:
-        """Return the answer; called in any thread."""
-        message, stream.message = stream.message, None
-        if message is None or stream.is_gone or stream.is_answered:
-            return Answer(Code.CANCELLED)
-        call = Call(stream.account, stream.deadline_s, stream.has_gone, stream.on_gone)
-        took = Took()
-        try:
-            call.check()
-            if stream.is_compressed:
-                message = _inflated(message, stream.account)
-            path = _CHECK if stream.path == _WATCH else stream.path
-            answer = self._shared.surface(path, message, call)
-        except ServingError as error:
-            return Answer(error.code, error.message)
-        except Exception:  # noqa: BLE001 (whoever asks must get an answer)
-            _log.exception("a call failed")
-            return Answer(Code.INTERNAL)
-        if answer.code is Code.OK and not stream.is_compressed:
-            took.end()
-            self._shared.runner.kinds.note(
-                kind, took, time.monotonic(), on_the_spot=on_the_spot, waits=call.waits
-            )
-        return answer
+    @property
+    def surface(self) -> Surface:
+        """What answers."""
+        return self._shared.surface
 
     def answer(self, stream: GrpcStream, answer: Answer, *, is_late: bool = False) -> None:
         """Answer a call."""
@@ -501,7 +586,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
             transport.close()
 
     def _read_on(self) -> None:
-        if self._ready or self._unreplied_bytes > _MOST_UNREPLIED_BYTES:
+        if self._ready or self._is_resting or self._unreplied_bytes > _MOST_UNREPLIED_BYTES:
             return
         if not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()
@@ -600,18 +685,19 @@ class GrpcTransport:
     """A gRPC server.
 
     Args:
-        surface: (method path, request bytes, call) -> Answer; called in any thread.
+        surface: (method path, request bytes, call) -> what makes the Answer, in any thread.
         lanes: how many calls are worked on in threads at once.
         ledger: what clients make the server hold.
         ports: where it listens.
         options: how it treats its connections.
         loop: the event loop, shared with other servers; one of its own if left out.
+        repeat: a short cut of the surface, for short calls that repeat; None where there is none.
 
     Raises:
         ServingError: an address cannot be listened on, or a certificate cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what answers, and where and how it is reached)
         self,
         surface: Surface,
         lanes: Lanes,
@@ -619,11 +705,14 @@ class GrpcTransport:
         ports: Ports,
         options: GrpcOptions = GrpcOptions(),
         loop: EventLoop | None = None,
+        *,
+        repeat: Repeat | None = None,
     ) -> None:
         self._loop = loop or EventLoop()
         self._owns_loop = loop is None
-        runner = Runner(self._loop.loop, lanes, "grpc")
-        self._shared = _Shared(surface, ledger, runner, self._loop.loop, options)
+        runner = Runner(self._loop, lanes, "grpc")
+        self._shared = _Shared(surface, repeat, ledger, runner, self._loop.loop, options)
+        self._loop.connections.append(self._shared.connections)
         self._has_started = False
         self._listeners: list[Listener] = []
         self.port = 0
@@ -656,8 +745,7 @@ class GrpcTransport:
         def protocol() -> GrpcConnection:
             return GrpcConnection(self._shared)
 
-        loop = self._loop.loop
-        self._listeners.append(Listener(loop, listener, protocol, lambda _: True, tls))
+        self._listeners.append(Listener(self._loop, listener, protocol, tls))
 
     def start(self) -> None:
         """Begin to answer."""
@@ -723,8 +811,11 @@ class GrpcTransport:
 
 def _asked_for(message: bytes) -> tuple[str, str] | None:
     """Return the model and signature, if they are told as usual; all others are one."""
-    if message[:1] != _FIRST_FIELD:
+    if message[:1] != _FIRST_FIELD or len(message) < _LEAST_BYTES:
         return None
+    size = message[1]
+    if size < _LONG:
+        return _named(message[2 : 2 + size])
     try:
         size, begin = varint.decode(message[:11], 1)
     except ValueError:

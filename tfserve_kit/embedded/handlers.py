@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +16,16 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos
 from tfserve_kit.embedded import ledger
+from tfserve_kit.embedded.batching import BatchingServable, Waiting
 from tfserve_kit.embedded.ledger import Account, Call
 from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
-from tfserve_kit.embedded.metrics import RUNTIME_LATENCY, Metrics, micros_since
+from tfserve_kit.embedded.metrics import (
+    RUNTIME_LATENCY,
+    VERSION_LATENCY,
+    Metrics,
+    micros_since,
+)
+from tfserve_kit.embedded.servable import Servable
 from tfserve_kit.embedded.settings import check_models
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
@@ -215,7 +221,36 @@ def run_signature(
     """
     name = signature or DEFAULT_SIGNATURE
     plan = Plan(_signature(signatures, name))
-    return name, plan.run(run, inputs, output_filter, check_method=check_method)
+    feeds, outputs = plan.prepared(inputs, output_filter, check_method=check_method)
+    values = run(feeds, list(outputs.values()))
+    return name, dict(zip(outputs, values, strict=True))
+
+
+class _Lone(NamedTuple):
+    """How a signature of one input runs.
+
+    Attributes:
+        feed: name of the input's tensor.
+        dtype: what it is to be.
+        fetches: names of the tensors to compute.
+        aliases: what they are called in the answer.
+        has_known_method: whether its method name is one of the three that are known.
+    """
+
+    feed: str
+    dtype: dtypes.DType
+    fetches: tuple[str, ...]
+    aliases: tuple[str, ...]
+    has_known_method: bool
+
+    @classmethod
+    def of(cls, definition: Any, outputs: Mapping[str, str]) -> "_Lone | None":
+        """Return how it runs, None where it has several inputs, or one that no array can be."""
+        infos = list(definition.inputs.values())
+        if len(infos) != 1 or dtypes.numpy_of(infos[0].dtype) is None:
+            return None
+        dtype, is_known = dtypes.by_number(infos[0].dtype), definition.method_name in _METHODS
+        return cls(infos[0].name, dtype, tuple(outputs.values()), tuple(outputs), is_known)
 
 
 class Plan:
@@ -223,22 +258,33 @@ class Plan:
 
     Args:
         definition: its SignatureDef message.
+
+    Attributes:
+        inputs: its inputs by alias, as TensorInfo messages.
+        lone: how it runs with its only input; None where it has several, or one that no array can
+            be.
     """
 
-    __slots__ = ("_aliases", "_definition", "_feeds", "_numpy", "_outputs")
+    __slots__ = ("_aliases", "_definition", "_feeds", "_numpy", "_outputs", "inputs", "lone")
 
     def __init__(self, definition: Any) -> None:
         inputs, outputs = definition.inputs, definition.outputs
         self._definition = definition
+        self.inputs: Mapping[str, Any] = dict(inputs)
         self._aliases = frozenset(inputs)
         self._feeds = [(alias, inputs[alias].name) for alias in sorted(inputs)]
         self._numpy = {info.name: dtypes.numpy_of(info.dtype) for info in inputs.values()}
         self._outputs = {alias: outputs[alias].name for alias in sorted(outputs)}
+        self.lone = _Lone.of(definition, self._outputs)
 
-    def run(
-        self, run: Run, inputs: Arrays, output_filter: Sequence[str] = (), *, check_method: bool
-    ) -> Arrays:
-        """Return array per output alias; arguments and errors as of `run_signature`."""
+    def prepared(
+        self, inputs: Arrays, output_filter: Sequence[str] = (), *, check_method: bool
+    ) -> tuple[Arrays, Mapping[str, str]]:
+        """Check inputs; arguments and errors as of `run_signature`.
+
+        Returns:
+            Value per tensor name, and name of the tensor to compute per output alias.
+        """
         definition = self._definition
         if check_method and definition.method_name not in _METHODS:
             text = (
@@ -255,8 +301,19 @@ class Plan:
             if isinstance(value, Foreign) or value.dtype is not self._numpy[name]:
                 _check_types(definition.inputs, feeds)
                 break
-        values = run(feeds, list(outputs.values()))
-        return dict(zip(outputs, values, strict=True))
+        return feeds, outputs
+
+    def recipe(
+        self, known: "KnownRequest", request: bytes, *, check_method: bool
+    ) -> "_Recipe | None":
+        """Return how to run a request again; None where it leaves inputs out. Raises as above."""
+        inputs = known.inputs(request)
+        _, outputs = self.prepared(inputs, known.output_filter, check_method=check_method)
+        if inputs.keys() != self._aliases:
+            return None
+        tensors = {alias: rest for alias, *rest in known.tensors}
+        feeds = tuple((name, *tensors[alias]) for alias, name in self._feeds)
+        return _Recipe(self, feeds, tuple(outputs.values()), tuple(outputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,16 +400,30 @@ def run_inference(
     Raises:
         ServingError: the graph refused, or its outputs are none of that kind.
     """
-    wanted = sorted({name for task in tasks for name in task.fetches.outputs.values()})
-    feeds = dict.fromkeys(sorted({task.fetches.feed for task in tasks}), examples)
+    feeds, wanted = _inference_feeds(tasks, examples)
     values = dict(zip(wanted, run(feeds, wanted), strict=True))
+    return _inference_results(tasks, values, len(examples), account)
+
+
+def _inference_feeds(
+    tasks: Sequence[Inference], examples: NDArray[Any]
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the value per tensor to feed, and the tensors to compute."""
+    wanted = sorted({name for task in tasks for name in task.fetches.outputs.values()})
+    return dict.fromkeys(sorted({task.fetches.feed for task in tasks}), examples), wanted
+
+
+def _inference_results(
+    tasks: Sequence[Inference], values: Arrays, examples: int, account: Account | None
+) -> list[Any]:
+    """Return what `run_inference` does, from the value per tensor."""
     results: list[Any] = []
     for task in tasks:
         outputs = {alias: values[name] for alias, name in task.fetches.outputs.items()}
         if account is not None:
             account.take(ledger.cost_of_results(outputs.values()), "the results")
         result = class_scores if task.method_name == CLASSIFY else regression_values
-        results.append(result(outputs, len(examples)))
+        results.append(result(outputs, examples))
     return results
 
 
@@ -454,6 +525,51 @@ class ModelRef(NamedTuple):
     label: str | None = None
 
 
+@dataclass(slots=True, eq=False)
+class KnownRequest:
+    """A PredictRequest that only its numbers tell apart from others.
+
+    Attributes:
+        model: which model it is for.
+        signature: name of the signature.
+        output_filter: aliases of the outputs.
+        tensors: alias, dtype, shape, and where the numbers begin, of each input.
+        around: all other bytes: where they begin and end, and what they are.
+        recipe: how a version runs it, see `Handlers.repeat`.
+    """
+
+    model: ModelRef
+    signature: str
+    output_filter: tuple[str, ...]
+    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+    around: tuple[tuple[int, int, bytes], ...]
+    recipe: "_Recipe | None" = None
+
+    def inputs(self, request: bytes) -> dict[str, NDArray[Any]]:
+        """Return the array per input alias of such a request; they share its memory."""
+        return {
+            alias: np.ndarray(shape, dtype, request, begin)
+            for alias, dtype, shape, begin in self.tensors
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How a request is run again that differs from one before in its numbers only.
+
+    Attributes:
+        plan: that of the version.
+        feeds: name, dtype, shape, and where the numbers begin, of each tensor to feed.
+        fetches: names of the tensors to compute.
+        aliases: what they are called in the answer.
+    """
+
+    plan: Plan
+    feeds: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+    fetches: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
 class Predicted(NamedTuple):
     """Outputs by alias, and the version and signature that made them."""
 
@@ -498,10 +614,17 @@ class Metadata:
 
 
 Examples = Callable[[], NDArray[Any]]
+# (dtype) -> the only input of a request, None where it is of no array of that kind
+Value = Callable[[dtypes.DType], NDArray[Any] | None]
+_RUNTIME = "TF1"  # the official server's own name of it
+# What a run came to, or why it failed, and how many microseconds it took.
+_Run = tuple[Sequence[NDArray[Any]] | Exception, float]
 
 
 class Handlers:
     """What the server can be asked. Thread-safe.
+
+    What runs a model is awaited: with batching it waits for others, and keeps no thread meanwhile.
 
     Args:
         manager: lends the models.
@@ -516,7 +639,7 @@ class Handlers:
         self._metrics = metrics
         self._check_method_name = check_method_name
 
-    def predict(
+    async def predict(
         self,
         model: ModelRef,
         signature: str,
@@ -538,15 +661,113 @@ class Handlers:
             ServingError: no such servable or signature, inputs that do not fit, or an error of
                 the graph.
         """
-        with self._lease(model) as lease:
-            name = signature or DEFAULT_SIGNATURE
+        name = signature or DEFAULT_SIGNATURE
+        with self._manager.lease(model.name, model.version, model.label) as lease:
             plan = lease.plans.get(name)
             if plan is None:
                 plan = lease.plans[name] = Plan(_signature(lease.servable.signatures, name))
-            run = partial(self._timed_run, lease, "Predict", call)
             check_method = self._check_method_name
-            outputs = plan.run(run, inputs, output_filter, check_method=check_method)
-            return Predicted(lease.version, name, outputs)
+            feeds, outputs = plan.prepared(inputs, output_filter, check_method=check_method)
+            started_ns = time.perf_counter_ns()
+            values = _begun(lease.servable, feeds, list(outputs.values()), call)
+            if isinstance(values, Waiting):
+                values = await values
+            took_us = micros_since(started_ns)
+            account = call.account if call else None
+            self._note_run(lease, name, "Predict", account, values, took_us)
+            return Predicted(lease.version, name, dict(zip(outputs, values, strict=True)))
+
+    def predict_at_once(
+        self, model: ModelRef, asked: Sequence[tuple[Value | None, Account]]
+    ) -> Sequence[Predicted | Exception | None]:
+        """Do as `predict` with the default signature, at once, for some requests of one model.
+
+        Step by step for all of them: what the processor has at hand for one step, tensorflow or
+        Python, would be displaced by the next one.
+
+        Args:
+            model: which model.
+            asked: of each request what returns the only input as an array of a dtype, or None; and
+                its account, charged with the outputs.
+
+        Returns:
+            What came of each, or the error that `predict` would raise; None where that has to do
+            it: for the first time, with others, for several inputs, or as there is no array.
+
+        Raises:
+            ServingError: no such servable.
+        """
+        with self._manager.lease(*model) as lease:
+            plan, servable = lease.plans.get(DEFAULT_SIGNATURE), lease.servable
+            lone = plan.lone if plan else None
+            if lone is None or isinstance(servable, BatchingServable):
+                return [None] * len(asked)
+            if self._check_method_name and not lone.has_known_method:
+                return [None] * len(asked)
+            dtype, feed, fetches = lone.dtype, lone.feed, lone.fetches
+            arrays = [value and value(dtype) for value, _ in asked]
+            runs = [
+                None if array is None else _timed(servable, {feed: array}, fetches)
+                for array in arrays
+            ]
+            found = [
+                run and _predicted(lease.version, lone.aliases, run[0], account)
+                for run, (_, account) in zip(runs, asked, strict=True)
+            ]
+            took_us = [
+                run[1]
+                for run, each in zip(runs, found, strict=True)
+                if run and type(each) is Predicted
+            ]
+            labels = (lease.model, "Predict", _RUNTIME)
+            self._metrics.observe_all(RUNTIME_LATENCY, took_us, labels)
+            labels = (lease.model, str(lease.version), DEFAULT_SIGNATURE)
+            self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
+            return found
+
+    def repeat(self, known: KnownRequest, request: bytes, account: Account) -> Predicted | None:
+        """Do as `predict`, at once, what only its numbers tell apart from a request before.
+
+        Args:
+            known: what is known of it.
+            request: its bytes.
+            account: charged with the outputs.
+
+        Returns:
+            None where `predict` has to do it: for the first time, or with others.
+        """
+        model, version, label = known.model
+        with self._manager.lease(model, version, label) as lease:
+            plan, recipe = lease.plans.get(known.signature), known.recipe
+            if recipe is None or recipe.plan is not plan:
+                if plan is None or isinstance(lease.servable, BatchingServable):
+                    return None
+                check_method = self._check_method_name
+                recipe = known.recipe = plan.recipe(known, request, check_method=check_method)
+                if recipe is None:
+                    return None
+            feeds = {
+                name: np.ndarray(shape, dtype, request, begin)
+                for name, dtype, shape, begin in recipe.feeds
+            }
+            started_ns = time.perf_counter_ns()
+            values = lease.servable.run(feeds, recipe.fetches)
+            took_us = micros_since(started_ns)
+            self._note_run(lease, known.signature, "Predict", account, values, took_us)
+            outputs = dict(zip(recipe.aliases, values, strict=True))
+            return Predicted(lease.version, known.signature, outputs)
+
+    def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
+        """Return a signature's inputs by alias, as TensorInfo messages; None if there is no such.
+
+        Raises:
+            ServingError: NOT_FOUND, no such servable.
+        """
+        with self._lease(model) as lease:
+            plan = lease.plans.get(signature)
+            if plan is None and signature in lease.servable.signatures:
+                plan = lease.plans[signature] = Plan(lease.servable.signatures[signature])
+            return plan and plan.inputs
 
     def metadata(self, model: ModelRef) -> Metadata:
         """Return a version's signatures.
@@ -573,7 +794,7 @@ class Handlers:
             raise ServingError(Code.NOT_FOUND, f"Could not find {what} of model {model.name}")
         return found
 
-    def classify(
+    async def classify(
         self,
         model: ModelRef,
         signature: str,
@@ -595,10 +816,10 @@ class Handlers:
         """
         with self._lease(model) as lease:
             tasks = [self._single(lease, CLASSIFY, signature)]
-            found: list[Classified] = self._inferred(lease, "Classify", tasks, examples, call)
+            found: list[Classified] = await self._inferred(lease, "Classify", tasks, examples, call)
             return found[0]
 
-    def regress(
+    async def regress(
         self,
         model: ModelRef,
         signature: str,
@@ -609,10 +830,10 @@ class Handlers:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
             tasks = [self._single(lease, REGRESS, signature)]
-            found: list[Regressed] = self._inferred(lease, "Regress", tasks, examples, call)
+            found: list[Regressed] = await self._inferred(lease, "Regress", tasks, examples, call)
             return found[0]
 
-    def multi_inference(
+    async def multi_inference(
         self,
         tasks: Sequence[InferenceTask],
         examples: Examples,
@@ -638,7 +859,7 @@ class Handlers:
                 _of_one_model(tasks, first.name),
                 check_method=self._check_method_name,
             )
-            return self._inferred(lease, None, checked, examples, call)
+            return await self._inferred(lease, None, checked, examples, call)
 
     def reload(self, configs: Sequence[Any], *, call: Call | None = None) -> None:
         """Replace the whole set of served models.
@@ -654,7 +875,7 @@ class Handlers:
             lease.servable.signatures, method_name, signature, check_method=self._check_method_name
         )
 
-    def _inferred(
+    async def _inferred(
         self,
         lease: Lease,
         api: str | None,
@@ -663,8 +884,17 @@ class Handlers:
         call: Call | None,
     ) -> list[Any]:
         """Return the Classified or Regressed of each task."""
+        rows = examples()
+        feeds, wanted = _inference_feeds(tasks, rows)
+        started_ns = time.perf_counter_ns()
+        values = _begun(lease.servable, feeds, wanted, call)
+        if isinstance(values, Waiting):
+            values = await values
         account = call.account if call else None
-        results = run_inference(self._run(lease, api, call), tasks, examples(), account)
+        signature = tasks[0].signature
+        self._note_run(lease, signature, api, account, values, micros_since(started_ns))
+        by_name = dict(zip(wanted, values, strict=True))
+        results = _inference_results(tasks, by_name, len(rows), account)
         return [
             (Classified if task.method_name == CLASSIFY else Regressed)(
                 lease.version, task.signature, result
@@ -672,29 +902,66 @@ class Handlers:
             for task, result in zip(tasks, results, strict=True)
         ]
 
-    def _run(self, lease: Lease, api: str | None, call: Call | None) -> Run:
-        """Return what runs a version's tensors and tells the metrics, if they keep such calls."""
-        return partial(self._timed_run, lease, api, call)
-
-    def _timed_run(
+    def _note_run(
         self,
         lease: Lease,
+        signature: str,
         api: str | None,
-        call: Call | None,
-        feeds: Arrays,
-        fetches: Sequence[str],
-    ) -> Sequence[NDArray[Any]]:
-        started_ns = time.perf_counter_ns()
-        values = lease.servable.run(feeds, fetches, call=call)
-        if call:
-            call.account.take(ledger.cost_of_arrays(values), "the outputs")
+        account: Account | None,
+        values: Sequence[NDArray[Any]],
+        took_us: float,
+    ) -> None:
+        """Charge the outputs, and tell the metrics of a run if they keep such calls."""
+        if account:
+            _charge(account, values)
         if api:
-            labels = (lease.model, api, "TF1")  # the official server's own name of its runtime
-            self._metrics.observe(RUNTIME_LATENCY, micros_since(started_ns), labels)
-        return values
+            self._metrics.observe(RUNTIME_LATENCY, took_us, (lease.model, api, _RUNTIME))
+            labels = (lease.model, str(lease.version), signature)
+            self._metrics.observe(VERSION_LATENCY, took_us, labels)
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
+
+
+def _timed(servable: Servable, feeds: Arrays, fetches: Sequence[str]) -> _Run:
+    """Run a model; never raises."""
+    started_ns = time.perf_counter_ns()
+    try:
+        values = servable.run(feeds, fetches)
+    except Exception as error:  # noqa: BLE001 (of one request among others)
+        return error, 0.0
+    return values, micros_since(started_ns)
+
+
+def _charge(account: Account, values: Sequence[NDArray[Any]]) -> None:
+    cost_bytes = ledger.cost_of_arrays(values)
+    if cost_bytes:
+        account.take(cost_bytes, "the outputs")
+
+
+def _predicted(
+    version: int,
+    aliases: Sequence[str],
+    values: Sequence[NDArray[Any]] | Exception,
+    account: Account,
+) -> Predicted | Exception:
+    """Return what came of a run, charged to an account, or why nothing did."""
+    if isinstance(values, Exception):
+        return values
+    try:
+        _charge(account, values)
+    except ServingError as error:
+        return error
+    return Predicted(version, DEFAULT_SIGNATURE, dict(zip(aliases, values, strict=True)))
+
+
+def _begun(
+    servable: Servable, feeds: Arrays, fetches: Sequence[str], call: Call | None
+) -> Sequence[NDArray[Any]] | Waiting:
+    """Return the values, or what to await for them."""
+    if isinstance(servable, BatchingServable):
+        return servable.begin(feeds, fetches, call)
+    return servable.run(feeds, fetches, call=call)
 
 
 def _of_one_model(tasks: Sequence[InferenceTask], model: str) -> Iterator[tuple[str, str]]:

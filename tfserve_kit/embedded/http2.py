@@ -4,6 +4,7 @@
 Its limits are set here, on purpose; what a client may do beyond them is for `grpc_protocol`.
 """
 
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ _MOST_WAITING_ACKS = 1000
 # What may be on its way to us: for one stream, and for all streams of a connection.
 _STREAM_WINDOW_BYTES = 1 << 20
 _CONNECTION_WINDOW_BYTES = 1 << 22
+# What a peer without streams may have said while its session is let go.
+_MOST_HEARD_BYTES = 512
+# The GOAWAY for who goes beyond a limit: the library is silent then. Any stream may have been
+# worked on (RFC 9113, 6.8).
+_CALM_DOWN = struct.pack(">xHBBIII", 8, 7, 0, 0, (1 << 31) - 1, ErrorCode.ENHANCE_YOUR_CALM)
 
 
 class Http2Error(Exception):
@@ -79,32 +85,41 @@ class Http2Limits:
 class Http2:
     """The server's end of one connection: bytes in, events out; frames in, bytes out.
 
+    A session of the library takes 10 KB. So it is let go while a peer that has begun no stream is
+    silent: all it knows it has from the few bytes that were heard, and they are read once more.
+
     Args:
         limits: what the peer may do.
     """
 
-    __slots__ = ("_connection", "_most_header_bytes")
+    __slots__ = ("_heard", "_last_words", "_limits", "_session")
 
     def __init__(self, limits: Http2Limits) -> None:
-        config = ngh2.Configuration(
-            max_outbound_ack=_MOST_WAITING_ACKS,
-            max_settings=_MOST_SETTINGS,
-            stream_reset_rate_limit=_MOST_RESETS,
-            max_continuations=_MOST_CONTINUATIONS,
-            glitch_rate_limit=_MOST_GLITCHES,
-            max_inbound_header_list_size=limits.most_header_bytes,
-            max_inbound_header_count=_MOST_HEADERS,
-        )
-        self._connection = ngh2.Connection(ngh2.Role.SERVER, config)
-        setting = ngh2.Setting
-        self._connection.initiate_connection(
-            {
-                setting.MAX_CONCURRENT_STREAMS: limits.most_streams,
-                setting.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
-                setting.MAX_HEADER_LIST_SIZE: limits.most_header_bytes,
-            }
-        )
-        self._connection.set_local_window_size(_CONNECTION_WINDOW_BYTES)
+        self._limits = limits
+        self._last_words = b""
+        self._heard: bytes | None = b""  # None once it takes more than that to make the session
+        self._session: ngh2.Connection | None = _session(limits)
+
+    @property
+    def _connection(self) -> ngh2.Connection:
+        """The session, made again where it has been let go."""
+        if self._session is None:
+            self._session = _session(self._limits)
+            self._session.receive_data(self._heard or b"")
+            self._session.data_to_send()  # has been sent
+            self._session.events()
+        return self._session
+
+    def _remember(self, data: bytes | bytearray | memoryview, events: list[Any]) -> None:
+        heard = (self._heard or b"") + bytes(data[: _MOST_HEARD_BYTES + 1])
+        is_used = any(type(event) is RequestReceived for event in events)
+        self._heard = None if is_used or len(heard) > _MOST_HEARD_BYTES else heard
+
+    @property
+    def _acting(self) -> ngh2.Connection:
+        """The session, for what the peer's bytes alone do not explain: it is kept from now on."""
+        connection, self._heard = self._connection, None
+        return connection
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Any]:
         """Take up bytes from the peer; return what they mean, and what was noticed before.
@@ -112,11 +127,18 @@ class Http2:
         Raises:
             Http2Error: hang up.
         """
+        session = self._session or self._connection
         try:
-            self._connection.receive_data(data)
+            session.receive_data(data)
         except (ngh2.NGH2Error, MemoryError) as error:
+            self._heard = None
+            if isinstance(error, ngh2.DenialOfServiceError):
+                self._last_words = _CALM_DOWN
             raise Http2Error(str(error)) from error
-        return self._connection.events()
+        events = session.events()
+        if self._heard is not None:
+            self._remember(data, events)
+        return events
 
     def take(self, most_bytes: int) -> bytes:
         """Return bytes for the peer, as many as are wanted or there are now.
@@ -124,14 +146,24 @@ class Http2:
         Raises:
             Http2Error: hang up.
         """
+        if self._session is None:
+            return b""
         try:
-            return self._connection.data_to_send(most_bytes)
+            return self._session.data_to_send(most_bytes)
         except (ngh2.NGH2Error, MemoryError) as error:
+            if self._last_words:
+                last_words, self._last_words = self._last_words, b""
+                return last_words
             raise Http2Error(str(error)) from error
 
     def events(self) -> list[Any]:
         """Return what was noticed while bytes were taken."""
-        return self._connection.events()
+        if self._session is None:
+            return []
+        events = self._session.events()
+        if self._heard is not None and not self._session.want_write:
+            self._session = None
+        return events
 
     def respond(self, stream: int, headers: Headers, body: Sequence[bytes], end: Headers) -> None:
         """Answer with headers, body and trailers.
@@ -139,7 +171,7 @@ class Http2:
         Raises:
             Http2Error: the stream has ended meanwhile.
         """
-        connection = self._connection
+        connection = self._session or self._connection
         try:  # not in three steps: every call comes by here
             connection.send_response(stream, headers)
             for piece in body:
@@ -177,23 +209,46 @@ class Http2:
     def announce_end(self) -> None:
         """Ask the peer to begin no more streams; those on their way are still served."""
         with suppress(ngh2.NGH2Error):
-            self._connection.send_shutdown_notice()
+            self._acting.send_shutdown_notice()
 
     def end_after_streams(self) -> None:
         """Begin no stream after those that are known; then the connection ends."""
         with suppress(ngh2.NGH2Error):
-            self._connection.send_goaway()
+            self._acting.send_goaway()
 
     def end_at_once(self, code: ErrorCode, text: bytes = b"") -> None:
         """Tell the peer why, and end; what is left to be sent is the last."""
         with suppress(ngh2.NGH2Error):
             if text:
-                self._connection.send_goaway(code, debug_data=text)
-            self._connection.terminate_connection(code)
+                self._acting.send_goaway(code, debug_data=text)
+            self._acting.terminate_connection(code)
 
     def unsent_bytes(self, stream: int | None = None) -> int:
         """Return how much of an answer, or of all, has not been taken."""
-        return self._connection.queued_body_size(stream)
+        return 0 if self._session is None else self._session.queued_body_size(stream)
+
+
+def _session(limits: Http2Limits) -> ngh2.Connection:
+    config = ngh2.Configuration(
+        max_outbound_ack=_MOST_WAITING_ACKS,
+        max_settings=_MOST_SETTINGS,
+        stream_reset_rate_limit=_MOST_RESETS,
+        max_continuations=_MOST_CONTINUATIONS,
+        glitch_rate_limit=_MOST_GLITCHES,
+        max_inbound_header_list_size=limits.most_header_bytes,
+        max_inbound_header_count=_MOST_HEADERS,
+    )
+    session = ngh2.Connection(ngh2.Role.SERVER, config)
+    setting = ngh2.Setting
+    session.initiate_connection(
+        {
+            setting.MAX_CONCURRENT_STREAMS: limits.most_streams,
+            setting.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
+            setting.MAX_HEADER_LIST_SIZE: limits.most_header_bytes,
+        }
+    )
+    session.set_local_window_size(_CONNECTION_WINDOW_BYTES)
+    return session
 
 
 def _checked(send: Callable[..., object], *what: object, **how: object) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httptools
 
@@ -14,6 +14,7 @@ from tfserve_kit.embedded.ledger import Account, BudgetExceeded, Ledger
 from tfserve_kit.embedded.limits import MOST_BODY_BYTES, MOST_HEAD_BYTES
 from tfserve_kit.embedded.status import Code, ServingError
 
+_VERSIONS = frozenset({"1.1", "1.0"})
 # Each header counts for its text and what it costs to keep, as HTTP/2 has it (RFC 9113, 6.5.2).
 _HEADER_BYTES = 32
 # What a request costs besides its body; a longer head is counted in steps.
@@ -24,6 +25,28 @@ _PIECE_BYTES = 32_768
 # Where the body says which signature is wanted, if it does so early.
 _SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([^"]{1,256})"')
 _BEGINNING_BYTES = 1024
+_END_OF_HEAD = b"\r\n\r\n"
+_MOST_HEADS = 256
+
+
+class Head(NamedTuple):
+    """What a request's head says.
+
+    Attributes:
+        method: HTTP method.
+        target: request target as sent.
+        is_zipped: whether the body is compressed.
+        keep_alive: the connection stays after the answer.
+        says_keep_alive: the answer has to say that the connection is kept, as in HTTP/1.0.
+        origin: what page asks whether it may ask; for OPTIONS only.
+    """
+
+    method: str
+    target: str
+    is_zipped: bool = False
+    keep_alive: bool = True
+    says_keep_alive: bool = False
+    origin: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,29 +54,37 @@ class Request:
     """A request that has arrived; lives in the event loop, but for `take_body`.
 
     Attributes:
+        head: what its head says.
         account: what it makes the server hold, answer included.
-        origin: what page asks whether it may ask; for OPTIONS only.
         turn: its place among the others, once it has been asked for.
         is_wanted: whether somebody still waits for the answer.
         is_working: whether the answer is being made.
     """
 
-    method: str
-    target: str
+    head: Head
     body: bytes
-    is_zipped: bool
-    keep_alive: bool
     account: Account
-    origin: str = ""
     turn: Turn | None = None
     is_wanted: bool = True
     is_working: bool = False
 
     @property
-    def group(self) -> tuple[Hashable, ...]:
-        """Whose turns it counts for: the client, and what it asks for as far as that is seen."""
+    def asks_for(self) -> tuple[Hashable, ...]:
+        """What it asks for, as far as that is seen."""
         found = _SIGNATURE.search(self.body, 0, _BEGINNING_BYTES)
-        return self.account.client, self.target, found and found[1]
+        return self.head.target, found and found[1]
+
+    @property
+    def kind(self) -> Hashable:
+        """What kind of request it is, for how long others like it have taken."""
+        body = self.body
+        found = _SIGNATURE.search(body, 0, _BEGINNING_BYTES)  # as in `asks_for`, in half the time
+        return self.head.target, found and found[1], len(body).bit_length()
+
+    @property
+    def group(self) -> tuple[Hashable, ...]:
+        """Whose turns it counts for: the client, and what it asks for."""
+        return self.account.client, *self.asks_for
 
     def take_body(self) -> bytes:
         """Return the body as it was meant, and let go of it as it was sent.
@@ -64,7 +95,7 @@ class Request:
             BudgetExceeded: there is no room for it.
         """
         body, self.body = self.body, b""
-        if not self.is_zipped:
+        if not self.head.is_zipped:
             return body
         try:
             return inflated(body, self.account) or b""
@@ -81,6 +112,33 @@ class Request:
             self.is_working = False
         if not self.is_working:
             self.account.close()
+
+
+class KnownHeads:
+    """Heads seen before. Clients mostly send the same one again: it is not parsed.
+
+    All of it must be the same to the byte, so nothing is read in another way than by the parser.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, tuple[Head, int]] = {}  # and how many bytes follow
+
+    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+        """Return a known head and its body, where these are all there is."""
+        head_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        known = self._heads.get(data[:head_bytes])
+        if known is None or len(data) - head_bytes != known[1]:
+            return None
+        return known[0], data[head_bytes:]
+
+    def learn(self, data: bytes, request: Request) -> None:
+        """Remember the head of a request that was parsed, if nothing but it and its body came."""
+        head_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if head_bytes > _REQUEST_BYTES or data[head_bytes:] != request.body:
+            return
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        self._heads[data[:head_bytes]] = request.head, len(request.body)
 
 
 class Owner(Protocol):
@@ -106,6 +164,7 @@ class Reader:
         ledger: what clients make the server hold.
         client: address of the client.
         owner: told of requests and of refusals.
+        heads: what need not be parsed.
 
     Attributes:
         begun: a request has begun and is not complete.
@@ -113,8 +172,11 @@ class Reader:
         unread: what has arrived and is not parsed yet.
     """
 
-    def __init__(self, ledger: Ledger, client: str, owner: Owner) -> None:
+    def __init__(self, ledger: Ledger, client: str, owner: Owner, heads: KnownHeads) -> None:
         self._ledger, self._client, self._owner = ledger, client, owner
+        self._heads = heads
+        self._arrived = b""  # what a request begins with that is being parsed, if that is new
+        self._is_last = False  # the parser refuses whatever comes after the request before
         self._parser = httptools.HttpRequestParser(self)
         self.unread = memoryview(b"")
         self._unread_account = ledger.account(client)
@@ -139,7 +201,24 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Take up what has arrived; nothing may be unread."""
-        self.unread = memoryview(data)
+        request = self.known(data) if self._owner.has_room() else None
+        if request is None:
+            self._arrived = b"" if self.begun else data
+            self.unread = memoryview(data)
+            return
+        self._count(request.account, _REQUEST_BYTES + len(request.body))
+        if self.open:
+            self._owner.take(request)
+
+    def known(self, data: bytes) -> Request | None:
+        """Return the request that has arrived, if it is a whole one that need not be parsed.
+
+        It is neither taken up nor counted.
+        """
+        if self.begun or self._is_last:
+            return None
+        known = self._heads.find(data)
+        return Request(*known, Account(self._ledger, self._client)) if known else None
 
     def parse(self) -> None:
         """Go on as far as there is room."""
@@ -189,11 +268,16 @@ class Reader:
         self._count_head(len(name) + len(value) + _HEADER_BYTES)
 
     def on_headers_complete(self) -> None:
-        """Refuse a body that is too large before it comes."""
+        """Refuse a body that cannot be read, or is too large, before it comes."""
         headers = dict(reversed(self._headers))  # the first of several counts
-        if int(headers.get(b"content-length", 0)) > MOST_BODY_BYTES:
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            self._owner.refuse(400)
+        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self._owner.refuse(501)
+        elif int(headers.get(b"content-length", 0)) > MOST_BODY_BYTES:
             self._owner.refuse(413)
-        elif headers.get(b"expect", b"").lower() == b"100-continue" and self.open:
+        elif headers.get(b"expect", b"").lower() == b"100-continue" and version != "1.0":
             self._owner.encourage()
 
     def on_body(self, body: bytes) -> None:
@@ -209,20 +293,32 @@ class Reader:
         """Hand over the request."""
         if self._parser.should_upgrade() or not self.open or self._account is None:
             return  # an offer to upgrade is read again without the offer
-        request = Request(
-            self._parser.get_method().decode("latin-1"),
+        parser = self._parser
+        head = Head(
+            parser.get_method().decode("latin-1"),
             self._target.decode("latin-1"),
-            self._body.getvalue(),
             (b"content-encoding", b"gzip") in self._headers,
-            self._parser.should_keep_alive(),
-            self._account,
+            parser.should_keep_alive(),
+            parser.get_http_version() == "1.0",
             self._origin(),
         )
+        request = Request(head, self._body.getvalue(), self._account)
+        if self._arrived and self._is_plain(head):
+            self._heads.learn(self._arrived, request)
         self._account = None
         self._silent_bytes = 0
         self.begun = False
+        self._is_last = not head.keep_alive
+        self._arrived = b""
         self._forget()
         self._owner.take(request)
+
+    def _is_plain(self, head: Head) -> bool:
+        """Say whether a request is one to be answered, and nothing else follows from its head."""
+        if not head.keep_alive or head.says_keep_alive or head.method == "OPTIONS":
+            return False
+        is_small = self._counted_bytes == _REQUEST_BYTES
+        return is_small and all(name != b"expect" for name, _ in self._headers)
 
     def _origin(self) -> str:
         if self._parser.get_method() != b"OPTIONS":
@@ -238,6 +334,7 @@ class Reader:
         headers = [b"%b: %b" % each for each in self._headers if each[0] != b"upgrade"]
         head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, self._target), *headers])
         self._parser = httptools.HttpRequestParser(self)
+        self._arrived = b""
         self._forget()
         self.unread = memoryview(b"".join([head, b"\r\n\r\n", rest, self.unread]))
 

@@ -8,30 +8,40 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from tfserve_kit.embedded.front import EventLoop, Listener, listening, most_connections
-from tfserve_kit.embedded.http_request import Reader, Request
-from tfserve_kit.embedded.lanes import Lanes
-from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.batching import Flow
+from tfserve_kit.embedded.front import EventLoop, Listener, listening
+from tfserve_kit.embedded.http_request import KnownHeads, Reader, Request
+from tfserve_kit.embedded.lanes import Lane, Lanes
+from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, PATIENCE_S, STEADY_BYTES
-from tfserve_kit.embedded.rest_surface import Reply, page, timed_out
-from tfserve_kit.embedded.running import Runner, Took, belongs_on_the_spot
-from tfserve_kit.embedded.status import ServingError, invalid
+from tfserve_kit.embedded.rest_surface import JSON, Reply, page, timed_out
+from tfserve_kit.embedded.running import Kind, Runner, Work, belongs_on_the_spot
+from tfserve_kit.embedded.status import Code, ServingError, invalid
 
-# (method, target, body, call) -> Reply; for OPTIONS there may be an origin
-Surface = Callable[..., Reply]
+# (method, target, body, call) -> what makes the Reply; for OPTIONS there may be an origin
+Surface = Callable[..., Flow[Reply]]
+# (target, (body, account) of each) -> Reply to short POSTs, None where the surface has to answer
+AtOnce = Callable[[str, Sequence[tuple[bytes, Account]]], Sequence[Reply | None]]
 
 _log = logging.getLogger(__name__)
 
+_OK = 200  # members of an enumeration take long to find
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 # While pipelined requests of this size wait, no more of them are read.
 _WAITING_BYTES = 1 << 17
+# How long requests are answered on the spot before the answers are sent, and how many.
+_ROW_S, _ROW = 0.0005, 32
+# Requests that need not be parsed, and answers, are counted from here on: in the ledger they would
+# cost more than the memory is worth that one for each connection takes.
+_SMALL_BYTES = 4096
+# An answer's body is copied behind its head up to this size; a larger one goes out as it lies.
+_COPIED_BYTES = 1 << 14
 
 
 @dataclass(slots=True)
@@ -39,7 +49,8 @@ class _Shared:
     """What the connections of a server have in common; lives in the event loop.
 
     Attributes:
-        surface: (method, target, body, call) -> Reply; called in any thread.
+        surface: (method, target, body, call) -> what makes the Reply, in any thread.
+        at_once: a short cut of the surface, for short requests; None where there is none.
         runner: does the work of requests.
         loop: the event loop.
         ledger: what clients make the server hold.
@@ -47,9 +58,11 @@ class _Shared:
         patience_s: how long a client may take without getting on, in seconds.
         connections: those that are open.
         is_draining: the server is about to end: every answer is a connection's last.
+        known_heads: what requests begin with that need not be parsed.
     """
 
     surface: Surface
+    at_once: AtOnce | None
     runner: Runner
     loop: asyncio.AbstractEventLoop
     ledger: Ledger
@@ -57,74 +70,142 @@ class _Shared:
     patience_s: float
     connections: "set[Connection]" = field(default_factory=set)
     is_draining: bool = False
-    _date: tuple[int, str] = (0, "")
+    known_heads: KnownHeads = field(default_factory=KnownHeads)
+    row: "_Row" = field(init=False)
+    _heads: dict[Hashable, bytes] = field(default_factory=dict)
+    _heads_s: int = 0
+
+    def __post_init__(self) -> None:
+        self.row = _Row(self)
 
     @property
     def lanes(self) -> Lanes:
         """How many requests are worked on in threads at once."""
         return self.runner.lanes
 
-    @property
-    def date(self) -> str:
-        """The time now, for a header."""
+    def head(self, reply: Reply) -> bytes:
+        """Return a reply's head up to the number of its body's bytes; made once a second."""
         now_s = int(time.time())
-        if self._date[0] != now_s:
-            self._date = (now_s, formatdate(now_s, usegmt=True))
-        return self._date[1]
+        if self._heads_s != now_s:
+            self._heads_s = now_s
+            self._heads.clear()
+        is_usual = reply.headers is JSON  # which need not be looked through
+        key = reply.status if is_usual else (reply.status, *reply.headers.items())
+        head = self._heads.get(key)
+        if head is None:
+            lines = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, '')}"]
+            lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+            lines += [f"Date: {formatdate(now_s, usegmt=True)}", "Content-Length: "]
+            head = self._heads[key] = "\r\n".join(lines).encode("latin-1")
+        return head
 
-    def kind(self, request: Request) -> Hashable:
-        """Return what kind of request it is, for how long others like it have taken."""
-        _, *asked_for = request.group
-        return (*asked_for, len(request.body).bit_length())
+    def short_kind(self, request: Request) -> Kind | None:
+        """Return what is known of requests of its kind where it is answered on the spot."""
+        if request.head.method != "POST" or request.head.is_zipped:
+            return None
+        known = self.runner.kinds.find(request.kind)
+        is_short = belongs_on_the_spot(known, len(request.body), time.monotonic())
+        return known if is_short else None
 
-    def is_short(self, request: Request, kind: Hashable) -> bool:
-        """Say whether a request is answered on the spot."""
-        if request.method != "POST" or request.is_zipped:
-            return False
-        known = self.runner.kinds.find(kind)
-        return belongs_on_the_spot(known, len(request.body), time.monotonic())
-
-    def ask(self, request: Request, kind: Hashable, answer: Callable[[Reply], object]) -> None:
-        """Have a request answered in a thread, when its turn has come.
-
-        Args:
-            request: what is asked.
-            kind: see `kind`.
-            answer: told the reply, in the event loop.
-
-        Raises:
-            ServingError: too many others wait.
-        """
+    def lane(self, request: Request) -> Lane:
+        """Return whose turns a request takes."""
         lanes = self.runner.lanes
-        request.turn = self.runner.run(
-            lanes.predictions if request.method == "POST" else lanes.others,
-            request.group,
-            partial(self.reply, request, kind, on_the_spot=False),
-            answer,
-            lambda: answer(page(503)),
-        )
+        return lanes.predictions if request.head.method == "POST" else lanes.others
 
-    def reply(self, request: Request, kind: Hashable, *, on_the_spot: bool) -> Reply:
-        """Ask the surface; called in any thread."""
+
+class _Asked(Work):
+    """A request whose answer is made."""
+
+    timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, connection: "Connection", shared: _Shared, request: Request) -> None:
+        super().__init__(request.kind)
+        self._connection, self._shared, self._request = connection, shared, request
+
+    def begin(self) -> Flow[Reply]:
+        """Return what makes the answer."""
+        request = self._request
         if not request.is_wanted:  # it waited too long for its turn, or its client has gone
-            return timed_out()
-        call = Call.within(self.timeout_s, request.account, lambda: not request.is_wanted)
-        took = Took()
-        try:
-            origin = {"origin": request.origin} if request.origin else {}
-            body = request.take_body()
-            reply = self.surface(request.method, request.target, body, call, **origin)
-        except ServingError:
-            return page(503)
-        except Exception:  # noqa: BLE001 (whoever asks must get an answer)
-            _log.exception("a request failed")
-            return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, close=True)
-        if reply.status == HTTPStatus.OK and not request.is_zipped:
-            took.end()
-            self.runner.kinds.note(
-                kind, took, time.monotonic(), on_the_spot=on_the_spot, waits=call.waits
-            )
-        return reply
+            raise ServingError(Code.CANCELLED, "")
+        shared = self._shared
+        call = Call.within(shared.timeout_s, request.account, lambda: not request.is_wanted)
+        head = request.head
+        origin = {"origin": head.origin} if head.origin else {}
+        return shared.surface(head.method, head.target, request.take_body(), call, **origin)
+
+    def failed(self, error: ServingError | None) -> Reply:
+        """Return the answer for an error."""
+        return page(503) if error else Reply(HTTPStatus.INTERNAL_SERVER_ERROR, close=True)
+
+    def is_usual(self, result: Reply) -> bool:
+        """Say whether it went as others will; what was compressed can become anything."""
+        return result.status == _OK and not self._request.head.is_zipped
+
+    def done(self, result: Reply) -> None:
+        """Answer."""
+        if self.timer:
+            self.timer.cancel()
+        self._connection.take_reply(self._request, result)
+
+
+class _Row:
+    """Short requests that have arrived together: they are answered, then all answers are sent.
+
+    Whoever gets an answer wakes up and asks again. If that came in between, the processor would
+    have nothing at hand any more for the next one.
+
+    Args:
+        shared: what the connections have in common.
+    """
+
+    def __init__(self, shared: _Shared) -> None:
+        self._shared = shared
+        self._asked: dict[Kind, list[tuple[Connection, Request]]] = {}
+        self._is_due = False
+
+    def add(self, connection: "Connection", request: Request, kind: Kind) -> None:
+        """Have a request answered, once all that has arrived is read."""
+        others = self._asked.get(kind)
+        if others is None:
+            others = self._asked[kind] = []
+        others.append((connection, request))
+        if not self._is_due:
+            self._is_due = True
+            self._shared.runner.step_soon(self._step)
+
+    def _step(self) -> bool:
+        """Answer some of one kind; say whether there are more. See `Runner.step_soon`."""
+        self._is_due = False  # whatever happens
+        kind = next(iter(self._asked))
+        row = self._asked.pop(kind)
+        most = max(1, int(_ROW_S / max(kind.mean_s, kind.least_s / _ROW, _ROW_S / _ROW)))
+        if len(row) > most:
+            self._asked[kind] = row[most:]
+            row = row[:most]
+        for (connection, request), reply in zip(row, self._replies(row, kind), strict=True):
+            try:
+                if reply is None:
+                    connection.ask_here(request)
+                else:
+                    connection.take_reply(request, reply)
+            except Exception:  # noqa: BLE001 (the others must be served)
+                _log.exception("an answer was lost")
+        goes_on = bool(self._asked) and not self._is_due
+        self._is_due = self._is_due or goes_on
+        return goes_on
+
+    def _replies(
+        self, row: "Sequence[tuple[Connection, Request]]", kind: Kind
+    ) -> Sequence[Reply | None]:
+        at_once = self._shared.at_once
+        if at_once is None or kind.waits:
+            return [None] * len(row)
+        began_s = time.perf_counter()
+        target = row[0][1].head.target
+        replies = at_once(target, [(request.body, request.account) for _, request in row])
+        if any(reply and reply.status == _OK for reply in replies):
+            self._shared.runner.note_here(kind, time.perf_counter() - began_s, len(row))
+        return replies
 
 
 class Connection(asyncio.Protocol):
@@ -141,6 +222,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._asked: Request | None = None
         self._has_ended = False  # the client sends no more
+        self._is_to_encourage = False  # the client waits to be told to send the body
         self._refusal: Reply | None = None  # the last answer, once all others are given
         self._unsent: Request | None = None  # whose answer is on its way
         self._unsent_bytes = 0
@@ -153,7 +235,7 @@ class Connection(asyncio.Protocol):
         """Begin, with an asyncio transport."""
         self._transport = transport
         peer = transport.get_extra_info("peername") or ("",)
-        self._reader = Reader(self._shared.ledger, str(peer[0]), self)
+        self._reader = Reader(self._shared.ledger, str(peer[0]), self, self._shared.known_heads)
         # Any answer that the system does not take at once counts as not taken.
         transport.set_write_buffer_limits(0)
         self._shared.connections.add(self)
@@ -172,9 +254,17 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take up what has arrived."""
-        if self._reader.open:
-            self._reader.feed(data)
-            self._proceed()
+        reader = self._reader
+        if not reader.open:
+            return
+        if not (self._asked or self._waiting or self._stuck) and len(data) <= _SMALL_BYTES:
+            request = reader.known(data)
+            kind = self._shared.short_kind(request) if request else None
+            if request and kind and not kind.waits:
+                self._ask_in_row(request, kind)  # and nothing else is left to do
+                return
+        reader.feed(data)
+        self._proceed()
 
     def eof_received(self) -> bool:
         """Answer what has been asked; the client may have closed its half only."""
@@ -198,11 +288,14 @@ class Connection(asyncio.Protocol):
 
     def take(self, request: Request) -> None:
         """Queue a request that is whole."""
+        self._is_to_encourage = False
         self._expect_no_more()
         self._waiting.append(request)
 
     def has_room(self) -> bool:
         """Say whether further requests may be parsed."""
+        if not self._waiting:
+            return True
         if len(self._waiting) >= MOST_PIPELINED:
             return False
         return sum(each.account.held_bytes for each in self._waiting) < _WAITING_BYTES
@@ -214,21 +307,19 @@ class Connection(asyncio.Protocol):
             self._stop_reading()
 
     def encourage(self) -> None:
-        """Tell the client to go on and send the body."""
-        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        """Tell the client to go on and send the body, after the answers before."""
+        self._is_to_encourage = True
 
     # Requests
 
     def _proceed(self) -> None:
         """Do what can be done now: read on, answer the next request, or hang up."""
-        self._reader.parse()
+        if self._reader.unread:
+            self._reader.parse()
         if self._transport.is_closing():
             return
         if not self._asked and not self._stuck:
-            if self._waiting:
-                self._ask(self._waiting.popleft())
-            elif not self._reader.open or self._has_ended:
-                self._hang_up()
+            self._turn_to_client()
         if self._has_ended or self._transport.is_closing():
             return
         if self._reader.unread or not self.has_room():
@@ -238,6 +329,16 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._reader.begun and not self._overdue:
             self._await_rest()
+
+    def _turn_to_client(self) -> None:
+        """Do what comes next as no answer is being made or taken."""
+        if self._waiting:
+            self._ask(self._waiting.popleft())
+        elif self._is_to_encourage and self._reader.open:
+            self._is_to_encourage = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif not self._reader.open or self._has_ended:
+            self._hang_up()
 
     def _await_rest(self) -> None:
         self._overdue = self._shared.loop.call_later(
@@ -264,28 +365,34 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _ask(self, request: Request) -> None:
-        self._asked, request.is_working = request, True
-        kind = self._shared.kind(request)
-        if self._shared.is_short(request, kind):
-            self._shared.runner.step(partial(self._reply_now, request, kind))
+        shared = self._shared
+        kind = shared.short_kind(request)
+        if kind:
+            self._ask_in_row(request, kind)
             return
+        self._asked, request.is_working = request, True
+        work = _Asked(self, shared, request)
+        shared.runner.do_later(work, shared.lane(request), request.group)
+        request.turn = work.turn
+        self._watch_over(work, request)
 
-        def answer(reply: Reply) -> None:
-            timer.cancel()
-            self._take(request, reply)
+    def _ask_in_row(self, request: Request, kind: Kind) -> None:
+        self._asked, request.is_working = request, True
+        self._shared.row.add(self, request, kind)
 
-        timer = self._shared.loop.call_later(self._shared.timeout_s, self._give_up, request)
-        try:
-            self._shared.ask(request, kind, answer)
-        except ServingError:
-            answer(page(503))
+    def ask_here(self, request: Request) -> None:
+        """Have the surface answer a short request on the spot, as far as it can be."""
+        work = _Asked(self, self._shared, request)
+        self._shared.runner.do_here(work, self._shared.lane(request))
+        self._watch_over(work, request)
 
-    def _reply_now(self, request: Request, kind: Hashable) -> bool:
-        """Answer a request that takes a moment only; see `Runner.step`."""
-        self._take(request, self._shared.reply(request, kind, on_the_spot=True))
-        return False
+    def _watch_over(self, work: _Asked, request: Request) -> None:
+        """Let a client wait no longer than it may."""
+        if not work.has_ended:
+            shared = self._shared
+            work.timer = shared.loop.call_later(shared.timeout_s, self._give_up, request)
 
-    def _take(self, request: Request, reply: Reply) -> None:
+    def take_reply(self, request: Request, reply: Reply) -> None:
         """Pass a reply on if somebody still waits for it."""
         request.is_working = False
         if request.is_wanted:
@@ -302,35 +409,44 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             request.drop()
             return
-        if not request.is_working:
+        if len(reply.body) > _SMALL_BYTES and not request.is_working:
             reply = _afforded(request, reply)
-        is_last = not (request.keep_alive and not reply.close)
-        is_last = is_last or not (self._may_ask_more() or self._refusal)
-        self._write(reply, is_last=is_last, headless=request.method == "HEAD")
+        reader, is_last = self._reader, reply.close or not request.head.keep_alive
+        if not is_last and (self._has_ended or not reader.open or self._shared.is_draining):
+            is_last = not (self._waiting or reader.unread or self._refusal)
+        self._write(reply, is_last=is_last, request=request)
         if self._stuck and not request.is_working:
             self._unsent = request
             request.account.keep(self._unsent_bytes)
         else:
             request.drop()
         if not is_last:
-            self._proceed()
+            if self._has_more():
+                self._proceed()
         elif self._shared.is_draining:
             self._linger()
         else:
             self._transport.close()
 
-    def _may_ask_more(self) -> bool:
-        if self._waiting or self._reader.unread:
+    def _has_more(self) -> bool:
+        """Say whether there is anything to go on with now that an answer is given."""
+        if self._waiting or self._reader.unread or self._is_to_encourage or self._has_ended:
             return True
-        return self._reader.open and not self._has_ended and not self._shared.is_draining
+        return not self._reader.open or not self._transport.is_reading()
 
-    def _write(self, reply: Reply, *, is_last: bool, headless: bool = False) -> None:
-        head = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, '')}"]
-        head += [f"{name}: {value}" for name, value in reply.headers.items()]
-        head += [f"Date: {self._shared.date}", f"Content-Length: {len(reply.body)}"]
-        head += ["Connection: close"] if is_last else []
-        body = b"" if headless else reply.body
-        self._transport.write("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
+    def _write(self, reply: Reply, *, is_last: bool, request: Request | None = None) -> None:
+        body, end = reply.body, b"\r\n\r\n"
+        if is_last:
+            end = b"\r\nConnection: close\r\n\r\n"
+        elif request and request.head.says_keep_alive:
+            end = b"\r\nConnection: keep-alive\r\n\r\n"
+        head, size_bytes = self._shared.head(reply), len(body)
+        if request and request.head.method == "HEAD":
+            self._transport.write(b"%b%d%b" % (head, size_bytes, end))
+        elif size_bytes < _COPIED_BYTES:
+            self._transport.write(b"%b%d%b%b" % (head, size_bytes, end, body))
+        else:
+            self._transport.writelines((b"%b%d%b" % (head, size_bytes, end), body))
 
     def _watch_unsent(self, unsent_bytes: int) -> None:
         """Note how much of the answers the client has yet to take."""
@@ -402,22 +518,25 @@ class RestOptions:
         patience_s: how long a request that has begun may take to arrive, and an answer to be
             taken, without getting on, in seconds; `timeout_s` if that is longer. Between requests
             a connection may stay as long as it likes.
+        processors: the lane of predictions that compute for long, see `Lanes`; None for its own.
     """
 
     threads: int = 8
     timeout_s: float = 30.0
     patience_s: float = PATIENCE_S
+    processors: Lane | None = None
 
 
 class HttpTransport:
     """A REST server.
 
     Args:
-        surface: (method, target, body, call) -> Reply; called in any thread.
+        surface: (method, target, body, call) -> what makes the Reply, in any thread.
         ledger: what clients make the server hold.
         address: where to listen, and the TCP port; 0 asks the system for a free one.
         options: how it treats its requests.
         loop: the event loop, shared with other servers; one of its own if left out.
+        at_once: a short cut of the surface, for short requests; None where there is none.
 
     Raises:
         ServingError: the address cannot be listened on.
@@ -430,13 +549,15 @@ class HttpTransport:
         address: tuple[str, int],
         options: RestOptions = RestOptions(),
         loop: EventLoop | None = None,
+        at_once: AtOnce | None = None,
     ) -> None:
         self._owns_loop = loop is None
         self._front = loop or EventLoop()
         self._loop = self._front.loop
         self._shared = _Shared(
             surface,
-            Runner(self._loop, Lanes(options.threads), "rest"),
+            at_once,
+            Runner(self._front, Lanes(options.threads, options.processors), "rest"),
             self._loop,
             ledger,
             options.timeout_s,
@@ -450,7 +571,8 @@ class HttpTransport:
             self._discard()
             raise invalid(f"cannot listen for REST on {address[0]}:{address[1]}") from error
         self.port: int = listener.getsockname()[1]
-        self._listener = Listener(self._loop, listener, self._connection, self._has_room)
+        self._front.connections.append(self._shared.connections)
+        self._listener = Listener(self._front, listener, self._connection)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -478,9 +600,6 @@ class HttpTransport:
 
     def _connection(self) -> Connection:
         return Connection(self._shared)
-
-    def _has_room(self, coming: int) -> bool:
-        return len(self._shared.connections) + coming < most_connections()
 
     async def _drain(self, grace_s: float) -> None:
         """Let in who has knocked, answer what is asked, and tell everybody to come no more."""

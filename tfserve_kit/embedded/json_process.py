@@ -346,8 +346,8 @@ class LargeJson:
             call: whose answer it is.
             row_format: as there.
         """
-        is_plain = all(array.dtype.kind in _PLAIN_KINDS for array in outputs.values())
-        if cost_bytes >= LARGE_ANSWER_BYTES and is_plain:
+        is_large = cost_bytes >= LARGE_ANSWER_BYTES
+        if is_large and all(array.dtype.kind in _PLAIN_KINDS for array in outputs.values()):
             with suppress(Unusable):
                 sent = packed(outputs)
                 return bytes(self._writer.run(call, {}, "answer", sent, row_format))
@@ -458,7 +458,9 @@ def worker_main() -> None:
     """Work in a thread, whose stack may be deep."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the server decides when it ends
         signal.signal(number, signal.SIG_IGN)
-    os.nice(_LOW_PRIORITY)
+    with suppress(OSError):  # lower than the server's, whichever of its threads has started this
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getppid()) + _LOW_PRIORITY
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
     most_bytes = limits.most_held_bytes() + _OWN_BYTES
     with suppress(ValueError, OSError):  # it is bounded more closely already
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))

@@ -14,6 +14,7 @@ import base64
 import re
 import sys
 import threading
+from array import array as packed
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -375,7 +376,11 @@ class _Decoder(rapidjson.Decoder):
         return as_object(pairs)
 
 
-_decode = _Decoder(number_mode=rapidjson.NM_NAN | rapidjson.NM_NATIVE)
+_NUMBERS = rapidjson.NM_NAN | rapidjson.NM_NATIVE
+_decode = _Decoder(number_mode=_NUMBERS)
+# The same parser without calls into Python: of members with one key it keeps the last.
+_decode_unrepeated = rapidjson.Decoder(number_mode=_NUMBERS)
+_QUOTES_OF_A_KEY = 2
 
 
 def parse_object(body: bytes, account: Account) -> dict[str, Any]:
@@ -406,8 +411,10 @@ def parse_object(body: bytes, account: Account) -> dict[str, Any]:
 
 def _parse(body: bytes) -> Any:
     """Parse fast what is an object, and anew what is not, or no JSON, or not for this parser."""
+    # One key alone cannot repeat.
+    decode = _decode_unrepeated if body.count(b'"') == _QUOTES_OF_A_KEY else _decode
     try:
-        document = _decode(body)
+        document = decode(body)
     except rapidjson.JSONDecodeError as error:
         if len(body) > _MOST_READ_AGAIN_BYTES:
             where, _, reason = str(error).removeprefix("Parse error at offset ").partition(": ")
@@ -526,7 +533,9 @@ InputInfo = Callable[[str], Mapping[str, Any]]
 # Integers that wrap around instead of being refused.
 _WRAPPING = frozenset({"uint8", "int8", "int16"})
 _INTEGERS = frozenset({"int32", "int64", "uint32", "uint64"})
-_READABLE = _WRAPPING | _INTEGERS | {"float", "double", "bool", "string"}
+_NUMBERS_AND_BOOL = _WRAPPING | _INTEGERS | {"float", "double", "bool"}
+_READABLE = _NUMBERS_AND_BOOL | {"string"}
+_LIMITS_OF = {name: np.iinfo(name) for name in _WRAPPING | _INTEGERS}
 # absl/strings/escaping.cc: blanks anywhere, dots as good as equals signs, and padding or none.
 _BLANKS = b" \t\n\v\f\r"
 _BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
@@ -558,6 +567,37 @@ class PredictBody:
             raise invalid(f"Failed to get input map for signature: {named or 'DEFAULT'}")
         self.row_format = "instances" in document
         self.inputs = _inputs(document, inputs)
+
+
+def few_numbers(body: bytes) -> tuple[bool, list[Any]] | None:
+    """Read a short predict request that is one list by the only key there is, which most are.
+
+    Returns:
+        Whether it came as `instances`, and what stands there, see `regular`; None for any other.
+    """
+    if len(body) >= LEAST_BYTES or body.count(b'"') != _QUOTES_OF_A_KEY:
+        return None
+    try:
+        document = _decode_unrepeated(body)
+    except (ValueError, RecursionError):  # also what is no UTF-8
+        return None
+    if type(document) is not dict or len(document) != 1:
+        return None
+    ((layout, value),) = document.items()
+    return (layout == "instances", value) if layout in _LAYOUTS and _is_list(value) else None
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list and len(value) > 0
+
+
+def regular(value: list[Any], dtype: DType) -> NDArray[Any] | None:
+    """Return the array of a list with something in it; None where `PredictBody` has to look."""
+    shape = _shape(value) if type(value[0]) is list else (len(value),)
+    try:
+        return _quick(value, shape, dtype) if len(shape) <= MAX_RANK else None
+    except ServingError:  # numpy has no such array
+        return None
 
 
 def bulk_body(body: bytes, info: InputInfo, account: Account) -> Bulk | None:
@@ -744,23 +784,28 @@ def _array(value: Any, dtype: DType, alias: str) -> NDArray[Any]:
     return _built(_leaves(value, shape, dtype), dtype, shape)
 
 
-# The Python types that a list of numbers may hold, by kind of dtype; whole numbers where not named.
-_PLAIN_TYPES: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
+# The Python types that a list may hold that becomes an array at once, by name of dtype.
+_PLAIN_TYPES: dict[str, frozenset[type]] = {
+    **dict.fromkeys(_WRAPPING | _INTEGERS, frozenset({int})),
+    **dict.fromkeys(("float", "double"), frozenset({int, float})),
+    "bool": frozenset({bool}),
+}
 
 
 def _quick(value: Any, shape: tuple[int, ...], dtype: DType) -> NDArray[Any] | None:
     """Convert regular lists of numbers at C speed; None where that might hide a fault."""
-    if dtype.numpy is None or dtype.name not in _READABLE - {"string"}:
+    types = _PLAIN_TYPES.get(dtype.name)
+    if types is None:
         return None
-    flat = [value]
-    for size in shape:
+    flat = value if shape else [value]
+    for size in shape[1:]:
         if set(map(type, flat)) != {list} or set(map(len, flat)) != {size}:
             return None
         flat = list(chain.from_iterable(flat))
-    kinds = set(map(type, flat))
-    if not kinds <= _PLAIN_TYPES.get(dtype.numpy.kind, {int}):
+    if not types.issuperset(map(type, flat)):
         return None
-    if dtype.numpy.kind in "iu" and flat and not _in_range(flat, np.iinfo(dtype.numpy)):
+    limits = _LIMITS_OF.get(dtype.name)
+    if limits and flat and not _in_range(flat, limits):
         return None
     return _built(flat, dtype, shape)
 
@@ -775,10 +820,12 @@ def _built(flat: list[Any], dtype: DType, shape: tuple[int, ...]) -> NDArray[Any
         array[:] = flat
     elif dtype.numpy is None:
         raise ServingError(Code.UNIMPLEMENTED, f"JSON cannot carry the type {dtype.name}")
+    elif dtype.name == "float" and flat:  # 1e39 as a float is infinity, as in C++
+        array = np.frombuffer(packed("f", flat), np.float32)
     else:
-        wide = np.array(flat, np.float64 if dtype.name == "float" else dtype.numpy)
-        with np.errstate(over="ignore"):  # 1e39 as a float is infinity, as in C++
-            array = wide.astype(dtype.numpy, copy=False)
+        array = np.array(flat, dtype.numpy)
+    if len(shape) == 1:
+        return array
     try:
         return array.reshape(shape)
     except ValueError as error:  # numpy knows fewer dimensions than tensorflow

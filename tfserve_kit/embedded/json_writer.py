@@ -12,14 +12,15 @@ there: powers of ten are computed where RapidJSON looks them up.
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from struct import Struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.embedded.status import encoded, invalid
+from tfserve_kit.embedded.status import ServingError, encoded, invalid
 from tfserve_kit.tensors import dtypes
 
 _BITS = 64
@@ -268,27 +269,34 @@ def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> byt
 
 
 def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
-    batch = _batch_size(outputs)
-    level = 1 if len(outputs) == 1 else 2
-    leaves = {alias: _leaves(alias, array, level + array.ndim) for alias, array in outputs.items()}
-    shapes = {alias: array.shape[1:] for alias, array in outputs.items()}
     if len(outputs) == 1:
-        ((alias, items),) = leaves.items()
-        shape = shapes[alias]
-        rows = [_inline(row, shape) for row in _split(items, batch)] if shape else items
-        body = b", ".join(rows)
+        ((alias, array),) = outputs.items()
+        if not array.ndim:
+            raise _unshaped(alias)
+        batch, items = len(array), _leaves(alias, array, 1 + array.ndim)
+        if array.ndim > 1:
+            items = [_inline(row, array.shape[1:]) for row in _split(items, batch)]
+        body = b", ".join(items)
     else:
-        split = {alias: _split(items, batch) for alias, items in leaves.items()}
-        objects = [
-            b",\n".join(
-                _member(alias, 3) + _inline(split[alias][row], shapes[alias]) for alias in outputs
-            )
-            for row in range(batch)
-        ]
-        pad = (_INDENT * 2).encode()
-        body = b",".join(b"\n" + pad + b"{\n" + each + b"\n" + pad + b"}" for each in objects)
+        batch = _batch_size(outputs)
+        body = _objects(outputs, batch)
     end = b"\n    ]\n}" if batch else b"]\n}"
     return b'{\n    "predictions": [' + body + end
+
+
+def _objects(outputs: Mapping[str, NDArray[Any]], batch: int) -> bytes:
+    """Print several outputs: an object with all of them for each row."""
+    leaves = {alias: _leaves(alias, array, 2 + array.ndim) for alias, array in outputs.items()}
+    shapes = {alias: array.shape[1:] for alias, array in outputs.items()}
+    split = {alias: _split(items, batch) for alias, items in leaves.items()}
+    objects = [
+        b",\n".join(
+            _member(alias, 3) + _inline(split[alias][row], shapes[alias]) for alias in outputs
+        )
+        for row in range(batch)
+    ]
+    pad = (_INDENT * 2).encode()
+    return b",".join(b"\n" + pad + b"{\n" + each + b"\n" + pad + b"}" for each in objects)
 
 
 def _member(alias: str, level: int) -> bytes:
@@ -300,13 +308,17 @@ def _batch_size(outputs: Mapping[str, NDArray[Any]]) -> int:
     batch: int | None = None
     for alias, array in reversed(list(outputs.items())):
         if array.ndim == 0:
-            raise invalid(f"Tensor name: {alias} has no shape information ")
+            raise _unshaped(alias)
         if batch is not None and len(array) != batch:
             raise invalid(
                 f"Tensor name: {alias} has inconsistent batch size: {len(array)} expecting: {batch}"
             )
         batch = len(array)
     return batch or 0
+
+
+def _unshaped(alias: str) -> ServingError:
+    return invalid(f"Tensor name: {alias} has no shape information ")
 
 
 def _split(items: list[bytes], batch: int) -> list[list[bytes]]:
@@ -341,14 +353,14 @@ def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
 
 def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
     """Print each element, in C order; `level` counts the lists and objects around it."""
+    if array.dtype.char in "fd":
+        return _floats(array.ravel())
     dtype = dtypes.by_numpy(array.dtype)
     flat = array.ravel().tolist()
     if dtype is dtypes.STRING:
         if alias.endswith("_bytes"):
             return [_base64_object(item, _INDENT * level) for item in flat]
         return [_quoted(item) for item in flat]
-    if dtype.name in {"float", "double"}:
-        return _floats(array.ravel())
     if dtype.name == "bool":
         return [b"true" if item else b"false" for item in flat]
     if not flat:  # lists of nothing are of no type
@@ -371,27 +383,42 @@ def _floats(flat: NDArray[Any]) -> list[bytes]:
 
 def _printed(flat: NDArray[Any]) -> list[bytes]:
     """Print floats one by one, which is the definition of how they are printed."""
-    kind = _SINGLE if flat.dtype.itemsize == _SINGLE_BYTES else _DOUBLE
-    return [_decimal(item, *kind).encode() for item in flat.tolist()]
+    exact, tiny, kept = _SINGLE if flat.dtype.itemsize == _SINGLE_BYTES else _DOUBLE
+    items = []
+    for value in flat.tolist():
+        if tiny <= value < math.inf or tiny <= -value < math.inf:
+            text = b"%.6g" % value
+            short = float(text)
+            if short != value and kept(short) != value:
+                text = exact % value
+            items.append(text if b"." in text or b"e" in text else text + b".0")
+        else:
+            items.append(_unusual(value))
+    return items
 
 
-# Digits that tell all apart, the least number that is not subnormal, and how a text is read back.
-_SINGLE = 9, float(np.finfo(np.float32).tiny), np.float32
-_DOUBLE = 17, float(np.finfo(np.float64).tiny), float
-
-
-def _decimal(value: float, digits: int, tiny: float, round_trip: Callable[[Any], Any]) -> str:
-    """Print a float with six digits where these suffice, else with `digits`."""
+def _unusual(value: float) -> bytes:
+    """Print what is not finite, or subnormal: that is printed as nothing."""
     if value != value:  # noqa: PLR0124 (NaN is the only value unlike itself)
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "Infinity" if value > 0 else "-Infinity"
-    if 0 < abs(value) < tiny:
-        value = 0.0
-    text = f"{value:.6g}"
-    if round_trip(text) != value:
-        text = f"{value:.{digits}g}"
-    return text if "." in text or "e" in text else text + ".0"
+        return b"NaN"
+    sign = b"-" if math.copysign(1, value) < 0 else b""
+    if abs(value) == math.inf:
+        return sign + b"Infinity"
+    return sign + b"0.0" if value == 0 else b"0.0"
+
+
+_FLOAT = Struct("f")
+
+
+def _as_single(value: float) -> float:
+    """Return the closest float32 of a double that is in its range."""
+    rounded: float = _FLOAT.unpack(_FLOAT.pack(value))[0]
+    return rounded
+
+
+# Digits that tell all apart, the least number that is not subnormal, and what a number is kept as.
+_SINGLE = b"%.9g", float(np.finfo(np.float32).tiny), _as_single
+_DOUBLE = b"%.17g", float(np.finfo(np.float64).tiny), float
 
 
 def _printed_at_once(flat: NDArray[Any]) -> list[bytes]:

@@ -9,13 +9,21 @@ left anybody gets one. Beyond that half as many again are there for groups that 
 equal share, and a turn that ends goes to the group that holds the fewest: requests that take long,
 however many, do not keep others waiting that would be quick. Those that wait are counted as the
 bytes are in the ledger: a group may be at most four times what is still free.
+
+Those that compute for long need a processor besides, which is a turn of one more lane: more of them
+than there are processors would end no sooner, and keep the event loop from its own. The groups are
+kinds of calls there, and each may have its equal share at any time, one turn at least, so no model
+waits for another.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from tfserve_kit.embedded.ledger import TIMES_WHAT_IS_FREE
-from tfserve_kit.embedded.limits import MOST_WAITING
+from tfserve_kit.embedded.limits import MOST_WAITING, usable_processors
 from tfserve_kit.embedded.status import Code, ServingError
 
 Group = Hashable
@@ -23,6 +31,20 @@ Group = Hashable
 # All but predictions take a moment, and a reload that waits gives way to the next one.
 _FEW = 4
 _FEW_WAITING = 128
+# How much less than others a thread that computes asks of the processors.
+_NICENESS = 5
+
+
+def give_way() -> None:
+    """Let the system prefer other threads to this one, where each has a priority of its own.
+
+    That is so on Linux, which needs no permission for it. Threads that this one starts have the
+    same priority, so it counts from that of the process.
+    """
+    if sys.platform == "linux":
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICENESS
+        with suppress(OSError):  # it is lower already
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 class _Party:
@@ -39,17 +61,21 @@ class Lane:
     """A number of turns. Thread-safe.
 
     Args:
-        turns: how many at once, besides half as many for groups that are behind.
+        turns: how many at once, besides those for groups that are behind.
         most_waiting: how many requests may wait for one.
+        most_turns: how many at once, those for groups that are behind included; half as many again
+            if left out.
 
     Attributes:
         most_turns: how many at once, those for groups that are behind included.
         waiting: how many requests wait for one now.
     """
 
-    def __init__(self, turns: int, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self, turns: int, most_waiting: int = MOST_WAITING, most_turns: int | None = None
+    ) -> None:
         self._turns = turns
-        self.most_turns = turns + turns // 2
+        self.most_turns = turns + turns // 2 if most_turns is None else most_turns
         self._most_waiting = most_waiting
         self._taken = self.waiting = 0
         self._lock = threading.Lock()
@@ -89,8 +115,8 @@ class Lane:
             party = self._parties.get(turn.group)
             if party is None:
                 return
-            if turn.has_come:
-                turn.has_come = False
+            if turn.is_held:
+                turn.is_held = False
                 party.held -= 1
                 self._taken -= 1
             elif turn in party.waiting:
@@ -108,7 +134,7 @@ class Lane:
         return is_behind and self._taken < self.most_turns
 
     def _take(self, turn: "Turn", party: _Party) -> None:
-        turn.has_come = True
+        turn.has_come = turn.is_held = True
         party.held += 1
         self._taken += 1
         if len(self._parties) > 1:
@@ -142,17 +168,33 @@ class Lane:
 
 
 class Turn:
-    """One request's place in a lane; see `Lane.enter`."""
+    """One request's place in a lane; see `Lane.enter`.
 
-    __slots__ = ("_lane", "begin", "group", "has_come")
+    Attributes:
+        group: whom it counts for.
+        begin: called when it comes.
+        has_come: whether it has, at any time.
+        is_held: whether it has, and has not ended.
+    """
+
+    __slots__ = ("_lane", "begin", "group", "has_come", "is_held")
 
     def __init__(self, lane: Lane, group: Group, begin: Callable[["Turn"], object]) -> None:
         self._lane, self.group, self.begin = lane, group, begin
-        self.has_come = False
+        self.has_come = self.is_held = False
 
     def end(self) -> None:
         """Let the next one have it, or wait for it no longer; idempotent."""
         self._lane.end(self)
+
+
+def processors(count: int = 0) -> Lane:
+    """Return the lane of requests that compute for long; it refuses none.
+
+    Args:
+        count: how many processors there are; those that this process may use, unless positive.
+    """
+    return Lane(count if count > 0 else usable_processors(), sys.maxsize, sys.maxsize)
 
 
 class Lanes:
@@ -160,9 +202,11 @@ class Lanes:
 
     Args:
         threads: predictions at the same time.
+        long: the lane of those that compute for long, shared by protocols; None for its own.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, long: Lane | None = None) -> None:
         self.predictions = Lane(threads)
+        self.long = long or processors()
         self.reloads = Lane(_FEW, _FEW_WAITING)
         self.others = Lane(_FEW, _FEW_WAITING)

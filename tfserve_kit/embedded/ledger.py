@@ -90,27 +90,30 @@ class Ledger:
 
     def take(self, account: "Account", size_bytes: int, what: str) -> None:
         """See `Account.take`."""
+        client = account.client
         with self._lock:
-            self._check(account, size_bytes, what)
-            self._move(account, size_bytes)
+            accounts_bytes = account.held_bytes + size_bytes
+            clients_bytes = self._held_by.get(client, 0) + size_bytes
+            held_bytes = self._held_bytes + size_bytes
+            is_little = clients_bytes <= self._small_bytes and held_bytes <= self._total_bytes
+            if not is_little or accounts_bytes > self._request_bytes or account.is_closed:
+                self._check(account, size_bytes, what)
+            account.held_bytes, self._held_bytes = accounts_bytes, held_bytes
+            self._held_by[client] = clients_bytes
+            if account.is_closed:  # meanwhile, see `Account.close`
+                self._give(account, accounts_bytes)
+                raise ServingError(Code.CANCELLED, "The request has ended")
 
     def give(self, account: "Account", size_bytes: int) -> None:
         """See `Account.give`."""
         with self._lock:
-            self._move(account, -min(size_bytes, account.held_bytes))
+            self._give(account, min(size_bytes, account.held_bytes))
 
-    def close(self, account: "Account") -> None:
-        """See `Account.close`."""
-        with self._lock:
-            account.is_closed = True
-            if account.held_bytes:
-                self._move(account, -account.held_bytes)
-
-    def _move(self, account: "Account", size_bytes: int) -> None:
-        """Put bytes down to an account; the lock is held."""
-        account.held_bytes += size_bytes
-        self._held_bytes += size_bytes
-        clients_bytes = self._held_by.get(account.client, 0) + size_bytes
+    def _give(self, account: "Account", size_bytes: int) -> None:
+        """Take bytes off an account; the lock is held."""
+        account.held_bytes -= size_bytes
+        self._held_bytes -= size_bytes
+        clients_bytes = self._held_by.get(account.client, 0) - size_bytes
         if clients_bytes:
             self._held_by[account.client] = clients_bytes
         else:
@@ -197,7 +200,10 @@ class Account:
 
     def close(self) -> None:
         """Give everything back, and lend nothing from now on; idempotent, never raises."""
-        self._ledger.close(self)
+        # In this order: what is taken meanwhile is seen here, or sees that the account is closed.
+        self.is_closed = True
+        if self.held_bytes:
+            self._ledger.give(self, self.held_bytes)
 
 
 # A field of so many bytes or more that holds plain bytes costs them twice: in the message, and as
@@ -389,14 +395,12 @@ class Call:
         deadline_s: until when somebody waits for the answer, by `time.monotonic()`; None for ever.
         is_cancelled: says whether the client has gone.
         on_cancel: has something called when the client has gone, perhaps also when the call ends.
-        waits: set by whoever has it wait for other things than the processor, such as a batch.
     """
 
     account: Account
     deadline_s: float | None = None
     is_cancelled: Callable[[], bool] = _never
     on_cancel: Callable[[Callable[[], object]], object] = _nobody
-    waits: bool = False
 
     @classmethod
     def unbounded(cls) -> "Call":

@@ -25,6 +25,8 @@ MOST_UNHEARD = 4096
 # A gRPC message, and the headers of a call.
 MOST_MESSAGE_BYTES = (1 << 31) - 1
 MOST_METADATA_BYTES = 16_384
+# Loading models takes descriptors too, and must not fail because clients have them all.
+RESERVED_DESCRIPTORS = 512
 # gRPC calls on one connection.
 MOST_STREAMS = 1024
 # Request line and headers of a REST request, and its body.
@@ -58,6 +60,8 @@ _CGROUPS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
+_PROCESSORS = Path("/sys/fs/cgroup/cpu.max")
+
 
 def most_held_bytes() -> int:
     """Return how many bytes clients may hold on this machine or in this container."""
@@ -66,6 +70,21 @@ def most_held_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             memory_bytes.append(int(file.read_text()))
     return min(MOST_HELD_BYTES, min(memory_bytes) // MOST_HELD_SHARE)
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use at once on this machine or in its container.
+
+    A container's quota counts as so many whole ones.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        found = len(os.sched_getaffinity(0))
+    else:
+        found = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        quota, period = map(int, _PROCESSORS.read_text().split())
+        found = min(found, -(-quota // period))
+    return max(1, found)
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -92,6 +111,11 @@ def rows() -> list[tuple[str, str, str]]:
         ),
         ("time for an answer to be taken", f"{slow} without progress", "closed"),
         ("predictions that wait for their turn, by protocol", f"{MOST_WAITING}", full[:3]),
+        (
+            "connections, of gRPC and REST together",
+            f"descriptors of the process, less {RESERVED_DESCRIPTORS}, or half of them",
+            "further ones wait",
+        ),
         ("headers of a gRPC call", _size(MOST_METADATA_BYTES), "closed"),
         ("gRPC calls on one connection", f"{MOST_STREAMS}", "further ones wait"),
         ("gRPC calls that have begun and sent no message", f"{MOST_UNHEARD}", "the oldest end"),

@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import handlers, messages
 from tfserve_kit.embedded.batching import BatchingServable, BatchScheduler, batch_options
+from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import (
     BudgetExceeded,
     Call,
@@ -49,6 +51,7 @@ from tfserve_kit.embedded.servable import (
     Servable,
     SessionServable,
     TfLiteServable,
+    borrowing,
     compiled_call,
     translated,
 )
@@ -87,7 +90,7 @@ def _runtime() -> Runtime:
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.client import session
     from tensorflow.python.framework import errors, ops
-    from tensorflow.python.ops import array_ops, math_ops
+    from tensorflow.python.ops import array_ops, gen_array_ops, math_ops
     from tensorflow.python.platform import tf_logging
     from tensorflow.python.saved_model import loader_impl
 
@@ -102,16 +105,25 @@ def _runtime() -> Runtime:
         math_ops.multiply,
         array_ops.reshape,
         array_ops.shape,
+        gen_array_ops.empty,
     )
 
 
 class SavedModelLoader:
-    """Loads SavedModel directories into sessions. Thread-safe."""
+    """Loads SavedModel directories into sessions. Thread-safe.
 
-    def __init__(self, options: SessionOptions) -> None:
+    Args:
+        options: what sessions are like.
+        metrics: told of every run of a graph.
+    """
+
+    def __init__(self, options: SessionOptions, metrics: Metrics | None = None) -> None:
         self._tf = _runtime()
+        self._metrics = metrics
         self._options = options
-        self._compiled = _compiled_calls_work(self._tf)
+        with ThreadPoolExecutor(1, "first_session", initializer=give_way) as low:
+            self._compiled = low.submit(_compiled_calls_work, self._tf, options).result()
+        self._borrow = borrowing(self._tf)
         if not self._compiled:
             _log.warning("this tensorflow has no compiled callables; calls go through Session.run")
 
@@ -134,7 +146,14 @@ class SavedModelLoader:
             name: protos.SignatureDef.FromString(signature.SerializeToString())
             for name, signature in graph.signature_def.items()
         }
-        return SessionServable(tf, session, signatures, compiled=self._compiled)
+        return SessionServable(
+            tf,
+            session,
+            signatures,
+            compiled=self._compiled,
+            borrow=self._borrow,
+            metrics=self._metrics,
+        )
 
 
 def _restore(tf: Runtime, session: Any, version_dir: Path, tags: Sequence[str]) -> Any:
@@ -188,12 +207,16 @@ def _check_graph(version_dir: Path, tags: Sequence[str]) -> None:
         )
 
 
-def _compiled_calls_work(tf: Runtime) -> bool:
-    """Try the private interface on a small graph, against the public one."""
+def _compiled_calls_work(tf: Runtime, options: SessionOptions) -> bool:
+    """Try the private interface on a small graph, against the public one.
+
+    The process's first session starts the threads that all of them compute in: as many as its
+    options say, and with the priority of the thread that makes it.
+    """
     with tf.graph().as_default() as graph:
         x = tf.placeholder("float32", [None])
         y = tf.multiply(x, 2.0)
-        with tf.session(graph=graph) as session:
+        with tf.session(graph=graph, config=_session_config(tf, options)) as session:
             value = np.array([1.0, 3.0], np.float32)
             try:
                 (fast,) = compiled_call(tf, session, [x.name], [y.name])(value)

@@ -12,11 +12,11 @@ try without holding up the loads of other models.
 import logging
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.metrics import VERSION_AVAILABLE, VERSIONS, Reading
 from tfserve_kit.embedded.servable import Loader, Servable
 from tfserve_kit.embedded.settings import Settings, check_changes, check_logging, check_platforms
 from tfserve_kit.embedded.status import Code, ServingError, invalid
@@ -163,48 +164,11 @@ class State(IntEnum):
     END = 50
 
 
-@dataclass(frozen=True, slots=True)
-class VersionView:
-    """What a decision needs to know of a version."""
-
-    number: int
-    state: State
-    aspired: bool
+_AVAILABLE, _UNLOADING = State.AVAILABLE, State.UNLOADING  # quicker to find
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Load this version."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unload:
-    """Unload this version."""
-
-    number: int
-
-
-def next_action(versions: Iterable[VersionView]) -> Load | Unload | None:
-    """Return the next step towards the aspired versions, None if there is nothing to do now.
-
-    Versions nobody aspires to are unloaded, lowest first, once an aspired one is available or none
-    is aspired at all; then aspired ones are loaded, highest first.
-    """
-    versions = list(versions)
-    aspired = [version for version in versions if version.aspired]
-    replaced = not aspired or any(version.state is State.AVAILABLE for version in aspired)
-    surplus = [
-        version.number
-        for version in versions
-        if not version.aspired and version.state is State.AVAILABLE
-    ]
-    if replaced and surplus:
-        return Unload(min(surplus))
-    waiting = [version.number for version in aspired if version.state is State.START]
-    return Load(max(waiting)) if waiting else None
-
+# What has ended says nothing of what is served.
+_TOLD = (State.START, State.LOADING, State.AVAILABLE, State.UNLOADING)
 
 # Versions of a model, and models, that have ended and are still known by their state.
 MOST_ENDED = 1000
@@ -219,12 +183,11 @@ class Entry:
     path: Path
     state: State = State.START
     aspired: bool = True
-    servable: Servable | None = None
     error: ServingError | None = None
     failures: int = 0
     retry_at_s: float | None = None
+    lease: "Lease | None" = None
     leases: int = 0
-    plans: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,27 +200,47 @@ class VersionStatus:
 
 
 class Lease:
-    """A version on loan to a request during a `with` block; it is not unloaded before that ends."""
+    """A version on loan to a request during a `with` block; it is not unloaded before that ends.
+
+    Attributes:
+        model: name of the model.
+        version: the version.
+        servable: what answers.
+        plans: what was worked out for it once, by whoever borrows it.
+    """
 
     __slots__ = ("_give_back", "model", "plans", "servable", "version")
 
     def __init__(
-        self,
-        model: str,
-        version: int,
-        servable: Servable,
-        give_back: Callable[[], object],
-        plans: dict[str, Any] | None = None,
+        self, model: str, version: int, servable: Servable, give_back: Callable[[], object]
     ) -> None:
         self.model, self.version, self.servable = model, version, servable
         self._give_back = give_back
-        self.plans = {} if plans is None else plans
+        self.plans: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._give_back()
+
+
+def next_step(entries: Iterable[Entry]) -> tuple[Entry, State] | None:
+    """Return the next step towards the aspired versions, None if there is nothing to do now.
+
+    Versions nobody aspires to are unloaded, lowest first, once an aspired one is available or none
+    is aspired at all; then aspired ones are loaded, highest first.
+
+    Returns:
+        A version, and the state it is to enter: LOADING or UNLOADING.
+    """
+    by_number = sorted(entries, key=lambda entry: entry.number)
+    aspired = [entry for entry in by_number if entry.aspired]
+    surplus = [e for e in by_number if not e.aspired and e.state is State.AVAILABLE]
+    if surplus and (not aspired or any(entry.state is State.AVAILABLE for entry in aspired)):
+        return surplus[0], State.UNLOADING
+    waiting = [entry for entry in aspired if entry.state is State.START]
+    return (waiting[-1], State.LOADING) if waiting else None
 
 
 def mark_aspired(model: str, entries: dict[int, Entry], wanted: Mapping[int, Path]) -> None:
@@ -426,28 +409,23 @@ class Manager:
         """
         if label is not None:
             version = resolve_label(self._labels, model, label)
-        entry = self._take(model, version)
-        assert entry.servable is not None  # noqa: S101 (available versions have one)
-        give_back = partial(self._give_back, entry)
-        return Lease(model, entry.number, entry.servable, give_back, entry.plans)
-
-    def _give_back(self, entry: Entry) -> None:
-        with self._lock:
-            entry.leases -= 1
-            self._unload_if_idle(entry)
-
-    def _take(self, model: str, version: int | None) -> Entry:
         with self._lock:
             entry = (
                 self._newest.get(model) or self._find_newest(model)
                 if version is None
                 else self._entries.get(model, {}).get(version)
             )
-            if entry is None or entry.state is not State.AVAILABLE:
+            if entry is None or entry.state is not _AVAILABLE or entry.lease is None:
                 which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
                 raise ServingError(Code.NOT_FOUND, f"Servable not found for request: {which}")
             entry.leases += 1
-            return entry
+            return entry.lease
+
+    def _give_back(self, entry: Entry) -> None:
+        with self._lock:
+            entry.leases -= 1
+            if entry.state is _UNLOADING:
+                self._unload_if_idle(entry)
 
     def _find_newest(self, model: str) -> Entry | None:
         """Return the highest available version of a model; the caller holds the lock."""
@@ -463,6 +441,20 @@ class Manager:
         with self._changed:
             entries = sorted(self._entries.get(model, {}).values(), key=lambda e: -e.number)
             return [VersionStatus(e.number, e.state, e.error) for e in entries]
+
+    def readings(self) -> list[Reading]:
+        """Return how many versions of each model are in each state, and which can answer."""
+        with self._changed:
+            entries = [each for each in self._everything() if each.state in _TOLD]
+            models = {*self._configs, *(each.model for each in entries)}
+        found = Counter((each.model, each.state.name) for each in entries)
+        counts: list[Reading] = [
+            (VERSIONS, (model, state.name), found[model, state.name])
+            for model in models
+            for state in _TOLD
+        ]
+        available = [each for each in entries if each.state is _AVAILABLE]
+        return counts + [(VERSION_AVAILABLE, (e.model, str(e.number)), 1) for e in available]
 
     def reload(
         self,
@@ -632,14 +624,11 @@ class Manager:
     def _next(self, name: str) -> Callable[[], None] | None:
         """Return what is to be done for a model next."""
         with self._changed:
-            entries = self._entries.get(name, {})
-            action = next_action(
-                VersionView(e.number, e.state, e.aspired) for e in entries.values()
-            )
-            if action is None:
-                return None
-            do = self._submit_load if isinstance(action, Load) else self._submit_unload
-            return partial(do, entries[action.number])
+            step = next_step(self._entries.get(name, {}).values())
+        if step is None:
+            return None
+        entry, state = step
+        return partial(self._submit_load if state is State.LOADING else self._submit_unload, entry)
 
     def _due_retries(self) -> list[Entry]:
         with self._changed:
@@ -694,7 +683,9 @@ class Manager:
         else:
             _log.info("Successfully loaded servable version %s", name)
             with self._changed:
-                entry.servable, entry.error = servable, None
+                give_back = partial(self._give_back, entry)
+                entry.lease = Lease(entry.model, entry.number, servable, give_back)
+                entry.error = None
                 self._enter(entry, State.AVAILABLE)
 
     def _failed(self, entry: Entry, error: ServingError) -> None:
@@ -710,10 +701,9 @@ class Manager:
                 self._changed.notify_all()
 
     def _unload(self, entry: Entry) -> None:
-        servable, entry.servable = entry.servable, None
-        entry.plans.clear()
+        lease, entry.lease = entry.lease, None
         try:
-            if servable is not None:
-                servable.close()
+            if lease is not None:
+                lease.servable.close()
         finally:
             self._enter(entry, State.END)

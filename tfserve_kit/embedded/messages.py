@@ -6,7 +6,6 @@ tensorflow_serving/util/json_tensor.cc (JSON).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +19,7 @@ from tfserve_kit.embedded.ledger import Account, field_at
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.status import encoded, invalid
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import from_proto, varint
 from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError
 
@@ -96,39 +96,6 @@ _PLAIN_KINDS = "fiu"
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
 
-@dataclass(frozen=True, slots=True)
-class KnownRequest:
-    """A PredictRequest that only its numbers tell apart from others.
-
-    Attributes:
-        model: which model it is for.
-        signature: name of the signature.
-        output_filter: aliases of the outputs.
-        tensors: alias, dtype, number of elements, where they begin, and shape of each input.
-        around: all other bytes: where they begin and end, and what they are.
-    """
-
-    model: handlers.ModelRef
-    signature: str
-    output_filter: tuple[str, ...]
-    tensors: tuple[tuple[str, np.dtype[Any], int, int, tuple[int, ...]], ...]
-    around: tuple[tuple[int, int, bytes], ...]
-
-    def fits(self, request: bytes) -> bool:
-        """Say whether a request of the same length differs in its numbers only."""
-        for begin, end, text in self.around:  # noqa: SIM110 (in half the time)
-            if request[begin:end] != text:
-                return False
-        return True
-
-    def inputs(self, request: bytes) -> dict[str, NDArray[Any]]:
-        """Return the array per input alias of a request that fits; they share its memory."""
-        return {
-            alias: np.frombuffer(request, dtype, count, begin).reshape(shape)
-            for alias, dtype, count, begin, shape in self.tensors
-        }
-
-
 class KnownRequests:
     """Requests seen before. Clients mostly send one again with other numbers: it is not parsed.
 
@@ -137,12 +104,15 @@ class KnownRequests:
     """
 
     def __init__(self) -> None:
-        self._by_length: dict[int, tuple[KnownRequest, ...]] = {}
+        self._by_length: dict[int, tuple[handlers.KnownRequest, ...]] = {}
 
-    def find(self, request: bytes) -> KnownRequest | None:
+    def find(self, request: bytes) -> handlers.KnownRequest | None:
         """Return what is known of a request."""
         for known in self._by_length.get(len(request), ()):
-            if known.fits(request):
+            for begin, end, text in known.around:
+                if request[begin:end] != text:
+                    break
+            else:
                 return known
         return None
 
@@ -166,12 +136,12 @@ class KnownRequests:
             return
         if len(self._by_length) >= _MOST_LENGTHS:
             self._by_length = {}
-        known = KnownRequest(
+        known = handlers.KnownRequest(
             model,
-            message.model_spec.signature_name,
+            message.model_spec.signature_name or DEFAULT_SIGNATURE,
             tuple(message.output_filter),
             tuple(
-                (alias, array.dtype, array.size, begin, array.shape)
+                (alias, array.dtype, array.shape, begin)
                 for alias, (begin, array) in numbers.items()
             ),
             tuple(each for each in around if each[2]),

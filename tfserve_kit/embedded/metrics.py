@@ -1,15 +1,24 @@
 """Counters and histograms under the official server's names, as a Prometheus page.
 
 Source: tensorflow_serving/servables/tensorflow/util.cc and tensorflow_serving/batching/ (names,
-labels, buckets), tensorflow_serving/util/prometheus_exporter.cc (layout). Times are microseconds.
+labels, buckets), tensorflow/core/framework/metrics.cc (what runs and builds of graphs are called),
+tensorflow_serving/util/prometheus_exporter.cc (layout). Times are microseconds. What the official
+server does not tell has names of its own: `tfkit_...`, and `process_...` as is usual elsewhere.
 """
 
 import bisect
 import itertools
+import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+
+import psutil
+
+from tfserve_kit.version import VERSION
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 
@@ -17,6 +26,8 @@ PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 # Whoever asks for models that do not exist makes up labels.
 _MOST_LABEL_SETS = 10_000
 _LONGEST_NAME = 1024
+# Values of one histogram that wait to be counted.
+_MOST_FRESH = 256
 
 
 def exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
@@ -31,6 +42,11 @@ class Metric:
     name: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...] = ()
+    is_gauge: bool = False
+
+
+# A value that is looked up when somebody asks for the page: metric, labels, value.
+Reading = tuple[Metric, tuple[str, ...], float]
 
 
 _LATENCY = exponential(10, 1.8, 33)
@@ -63,6 +79,26 @@ PADDING_SIZE = Metric(
 )
 WRAPPED_RUN_COUNT = Metric(":tensorflow:serving:batching_session:wrapped_run_count", ())
 
+GRAPH_RUN_TIME = Metric(
+    ":tensorflow:core:graph_run_time_usecs_histogram", (), exponential(1000, 2, 20)
+)
+GRAPH_BUILDS = Metric(":tensorflow:core:graph_build_calls", ())
+GRAPH_BUILD_TIME = Metric(":tensorflow:core:graph_build_time_usecs", ())
+# What the histogram of runs says already.
+_GRAPH_RUNS = Metric(":tensorflow:core:graph_runs", ())
+_SESSION_RUNS = Metric(":tensorflow:core:direct_session_runs", ())
+_GRAPH_RUN_TIME_SUM = Metric(":tensorflow:core:graph_run_time_usecs", ())
+
+VERSION_LATENCY = Metric("tfkit_runtime_latency", ("model_name", "version", "signature"), _LATENCY)
+VERSIONS = Metric("tfkit_model_versions", ("model_name", "state"), is_gauge=True)
+VERSION_AVAILABLE = Metric(
+    "tfkit_model_version_available", ("model_name", "version"), is_gauge=True
+)
+_BUILD_INFO = Metric("tfkit_build_info", ("version", "tensorflow", "python"), is_gauge=True)
+_PROCESS_START = Metric("process_start_time_seconds", (), is_gauge=True)
+_PROCESS_MEMORY = Metric("process_resident_memory_bytes", (), is_gauge=True)
+_PROCESS_TIME = Metric("process_cpu_seconds_total", ())
+
 # The official server makes the sizes of batches known with the first batch only.
 _KNOWN_FROM_THE_START = (
     LOAD_ATTEMPTS,
@@ -86,6 +122,8 @@ def micros_since(started_ns: int) -> float:
 class _Histogram:
     counts: list[int]
     total: float = 0.0
+    # Values not yet in the counts: to append one takes no lock, and sorting many in is quicker.
+    fresh: list[float] = field(default_factory=list)
 
 
 class Metrics:
@@ -95,21 +133,44 @@ class Metrics:
         self._lock = threading.Lock()
         self._counters: dict[Metric, dict[tuple[str, ...], float]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], _Histogram]] = {}
+        self._looks: list[Callable[[], Iterable[Reading]]] = []
         for metric in _KNOWN_FROM_THE_START:
             if metric.buckets:
                 self._histograms[metric] = {}
             else:
                 self._counters[metric] = {}
 
+    def look_up(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        """Show on every page what is found when it is asked for."""
+        self._looks.append(readings)
+
     def add(self, metric: Metric, labels: Sequence[str] = (), amount: float = 1) -> None:
         """Raise a counter."""
         with self._lock:
             self._raise(metric, tuple(labels), amount)
 
-    def observe(self, metric: Metric, value: float, labels: Sequence[str] = ()) -> None:
+    def observe(self, metric: Metric, value: float, labels: tuple[str, ...] = ()) -> None:
         """Put a value into a histogram; a value on a bound counts above it."""
-        with self._lock:
-            self._put(metric, tuple(labels), value)
+        values = self._histograms.get(metric)
+        histogram = values.get(labels) if values else None
+        if histogram is None:
+            with self._lock:
+                self._put(metric, labels, value)
+            return
+        fresh = histogram.fresh
+        fresh.append(value)  # no lock is needed
+        if len(fresh) >= _MOST_FRESH:
+            with self._lock:
+                self._sort_in(metric, labels, histogram)
+
+    def observe_all(self, metric: Metric, found: Sequence[float], labels: tuple[str, ...]) -> None:
+        """Put values into a histogram; see `observe`."""
+        histogram = self._histograms.get(metric, {}).get(labels)
+        if histogram is not None:
+            histogram.fresh.extend(found[1:])
+            found = found[:1]  # which sees whether it is time to sort all of them in
+        for value in found:
+            self.observe(metric, value, labels)
 
     def _raise(self, metric: Metric, key: tuple[str, ...], amount: float) -> None:
         """See `add`; the lock is held."""
@@ -122,17 +183,32 @@ class Metrics:
             values[key] = amount
 
     def _put(self, metric: Metric, key: tuple[str, ...], value: float) -> None:
-        """See `observe`; the lock is held."""
+        """Put a value into a histogram that may be new; the lock is held."""
         values = self._histograms.get(metric)
         if values is None:
             values = self._histograms[metric] = {}
         histogram = values.get(key)
         if histogram is None:
-            if len(values) >= _MOST_LABEL_SETS:
-                return
-            histogram = values[key] = _Histogram([0] * (len(metric.buckets) + 1))
-        histogram.counts[bisect.bisect_right(metric.buckets, value)] += 1
-        histogram.total += value
+            if len(values) < _MOST_LABEL_SETS:
+                histogram = _Histogram([0] * (len(metric.buckets) + 1))
+            elif metric is REQUEST_LATENCY:
+                self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), 1)
+        if histogram is not None:
+            histogram.fresh.append(value)
+            self._sort_in(metric, key, histogram)
+            values[key] = histogram  # from now on values are appended to it
+
+    def _sort_in(self, metric: Metric, key: tuple[str, ...], histogram: _Histogram) -> None:
+        """Count the values that were appended; the lock is held."""
+        fresh = histogram.fresh
+        values = fresh[: len(fresh)]
+        del fresh[: len(values)]  # others append behind them meanwhile
+        counts, buckets = histogram.counts, metric.buckets
+        for value in values:
+            counts[bisect.bisect_right(buckets, value)] += 1
+        histogram.total += sum(values)
+        if metric is REQUEST_LATENCY:  # has a value for each request that succeeded
+            self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), len(values))
 
     def count_request(
         self, model: str, api: str, entrypoint: str, status: str, started_ns: int
@@ -146,12 +222,17 @@ class Metrics:
             status: name of its canonical code.
             started_ns: `time.perf_counter_ns()` when it arrived.
         """
-        key = (model[:_LONGEST_NAME], status)
+        if status == "OK":
+            self.observe(REQUEST_LATENCY, micros_since(started_ns), (model, api, entrypoint))
+            return
         with self._lock:
-            self._raise(REQUEST_COUNT, key, 1)
-            if status == "OK":
-                labels = (model, api, entrypoint)
-                self._put(REQUEST_LATENCY, labels, micros_since(started_ns))
+            self._raise(REQUEST_COUNT, (model[:_LONGEST_NAME], status), 1)
+
+    def count_requests(
+        self, model: str, api: str, entrypoint: str, took_us: Sequence[float]
+    ) -> None:
+        """Count requests that succeeded, and their latencies; see `count_request`."""
+        self.observe_all(REQUEST_LATENCY, took_us, (model, api, entrypoint))
 
     def first(self, name: str) -> int:
         """Return the first value of a counter, 0 if there is none.
@@ -160,28 +241,72 @@ class Metrics:
             name: as upstream calls it, such as `/tensorflow/serving/request_count`.
         """
         with self._lock:
+            self._sort_all_in()
             for metric, values in self._counters.items():
                 if metric.name == name.replace("/", ":") and values:
                     return int(values[min(values)])
         return 0
 
+    def _sort_all_in(self) -> None:
+        """Count all values that were appended; the lock is held."""
+        for metric, found in self._histograms.items():
+            for key, histogram in found.items():
+                self._sort_in(metric, key, histogram)
+
     def page(self) -> str:
         """Return the Prometheus text format, metrics and labels in order."""
         with self._lock:  # requests wait for it: copied here, printed outside
+            self._sort_all_in()
             counters = {metric: dict(values) for metric, values in self._counters.items()}
             histograms = {
                 metric: {key: _Histogram([*each.counts], each.total) for key, each in found.items()}
                 for metric, found in self._histograms.items()
             }
+        for metric, labels, value in itertools.chain(*(look() for look in self._looks)):
+            counters.setdefault(metric, {})[labels] = value
+        for histogram in histograms.get(GRAPH_RUN_TIME, {}).values():
+            runs = sum(histogram.counts)
+            counters |= {_GRAPH_RUNS: {(): runs}, _SESSION_RUNS: {(): runs}}
+            counters[_GRAPH_RUN_TIME_SUM] = {(): histogram.total}
         lines = []
         for metric in sorted([*counters, *histograms], key=lambda metric: metric.name):
-            kind = "histogram" if metric.buckets else "counter"
-            lines.append(f"# TYPE {metric.name} {kind}")
+            lines.append(f"# TYPE {metric.name} {_kind(metric)}")
             for key, value in sorted(counters.get(metric, {}).items()):
-                lines.append(f"{metric.name}{_labels(metric, key)} {value:.0f}")
+                number = f"{value:.3f}" if metric in _FRACTIONS else f"{value:.0f}"
+                lines.append(f"{metric.name}{_labels(metric, key)} {number}")
             for key, histogram in sorted(histograms.get(metric, {}).items()):
                 lines += _histogram_lines(metric, key, histogram)
         return "\n".join(lines) + "\n"
+
+
+# Seconds; all else is counted, or whole microseconds.
+_FRACTIONS = {_PROCESS_START, _PROCESS_TIME}
+
+
+def process_readings() -> list[Reading]:
+    """Return which program this is, when its process began, and what that has used until now."""
+    process = psutil.Process()
+    times = process.cpu_times()
+    return [
+        (_BUILD_INFO, (VERSION, _version("tensorflow"), platform.python_version()), 1),
+        (_PROCESS_START, (), process.create_time()),
+        (_PROCESS_MEMORY, (), process.memory_info().rss),
+        (_PROCESS_TIME, (), times.user + times.system),
+    ]
+
+
+@cache
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # of another name, such as tensorflow-cpu
+        return ""
+
+
+def _kind(metric: Metric) -> str:
+    if metric.is_gauge:
+        return "gauge"
+    return "histogram" if metric.buckets else "counter"
 
 
 def _is_known(values: Mapping[tuple[str, ...], float], key: tuple[str, ...]) -> bool:

@@ -3,31 +3,42 @@
 A hand-over to another thread and back costs as much as a small model takes, so what is measured to
 be short is done on the spot. Whatever else there is keeps the loop waiting for one call at most:
 what turns out to be longer than it was goes to the threads, and has to prove itself there again.
+
+Work that waits for others, such as those of its batch, keeps neither waiting: it goes on when they
+have ended.
+
+What has proved to compute for long needs a processor of its own as well as a thread.
 """
 
-import asyncio
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from tfserve_kit.embedded.lanes import Group, Lane, Lanes, Turn
+from tfserve_kit.embedded.batching import Flow, Waiting
+from tfserve_kit.embedded.front import EventLoop
+from tfserve_kit.embedded.lanes import Group, Lane, Lanes, Turn, give_way
+from tfserve_kit.embedded.status import Code, ServingError
 
 _log = logging.getLogger(__name__)
 
 # What is done on the spot: as short as this, by so many measurements; larger ones are never.
 SHORT_S = 0.0004
 MEASUREMENTS = 5
-MOST_BYTES_ON_THE_SPOT = 1 << 17
+MOST_BYTES_ON_THE_SPOT = 1 << 20
+# What computes for long: so much of the processor, in the mean.
+LONG_S = 0.02
 # What sends a kind of calls back to the threads: a mean on the spot; one call that takes so much of
 # the processor; or one that keeps the loop for so long. On a busy machine it may have been kept by
-# others itself, so no call counts for more than a few short ones in the mean.
+# others itself, so no call counts for more than a few short ones in the mean, and the time in which
+# the system let others run is not its own: in a thread it would have to wait even longer.
 _TOO_LONG_S = 2 * SHORT_S
 _FAR_TOO_LONG_S = 125 * SHORT_S
 _MOST_COUNTED_S = 4 * SHORT_S
@@ -41,7 +52,7 @@ _MOST_KINDS = 4096
 _SLICE_S = 0.002
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Kind:
     """How long the calls of one kind have taken.
 
@@ -49,7 +60,8 @@ class Kind:
         calls: how many were measured since they were last found too long.
         least_s: the shortest of those in threads, where others get in between.
         mean_s: a moving mean of those on the spot.
-        waits: they wait for something else than the processor, such as others of a batch.
+        worked_s: a moving mean of how long those in threads were at work.
+        waits: whether the last one had to wait for others, such as those of its batch.
         long_until_s: when they may be tried on the spot again.
         pause_s: how long they have to stay away the next time.
     """
@@ -57,18 +69,28 @@ class Kind:
     calls: int = 0
     least_s: float = math.inf
     mean_s: float = 0.0
+    worked_s: float = 0.0
     waits: bool = False
     long_until_s: float = -math.inf
     pause_s: float = _FIRST_PAUSE_S
 
-    def note(self, took: "Took", now_s: float, *, on_the_spot: bool) -> None:
-        """Take a measurement into account."""
+    def note(self, wall_s: float, processor_s: float, now_s: float, *, on_the_spot: bool) -> None:
+        """Take a measurement into account.
+
+        Args:
+            wall_s: how long a call took, without the time in which it waited for others.
+            processor_s: how much of that its thread was at work.
+            now_s: the time now.
+            on_the_spot: whether it was made in the event loop's thread.
+        """
         self.calls += 1
         if not on_the_spot:
-            self.least_s = min(self.least_s, took.wall_s)
+            self.least_s = min(self.least_s, wall_s)
+            is_first = not self.worked_s
+            self.worked_s += (processor_s - self.worked_s) * (1.0 if is_first else _WEIGHT)
             return
-        self.mean_s += (min(took.wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
-        is_long = took.processor_s > _TOO_LONG_S or took.wall_s > _FAR_TOO_LONG_S
+        self.mean_s += (min(wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
+        is_long = processor_s > _TOO_LONG_S or wall_s > _FAR_TOO_LONG_S
         if is_long or self.mean_s > _TOO_LONG_S:
             self.calls, self.least_s, self.mean_s = 0, math.inf, 0.0
             self.long_until_s = now_s + self.pause_s
@@ -77,25 +99,72 @@ class Kind:
             self.pause_s = _FIRST_PAUSE_S
 
 
-class Took:
-    """How long a call has taken; begins with it.
+class Work:
+    """The work of one request: a flow that goes on wherever it best does. A protocol says which.
 
     Attributes:
-        wall_s: from its beginning to its end.
-        processor_s: how much of that its thread was at work.
+        kind: what kind of calls it is of, see `Kinds`.
+        wall_s: how long it has taken, without the time in which it waited for others, or could
+            have gone on if the system had let it.
+        processor_s: how much of that its thread was at work; on the spot it is told only where it
+            can make a difference.
+        turn: its place among the others, if it asked for one.
+        has_ended: it is done, or was refused.
+        has_waited: others did some of it, such as the threads that run batches.
+        lane: whose threads do what is not done on the spot.
+        is_on_the_spot: whether the loop does it.
+        result: what came of it.
     """
 
-    __slots__ = ("processor_s", "wall_s")
+    wall_s = processor_s = 0.0
+    turn: Turn | None = None
+    has_ended = has_waited = False
+    lane: Lane
+    is_on_the_spot = False
+    result: Any = None
+    _flow: Flow[Any] | None = None
 
-    def __init__(self, wall_s: float | None = None, processor_s: float = 0.0) -> None:
-        self.wall_s = -time.perf_counter() if wall_s is None else wall_s
-        self.processor_s = -time.thread_time() if wall_s is None else processor_s
+    def __init__(self, kind: Hashable) -> None:
+        self.kind = kind
 
-    def end(self) -> "Took":
-        """Note that the call has ended, in the thread in which it began."""
-        self.wall_s += time.perf_counter()
-        self.processor_s += time.thread_time()
-        return self
+    # What a protocol says
+
+    def begin(self) -> Flow[Any]:
+        """Return what is to be done; called in any thread.
+
+        Raises:
+            ServingError: it is not to be done.
+        """
+        raise NotImplementedError
+
+    def failed(self, error: ServingError | None) -> Any:
+        """Return the result for an error; None for one that should not be."""
+        raise NotImplementedError
+
+    def is_usual(self, result: Any) -> bool:
+        """Say whether others of its kind will take as long, by its result."""
+        raise NotImplementedError
+
+    def done(self, result: Any) -> None:
+        """Take the result, in the event loop."""
+        raise NotImplementedError
+
+    # What the runner does
+
+    def proceed(self) -> Waiting | None:
+        """Go on until others have to end, and return them; None when it is done."""
+        try:
+            if self._flow is None:
+                self._flow = self.begin()
+            return self._flow.send(None)
+        except StopIteration as ended:
+            self.result = ended.value
+        except ServingError as error:
+            self.result = self.failed(error)
+        except Exception:  # noqa: BLE001 (whoever asks must get an answer)
+            _log.exception("a request failed")
+            self.result = self.failed(None)
+        return None
 
 
 def belongs_on_the_spot(kind: Kind | None, size_bytes: int, now_s: float) -> bool:
@@ -106,10 +175,19 @@ def belongs_on_the_spot(kind: Kind | None, size_bytes: int, now_s: float) -> boo
         size_bytes: size of its message.
         now_s: the time now.
     """
-    if kind is None or kind.waits or size_bytes > MOST_BYTES_ON_THE_SPOT:
+    if kind is None or size_bytes > MOST_BYTES_ON_THE_SPOT:
         return False
     is_known = kind.calls >= MEASUREMENTS and now_s >= kind.long_until_s
     return is_known and kind.least_s <= SHORT_S
+
+
+def computes_for_long(kind: Kind | None) -> bool:
+    """Say whether a call needs a processor of its own; what only waits does not, however long.
+
+    Args:
+        kind: what is known of others like it; None for nothing.
+    """
+    return kind is not None and kind.worked_s >= LONG_S
 
 
 class Kinds:
@@ -122,28 +200,32 @@ class Kinds:
         """Return what is known of a kind, None for nothing."""
         return self._kinds.get(name)
 
-    def note(
-        self, name: Hashable, took: Took, now_s: float, *, on_the_spot: bool, waits: bool
-    ) -> None:
-        """Take a measurement into account; of too many kinds the oldest are forgotten."""
+    def note(self, work: "Work", now_s: float) -> None:
+        """Take a call into account that was made; of too many kinds the oldest are forgotten."""
+        name = work.kind
         kind = self._kinds.get(name)
         if kind is None:
             if len(self._kinds) >= _MOST_KINDS:
                 for old in list(self._kinds)[: _MOST_KINDS // 2]:
                     del self._kinds[old]
             kind = self._kinds[name] = Kind()
-        kind.waits = kind.waits or waits
-        kind.note(took, now_s, on_the_spot=on_the_spot)
+        kind.waits = work.has_waited
+        kind.note(work.wall_s, work.processor_s, now_s, on_the_spot=work.is_on_the_spot)
+
+
+_NO_THREAD = ServingError(Code.UNAVAILABLE, "No thread can be started; repeat the request later")
 
 
 class _Threads:
     """Threads that make calls, as many as are needed and no more than are allowed.
 
+    They give way to others, such as the event loop's, if their calls compute.
+
     A ThreadPoolExecutor makes a future with a lock of its own for each call; nobody asks for them.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
+    def __init__(self, most: int, name: str, *, compute: bool) -> None:
+        self._most, self._name, self._compute = most, name, compute
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
@@ -183,6 +265,8 @@ class _Threads:
                 self._jobs.put(None)
 
     def _work(self) -> None:
+        if self._compute:
+            give_way()
         while (job := self._jobs.get()) is not None:
             try:
                 job()
@@ -197,27 +281,31 @@ class Runner:
     """Does the work of one protocol's requests. Lives in the event loop.
 
     Args:
-        loop: the event loop.
+        front: the event loop.
         lanes: how many requests are worked on in threads at once.
         name: what the threads are called.
+
+    Attributes:
+        lanes: the same.
+        kinds: what is known of calls.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lanes: Lanes, name: str) -> None:
+    def __init__(self, front: EventLoop, lanes: Lanes, name: str) -> None:
         self.lanes = lanes
         self.kinds = Kinds()
-        self._loop = loop
+        self._front = front
+        self._post = front.post  # the same for all: those of a batch are posted together
         self._threads = {
-            lane: _Threads(lane.most_turns, f"{name}_{what}")
+            lane: _Threads(lane.most_turns, f"{name}_{what}", compute=lane is lanes.predictions)
             for what, lane in (
                 ("predict", lanes.predictions),
                 ("reload", lanes.reloads),
                 ("other", lanes.others),
             )
         }
-        self._done: deque[tuple[Callable[[Any], object], Any]] = deque()
-        self._is_woken = False
         self._steps: deque[Callable[[], bool]] = deque()
         self._is_stepping = False
+        self._looked_s = self._worked_s = 0.0
 
     # On the spot
 
@@ -231,8 +319,20 @@ class Runner:
             self._is_stepping = True
             self._proceed()
 
+    def step_soon(self, step: Callable[[], bool]) -> None:
+        """Have a step done as by `step`, once all that has arrived is read.
+
+        Those of many connections are then done in a row, and what the processor has at hand for
+        them is not displaced by reading in between.
+        """
+        self._steps.append(step)
+        if not self._is_stepping:
+            self._is_stepping = True
+            self._front.loop.call_soon(self._proceed)
+
     def _proceed(self) -> None:
         end_s, steps = time.perf_counter() + _SLICE_S, self._steps
+        self._look()
         while steps:
             step = steps.popleft()
             try:
@@ -241,68 +341,141 @@ class Runner:
             except Exception:  # noqa: BLE001 (the others must be served)
                 _log.exception("a request failed")
             if steps and time.perf_counter() > end_s:
-                self._loop.call_soon(self._proceed)
+                self._front.loop.call_soon(self._proceed)
                 return
         self._is_stepping = False
 
+    def _look(self) -> None:
+        """Ask how long the loop's thread has been at work.
+
+        That costs ten times as much as the time of day, so it is asked once before a number of
+        calls, and again only after one that was long.
+        """
+        self._looked_s = time.perf_counter()
+        self._worked_s = time.thread_time()
+
+    def _worked_since(self, began_s: float) -> float:
+        """Return how much of the time since then the loop's thread was at work, and look again."""
+        before_s, others_s = self._worked_s, began_s - self._looked_s
+        self._look()
+        return max(0.0, self._worked_s - before_s - others_s)
+
+    def note_here(self, kind: Kind, wall_s: float, calls: int = 1) -> None:
+        """Take into account how long some calls of a kind took together, made here just now.
+
+        What they took longer than usual counts for one of them.
+        """
+        usual_s = (calls - 1) * min(kind.mean_s, wall_s / calls)
+        longest_s, worked_s = wall_s - usual_s, 0.0
+        if longest_s > _TOO_LONG_S:
+            wall_s, worked_s = self._own_s(time.perf_counter() - wall_s, wall_s)
+            longest_s, worked_s = max(0.0, wall_s - usual_s), max(0.0, worked_s - usual_s)
+        kind.calls += calls - 1
+        kind.note(longest_s, worked_s, time.monotonic(), on_the_spot=True)
+
+    def _own_s(self, began_s: float, wall_s: float) -> tuple[float, float]:
+        """Return how much of a long time since then others did not cause, and was work."""
+        worked_s = self._worked_since(began_s)
+        return max(0.0, wall_s - self._front.kept_waiting_s()), worked_s
+
+    def do_here(self, work: Work, lane: Lane) -> None:
+        """Do work on the spot, or as much as can be done before others have to end.
+
+        Args:
+            work: what is to be done.
+            lane: whose threads do the rest, should that take long.
+        """
+        work.lane, work.is_on_the_spot = lane, True
+        self._go_on(work)
+
+    def _go_on(self, work: Work) -> bool:
+        if self._is_done(work):
+            self._end(work)
+        return False
+
+    def _is_done(self, work: Work) -> bool:
+        """Go on with work in this thread; say whether it is done, or waits to be gone on with."""
+        while True:
+            began_s = time.perf_counter()
+            waiting = work.proceed()
+            wall_s = time.perf_counter() - began_s
+            work.has_waited = work.has_waited or waiting is not None
+            if wall_s > _TOO_LONG_S and work.is_on_the_spot:
+                wall_s, worked_s = self._own_s(began_s, wall_s)
+                if work.has_waited:
+                    # The model runs elsewhere: what is done here is short, and only computes.
+                    wall_s = min(wall_s, worked_s)
+                else:
+                    work.processor_s += worked_s
+            work.wall_s += wall_s
+            if waiting is None:
+                return True
+            if waiting.tell(self._post, partial(self._resume, work, waiting)):
+                return False
+
+    def _resume(self, work: Work, waiting: Waiting) -> None:
+        """Go on, as others have ended: here, if it is no longer than it began and brings little."""
+        if work.is_on_the_spot and waiting.size_bytes <= MOST_BYTES_ON_THE_SPOT:
+            self.step_soon(partial(self._go_on, work))  # those of a batch together
+            return
+        work.is_on_the_spot = False
+        self._submit(work)
+
+    def _end(self, work: Work) -> None:
+        result, work.has_ended = work.result, True
+        if work.is_usual(result):
+            self.kinds.note(work, time.monotonic())
+        work.done(result)
+
     # In threads
 
-    def run(
-        self,
-        lane: Lane,
-        group: Group,
-        work: Callable[[], Any],
-        done: Callable[[Any], object],
-        refuse: Callable[[], object],
-    ) -> Turn:
+    def do_later(self, work: Work, lane: Lane, group: Group) -> None:
         """Have work done in a thread, when its turn has come.
 
         Args:
+            work: what is to be done.
             lane: whose threads.
             group: whom it counts for.
-            work: called in the thread; must not raise.
-            done: told in the event loop what it returned.
-            refuse: called in the event loop where there is no thread to be had.
-
-        Raises:
-            ServingError: too many others wait.
         """
+        work.lane = lane
+        try:
+            work.turn = lane.enter(group, partial(self._begin, work))
+        except ServingError as error:
+            self._refuse(work, error)
 
-        def job(turn: Turn) -> None:
-            result = work()
-            turn.end()  # here, not in the loop: the next one need not wait for that
-            self._tell(done, result)
+    def _begin(self, work: Work, turn: Turn) -> None:
+        """Begin with work whose turn has come, once it has a processor if it needs one."""
+        if computes_for_long(self.kinds.find(work.kind)):
+            self.lanes.long.enter(work.kind, partial(self._submit, work, turn))
+        else:
+            self._submit(work, turn)
 
-        def begin(turn: Turn) -> None:
-            try:
-                self._threads[lane].submit(lambda: job(turn))
-            except RuntimeError:
-                self._tell(give_up, turn)
+    def _submit(self, work: Work, *turns: Turn) -> None:
+        """Have a thread go on with work; what has had its turn and waited needs none."""
+        try:
+            self._threads[work.lane].submit(partial(self._work, work, turns))
+        except RuntimeError:
+            _end_all(turns)
+            self._post((partial(self._refuse, work, _NO_THREAD),))
 
-        def give_up(turn: Turn) -> None:
-            turn.end()
-            refuse()
+    def _work(self, work: Work, turns: Sequence[Turn]) -> None:
+        before_s = time.thread_time()
+        is_done = self._is_done(work)
+        work.processor_s += time.thread_time() - before_s
+        _end_all(turns)  # here, not in the loop: the next one need not wait for that
+        if is_done:
+            self._post((partial(self._end, work),))
 
-        return lane.enter(group, begin)
-
-    def _tell(self, told: Callable[[Any], object], result: Any) -> None:
-        self._done.append((told, result))
-        if not self._is_woken:
-            self._is_woken = True
-            with suppress(RuntimeError):  # the server has stopped meanwhile
-                self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._is_woken = False
-        done = self._done
-        while done:
-            told, result = done.popleft()
-            try:
-                told(result)
-            except Exception:  # noqa: BLE001 (the others must be told)
-                _log.exception("an answer was lost")
+    def _refuse(self, work: Work, error: ServingError) -> None:
+        work.has_ended = True
+        work.done(work.failed(error))
 
     def end(self) -> None:
         """Let the threads end; nothing is begun any more."""
         for threads in self._threads.values():
             threads.end()
+
+
+def _end_all(turns: Sequence[Turn]) -> None:
+    for turn in turns:
+        turn.end()

@@ -12,7 +12,10 @@ A TensorFlow Lite model runs in the wheel's interpreter
 import contextlib
 import ctypes
 import gc
+import math
+import mmap
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +29,13 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_DIMENSIONS, MOST_STRING_DIMENSIONS
+from tfserve_kit.embedded.metrics import (
+    GRAPH_BUILD_TIME,
+    GRAPH_BUILDS,
+    GRAPH_RUN_TIME,
+    Metrics,
+    micros_since,
+)
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
@@ -101,6 +111,7 @@ class Runtime:
     multiply: Any
     reshape: Any
     shape: Any
+    empty: Any
 
 
 class SessionServable:
@@ -111,15 +122,26 @@ class SessionServable:
         session: the session, with a graph that may be added to.
         signatures: SignatureDef messages by name.
         compiled: whether calls are compiled; otherwise they go through Session.run.
+        borrow: borrows memory of tensorflow's, see `borrowing`; None where it keeps what is freed.
+        metrics: told of every run, and of every graph that is built for one.
     """
 
     def __init__(
-        self, tf: Runtime, session: Any, signatures: Mapping[str, Any], *, compiled: bool
+        self,
+        tf: Runtime,
+        session: Any,
+        signatures: Mapping[str, Any],
+        *,
+        compiled: bool,
+        borrow: "Borrow | None" = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._tf = tf
+        self._metrics = metrics or Metrics()
         self._session = session
         self._signatures = signatures
         self._make = compiled_call if compiled else _plain_call
+        self._borrow = borrow
         self._lock = threading.Lock()
         # Clients choose outputs and their order, and each choice is compiled by itself.
         self._call = lru_cache(MOST_CALLABLES)(self._new_call)
@@ -146,22 +168,35 @@ class SessionServable:
             if value.ndim > MOST_STRING_DIMENSIONS and value.dtype.kind not in dtypes.NUMBERS:
                 raise too_deep(name, value.ndim)
         try:
-            return self._call(tuple(feeds), tuple(fetches))(*feeds.values())
+            run = self._call(tuple(feeds), tuple(fetches))
+            started_ns = time.perf_counter_ns()
+            values = run(*feeds.values())
         except Exception as error:
             raise translated(self._tf, error) from error
+        self._metrics.observe(GRAPH_RUN_TIME, micros_since(started_ns))
+        return values
 
     def close(self) -> None:
         """Free the session's variables and graph."""
         self._call.cache_clear()
-        self._session.close()
-        _return_memory()
+        session, self._session = self._session, None
+        freed_bytes = _weights_bytes(session.graph)
+        session.close()
+        del session
+        gc.collect()  # a graph is a ring of references, which nothing else finds
+        if self._borrow:
+            _return_kept_memory(self._borrow, freed_bytes)
+        _trim()  # last, as arrays that were fed are freed by the next call of any session
 
     def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         """Return what computes `fetches`; strings are computed flat, and their shapes beside."""
         with self._lock:
             parts = [self._parts(name) for name in fetches]
             wanted = [name for each in parts for name in each]
+            started_ns = time.perf_counter_ns()
             call = self._make(self._tf, self._session, feeds, wanted)
+            self._metrics.add(GRAPH_BUILDS)
+            self._metrics.add(GRAPH_BUILD_TIME, amount=micros_since(started_ns))
         if len(wanted) == len(fetches):
             return call
 
@@ -205,15 +240,69 @@ def _shaped(flat: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
         raise invalid(f"An output has {len(shape)} dimensions, more than numpy has") from error
 
 
-def _return_memory() -> None:
-    """Give an unloaded model's memory back to the system.
-
-    A graph is a ring of references, which only the collector finds; and glibc by itself keeps what
-    was freed for later.
-    """
-    gc.collect()
+def _trim() -> None:
+    """Give the system what was freed, which glibc by itself keeps for later."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# Returns an array on memory of tensorflow's that nobody has filled, of so many bytes or a few more.
+Borrow = Callable[[int], NDArray[Any]]
+
+# What holds numbers for as long as a session lives; what is smaller than this is left alone.
+_HOLDERS = {"VarHandleOp", "VariableV2", "Const"}
+_LARGE_BYTES = 256 << 10
+_UNIT = np.dtype(np.float64)
+
+
+def borrowing(tf: Runtime) -> Borrow:
+    """Return what borrows memory of tensorflow's allocator for processors."""
+    graph = tf.graph()
+    with graph.as_default(), graph.device("/cpu:0"):
+        count = tf.placeholder("int32", [1])
+        empty = tf.empty(count, _UNIT.name, init=False)
+    session = tf.session(graph=graph)
+
+    def borrow(size_bytes: int) -> NDArray[Any]:
+        found: NDArray[Any] = session.run(empty, {count: [-(-size_bytes // _UNIT.itemsize)]})
+        return found
+
+    return borrow
+
+
+def _weights_bytes(graph: Any) -> list[int]:
+    """Return the sizes of the large tensors that a graph's session holds, the largest first."""
+    found = []
+    for each in graph.get_operations():
+        if each.type in _HOLDERS:
+            is_known = each.type == "Const"
+            shape = each.outputs[0].shape.as_proto() if is_known else each.get_attr("shape")
+            count = math.prod(dimension.size for dimension in shape.dim)
+            found.append(count * each.get_attr("dtype").size)
+    return sorted((size for size in found if size >= _LARGE_BYTES), reverse=True)
+
+
+def _return_kept_memory(borrow: Borrow, freed_bytes: Sequence[int]) -> None:
+    """Give memory back to the system that tensorflow's allocator keeps for the next model.
+
+    With oneDNN it never returns what it has got: one version more than is served stays for ever. So
+    what has just been freed is borrowed once more, and its pages are let go; they are empty when
+    they are used again.
+
+    Source: tensorflow/core/common_runtime/mkl_cpu_allocator.h, bfc_allocator.cc.
+    """
+    with contextlib.suppress(Exception):  # it stays; the next version will use it
+        borrowed = [borrow(size_bytes) for size_bytes in freed_bytes]  # all at once, all different
+        for array in borrowed:
+            _let_pages_go(array)
+
+
+def _let_pages_go(array: NDArray[Any]) -> None:
+    """Forget what an array holds, up to the parts of pages at its ends."""
+    begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    advise = ctypes.CDLL(None).madvise
+    advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def compiled_call(

@@ -17,11 +17,11 @@ from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports, options_of
 from tfserve_kit.embedded.handlers import Handlers
 from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
-from tfserve_kit.embedded.lanes import Lanes
+from tfserve_kit.embedded.lanes import Lanes, processors
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import PreparingLoader, SavedModelLoader, TfLiteLoader
 from tfserve_kit.embedded.manager import Manager
-from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.metrics import Metrics, process_readings
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
 from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path, read_models
@@ -53,7 +53,7 @@ class EmbeddedServer:
         self._scheduler = (
             BatchScheduler(batching.threads, batching.thread_pool_name) if batching else None
         )
-        loader = loader or SavedModelLoader(settings.session)
+        loader = loader or SavedModelLoader(settings.session, self._metrics)
         if settings.tflite_interpreters:
             loader = TfLiteLoader(loader, settings.tflite_interpreters)
         prepared = PreparingLoader(
@@ -64,6 +64,8 @@ class EmbeddedServer:
             warmup_passes=settings.warmup_passes,
         )
         self._manager = Manager(settings, prepared)
+        self._metrics.look_up(process_readings)
+        self._metrics.look_up(self._manager.readings)
         self._handlers = Handlers(
             self._manager, self._metrics, check_method_name=settings.check_method_name
         )
@@ -71,6 +73,8 @@ class EmbeddedServer:
         self._has_begun = False
         self._stopping = threading.Event()
         self._front = EventLoop()
+        # As many as the official server runs operations at once, which none of its calls avoids.
+        self._processors = processors(settings.session.config.inter_op_parallelism_threads)
         self._grpc: GrpcTransport | None = None
         self._http: HttpTransport | None = None
         self._rest: RestSurface | None = None
@@ -192,12 +196,13 @@ class EmbeddedServer:
         if settings.grpc_port is None:
             address = ""
         self._grpc = GrpcTransport(
-            surface.answer,
-            Lanes(settings.grpc_threads),
+            surface.begin,
+            Lanes(settings.grpc_threads, self._processors),
             self._ledger,
             Ports(address, settings.grpc_socket_path, settings.tls),
             options_of(settings.grpc_channel_arguments),
             self._front,
+            repeat=surface.repeat,
         )
         self._grpc.start()
         _log.info("Running gRPC ModelServer at %s:%d ...", settings.bind_address, self.grpc_port)
@@ -213,11 +218,14 @@ class EmbeddedServer:
             metrics_path=prometheus_path(settings.monitoring_config_file),
         )
         self._http = HttpTransport(
-            self._rest.reply,
+            self._rest.begin,
             self._ledger,
             (settings.bind_address, settings.rest_port),
-            RestOptions(settings.rest_threads, settings.rest_timeout_s),
+            RestOptions(
+                settings.rest_threads, settings.rest_timeout_s, processors=self._processors
+            ),
             self._front,
+            self._rest.at_once,
         )
         self._http.start()
         address = settings.bind_address

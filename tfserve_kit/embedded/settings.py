@@ -154,6 +154,7 @@ OTHERWISE = {
     "num_load_threads": "0 loads one model at a time, in the background",
     "grpc_max_threads": "predictions at the same time; half as many again for whoever is behind",
     "rest_api_num_threads": "the same; at most 10,000: with more the official server crashes",
+    "tensorflow_inter_op_parallelism": "calls of 20 ms and more that compute at once, by kind",
     "prefer_tflite_model": "signatures come from the file; without any, one over all tensors",
 }
 # With more the official server runs out of threads and crashes.

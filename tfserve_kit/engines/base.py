@@ -18,18 +18,24 @@ Obligations of every engine, held by one contract suite:
   that runs is refused with ServerExists;
 - a server outlives the process that started it, and `find` sees it from any other;
 - the log of a server that ended by itself is kept until `stop` is called;
-- `stop` is idempotent, asks politely first, and never touches a process it did not start.
+- `stop` is idempotent, lets requests in flight finish (at most `drain_s` of the deployment), asks
+  politely first, and never touches a process it did not start;
+- a server is one or more replicas behind its endpoints: `replicas` tells each of them, and one of
+  several that fails, moves or is replaced does not change the server's phase;
+- what a server was deployed with is found by whoever may ask the engine: `home` is a folder to read
+  from, which the engine fills if the truth is elsewhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
+    from tfserve_kit.clock import Clock
     from tfserve_kit.deployment.spec import Server, Spec
 
 
@@ -56,6 +62,27 @@ class Endpoints:
 
     grpc: str
     rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the processes behind a server's endpoints.
+
+    Attributes:
+        name: what it is called, such as `web.2`.
+        node: the machine that it runs on, as whatever runs it calls it; empty for this one.
+        state: where it is in its life.
+        endpoints: where it answers itself; None if only what is before the replicas leads there.
+        reason: why it does not run, in the words of what runs it; empty if it does.
+        address: where what is before the replicas finds it; empty if nothing is.
+    """
+
+    name: str
+    node: str
+    state: State
+    endpoints: Endpoints | None
+    reason: str = ""
+    address: str = ""
 
 
 def endpoints(server: "Server") -> Endpoints:
@@ -89,11 +116,14 @@ class Plan:
         engine: name of the engine that made the plan.
         argv: the command.
         files: rendered configuration files that must exist first: absolute path to text.
-        endpoints: where it will answer.
+        endpoints: where it will answer, however many replicas it has.
         models: base path by model name.
         deployment: what it was made of, as JSON.
         notes: what the user should know, such as an option the engine cannot honour.
-        private: arguments that hold secrets, to what is shown instead of them.
+        private: arguments (or `stdin`) that hold secrets, to what is shown instead of them.
+        replicas: how many processes will answer there.
+        before: commands that the command needs to have been run, in their order.
+        stdin: what the command reads.
     """
 
     server_name: str
@@ -105,6 +135,9 @@ class Plan:
     deployment: str
     notes: tuple[str, ...] = field(default=())
     private: Mapping[str, str] = field(default_factory=dict)
+    replicas: int = 1
+    before: tuple[tuple[str, ...], ...] = ()
+    stdin: str = field(default="", repr=False)
 
 
 class RunningServer(Protocol):
@@ -143,17 +176,65 @@ class ServerHandle(RunningServer, Protocol):
     def state(self) -> State:
         """Look where it is now."""
 
+    def replicas(self) -> Sequence[Replica]:
+        """Look at each of the processes that answer for it, by name; none once it is gone."""
+
     def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Yield its log lines, all or the last `tail`; `follow` goes on until it has ended."""
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """End it and forget it: a polite signal, then after `grace_s` seconds the hard one."""
+        """Drain it, end it and forget it: a polite signal, after `grace_s` seconds the hard one.
+
+        With a `grace_s` of 0 requests in flight are not waited for.
+        """
+
+
+@runtime_checkable
+class Fleet(Protocol):
+    """A handle of a server that is changed while it serves, one replica after the other."""
+
+    def update(
+        self,
+        plan: Plan,
+        *,
+        is_forced: bool = False,
+        progress: Progress = SILENT,
+        clock: "Clock | None" = None,
+    ) -> ServerHandle:
+        """Make the server what another plan says; what it is already is left alone.
+
+        Args:
+            plan: a plan of its engine for its name.
+            is_forced: replace the replicas even if the plan is what they were made of.
+            progress: told how many replicas are as wanted.
+            clock: what the waiting measures with.
+
+        Raises:
+            ServerFailed: a replica did not become healthy; all is again as it was before.
+        """
+
+
+def alone(handle: ServerHandle) -> list[Replica]:
+    """Return the replicas of a server that has just one."""
+    state = handle.state()
+    if state.phase is Phase.GONE:
+        return []
+    return [Replica(handle.server_name, "", state, handle.endpoints)]
 
 
 class Engine(Protocol):
-    """Something that runs model servers; see the module's text for its obligations."""
+    """Something that runs model servers; see the module's text for its obligations.
+
+    Attributes:
+        name: what `engine` in `[server]` calls it.
+        binds_here: whether its servers take ports of this machine.
+        answers_here: whether they can be called from this machine; where that is not sure, `start`
+            and `update` return once their models are available.
+    """
 
     name: str
+    binds_here: bool
+    answers_here: bool
 
     def available(self) -> Availability:
         """Say whether it can be used on this machine."""
@@ -173,8 +254,15 @@ class Engine(Protocol):
             EngineUnavailable: it cannot be had.
         """
 
-    def start(self, plan: Plan) -> ServerHandle:
+    def start(
+        self, plan: Plan, *, progress: Progress = SILENT, clock: "Clock | None" = None
+    ) -> ServerHandle:
         """Start a server.
+
+        Args:
+            plan: one of its own.
+            progress: told what is waited for, where that takes long.
+            clock: what such waiting measures with.
 
         Raises:
             ServerExists: one of that name runs.

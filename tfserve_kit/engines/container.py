@@ -17,18 +17,18 @@ from typing import Any
 from urllib.parse import quote
 
 from tfserve_kit import safe_text
-from tfserve_kit.deployment import flags
 from tfserve_kit.deployment.spec import Docker, Spec
+from tfserve_kit.engines import draining
 from tfserve_kit.engines.base import Endpoints, Plan, endpoints
 
 # The release that the embedded engine is held to, see docs/embedded.md.
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # Where its server listens (tensorflow_serving/tools/docker/Dockerfile).
-GRPC_PORT, REST_PORT = 8500, 8501
+GRPC_PORT, REST_PORT = PORTS = 8500, 8501
 SERVER, FOLDER, ENDPOINTS, MODELS = (
     f"tfkit.{key}" for key in ("server", "folder", "endpoints", "models")
 )
-_BINARY = "tensorflow_model_server"
+BINARY = "tensorflow_model_server"
 _SECOND_NS = 1_000_000_000
 # Libraries as Debian and Ubuntu install them; the image must have them.
 _ALLOCATORS = {
@@ -75,18 +75,23 @@ def plan(
     server, options = spec.server, spec.docker
     where = endpoints(server)
     models = {name: model.base_path for name, model in spec.models.items()}
+    command = [BINARY, *with_image_ports(spec).argv(files, config)]
+    if server.drain_s:
+        script = config / draining.SCRIPT
+        command = draining.around(command, script, PORTS, drain_s=server.drain_s)
+        files = {**files, draining.SCRIPT: draining.script()}
     container = {
         "name": container_name(server.name),
         "image": image_of(options),
-        "entrypoint": [_BINARY],
-        "command": flags.argv(with_image_ports(spec), files, config),
+        "entrypoint": command[:1],
+        "command": command[1:],
         "labels": _labels(server.name, folder, where, models),
         "ports": {
             f"{GRPC_PORT}/tcp": (server.host, server.grpc_port),
             f"{REST_PORT}/tcp": (server.host, server.rest_port),
         },
         "mounts": [_mount(path) for path in dict.fromkeys(_paths(spec, files, config))],
-        "environment": _environment(options),
+        "environment": environment(options),
         "user": options.user or user,
         "healthcheck": _healthcheck(models),
         # Process 1 of the image ignores SIGTERM (tensorflow_serving has no handler): stopping
@@ -159,7 +164,8 @@ def _mount(path: str) -> dict[str, Any]:
     return {"Type": "bind", "Source": path, "Target": path, "ReadOnly": True}
 
 
-def _environment(options: Docker) -> dict[str, str]:
+def environment(options: Docker) -> dict[str, str]:
+    """Return the variables of a server in a container."""
     values = {"TF_CPP_MIN_LOG_LEVEL": "1", "HOME": "/tmp"}  # noqa: S108 (inside the container)
     if options.gpu and options.gpu_memory == "growth":
         values["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
@@ -168,10 +174,15 @@ def _environment(options: Docker) -> dict[str, str]:
     return values | options.env
 
 
-def _healthcheck(models: Mapping[str, str]) -> dict[str, Any]:
+def health_test(models: Iterable[str], rest_port: int = REST_PORT) -> list[str]:
+    """Return the command that says whether each model has an available version."""
     names = shlex.join(quote(name, safe="") for name in models)
+    return ["CMD", "bash", "-c", _HEALTH.format(models=names, port=rest_port)]
+
+
+def _healthcheck(models: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "test": ["CMD", "bash", "-c", _HEALTH.format(models=names, port=REST_PORT)],
+        "test": health_test(models),
         "interval": 5 * _SECOND_NS,
         "timeout": 3 * _SECOND_NS,
         "start_period": 60 * _SECOND_NS,
@@ -205,7 +216,7 @@ def _run_line(container: Mapping[str, Any]) -> Iterator[str]:
     yield from ("docker", "run", "--detach", "--init", f"--name={container['name']}")
     for port, (host, published) in container["ports"].items():
         yield f"--publish={host}:{published}:{port.removesuffix('/tcp')}"
-    yield from (f"--mount={_mount_option(mount)}" for mount in container["mounts"])
+    yield from (f"--mount={mount_option(mount)}" for mount in container["mounts"])
     yield from ("--read-only",) * container["read_only"]
     yield from (f"--tmpfs={path}" for path in container["tmpfs"])
     yield f"--user={container['user']}"
@@ -225,8 +236,9 @@ def _run_line(container: Mapping[str, Any]) -> Iterator[str]:
     yield from container["command"]
 
 
-def _mount_option(mount: Mapping[str, Any]) -> str:
-    fields = ["type=bind", f"source={mount['Source']}", f"target={mount['Target']}"]
+def mount_option(mount: Mapping[str, Any]) -> str:
+    """Return a mount as the command line has it."""
+    fields = [f"type={mount['Type']}", f"source={mount['Source']}", f"target={mount['Target']}"]
     return ",".join([*map(_csv, fields), "readonly"])
 
 
@@ -272,7 +284,7 @@ def default_user(base_paths: Iterable[str]) -> str:
 
 
 def _owner(path: str) -> str:
-    """Return who owns a folder; nothing for root's, and for what is no folder here."""
+    """Return who owns a folder; nothing for root's, and for what is not a folder here."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tfserve_kit.clock import Clock
 from tfserve_kit.deployment.spec import Docker, Spec
-from tfserve_kit.engines import container as containers
-from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State
+from tfserve_kit.engines import container, draining
+from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, Replica, State, alone
 from tfserve_kit.engines.container import ContainerPlan, default_user, hand_over, unreadable
 from tfserve_kit.engines.records import (
     CONFIG,
     CONTAINER,
+    Home,
     claimed,
     container_id,
-    deployed_models,
     is_containers,
-    keep,
     private_folder,
     state_folder,
     write_files,
@@ -117,16 +117,18 @@ class DockerEngine:
     """
 
     name = "docker"
+    binds_here = True
+    answers_here = True
 
     def __init__(self, options: Docker | None = None, *, folder: Path | None = None) -> None:
-        self._image = containers.image_of(options or Docker())
+        self._image = container.image_of(options or Docker())
         self._folder = folder or state_folder()
 
     def available(self) -> Availability:
         """Say whether a daemon answers, and whether the image is there already."""
         try:
             with connected() as client:
-                is_here = _is_here(client, self._image)
+                is_here = has_image(client, self._image)
         except EngineUnavailable as error:
             return Availability(usable=False, reason=error.message, remedy=error.remedy)
         if is_here:
@@ -140,7 +142,7 @@ class DockerEngine:
 
     def plan(self, spec: Spec, files: Mapping[str, str]) -> ContainerPlan:
         """Return the container's arguments, files and endpoints; see `Engine.plan`."""
-        return containers.plan(
+        return container.plan(
             spec,
             files,
             config=self._home(spec.server.name) / CONFIG,
@@ -154,14 +156,14 @@ class DockerEngine:
         Raises:
             EngineUnavailable: also where the container's user could not read a model.
         """
-        _require_readable(spec)
-        image, pull = containers.image_of(spec.docker), spec.docker.pull
+        require_readable(spec)
+        image, pull = container.image_of(spec.docker), spec.docker.pull
         with connected() as client:
-            is_here = _is_here(client, image)
+            is_here = has_image(client, image)
             if pull == "always" or (pull == "missing" and not is_here):
                 progress.step(f"pulling {image}")
                 remedy = "check its name and try `docker pull`, or use another --engine"
-                with _translated(f"cannot pull {image}", remedy=remedy):
+                with translated(f"cannot pull {image}", remedy=remedy):
                     _pull(client, image, progress)
             elif not is_here:
                 raise EngineUnavailable(
@@ -169,17 +171,20 @@ class DockerEngine:
                     remedy=f"`docker pull {image}`, or --pull missing",
                 )
 
-    def start(self, plan: Plan) -> "ContainerHandle":
+    def start(
+        self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
+    ) -> "ContainerHandle":
         """Create and start the container; see `Engine.start`.
 
         Raises:
             EngineUnavailable: no daemon, no image, or no GPU where one is asked for.
         """
+        del progress, clock  # it takes no time
         assert isinstance(plan, ContainerPlan)  # noqa: S101 (an engine starts its own plans)
         name, home = plan.server_name, self._home(plan.server_name)
         with (
             claimed(self._folder, name),
-            _translated(f"cannot start server {name!r}"),
+            translated(f"cannot start server {name!r}"),
             connected() as client,
             contextlib.ExitStack() as undo,
         ):
@@ -203,7 +208,7 @@ class DockerEngine:
             EngineUnavailable: it was started, but no daemon answers.
         """
         try:
-            found = self._list(f"{containers.SERVER}={server_name}")
+            found = self._list(f"{container.SERVER}={server_name}")
         except EngineUnavailable:
             if is_containers(self._home(server_name)):
                 raise
@@ -213,22 +218,22 @@ class DockerEngine:
     def list(self) -> list["ContainerHandle"]:
         """Return the servers of this user, none where no daemon answers; see `Engine.list`."""
         try:
-            found = self._list(containers.SERVER)
+            found = self._list(container.SERVER)
         except EngineUnavailable:
             return []
         return sorted(found, key=lambda handle: handle.server_name)
 
     def _list(self, label: str) -> Sequence["ContainerHandle"]:
-        with _translated("cannot list the containers"), connected() as client:
+        with translated("cannot list the containers"), connected() as client:
             found = self._containers(client, label)
-        homes = [self._home(each.labels[containers.SERVER]) for each in found]
+        homes = [self._home(each.labels[container.SERVER]) for each in found]
         return [
             ContainerHandle(str(each.id), each.labels, home)
             for each, home in zip(found, homes, strict=True)
         ]
 
     def _containers(self, client: Any, label: str) -> Sequence["Container"]:
-        labels = [label, f"{containers.FOLDER}={self._folder}"]
+        labels = [label, f"{container.FOLDER}={self._folder}"]
         found: list[Container] = client.containers.list(
             all=True, filters={"label": labels}, ignore_removed=True
         )
@@ -239,7 +244,7 @@ class DockerEngine:
 
     def _make_room(self, client: Any, server_name: str) -> None:
         """Remove what is left of a server of that name; refuse one that runs."""
-        for each in self._containers(client, f"{containers.SERVER}={server_name}"):
+        for each in self._containers(client, f"{container.SERVER}={server_name}"):
             # One that was created and never started is nobody's: the name is ours now.
             if each.status != "created" and each.status in _PHASES:
                 raise ServerExists(
@@ -253,10 +258,15 @@ def _user(spec: Spec) -> str:
     return spec.docker.user or default_user(model.base_path for model in spec.models.values())
 
 
-def _require_readable(spec: Spec) -> None:
+def require_readable(spec: Spec) -> None:
+    """Refuse base paths of this machine that the container's user cannot read.
+
+    Raises:
+        EngineUnavailable: with the first file that it cannot.
+    """
     user = _user(spec)
     for name, model in spec.models.items():
-        path = None if "://" in model.base_path else unreadable(user, model.base_path)
+        path = unreadable(user, model.base_path) if spec.is_here(model.base_path) else None
         if path is not None:
             raise EngineUnavailable(
                 f"the server of {name!r} would run as user {user}, who cannot read {path}",
@@ -265,11 +275,16 @@ def _require_readable(spec: Spec) -> None:
             )
 
 
-def _is_here(client: Any, image: str) -> bool:
+def has_image(client: Any, image: str) -> bool:
+    """Say whether the daemon has an image.
+
+    Raises:
+        EngineUnavailable: it does not say.
+    """
     import docker
 
     remedy = "an image is `name:tag` or `name@sha256:...`"
-    with _translated(f"cannot look for the image {image!r}", remedy=remedy):
+    with translated(f"cannot look for the image {image!r}", remedy=remedy):
         try:
             client.images.get(image)
         except docker.errors.ImageNotFound:
@@ -308,7 +323,12 @@ def _created(client: Any, plan: ContainerPlan) -> Any:
                 f"there is a container {name} already, and it is not of this state folder",
                 remedy=f"give another --name, or `docker rm -f {name}`",
             ) from error
-        raise ServerFailed(f"cannot create the container: {error.explanation}") from error
+        raise ServerFailed(
+            f"cannot create the container: {error.explanation}", remedy=_LOOK
+        ) from error
+
+
+_LOOK = "`tfkit serve --dry-run` shows what is asked of Docker; `docker info` whether it is well"
 
 
 def _started(found: "Container") -> None:
@@ -331,11 +351,12 @@ def _not_started(reason: str) -> TfkitError:
         return ServerFailed(
             f"a port is taken: {reason}", remedy="--grpc-port 0 and --rest-port 0 find free ones"
         )
-    return ServerFailed(f"cannot start the container: {reason}")
+    return ServerFailed(f"cannot start the container: {reason}", remedy=_LOOK)
 
 
 @contextlib.contextmanager
-def _translated(what: str, *, remedy: str = "") -> Iterator[None]:
+def translated(what: str, *, remedy: str = "") -> Iterator[None]:
+    """Raise EngineUnavailable for the daemon's own errors."""
     import docker
     import requests
 
@@ -345,10 +366,13 @@ def _translated(what: str, *, remedy: str = "") -> Iterator[None]:
         reason = getattr(error, "explanation", None) or error
         raise EngineUnavailable(f"{what}: {reason}", remedy=remedy) from error
     except requests.RequestException as error:
-        raise EngineUnavailable(f"{what}: the Docker daemon went away ({error})") from error
+        raise EngineUnavailable(
+            f"{what}: the Docker daemon went away ({error})",
+            remedy="`docker info` says whether it runs; start it, or use another --engine",
+        ) from error
 
 
-class ContainerHandle:
+class ContainerHandle(Home):
     """A server that is a container; implements `ServerHandle`."""
 
     engine = DockerEngine.name
@@ -356,36 +380,27 @@ class ContainerHandle:
     def __init__(self, found_id: str, labels: Mapping[str, str], home: Path) -> None:
         self.container_id = found_id
         self._labels = labels
-        self._home = home
+        super().__init__(home)
 
     @property
     def server_name(self) -> str:
         """Its name."""
-        return self._labels[containers.SERVER]
+        return self._labels[container.SERVER]
 
     @property
     def endpoints(self) -> Endpoints:
         """Where it answers."""
-        return Endpoints(**json.loads(self._labels[containers.ENDPOINTS]))
+        return Endpoints(**json.loads(self._labels[container.ENDPOINTS]))
 
     @property
     def models(self) -> Mapping[str, str]:
         """Base path by model name; a reload may have changed what it was started with."""
         is_mine = container_id(self._home) == self.container_id
-        return (deployed_models(self._home) if is_mine else None) or self._mounted()
+        return (super().models if is_mine else None) or self._mounted()
 
     def _mounted(self) -> Mapping[str, str]:
-        found: dict[str, str] = json.loads(self._labels[containers.MODELS])
+        found: dict[str, str] = json.loads(self._labels[container.MODELS])
         return found
-
-    @property
-    def home(self) -> Path:
-        """Its folder; see `RunningServer.home`."""
-        return self._home
-
-    def keep(self, files: Mapping[str, str]) -> None:
-        """Write files into its folder; see `ServerHandle.keep`."""
-        keep(self._home, files)
 
     def sees(self, base_path: str) -> bool:
         """Say whether a folder was mounted, or lies in one that was."""
@@ -400,6 +415,10 @@ class ContainerHandle:
             code = found.attrs["State"]["ExitCode"] if phase is Phase.EXITED else None
             return State(phase, code)
 
+    def replicas(self) -> list[Replica]:
+        """Return the container itself; see `ServerHandle.replicas`."""
+        return alone(self)
+
     def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of its output; see `ServerHandle.logs`."""
         with self._found(timeout_s=None if follow else TIMEOUT_S) as found:
@@ -409,14 +428,15 @@ class ContainerHandle:
                 chunks = found.logs(
                     stream=True, follow=follow, tail="all" if tail is None else tail
                 )
-                yield from _lines(chunks)
+                yield from lines(chunks)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
         """Stop and remove the container, and the server's folder."""
-        with self._found(timeout_s=round(grace_s) + _STOP_SPARE_S) as found:
+        patience_s = round(grace_s + draining.seconds(self._home)) if grace_s else 0
+        with self._found(timeout_s=patience_s + _STOP_SPARE_S) as found:
             if found is not None:
                 with _unless_removed():
-                    found.stop(timeout=round(grace_s))
+                    found.stop(timeout=patience_s)
                     found.remove(v=True, force=True)
                 with _unless_removed():  # by somebody else: it must be gone all the same
                     found.wait(condition="removed", timeout=_STOP_SPARE_S)
@@ -430,7 +450,7 @@ class ContainerHandle:
         import docker
 
         with (
-            _translated(f"cannot ask for server {self.server_name!r}"),
+            translated(f"cannot ask for server {self.server_name!r}"),
             connected(timeout_s=timeout_s) as client,
         ):
             try:
@@ -452,12 +472,12 @@ def _unless_removed() -> Iterator[None]:
             raise
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+def lines(chunks: Iterator[bytes]) -> Iterator[str]:
     """Yield the lines of a log that comes in pieces."""
     rest = b""
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
             yield line.decode("utf-8", "replace").rstrip("\r")
     if rest:
         yield rest.decode("utf-8", "replace")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tfserve_kit.deployment import flags, render
+from tfserve_kit.deployment import render
 from tfserve_kit.deployment.spec import Spec, VersionPolicy
 from tfserve_kit.engines.container import official_image, with_image_ports
 from tfserve_kit.engines.docker import connected
@@ -51,9 +51,15 @@ class Variant:
         if self.gpu and self.embedded:
             raise UsageError("the embedded engine computes on CPUs only", remedy="leave out one")
         if self.wheels and not self.embedded:
-            raise UsageError("wheels are only for the embedded engine")
+            raise UsageError(
+                "wheels are only for the embedded engine",
+                remedy="add --embedded, or leave out --wheels",
+            )
         if self.base and not _IMAGE.fullmatch(self.base):
-            raise UsageError(f"{self.base!r} is not the name of an image")
+            raise UsageError(
+                f"{self.base!r} is not the name of an image",
+                remedy="write NAME[:TAG], such as tensorflow/serving:2.19.0",
+            )
 
     @property
     def image(self) -> str:
@@ -78,7 +84,8 @@ def choose(spec: Spec) -> dict[str, list[Version]]:
             chosen[name] = _choose(model.base_path, model.versions)
         except (OSError, ValueError) as error:
             text = f"cannot be put into an image: {error}"
-            found.append(Problem(f"models.{name}.base_path", text))
+            remedy = f"tfkit push-model SAVED_MODEL --to {model.base_path} stores a version there"
+            found.append(Problem(f"models.{name}.base_path", text, remedy))
     if found:
         raise SpecError("deployment", found)
     return chosen
@@ -160,7 +167,7 @@ def _model_files(spec: Spec, values: dict[str, Any], templates: Path | None) -> 
     """Return the configuration as the container sees it, and the scripts that use it."""
     inside = _inside(spec)
     configs = render.render(inside, templates=templates)
-    values = values | {"flags": flags.argv(inside, configs, _CONFIG), "path": _url_path}
+    values = values | {"flags": inside.argv(configs, _CONFIG), "path": _url_path}
     found = {f"tfkit/config/{name}": text for name, text in configs.items()}
     return found | _texts("tfkit", ["entrypoint.sh", "healthcheck.sh"], values, templates)
 
@@ -209,15 +216,6 @@ _CHATTER = (" ---> ", "Removing intermediate container ")
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A folder that `docker build` takes: its Dockerfile's base, and the versions in it."""
-
-    folder: Path
-    base: str
-    models: Mapping[str, Sequence[int]]
-
-
 def render_context(
     spec: Spec | None,
     folder: Path,
@@ -225,8 +223,8 @@ def render_context(
     *,
     templates: Path | None = None,
     progress: Progress = SILENT,
-) -> Context:
-    """Write all that `docker build` needs into a new or empty folder.
+) -> dict[str, list[int]]:
+    """Write all that `docker build` needs into a new or empty folder; return the versions by model.
 
     Model files become hard links where that is possible, else copies.
 
@@ -254,8 +252,10 @@ def render_context(
         if variant.wheels:
             _link_wheels(variant.wheels, folder)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}") from error
-    return Context(folder, variant.image, numbers(versions))
+        raise UsageError(
+            f"cannot write to {folder}: {error}", remedy="name a folder that this user may write to"
+        ) from error
+    return numbers(versions)
 
 
 def _write(file: Path, text: str) -> None:
@@ -320,7 +320,10 @@ def build(folder: Path, tag: str, *, progress: Progress = SILENT) -> str:
             )
             return _follow(lines, tag, progress)
         except (docker.errors.DockerException, requests.RequestException) as error:
-            raise ServerFailed(f"Docker did not build {tag}: {error}") from error
+            raise ServerFailed(
+                f"Docker did not build {tag}: {error}",
+                remedy="`docker info` says whether the daemon is well",
+            ) from error
 
 
 def _follow(lines: Iterator[dict[str, Any]], tag: str, progress: Progress) -> str:
@@ -340,6 +343,8 @@ def _follow(lines: Iterator[dict[str, Any]], tag: str, progress: Progress) -> st
         image = line.get("aux", {}).get("ID", image)
     if failure:
         raise ServerFailed(
-            f"image {tag} was not built: {failure} (step {step!r:.200})", log_tail=list(tail)
+            f"image {tag} was not built: {failure} (step {step!r:.200})",
+            log_tail=list(tail),
+            remedy="the lines below say why; `--out FOLDER` keeps the Dockerfile to try by hand",
         )
     return image

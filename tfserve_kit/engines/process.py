@@ -17,21 +17,28 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
 from tfserve_kit import processes
-from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.deployment import flags
+from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment.spec import Spec
-from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, State, endpoints
+from tfserve_kit.engines import draining
+from tfserve_kit.engines.base import (
+    Availability,
+    Endpoints,
+    Phase,
+    Plan,
+    Replica,
+    State,
+    alone,
+    endpoints,
+)
 from tfserve_kit.engines.records import (
     CONFIG,
+    Home,
     Record,
     claimed,
-    deployed_models,
-    keep,
     open_private,
     private_folder,
     records,
@@ -61,6 +68,9 @@ class ProcessEngine:
         binds_host: whether the command can be told the address to listen on.
         folder: where servers are kept; `state_folder()` if left out.
     """
+
+    binds_here = True
+    answers_here = True
 
     def __init__(
         self,
@@ -92,7 +102,7 @@ class ProcessEngine:
         return Plan(
             server_name=server.name,
             engine=self.name,
-            argv=(*self._head, *bind, *flags.argv(spec, files, config)),
+            argv=(*self._head, *bind, *spec.argv(files, config)),
             files={str(config / name): text for name, text in files.items()},
             endpoints=endpoints(server),
             models={name: model.base_path for name, model in spec.models.items()},
@@ -103,8 +113,11 @@ class ProcessEngine:
     def prepare(self, spec: Spec, *, progress: Progress = SILENT) -> None:
         """Do nothing: all is there; see `Engine.prepare`."""
 
-    def start(self, plan: Plan) -> "ProcessHandle":
+    def start(
+        self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
+    ) -> "ProcessHandle":
         """Start the process; see `Engine.start`."""
+        del progress, clock  # it takes no time
         home = self._home(plan.server_name)
         with claimed(self._folder, plan.server_name), contextlib.ExitStack() as undo:
             self._refuse_taken(plan.server_name)
@@ -205,14 +218,14 @@ def embedded(folder: Path | None = None, *, memory_bytes: int | None = None) -> 
     return ProcessEngine("embedded", head, availability, binds_host=True, folder=folder)
 
 
-class ProcessHandle:
+class ProcessHandle(Home):
     """A server that is a process; implements `ServerHandle`."""
 
     def __init__(
         self, record: Record, home: Path, process: subprocess.Popen[bytes] | None = None
     ) -> None:
         self._record = record
-        self._home = home
+        super().__init__(home)
         self._process = process  # only in the process that started it
 
     @property
@@ -230,25 +243,6 @@ class ProcessHandle:
         """Where it answers."""
         return self._record.endpoints
 
-    @property
-    def models(self) -> Mapping[str, str]:
-        """Base path by model name, as last deployed."""
-        return deployed_models(self._home)
-
-    @property
-    def home(self) -> Path:
-        """Its folder; see `RunningServer.home`."""
-        return self._home
-
-    def keep(self, files: Mapping[str, str]) -> None:
-        """Write files into its folder; see `ServerHandle.keep`."""
-        keep(self._home, files)
-
-    def sees(self, base_path: str) -> bool:
-        """Say yes: a process sees the whole machine."""
-        del base_path
-        return True
-
     def state(self) -> State:
         """Look whether the process lives; its exit status is known to its parent only."""
         if self._process is not None:
@@ -259,6 +253,10 @@ class ProcessHandle:
         if running:
             return State(Phase.RUNNING)
         return State(Phase.EXITED if self._is_kept() else Phase.GONE, code)
+
+    def replicas(self) -> list[Replica]:
+        """Return the process itself; see `ServerHandle.replicas`."""
+        return alone(self)
 
     def logs(self, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of its log; see `ServerHandle.logs`."""
@@ -281,7 +279,9 @@ class ProcessHandle:
                 time.sleep(_FOLLOW_INTERVAL_S)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """Send SIGTERM, after `grace_s` SIGKILL, and remove the server's folder."""
+        """Wait for requests in flight, send SIGTERM, after `grace_s` SIGKILL; remove its folder."""
+        if grace_s and _alive(self._record) is not None:
+            draining.wait(self._record.pid, self.endpoints, self._home)
         self._signal(signal.SIGTERM, grace_s)
         self._signal(signal.SIGKILL, _KILLED_WITHIN_S)
         if self._process is not None:
@@ -327,52 +327,45 @@ def shell_line(argv: Sequence[str]) -> str:
 _SIGNALLED = 128
 
 
-class ExitMeaning(NamedTuple):
-    """What an exit status says, and what to do about it."""
-
-    meaning: str
-    remedy: str
-
-
-# By the status as a shell or container tells it.
+# Meaning and remedy, by the status as a shell or container tells it.
 EXITS = {
-    126: ExitMeaning(
+    126: (
         "the file cannot be executed",
         "`chmod +x` it, and check that it was built for this kind of machine",
     ),
-    127: ExitMeaning(
+    127: (
         "the command or a library it needs was not found",
         "check the path, and `ldd` on the binary",
     ),
-    132: ExitMeaning(
+    132: (
         "illegal instruction: the CPU lacks one that it was built with, most likely AVX",
         "use a machine with AVX, or a binary that was built without",
     ),
-    134: ExitMeaning(
+    134: (
         "aborted by one of its own checks",
         "look at the line of its log that starts with F: it names the value",
     ),
-    137: ExitMeaning(
+    137: (
         "killed: out of memory, or it did not stop in time",
         "`dmesg` tells whether memory ran out; serve fewer models or versions, or raise the limit",
     ),
-    139: ExitMeaning(
+    139: (
         "segmentation fault: known for impossible batching values and far too many threads",
         "run `tfkit lint`, and try without batching and extra flags",
     ),
-    143: ExitMeaning(
+    143: (
         "terminated: somebody stopped it",
         "start it again if that was not meant",
     ),
-    255: ExitMeaning(
+    255: (
         "refused to start because of a flag, a configuration file, a port or a model",
         "see its log; `tfkit lint` finds most causes beforehand",
     ),
 }
 
 
-def exit_meaning(exit_code: int) -> ExitMeaning | None:
-    """Return what an exit status means, None where it says nothing in particular.
+def exit_meaning(exit_code: int) -> tuple[str, str] | None:
+    """Return what an exit status means, and a remedy; None where it says nothing in particular.
 
     Args:
         exit_code: as a parent sees it (-9), or as a shell or container does (137).
@@ -385,4 +378,4 @@ def exit_text(exit_code: int | None) -> str:
     if exit_code is None:
         return "an unknown exit status"
     found = exit_meaning(exit_code)
-    return f"exit status {exit_code}" + (f" ({found.meaning})" if found else "")
+    return f"exit status {exit_code}" + (f" ({found[0]})" if found else "")

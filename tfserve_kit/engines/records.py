@@ -4,6 +4,8 @@
 
     <state>/servers/<name>/deployment.json   config/*.txt   server.json of a process
                                                             container: its id, of a container
+                                                            service: its id, of a swarm's service
+                                                            cluster: where pods run
 
 Only a process has a record: what runs in Docker is known to Docker. Deployments may hold secrets,
 so folders have the mode 0700 and files 0600.
@@ -25,7 +27,8 @@ from tfserve_kit.engines.base import Endpoints, Plan
 from tfserve_kit.errors import ServerFailed
 
 CONFIG, DEPLOYMENT = "config", "deployment.json"
-_RECORD, CONTAINER = "server.json", "container"
+_RECORD, CONTAINER, SERVICE = "server.json", "container", "service"
+CLUSTER = "cluster"
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 
 
@@ -151,7 +154,18 @@ def records(folder: Path | None = None) -> list[Record]:
 
 def is_containers(home: Path) -> bool:
     """Say whether a server's folder is that of a container."""
-    return (home / DEPLOYMENT).is_file() and Record.read(home) is None
+    is_other = Record.read(home) is not None or is_services(home) or is_pods(home)
+    return (home / DEPLOYMENT).is_file() and not is_other
+
+
+def is_services(home: Path) -> bool:
+    """Say whether a server's folder is a copy of what a swarm keeps."""
+    return (home / SERVICE).is_file()
+
+
+def is_pods(home: Path) -> bool:
+    """Say whether a server's folder is a copy of what a Kubernetes cluster keeps."""
+    return (home / CLUSTER).is_file()
 
 
 def deployed_models(home: Path) -> Mapping[str, str]:
@@ -159,6 +173,15 @@ def deployed_models(home: Path) -> Mapping[str, str]:
     try:
         models = json.loads((home / DEPLOYMENT).read_text("utf-8"))["models"]
         return {name: model["base_path"] for name, model in models.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def deployed_labels(home: Path, model: str) -> Mapping[str, int]:
+    """Return the labels that a server's model was last deployed with, version by label."""
+    try:
+        labels = json.loads((home / DEPLOYMENT).read_text("utf-8"))["models"][model]["labels"]
+        return {str(label): int(version) for label, version in labels.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -171,11 +194,36 @@ def container_id(home: Path) -> str:
         return ""
 
 
-def keep(home: Path, files: Mapping[str, str]) -> None:
-    """Write files into a server's folder; see `ServerHandle.keep`."""
-    for name, text in files.items():
-        file = home / name
-        write_private(file, text, like=file if file.exists() else None)
+class Home:
+    """A server's folder on this machine, as its handle shows it; a base of handles.
+
+    Args:
+        home: the folder, which for a swarm or a cluster has a copy of what is kept there.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    @property
+    def home(self) -> Path:
+        """Its folder; see `RunningServer.home`."""
+        return self._home
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Base path by model name, as last deployed."""
+        return deployed_models(self._home)
+
+    def keep(self, files: Mapping[str, str]) -> None:
+        """Write files into its folder; see `ServerHandle.keep`."""
+        for name, text in files.items():
+            file = self._home / name
+            write_private(file, text, like=file if file.exists() else None)
+
+    def sees(self, base_path: str) -> bool:
+        """Say yes: it sees the whole machine, or a change gives it what is lacking."""
+        del base_path
+        return True
 
 
 @contextlib.contextmanager

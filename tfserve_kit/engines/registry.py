@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfserve_kit.engines.base import Engine, Phase, RunningServer, ServerHandle
-from tfserve_kit.engines.records import Record, homes, is_containers, records, state_folder
+from tfserve_kit.engines.records import (
+    Record,
+    homes,
+    is_containers,
+    is_pods,
+    is_services,
+    records,
+    state_folder,
+)
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +32,16 @@ def engines(*, binary: str | None = None, docker: "Docker | None" = None) -> lis
     """
     from tfserve_kit.engines import process
     from tfserve_kit.engines.docker import DockerEngine
+    from tfserve_kit.engines.kubernetes import KubernetesEngine
+    from tfserve_kit.engines.swarm import SwarmEngine
 
-    return [process.native(binary), DockerEngine(docker), process.embedded()]
+    return [
+        process.native(binary),
+        DockerEngine(docker),
+        process.embedded(),
+        SwarmEngine(),
+        KubernetesEngine(),
+    ]
 
 
 def choose(
@@ -53,12 +69,12 @@ def choose(
     for engine in found:
         if engine.name == name:
             if not is_to_run:
-                return engine, "asked for"
+                return engine, "as requested"
             availability = engine.available()
             if not availability.usable:
                 text = f"engine {name} cannot run here: {availability.reason}"
                 raise EngineUnavailable(text, remedy=availability.remedy)
-            return engine, "asked for"
+            return engine, "as requested"
     known = ", ".join(engine.name for engine in found)
     raise UsageError(f"there is no engine {name!r}", remedy=f"choose auto, {known}")
 
@@ -83,13 +99,21 @@ def servers() -> list[ServerHandle]:
 
 
 def running() -> list[RunningServer]:
-    """Return the servers that run, by name; asks Docker only where it was told to run one."""
+    """Return the servers that run, by name; asks those alone that were told to run one."""
     found: list[RunningServer] = [record for record in records() if record.is_running()]
+    alive = {Phase.STARTING, Phase.RUNNING}
     if any(map(is_containers, homes())):
         from tfserve_kit.engines.docker import DockerEngine
 
-        alive = {Phase.STARTING, Phase.RUNNING}
         found += [handle for handle in DockerEngine().list() if handle.state().phase in alive]
+    if any(map(is_services, homes())):
+        from tfserve_kit.engines.swarm import SwarmEngine
+
+        found += [handle for handle in SwarmEngine().list() if handle.state().phase in alive]
+    if any(map(is_pods, homes())):
+        from tfserve_kit.engines.kubernetes import KubernetesEngine
+
+        found += [each for each in KubernetesEngine().list() if each.state().phase in alive]
     return sorted(found, key=lambda server: server.server_name)
 
 
@@ -112,7 +136,14 @@ def elsewhere(server_name: str, engine: str) -> ServerHandle | None:
     """Return the server of that name if another engine than this one has it."""
     home = state_folder() / "servers" / server_name
     record = Record.read(home)
-    owner = record.engine if record else "docker" if is_containers(home) else engine
+    if record is not None:
+        owner = record.engine
+    elif is_services(home):
+        owner = "swarm"
+    elif is_pods(home):
+        owner = "kubernetes"
+    else:
+        owner = "docker" if is_containers(home) else engine
     others = (other for other in engines() if other.name == owner != engine)
     return next((other.find(server_name) for other in others), None)
 

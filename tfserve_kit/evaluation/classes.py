@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError, did_you_mean
 from tfserve_kit.evaluation.examples import Dataset, Label
-from tfserve_kit.pictures.labels import Labels, shown
+from tfserve_kit.pictures.labels import MOST_SHOWN, Labels, shown
 
 _GAPS = re.compile(r"[\s_-]+")
 
@@ -31,7 +31,7 @@ def written_alike(names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-class Lookup:
+class _Lookup:
     """Finds the class that a name means: written the same, by another name of it, or alike.
 
     Args:
@@ -53,6 +53,11 @@ class Lookup:
         found = self._exact.get(name)
         return found if found is not None else self._alike.get(normal(name))
 
+
+_NAME_ALL = (
+    "give --labels FILE with the names of all the model's classes, one a line, in the model's order"
+)
+_RENAME = "rename or remove it in the set, or give --labels FILE with the names that the set uses"
 
 # Up to so many classes their numbers in order are their numbers sorted as texts.
 _ONE_DIGIT = 10
@@ -90,11 +95,14 @@ class Classes:
         self._sorted: tuple[str, ...] | None = None
         if self._labels is None and not all(map(is_number, self._names)):
             self._sorted = tuple(self._names)
-        self._lookup = Lookup(self.known)
+        self._lookup = _Lookup(self.known)
         self._numbers = sorted({*numbers, *(int(name) for name in self._names_of_numbers())})
         if first_class is not None and not self._numbers:
-            raise UsageError("--first-class is for classes that are numbers, and those of the set "
-                             f"are names: {shown(self._names)}")  # fmt: skip
+            raise UsageError(
+                "--first-class is for classes that are numbers, and those of the set are names: "
+                f"{shown(self._names)}",
+                remedy="leave out --first-class; --labels FILE says which name is which class",
+            )
         self._count: int | None = None
 
     @classmethod
@@ -113,7 +121,7 @@ class Classes:
         """
         used = dataset.class_names - dataset.empty_classes
         if dataset.doubt is not None:
-            lookup = Lookup(labels or ())
+            lookup = _Lookup(labels or ())
             if not used or any(lookup(name) is None for name in used):
                 raise dataset.doubt
         # An empty folder was a class to whoever trained on such folders, and sorted them.
@@ -136,11 +144,6 @@ class Classes:
         """The names of the model's classes; None where they are not known."""
         return self._labels
 
-    @property
-    def is_guessed(self) -> bool:
-        """Whether classes were numbered by sorting their names."""
-        return self._sorted is not None
-
     def _names_of_numbers(self) -> list[str]:
         """Return the names that are taken as indices."""
         if self._sorted is not None:
@@ -159,7 +162,9 @@ class Classes:
             return found
         if is_number(label):
             return int(label) - self._first
-        raise InvalidRequest(f"the model has no class {label!r} ({self._nearest(label)})")
+        raise InvalidRequest(
+            f"the model has no class {label!r}", remedy=f"{self._nearest(label)}; {_RENAME}"
+        )
 
     def answered(self, index: int | None, name: str | None) -> int:
         """Return the class index of a class that a model answers with, by its number or its name.
@@ -172,12 +177,15 @@ class Classes:
             return self._answered_name(name)
         place = (index or 0) - (self._labels.first if self._labels is not None else 0)
         if not 0 <= place < _MOST_CLASSES:
-            raise ServerFault(f"its class is {index}")
+            raise ServerFault(
+                f"the model answers with class {index}, and classes are counted from 0",
+                remedy="choose another output with --output; `tfkit metadata` lists them",
+            )
         if self._sorted is not None and place >= len(self._sorted):
             raise UsageError(
                 f"the model answers with class {index}, and the set has {len(self._sorted)} "
-                f"classes: {shown(self._sorted)}; which is which is not known",
-                remedy="give --labels with the names of all of the model's classes, in its order",
+                f"classes: {shown(self._sorted)}; it is not known which is which",
+                remedy=_NAME_ALL,
             )
         return place
 
@@ -196,12 +204,12 @@ class Classes:
                 "numbers",
                 remedy="give --labels with the names of the model's classes, in the set's order",
             )
-        self._lookup = Lookup(self.known)
+        self._lookup = _Lookup(self.known)
         return len(self.known) - 1
 
     def _nearest(self, name: str) -> str:
         near = did_you_mean(name, self.known)
-        return near if near.startswith("did") else f"known: {shown(self.known)}"
+        return near if near.startswith("did") else f"the model has: {shown(self.known)}"
 
     def name(self, index: int) -> str:
         """Return the name of a class, its number in the set where it has none."""
@@ -222,15 +230,25 @@ class Classes:
             return
         if self._labels is not None:
             self._labels = self._labels.fit(classes, is_one_column=is_one_column)
-            self._lookup = Lookup(self._labels)
+            self._lookup = _Lookup(self._labels)
         if self._sorted is not None and len(self._sorted) != classes:
             raise UsageError(
-                f"the set has {len(self._sorted)} classes, the model {classes}, and which is which "
-                f"is not known; the set's are {shown(self._sorted)}",
-                remedy="give --labels with the names of all of the model's classes, in its order",
+                f"the set has {len(self._sorted)} classes ({shown(self._sorted)}), the model "
+                f"{classes} (numbers 0 to {classes - 1}, names not known), and it is not known "
+                "which is which",
+                remedy=self._way_out(classes, is_one_column=is_one_column),
             )
         self._require_numbers(classes)
         self._count = classes
+
+    def _way_out(self, classes: int, *, is_one_column: bool) -> str:
+        """Return what to do where the set has more or fewer classes than the model."""
+        more = len(self._sorted or ()) - classes
+        if more < 0:
+            return f"{_NAME_ALL}, including those not in the set"
+        drop = "the extra class" if more == 1 else f"the {more} extra classes"
+        measured = "; if its one number is a measurement, it has no classes" * is_one_column
+        return f"remove {drop} from the set, or {_NAME_ALL}{measured}"
 
     def _require_numbers(self, classes: int) -> None:
         if not self._numbers:
@@ -243,7 +261,7 @@ class Classes:
             f"the classes of the set are numbered {lowest} to {highest}, and those of the model "
             f"{self._first} to {last}"
         )
-        remedy = "give --labels with the names of the model's classes, in its order"
+        remedy = _NAME_ALL
         if lowest > self._first and highest == last + lowest - self._first:
             remedy = (
                 f"give --first-class {lowest} if class {lowest} of the set is the model's first"
@@ -269,21 +287,29 @@ class Classes:
         ]
         if not lacking:
             return
-        which = f"not all classes of {dataset.source} are the model's"
+        source = (self._labels.source if self._labels is not None else "") or "the model's names"
         if len(lacking) == len(self._names):
-            which = f"none of the {len(dataset)} examples of {dataset.source} can be used"
-        names = shown([*map(repr, lacking)])
+            text = f"no class of {dataset.source} ({shown(lacking)}) is in"
+        else:
+            verb = "is" if len(lacking) == 1 else "are"
+            text = f"{shown([*map(repr, lacking)])} of {dataset.source} {verb} not in"
         raise UsageError(
-            f"{which}: the model has no class {names}; "
-            f"those of the set are {shown(self._names)}; "
-            f"those of the model are {shown(self.known)}",
-            remedy=f"{self._hint(lacking)}give --labels with the names that the set uses, in the "
-            "model's order, or leave out what it does not know",
+            f"{text} {source} ({shown(self.known)})",
+            remedy=f"{self._hints(lacking)}where the model knows a class by another name, give "
+            "--labels FILE with the set's names, one a line, in the order of "
+            f"{source}; remove from the set the folders, or the rows, of classes that the model "
+            "does not know",
         )
 
-    def _hint(self, lacking: Sequence[str]) -> str:
-        near = did_you_mean(lacking[0], self.known)
-        return f"{near} else " if near.startswith("did") else ""
+    def _hints(self, lacking: Sequence[str]) -> str:
+        """Return which name of the model may be meant by which of the set, where some are near."""
+        near = {name: did_you_mean(name, self.known) for name in lacking[:MOST_SHOWN]}
+        pairs = [
+            f"{found.removeprefix('did you mean ').removesuffix('?')} for {name}"
+            for name, found in near.items()
+            if found.startswith("did")
+        ]
+        return f"did you mean {', '.join(pairs)}? Else: " if pairs else ""
 
     def remarks(self) -> list[str]:
         """Return what was taken for granted, and what is odd, a sentence each."""
@@ -298,8 +324,8 @@ class Classes:
         if self._sorted is not None and not self._are_answered:
             last = len(self._sorted) - 1
             yield (
-                "the names of the model's classes are not known: those of the set, sorted by name, "
-                f"are taken for its classes 0 to {last}: {shown(self._sorted)}"
+                f"the model's classes 0 to {last} are the set's, sorted by name: "
+                f"{shown(self._sorted)} (change: --labels FILE with the names in the model's order)"
             )
 
     def _remarks_on_numbers(self) -> Iterator[str]:
@@ -307,24 +333,34 @@ class Classes:
             return
         lowest, highest = self._numbers[0], self._numbers[-1]
         if self._first:
-            yield f"the set's classes are counted from {self._first}: class {self._first} is the model's first"  # noqa: E501
+            yield (
+                f"the set's classes are counted from {self._first}: class {self._first} is the "
+                "model's first (change: --first-class N)"
+            )
             return
         if lowest == 1 and self._count is not None:
             yield (
-                "the set's numbers begin at 1, and are taken as class indices from 0; if they are "
-                "counted from 1, give --first-class 1"
+                "the set's numbers begin at 1, and are the model's class indices, counted from 0 "
+                "(change: --first-class 1, if the set counts from 1)"
             )
         if self._names_of_numbers() and highest >= _ONE_DIGIT and self._labels is None:
             yield (
-                "names that are numbers are taken as class indices; a model that was trained on "
-                "folders sorted as texts (0, 1, 10, 11, 2) counts otherwise: give it --labels"
+                "names that are numbers are the model's class indices (change: --labels FILE; a "
+                "model that was trained on folders sorted as texts, 0, 1, 10, 11, 2, needs it)"
             )
         elif self._names_of_numbers() and self._labels is not None:
-            yield f"names that are numbers are taken as class indices: {shown(self._names_of_numbers())}"  # noqa: E501
+            numbers = shown(self._names_of_numbers())
+            yield (
+                f"names that are numbers are class indices: {numbers} (change: have the file of "
+                "--labels name them)"
+            )
 
     def _remarks_on_names(self) -> Iterator[str]:
         for group in written_alike(self._names):
-            yield f"classes of the set differ only in how they are written: {shown(group)}"
+            yield (
+                f"classes that differ only in how they are written are different: {shown(group)} "
+                "(change: rename them in the set)"
+            )
         if self._labels is None:
             return
         found = {name: self._lookup(name) for name in self._names}
@@ -334,8 +370,14 @@ class Classes:
             if index is not None and name != self._labels[index]
         ]
         if other:
-            yield f"names of the set that are written otherwise in the model: {shown(other)}"
+            yield (
+                f"classes of the set that the model writes otherwise: {shown(other)} (change: "
+                "--labels FILE with the set's names)"
+            )
         missing = sorted({*range(len(self._labels))} - {*found.values()})
         if self._names and missing and not self._numbers:
             names = shown([self._labels[index] for index in missing])
-            yield f"the set has no examples of {len(missing)} of the model's classes: {names}"
+            yield (
+                f"the set has no examples of {len(missing)} of the model's classes: {names}; the "
+                "error rate says nothing of these (change: add pictures of them)"
+            )

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error, missing
 from tfserve_kit.evaluation import tables
 from tfserve_kit.evaluation.examples import (
     Content,
@@ -81,7 +81,7 @@ def open_folder(folder: Path) -> Dataset:
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror}") from error
+        raise file_error(UsageError, "read", folder, error) from error
     visible = [each for each in inside if not _is_hidden(each.name)]
     kinds = [_walk(each) for each in visible if each.is_dir() and not _is_debris(each.name)]
     loose = [each for each in visible if each.is_file() and is_picture(each)]
@@ -113,7 +113,7 @@ def _is_debris(name: str) -> bool:
 
 def _walk(folder: Path) -> _Kind:
     def refuse(error: OSError) -> None:
-        raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise file_error(UsageError, "read", error.filename, error) from error
 
     kind = _Kind(folder)
     for place, folders, files in os.walk(folder, onerror=refuse):
@@ -142,10 +142,12 @@ def _sort_in(file: Path, kind: _Kind) -> None:
 def _no_pictures(folder: Path, kinds: list[_Kind], loose: list[Path]) -> UsageError:
     text = f"{folder} holds no folders with pictures"
     if loose:
+        count = "1 picture" if len(loose) == 1 else f"{len(loose)} pictures"
         return UsageError(
-            f"{text}, but {len(loose)} pictures of its own, and what they show is not known",
-            remedy="move them into a folder per class, or give a CSV file with path,label rows; "
-            f"`tfkit predict {folder}` says what the model sees in them",
+            f"{text}, only {count}, without a class",
+            remedy=f"move {'it' if len(loose) == 1 else 'them'} into a folder per class, or give a "
+            "CSV file with path,label rows; "
+            f"`tfkit predict {folder}` says what the model sees",
         )
     if kinds:
         text += f"; these are empty: {shown([kind.folder.name for kind in kinds])}"
@@ -161,8 +163,8 @@ def _doubt(folder: Path, kinds: list[_Kind]) -> UsageError | None:
     if nested and (len(kinds) == 1 or are_parts or any(count > 1 for count in below.values())):
         part = next((each for each in names if each.lower() not in {"train", "training"}), names[0])
         return UsageError(
-            f"the folders in {folder} ({shown(names)}) hold no pictures but folders of them "
-            f"({shown(sorted(below))}): which are the classes is not known",
+            f"the folders in {folder} ({shown(names)}) hold folders of pictures "
+            f"({shown(sorted(below))}), not pictures: it is not known which are the classes",
             remedy=f"give the folder that holds the classes, such as {folder / part}",
         )
     if are_parts:
@@ -178,22 +180,34 @@ def _remarks(
     folder: Path, kinds: list[_Kind], loose: list[Path], names: Iterable[str]
 ) -> Iterator[str]:
     if loose:
-        yield f"{len(loose)} pictures right in {folder} belong to no class and are left out"
+        yield (
+            f"{len(loose)} pictures right in {folder} belong to no class and are left out "
+            "(change: move them into the folder of their class)"
+        )
     if empty := [kind.folder.name for kind in kinds if not kind.pictures]:
-        yield f"classes without any picture: {shown(empty)}"
+        yield (
+            f"empty folders count as classes with no examples: {shown(empty)} (change: remove the "
+            "folders)"
+        )
     if links := [str(each) for kind in kinds for each in kind.links]:
-        yield f"links to folders are not followed: {shown(links)}"
+        yield (
+            f"links to folders are not followed: {shown(links)} (change: put the folders "
+            "themselves there)"
+        )
     debris = [*filter(_is_debris, names), *(name for kind in kinds for name in kind.debris)]
     if debris:
         found = [f"{name} ({count})" for name, count in Counter(debris).items()]
-        yield f"what systems leave in folders is left out: {shown(found)}"
+        yield (
+            f"files that operating systems leave are left out: {shown(found)} (change: rename "
+            "what should count)"
+        )
 
 
 def _remarks_on_depth(folder: Path, kinds: list[_Kind]) -> Iterator[str]:
     if deep := [kind.folder.name for kind in kinds if kind.below]:
         yield (
-            f"the pictures of {shown(deep)} lie in folders below; the class is the folder right "
-            f"in {folder}"
+            f"the class is the folder right in {folder}, though the pictures of {shown(deep)} lie "
+            "in folders below it (change: give the folder that holds the classes)"
         )
 
 
@@ -263,14 +277,23 @@ def open_idx(first: Path, second: Path | None = None) -> Dataset:
     shape = _idx_shape(first)
     second = second or labels_beside(first)
     if len(shape) - 1 not in _PICTURE_RANKS:
-        raise UsageError(f"{first} has the shape {list(shape)}, which is not the shape of images")
+        raise UsageError(
+            f"{first} has the shape {list(shape)}, which is not the shape of images",
+            remedy="give IMAGES LABELS: images are [n, height, width], labels [n]",
+        )
     labels = np.frombuffer(_idx_values(second), np.uint8)
     if _idx_shape(second) != shape[:1]:
         found = list(_idx_shape(second))
-        raise UsageError(f"{second}: labels of shape {found} for {shape[0]} images")
+        raise UsageError(
+            f"{second}: labels of shape {found} for {shape[0]} images",
+            remedy="give the two files that belong together: IMAGES LABELS",
+        )
     _require_colours(first, shape[1:])
     known, source = _labels(labels), str(first)
     return Dataset(source, known, row_reader(source, known, lambda: _idx_rows(first, shape)))
+
+
+_AGAIN = "download it again"
 
 
 def _open_idx_stream(file: Path) -> IO[bytes] | gzip.GzipFile:
@@ -278,7 +301,7 @@ def _open_idx_stream(file: Path) -> IO[bytes] | gzip.GzipFile:
     try:
         raw = file.open("rb")
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        raise file_error(UsageError, "read", file, error) from error
     is_gzip = raw.read(2) == _GZIP_MAGIC
     raw.seek(0)
     if not is_gzip:
@@ -296,14 +319,15 @@ def _idx_shape(file: Path) -> tuple[int, ...]:
             while chunk := stream.read(_CHUNK_BYTES):
                 size_bytes += len(chunk)
     except EOFError as error:
-        raise UsageError(f"{file}: truncated: its gzip data ends too early") from error
+        text = f"{file}: truncated: its gzip data ends too early"
+        raise UsageError(text, remedy=_AGAIN) from error
     except (OSError, zlib.error) as error:
-        raise UsageError(f"{file}: damaged: {error}") from error
+        raise UsageError(f"{file}: damaged: {error}", remedy=_AGAIN) from error
     expected = math.prod(shape)
     if size_bytes != expected:
         fault = "truncated" if size_bytes < expected else "too long"
         text = f"{file}: {fault}: {size_bytes} values where shape {list(shape)} needs {expected}"
-        raise UsageError(text, remedy="download it again")
+        raise UsageError(text, remedy=_AGAIN)
     return shape
 
 
@@ -314,7 +338,7 @@ def _idx_header(file: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[int, ...
         raise UsageError(text, remedy="give MNIST's files, a .csv or an .npz file, or a folder")
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
-        raise UsageError(f"{file}: truncated within its header", remedy="download it again")
+        raise UsageError(f"{file}: truncated within its header", remedy=_AGAIN)
     return struct.unpack(f">{magic[3]}I", sizes)
 
 
@@ -340,8 +364,11 @@ def _rows(
 
 def _require_colours(file: Path, shape: tuple[int, ...]) -> None:
     if len(shape) == _COLOUR_RANK and shape[-1] not in {1, 3}:
-        raise UsageError(f"{file}: pictures of shape {list(shape)} have {shape[-1]} channels, "
-                         "not 1 or 3")  # fmt: skip
+        raise UsageError(
+            f"{file}: pictures of shape {list(shape)} have {shape[-1]} channels, not 1 or 3",
+            remedy="store grey pictures [n, height, width] or colour ones [n, height, width, 3]; "
+            "rows of the model's input that are no pictures as float32",
+        )
 
 
 def _labels(labels: NDArray[Any]) -> list[Label]:
@@ -369,21 +396,36 @@ def open_npz(file: Path) -> Dataset:
                 shape, dtype = _npy_header(stream)
                 numpy_files.require_bytes(shape[1:], dtype, numpy_files.MAX_BYTES)
     except _UNREADABLE as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
+        raise _unreadable(file, error) from error
     labels, remarks = _npz_labels(file, stored)
     if not shape or shape[0] != len(labels):
-        raise UsageError(f"{file}: {x} has the shape {list(shape)} for {len(labels)} labels in {y}")
+        raise UsageError(
+            f"{file}: {x} has the shape {list(shape)} for {len(labels)} labels in {y}",
+            remedy=_SAVE_AGAIN,
+        )
     is_picture = dtype == np.uint8
     if is_picture:
         if len(shape) - 1 not in _PICTURE_RANKS:
             raise UsageError(
-                f"{file}: {x} has the shape {list(shape)}, which is not the shape of pictures"
+                f"{file}: {x} has the shape {list(shape)}, which is not the shape of pictures",
+                remedy="store uint8 pictures as [n, height, width] or [n, height, width, 3]; rows "
+                "of the model's input that are no pictures as float32",
             )
         _require_colours(file, shape[1:])
     if x != "x":
-        remarks = [f"{file}: of its arrays {x} and {y} are used", *remarks]
+        used = f"{file}: of its arrays, {x} and {y} are used (change: save others as x and y)"
+        remarks = [used, *remarks]
     reader = row_reader(str(file), labels, lambda: _npz_rows(file, x))
     return Dataset(str(file), labels, reader, ready=not is_picture, remarks=remarks)
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    if isinstance(error, OSError) and error.errno:
+        return file_error(UsageError, "read", file, error)
+    return UsageError(f"cannot read {file}: {error}", remedy=_SAVE_AGAIN)
+
+
+_SAVE_AGAIN = "save it with np.savez(FILE, x=..., y=...): x of [examples, ...], y a class for each"
 
 
 def _npz_pair(file: Path, names: set[str]) -> tuple[str, str]:
@@ -394,7 +436,7 @@ def _npz_pair(file: Path, names: set[str]) -> tuple[str, str]:
     lacking = " and no ".join(sorted({*_NPZ_PAIRS[0]} - names))
     raise UsageError(
         f"{file} has no {lacking}; it has {', '.join(sorted(names)) or 'nothing'}",
-        remedy="save it with np.savez(file, x=..., y=...)",
+        remedy=_SAVE_AGAIN,
     )
 
 
@@ -405,14 +447,17 @@ def _npz_labels(file: Path, labels: NDArray[Any]) -> tuple[list[Label], list[str
         labels = labels[:, 0]
     elif labels.ndim == 2 and _are_shares(labels):  # noqa: PLR2004 ([examples, classes])
         if not np.isin(labels, (0, 1)).all():
-            remarks.append(f"{file}: the class with the highest share in y counts as the true one")
+            remarks.append(
+                f"{file}: the class with the highest share in y is the true one (change: store "
+                "class indices as y)"
+            )
         labels = labels.argmax(axis=1)
     if labels.ndim == 1 and labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise UsageError(
             f"{file}: y is {labels.dtype} of shape {list(labels.shape)}, which cannot be labels",
-            remedy="store a whole number or a name for each example",
+            remedy="store in y a whole number or a name for each example: [examples]",
         )
     return _labels(labels), remarks
 
@@ -440,7 +485,7 @@ def _npz_rows(file: Path, x: str) -> Iterator[Content]:
         with zipfile.ZipFile(file) as archive, archive.open(f"{x}.npy") as stream:
             yield from _rows(stream, *_npy_header(stream))
     except _UNREADABLE as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
+        raise _unreadable(file, error) from error
 
 
 _FORMS = (
@@ -465,7 +510,7 @@ def open_dataset(paths: Sequence[Path], given: CsvOptions = _AS_WRITTEN) -> Data
     """
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path} does not exist", remedy=_FORMS)
+            raise missing(UsageError, path, _FORMS)
     if len(paths) == 1:
         (path,) = paths
         if path.is_dir():

@@ -237,7 +237,11 @@ def _shape_of(values: int, how: Preprocessing | None) -> tuple[int, int, int]:
         side = round((values / channels) ** 0.5)
         if side and side * side * channels == values:
             return side, side, channels
-    raise InvalidRequest(f"{values} pixels make neither a square nor the model's picture")
+    raise InvalidRequest(
+        f"{values} pixels make neither a square nor the model's picture",
+        remedy="give --size HEIGHTxWIDTH and --channels, or rows of as many pixels as the model's "
+        "picture has",
+    )
 
 
 def thumbnail(content: Content, how: Preprocessing, side: int) -> bytes | None:

@@ -29,8 +29,8 @@ from tfserve_kit.evaluation.scores import (
     per_class,
     top_k_error,
     wilson_interval,
+    worst_mistakes,
 )
-from tfserve_kit.evaluation.scores import worst_mistakes as positions_of_worst
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.safe_text import csv_cell, printable_html
 
@@ -40,6 +40,7 @@ _MOST_TEXT_CLASSES = 20
 _WORST, _WORST_IN_TEXT = 24, 5
 _CONFUSED, _CONFUSED_IN_TEXT = 20, 5
 _NAMED = 5
+_NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def summarize(outcome: Outcome, top_k: int) -> Summary:
         matrix=confusion_matrix(true, predicted, classes).tolist() if shows_matrix else None,
         confused=most_confused(true, predicted, _CONFUSED),
         calibration=calibration(scores, right) if outcome.are_probabilities else None,
-        worst=[answers[i] for i in positions_of_worst(true, predicted, scores, _WORST)],
+        worst=[answers[i] for i in worst_mistakes(true, predicted, scores, _WORST)],
         failures=outcome.failures,
     )
 
@@ -220,15 +221,20 @@ def _summary_data(summary: Summary) -> dict[str, Any]:
     return data
 
 
-def as_text(report: Report) -> str:
-    """Return a report for a terminal."""
+def as_text(report: Report, *, with_assumed: bool = True) -> str:
+    """Return a report for people.
+
+    Args:
+        report: what was measured.
+        with_assumed: with what was taken for granted; a terminal shows it when the run begins.
+    """
     parts = [_summary_text(report, each) for each in report.summaries]
     if report.comparison is not None:
         parts.append(_comparison_text(report, report.comparison))
     if report.run.unusable:
         parts.append(_named("example could not be used", "examples could not be used",
                             report.run.unusable))  # fmt: skip
-    if report.run.assumed:
+    if with_assumed and report.run.assumed:
         parts.append("\n".join(["Assumed:", *(f"  {_shown(text)}" for text in report.run.assumed)]))
     return "\n\n".join(parts)
 
@@ -239,8 +245,9 @@ def _summary_text(report: Report, summary: Summary) -> str:
         f"{report.model} {summary.title}, {summary.answered} examples of {report.run.source}",
         f"Inference error rate: {percent(summary.error_rate)}",
         f"{summary.wrong} of {summary.answered} wrong, 95% interval {low} to {high}",
-        f"Top-{summary.top_k} error rate: {percent(summary.top_k_error_rate)}",
     ]
+    if summary.top_k < len(summary.classes):  # else it is 0 whatever the model says
+        lines.append(f"Top-{summary.top_k} error rate: {percent(summary.top_k_error_rate)}")
     if summary.calibration is not None:
         error = percent(summary.calibration.expected_error)
         lines.append(f"Expected calibration error: {error}")
@@ -256,15 +263,30 @@ def _mistakes(summary: Summary) -> list[str]:
     if not summary.wrong:
         return []
     confused = [
-        f"{names[each.true]} for {names[each.predicted]} ({each.count})"
+        f"{names[each.true]} as {names[each.predicted]} ({each.count})"
         for each in summary.confused[:_CONFUSED_IN_TEXT]
     ]
     worst = [
-        f"  {number(each.score):>9}  {names[each.true]} for {names[each.predicted]}"
+        f"  {number(each.score):>9}  {names[each.true]} as {names[each.predicted]}"
         f"  {_shown(each.name)}"
         for each in summary.worst[:_WORST_IN_TEXT]
     ]
-    return ["Most often taken: " + ", ".join(confused), "Mistakes with the highest scores:", *worst]
+    told = "Most often mistaken: " + ", ".join(confused)
+    return [*_one_sided(summary), told, "Mistakes with the highest scores:", *worst]
+
+
+def _one_sided(summary: Summary) -> list[str]:
+    """Return a note where nearly all is taken for one class, as of a model that is fed wrongly."""
+    most = max(summary.classes, key=lambda each: each.taken)
+    if most.taken < _NEARLY_ALL * summary.answered or most.support > summary.answered / 2:
+        return []
+    name = _shown(summary.class_names[most.index])
+    told = (
+        f"Note: {most.taken} of {summary.answered} are taken for one class ({name}). If you "
+        "expected better, check the order of the classes (--labels FILE) and the range of the "
+        "pixels (--range)."
+    )
+    return [told]
 
 
 def _class_table(summary: Summary) -> list[str]:

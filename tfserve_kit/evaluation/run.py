@@ -21,7 +21,7 @@ from tfserve_kit.evaluation.scores import are_probabilities, rank_of
 from tfserve_kit.pictures.inputs import ImageInput
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.pictures.model import PictureModel, PictureOptions
-from tfserve_kit.pictures.outputs import Outputs, Ranking, ranking
+from tfserve_kit.pictures.outputs import NAN_REMEDY, Outputs, Ranking, ranking
 from tfserve_kit.progress import SILENT, Progress
 
 # After so many failed requests without an answer between them, the rest is not sent.
@@ -30,6 +30,11 @@ PATIENCE = 16
 _LAST = 1 << 31
 _NOTHING = PictureOptions()
 _OWN_NAMES = "the model's own answer"
+_NO_NUMBERS = "the model's scores are NaN or infinite"
+_BEST_ONLY = (
+    "a class that the model does not answer with counts as a top-K error (change: choose an output "
+    "with the scores of all classes by --output)"
+)
 _TRIES = 16  # a picture or two may be damaged
 
 
@@ -91,9 +96,9 @@ class Subject:
         kind = self.model.head.kind
         if kind == "detections":
             raise UsageError(
-                f"{self.target} answers with objects, and only classes can be evaluated",
-                remedy="choose an output with classes by --output, or a signature by --signature; "
-                "`tfkit metadata` lists them",
+                f"{self.target} answers with objects, and only class scores can be evaluated",
+                remedy="`tfkit predict` shows the objects; to evaluate, choose an output with "
+                "classes by --output, or a signature by --signature: `tfkit metadata` lists them",
             )
         if self.threshold is not None and kind != "scores":
             raise UsageError(
@@ -126,9 +131,9 @@ class Subject:
         said = self.model.assumed
         if self.model.is_one_column or self.threshold is not None:
             limit = 0.5 if self.threshold is None else self.threshold
-            said = [*said, f"scores of class 1 above {limit:g} speak for it (--threshold)"]
+            said = [*said, f"a score above {limit:g} means class 1 (change: --threshold SCORE)"]
         if self.model.head.kind != "scores":
-            said = [*said, "a class that the model does not answer with is not among its top K"]
+            said = [*said, _BEST_ONLY]
         return [*said, *self.classes.remarks()]
 
 
@@ -260,7 +265,7 @@ class Outcome:
     def fail(self, example: Example, error: RequestError) -> None:
         """Note that an example got no answer."""
         self.error = self.error or error
-        reason = f"{type(error).__name__}: {error.message}"
+        reason = f"{type(error).__name__}: {_with_remedy(error.message, error.remedy)}"
         self.failures.append(Failure(example.index, example.name, reason))
 
 
@@ -399,10 +404,17 @@ def _require_answers(run: Run) -> None:
         if outcome.error is not None:
             raise outcome.error
         if not run.unusable:
-            raise UsageError(f"{run.source} holds no examples")
+            raise UsageError(
+                f"{run.source} holds no examples",
+                remedy="give a set with pictures or rows, each with its class",
+            )
         first = run.unusable[0]
-        raise UsageError(f"none of the {run.examples} examples of {run.source} can be used; the "
-                         f"first, {first.name}: {first.reason}")  # fmt: skip
+        raise UsageError(
+            f"none of the {run.examples} examples of {run.source} can be used; the first, "
+            f"{first.name}: {first.reason}",
+            remedy="mend the files, or the labels, that the reason names; `tfkit metadata` shows "
+            "the input that the model takes",
+        )
 
 
 def _count(outcome: Outcome) -> int:
@@ -459,7 +471,10 @@ class _Work:
 
     def _send(self, subject: Subject, rows: Sequence[_Row]) -> list[_Reading]:
         if self._failed_in_a_row >= PATIENCE:
-            raise ServerFault(f"not sent: {PATIENCE} requests in a row had failed")
+            raise ServerFault(
+                f"not sent: {PATIENCE} requests in a row had failed",
+                remedy="mend what the failures before it name, then repeat",
+            )
         wanted = subject.model.input
         pictures = [
             PreparedPicture(row.values[wanted], 0.0, row.example.name, row.example.index)
@@ -498,7 +513,12 @@ class _Work:
 
     def _drop(self, example: Example, error: RequestError) -> None:
         reason = error.message.removeprefix(example.name).lstrip(": ")
+        reason = _with_remedy(reason, error.remedy)
         self.unusable.setdefault(example.index, Failure(example.index, example.name, reason))
+
+
+def _with_remedy(message: str, remedy: str) -> str:
+    return f"{message} ({remedy})" if remedy else message
 
 
 def _readings(subject: Subject, outputs: Outputs, rows: int, version: int | None) -> list[_Reading]:
@@ -526,10 +546,13 @@ def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
         places = [classes.answered(index, name) for index, name, _ in reading.said]
         score = reading.said[0][2] if reading.said else None
         if not places or (score is not None and not np.isfinite(score)):
-            raise ServerFault("its scores are NaN or infinite")
+            raise ServerFault(_NO_NUMBERS, remedy=NAN_REMEDY)
         true, best = classes.index(example.label), places[0]
         if true < 0:
-            raise InvalidRequest(f"its class is {true}, and classes are counted from 0")
+            raise InvalidRequest(
+                f"its class is {true}, and classes are counted from 0",
+                remedy="number the classes of the set from 0, or from N with --first-class N",
+            )
         rank = places.index(true) if true in places else _LAST
         return Answer(example.index, example.name, true, best, score, rank, reading.version)
     scores = reading.said
@@ -538,9 +561,12 @@ def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
     true = classes.index(example.label)
     if not 0 <= true < len(scores):
         text = f"its class is {true}, and the model has {len(scores)}, counted from 0"
-        raise InvalidRequest(text)
+        raise InvalidRequest(
+            text,
+            remedy="give --first-class 1 if the set counts from 1; else leave such examples out",
+        )
     if np.isnan(scores).any() or np.isinf(scores.max()):
-        raise ServerFault("its scores are NaN or infinite")
+        raise ServerFault(_NO_NUMBERS, remedy=NAN_REMEDY)
     best = subject.predicted(scores)
     rank = rank_of(scores, true) if subject.threshold is None else int(best != true)
     score = float(scores[best])

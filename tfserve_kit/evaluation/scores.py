@@ -31,6 +31,7 @@ class ClassScores:
     Attributes:
         index: number of the class.
         support: how many examples belong to it.
+        taken: how many examples were taken for it.
         precision: share of those taken for it that belong to it; None where none was taken for it.
         recall: share of its examples that were recognized; None where it has none.
         f1: harmonic mean of both, 0 where all of either are wrong; None where it has no example
@@ -39,6 +40,7 @@ class ClassScores:
 
     index: int
     support: int
+    taken: int
     precision: float | None
     recall: float | None
     f1: float | None
@@ -163,6 +165,7 @@ def per_class(true: Indices, predicted: Indices, classes: int) -> list[ClassScor
         ClassScores(
             index,
             int(support[index]),
+            int(taken[index]),
             _share(right[index], taken[index]),
             _share(right[index], support[index]),
             _share(2 * right[index], support[index] + taken[index]),

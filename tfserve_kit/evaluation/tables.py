@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfserve_kit import input_files
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean
 from tfserve_kit.evaluation.examples import (
     Content,
@@ -25,7 +26,6 @@ from tfserve_kit.evaluation.examples import (
     file_reader,
     row_reader,
 )
-from tfserve_kit.pictures import text_files
 from tfserve_kit.pictures.files import SUFFIXES, is_picture
 from tfserve_kit.pictures.labels import shown
 
@@ -207,8 +207,13 @@ def _head_of(file: Path, encoding: str | None) -> list[str]:
     Raises:
         UsageError: it cannot be read, or is in another encoding.
     """
-    filled = (line for line in text_files.lines(file, encoding) if line.strip())
+    filled = (line for line in input_files.lines(file, encoding) if line.strip())
     return list(islice(filled, _HEAD_LINES))
+
+
+_WRITE_ROWS = (
+    "write rows of path,label or label,pixel,pixel,...; --csv-separator says what separates them"
+)
 
 
 def _find_separator(file: Path, head: Sequence[str]) -> str:
@@ -268,8 +273,8 @@ def _space(file: Path, lines: Sequence[str]) -> str:
     if lines and all(len(line.split()) > 1 for line in lines):
         return " "
     raise UsageError(
-        f"cannot read {file}: it has {min(len(lines), 1)} columns",
-        remedy="write path,label or label,pixel,pixel,... rows",
+        f"cannot read {file}: it has {'only one column' if lines else 'no column'}",
+        remedy=_WRITE_ROWS,
     )
 
 
@@ -286,7 +291,7 @@ def _numbered_rows(
     Raises:
         UsageError: the file cannot be read, or is in another encoding.
     """
-    lines = text_files.lines(file, encoding)
+    lines = input_files.lines(file, encoding)
     if separator == " ":
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -368,12 +373,14 @@ def _find_form(file: Path, given: CsvOptions) -> _Form:
     sample = _Sample(file, [row for _, row in numbered] or [[]], given)
     if sample.width < 2:  # noqa: PLR2004 (a label, and something)
         raise UsageError(
-            f"cannot read {file}: it has {sample.width} columns",
-            remedy="write path,label or label,pixel,pixel,... rows",
+            f"cannot read {file}: it has {'only one column' if sample.width else 'no column'}",
+            remedy=_WRITE_ROWS,
         )
     path = _path(sample)
     columns = _of_pixels(sample) if path is None else _of_pictures(sample, path)
-    said = [] if separator == "," else [f"columns separated by {_separator_name(separator)}"]
+    said = [f"columns are separated by {_separator_name(separator)} (change: --csv-separator)"] * (
+        separator != ","
+    )
     remarks = tuple(f"{file}: {text}" for text in (*said, *columns.remarks))
     start = numbered[0][0] if columns.header else numbered[0][0] - 1
     return _Form(
@@ -421,6 +428,9 @@ def _are_pixels(sample: _Sample) -> bool:
     return len(numeric) * 2 > len(sample.body) or bool(is_header_alone)
 
 
+_NO_HEADER = "change: --no-csv-header"
+
+
 def _of_pictures(sample: _Sample, path: int) -> _Columns:
     has_header = _is_header(sample, path)
     folder = sample.folder if has_header and sample.folder != path else None
@@ -430,15 +440,21 @@ def _of_pictures(sample: _Sample, path: int) -> _Columns:
     root = _root(sample, path, folder)
     said = []
     if has_header:
-        said.append(f"first row taken as a header: {', '.join(sample.first)}")
+        said.append(f"the first row is a header: {', '.join(sample.first)} ({_NO_HEADER})")
     if path > label or sample.width > 2:  # noqa: PLR2004 (path, label)
-        said.append(f"{sample.called(path, header=has_header)} is taken as the path, "
-                    f"{sample.called(label, header=has_header)} as the label")  # fmt: skip
+        said.append(f"{sample.called(path, header=has_header)} is the path, "
+                    f"{sample.called(label, header=has_header)} the label "
+                    "(change: --csv-columns PATH,LABEL)")  # fmt: skip
     if root != sample.file.parent:
-        said.append("paths start from the current folder, where the files are")
+        said.append(
+            "paths start from the current folder, where the files are (change: write full paths)"
+        )
     for part in sample.named(_PARTS) if has_header else ():
         values = shown(sorted({row[part] for row in sample.body}))
-        said.append(f"all rows count, whatever column {sample.first[part]!r} says: {values}")
+        said.append(
+            f"all rows count, whatever column {sample.first[part]!r} says: {values} (change: give "
+            "a table with the rows that should count)"
+        )
     header = tuple(sample.first) if has_header else None
     return _Columns(header, label, _Places(path, folder, root), remarks=tuple(said))
 
@@ -492,10 +508,11 @@ def _of_pixels(sample: _Sample) -> _Columns:
         label = _pixel_label(sample, named=has_header)
     numbering = {i for i in sample.named(_ROW_NUMBERS) if has_header and i != label}
     empty = set(range(sample.width)) - {*sample.columns}
-    said = "first row taken as a header; " if has_header else ""
-    said += f"{sample.called(label, header=has_header)} is taken as the label, the others as pixels"
+    said = f"the first row is a header ({_NO_HEADER}); " if has_header else ""
+    said += f"{sample.called(label, header=has_header)} is the label, the others are pixels"
     if numbering:
         said += f", but for those that number the rows: {sample.listed(sorted(numbering))}"
+    said += " (change: --csv-columns LABEL)"
     header = tuple(first) if has_header else None
     return _Columns(header, label, None, frozenset(numbering | empty), (said,))
 
@@ -547,7 +564,7 @@ def _pictures(file: Path, form: _Form, places: _Places) -> Dataset:
         entries.append((path, str(path), row[form.columns.label].strip()))
     if not entries:
         what = "a header and no rows" if form.columns.header else "no rows that can be used"
-        raise UsageError(f"{file} has {what}")
+        raise UsageError(f"{file} has {what}", remedy=_WRITE_ROWS)
     entries = _without_fractions(entries)
     unproved = _unproved(file, entries)
     return Dataset(
@@ -591,9 +608,10 @@ def _unproved(file: Path, entries: list[tuple[Path, str, str]]) -> frozenset[str
         if not any(path.is_file() and is_picture(path) for path in paths)
     )
     if len(found) == len(waiting):
+        lacks = "" if entries[0][0].exists() else " (missing)"
         raise UsageError(
-            f"none of the {len(entries)} examples of {file} can be used: no file that it names is "
-            f"a picture; the first would be {entries[0][1]}",
+            f"none of the {len(entries)} examples of {file} can be used: none of the files it "
+            f"names is a picture; the first is {entries[0][1]}{lacks}",
             remedy=_where_they_may_be(file, entries[0][0]),
         )
     return found
@@ -606,8 +624,11 @@ def _where_they_may_be(file: Path, missing: Path) -> str:
     near = [*file.parent.glob(f"{name}.*"), *file.parent.glob(f"*/{name}*")]
     if near:
         return f"write paths with folder and ending; there is {min(near).relative_to(file.parent)}"
-    return ("write paths from the folder of the table; --csv-columns PATH,LABEL says which columns "
-            "hold what")  # fmt: skip
+    return ("write paths relative to the table's folder; --csv-columns PATH,LABEL says which "
+            "columns hold what")  # fmt: skip
+
+
+_DELETE_ROWS = "change: delete the rows that should not count"
 
 
 def _repetitions(entries: list[tuple[Path, str, str]]) -> Iterator[str]:
@@ -615,9 +636,12 @@ def _repetitions(entries: list[tuple[Path, str, str]]) -> Iterator[str]:
     for _, name, label in entries:
         labels[name].append(label)
     if twice := [name for name, found in labels.items() if len(found) > 1]:
-        yield f"files that several rows name count as often: {shown(twice)}"
+        yield f"files that several rows name count as often: {shown(twice)} ({_DELETE_ROWS})"
     if torn := [name for name in twice if len(set(labels[name])) > 1]:
-        yield f"files with several labels, of which at most one is right: {shown(torn)}"
+        yield (
+            f"files with several labels count once for each, and at most one is right: "
+            f"{shown(torn)} ({_DELETE_ROWS})"
+        )
 
 
 def _body(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
@@ -632,7 +656,7 @@ def _body(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
 def _pixels_set(file: Path, form: _Form) -> Dataset:
     labels = [_label(row[form.columns.label]) for _, row in _pixel_body(file, form)]
     if not labels:
-        raise UsageError(f"{file} has a header and no rows")
+        raise UsageError(f"{file} has a header and no rows", remedy=_WRITE_ROWS)
     reader = row_reader(str(file), labels, lambda: _pixel_rows(file, form))
     return Dataset(str(file), labels, reader, remarks=form.columns.remarks)
 
@@ -660,11 +684,17 @@ def _pixel_rows(file: Path, form: _Form) -> Iterator[Content | InvalidRequest]:
 
 def _pixels(cells: list[str], width: int) -> Content | InvalidRequest:
     if len(cells) != width:
-        return InvalidRequest(f"has {len(cells)} pixels, the first row {width}")
+        return InvalidRequest(
+            f"has {len(cells)} pixels, most rows {width}",
+            remedy="give each row the same number of pixels, or delete it",
+        )
     try:
         values = np.array(cells, np.float64)
     except ValueError as error:
-        return InvalidRequest(f"holds something that is not a number: {error}")
+        return InvalidRequest(
+            f"holds something that is not a number: {error}",
+            remedy="write pixels as whole numbers from 0 to 255, or delete the row",
+        )
     if not np.all((values >= 0) & (values <= _BRIGHTEST) & (values == np.rint(values))):
         return InvalidRequest(
             "holds values that are not whole numbers from 0 to 255",

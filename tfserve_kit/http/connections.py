@@ -51,6 +51,11 @@ class Connection:
         pending = self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
         return not pending and not self._poll.poll(0)
 
+    def break_off(self) -> None:
+        """End it under whoever waits for an answer in another thread."""
+        with contextlib.suppress(OSError):  # of the socket itself: TLS would wait for the other end
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close it."""
         with contextlib.suppress(OSError):

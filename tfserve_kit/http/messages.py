@@ -39,7 +39,7 @@ class HttpRequest(NamedTuple):
 
 
 class Malformed(ValueError):
-    """What came is no HTTP answer."""
+    """What came is not an HTTP answer."""
 
 
 class Cut(ConnectionError):
@@ -150,7 +150,7 @@ def read_response(most: int) -> Generator[None, bytes, Response]:
         most: bytes that the body may have.
 
     Raises:
-        Malformed: it is no HTTP answer.
+        Malformed: it is not an HTTP answer.
         Cut: the connection ended early.
         TooLarge: the body is larger.
     """

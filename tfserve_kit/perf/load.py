@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from tfserve_kit.clients import addresses
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf.expectations import Expected
@@ -148,11 +149,12 @@ class Load:
     """A run: what server gets requests, when, and over what.
 
     Attributes:
-        url: `grpc://host:port`, `grpcs://host:port`, `http://host:port` or `https://host:port`.
+        url: `grpc://host:port`, `grpcs://host:port`, `http://host:port` or `https://host:port`;
+            of a fleet, several with commas between.
         protocol: `grpc` or `rest`; must fit the URL.
         schedule: when to send.
-        connections: over how many connections gRPC requests are spread; over REST, where a
-            connection carries one request at a time, how many are open before the start.
+        connections: over how many connections gRPC requests to each server are spread; over REST,
+            where a connection carries one request at a time, how many are open before the start.
         processes: how many processes send.
         timeout_s: how long one answer may take, in seconds from when the request was sent.
         sender: `own` is quick; `grpcio` sends gRPC the way Python programs usually do, for a
@@ -206,8 +208,13 @@ class Load:
         return self.schedule.max_in_flight
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """The address of each server."""
+        return tuple(each.url for each in addresses.read(self.url).members)
+
+    @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
+        """Host and port, of one server."""
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
 
@@ -246,7 +253,8 @@ def check(load: Load, payloads: Sequence[Payload]) -> None:
     Raises:
         UsageError: a value is out of its range, or the URL does not fit the protocol.
     """
-    _check_url(load)
+    for url in load.urls:
+        _check_url(replace(load, url=url))
     if not payloads:
         raise UsageError("there is nothing to send", remedy="give at least one payload")
     schedule = load.schedule
@@ -257,9 +265,13 @@ def check(load: Load, payloads: Sequence[Payload]) -> None:
         "concurrency": in_flight,
     }
     for name in (name for name, count in counts.items() if count < 1):
-        raise UsageError(f"{name} is {counts[name]}, which must be at least 1")
+        raise UsageError(
+            f"{name} is {counts[name]}, which must be at least 1", remedy="give 1 or more"
+        )
     if not load.timeout_s > 0:
-        raise UsageError(f"timeout_s is {load.timeout_s:g}, which must be above 0")
+        raise UsageError(
+            f"timeout_s is {load.timeout_s:g}, which must be above 0", remedy="give seconds above 0"
+        )
     if isinstance(schedule, Closed) and schedule.duration_s is None and schedule.requests is None:
         raise UsageError("the run would never end", remedy="give duration_s or requests")
     if isinstance(schedule, Open) and (np.diff(schedule.due_ns) < 0).any():
@@ -381,7 +393,10 @@ def due_ns(
     rows = [(each.duration_s, each.first_rate, each.last_rate) for each in stretches]
     table = np.array(rows, np.float64).reshape(-1, 3)
     if not np.isfinite(table).all() or (table < 0).any():
-        raise UsageError(f"{list(stretches)} has an invalid rate or duration")
+        raise UsageError(
+            f"{list(stretches)} has an invalid rate or duration",
+            remedy="give rates and seconds above 0",
+        )
     ends = np.cumsum([each.requests for each in stretches])
     if not len(ends):
         return np.zeros(0, np.int64)
@@ -409,11 +424,14 @@ def replay_ns(due_s: Iterable[float], speed: float = 1.0) -> NDArray[np.int64]:
         As `due_ns`.
 
     Raises:
-        UsageError: a time is no number, or the speed is not above 0.
+        UsageError: a time is not a number, or the speed is not above 0.
     """
     times_s = np.sort(np.fromiter(due_s, np.float64))
     if not speed > 0 or not np.isfinite(times_s).all():
-        raise UsageError(f"cannot replay such times at speed {speed:g}")
+        raise UsageError(
+            f"cannot replay such times at speed {speed:g}",
+            remedy="give a --speed above 0, such as 1 or 2",
+        )
     first_s = times_s[0] if len(times_s) else 0.0
     return np.rint((times_s - first_s) / speed * _SECOND_NS).astype(np.int64)
 

@@ -117,9 +117,9 @@ def _first_process(container_id: str) -> int:
         try:
             if container_id in Path(f"/proc/{pid}/cgroup").read_text("utf-8"):
                 return pid
-        except OSError:  # it ended meanwhile, or this is no Linux
+        except OSError:  # it ended meanwhile, or this is not Linux
             continue
-    return -1  # is no process
+    return -1  # not a process
 
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
@@ -136,7 +136,7 @@ Read = Callable[[], str | None]
 
 
 def parse(text: str) -> dict[Key, float]:
-    """Return every value of a page in the Prometheus text format; what is no value is passed over.
+    """Return every value of a page in the Prometheus text format; other lines are skipped.
 
     Source: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
@@ -154,19 +154,20 @@ def parse(text: str) -> dict[Key, float]:
 
 
 def page_url(url: str) -> str | None:
-    """Return where a server's page is, None for an address that is no REST address."""
+    """Return where a server's page is, None if the address is not a REST one."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"}:
         return None
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{PROMETHEUS_PATH}"
 
 
-def reader(url: str, options: Options | None = None) -> Read:
+def reader(url: str, options: Options | None = None, path: str = PROMETHEUS_PATH) -> Read:
     """Return what reads a server's page; it returns None where there is no page.
 
     Args:
         url: the address of the REST API.
         options: of which TLS files and headers count.
+        path: where it is there.
     """
     address = page_url(url)
     if address is None:
@@ -182,7 +183,7 @@ def reader(url: str, options: Options | None = None) -> Read:
 
     def read() -> str | None:
         with contextlib.closing(HttpTransport(place, options)) as transport:
-            answer = transport.send(HttpRequest("GET", PROMETHEUS_PATH), _TIMEOUT_S)
+            answer = transport.send(HttpRequest("GET", path), _TIMEOUT_S)
         is_page = isinstance(answer, Reply) and answer.ok
         return answer.body.decode("utf-8", "replace") if is_page else None  # type: ignore[union-attr]
 
@@ -264,13 +265,21 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Histogram:
+    """What came between two pages; `at_most` says how many up to each bound, bounds rising."""
+
     count: float
     total: float
-    buckets: dict[str, float]
+    at_most: dict[str, float]
 
     @property
     def mean(self) -> float | None:
         return self.total / self.count if self.count else None
+
+    def buckets(self) -> dict[str, float]:
+        """Return how many there are between each bound and the one below."""
+        below = (0.0, *self.at_most.values())
+        both = zip(self.at_most.items(), below, strict=False)
+        return {bound: count - less for (bound, count), less in both}
 
 
 def _gpus(usage: Usage) -> dict[str, float]:
@@ -289,7 +298,7 @@ def difference(before: Page, after: Page) -> dict[str, Any]:
         `padding_share`, `mean_rows`, `sizes` (upper bound to how many). None where the server has
         no such metric.
     """
-    requests = _by_label(before, after, "request_count", "status")
+    requests = _requests(before, after)
     means = {
         key: None if mean is None else mean / 1e6
         for key, name in (
@@ -297,7 +306,7 @@ def difference(before: Page, after: Page) -> dict[str, Any]:
             ("runtime_s", "runtime_latency"),
             ("queue_s", "batching_session:queuing_latency"),
         )
-        for mean in [_histogram(before, after, name).mean]
+        for mean in [histogram(before, after, name).mean]
     }
     return {"requests": requests, **means, "batches": _batches(before, after)}
 
@@ -330,10 +339,10 @@ def split(service_s: float | None, wait_s: float, seen: Mapping[str, Any]) -> di
 
 
 def _batches(before: Page, after: Page) -> dict[str, Any] | None:
-    executed = _histogram(before, after, "batching_session:processed_batch_size")
+    executed = histogram(before, after, "batching_session:processed_batch_size")
     if not executed.count:
         return None
-    padding = _histogram(before, after, "batching_session:padding_size").total
+    padding = histogram(before, after, "batching_session:padding_size").total
     rows = executed.total - padding
     return {
         "count": int(executed.count),
@@ -341,35 +350,48 @@ def _batches(before: Page, after: Page) -> dict[str, Any] | None:
         "executed_rows": int(executed.total),
         "padding_share": padding / executed.total if executed.total else 0.0,
         "mean_rows": rows / executed.count,
-        "sizes": {bound: int(count) for bound, count in executed.buckets.items() if count},
+        "sizes": {bound: int(count) for bound, count in executed.buckets().items() if count},
     }
 
 
 def _counts(page: Page) -> dict[str, float]:
     empty: Page = {}
-    batches = _histogram(empty, page, "batching_session:processed_batch_size")
+    batches = histogram(empty, page, "batching_session:processed_batch_size")
     return {
-        "requests": sum(_by_label(empty, page, "request_count", "status").values()),
+        "requests": sum(_requests(empty, page).values()),
         "batches": batches.count,
         "rows": batches.total,
     }
 
 
-def _by_label(before: Page, after: Page, name: str, label: str) -> dict[str, int]:
+def _requests(before: Page, after: Page) -> dict[str, int]:
+    """Return how many requests came between two pages, by their status."""
     found: dict[str, int] = {}
     for key, value in after.items():
-        if key[0] == _PREFIX + name and (more := value - before.get(key, 0)):
-            kind = dict(key[1]).get(label, "")
+        if key[0] == _PREFIX + "request_count" and (more := value - before.get(key, 0)):
+            kind = dict(key[1]).get("status", "")
             found[kind] = found.get(kind, 0) + int(more)
     return found
 
 
-def _histogram(before: Page, after: Page, name: str) -> _Histogram:
-    """Return a histogram over all labels: how many came, their sum, and how many in each bucket."""
+def histogram(
+    before: Page,
+    after: Page,
+    name: str,
+    is_meant: Callable[[Mapping[str, str]], object] = lambda _: True,
+) -> _Histogram:
+    """Return what came to a histogram between two pages.
+
+    Args:
+        before: the first page; empty for all there ever was.
+        after: the second one.
+        name: the metric, without what all of TensorFlow Serving's begin with.
+        is_meant: given labels, says whether they count; all of them unless said.
+    """
     sums = {"_count": 0.0, "_sum": 0.0}
     at_most: dict[str, float] = {}
     for key, value in after.items():
-        if not key[0].startswith(_PREFIX + name):
+        if not key[0].startswith(_PREFIX + name) or not is_meant(dict(key[1])):
             continue
         more, kind = value - before.get(key, 0), key[0].removeprefix(_PREFIX + name)
         if kind in sums:
@@ -377,7 +399,5 @@ def _histogram(before: Page, after: Page, name: str) -> _Histogram:
         elif kind == "_bucket":
             bound = dict(key[1])["le"]
             at_most[bound] = at_most.get(bound, 0) + more
-    buckets, below = {}, 0.0
-    for bound in sorted(at_most, key=float):
-        buckets[bound], below = at_most[bound] - below, at_most[bound]
-    return _Histogram(sums["_count"], sums["_sum"], buckets)
+    rising = {bound: at_most[bound] for bound in sorted(at_most, key=float)}
+    return _Histogram(sums["_count"], sums["_sum"], rising)

@@ -21,19 +21,18 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos, tfrecord
 from tfserve_kit.clients import Target, connect
-from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import inputs_of_body, read_inputs
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.options import Headers, OptionNames, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
 from tfserve_kit.clients.rest import RestProtocol
-from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.errors import InvalidRequest, UsageError, file_error
 from tfserve_kit.perf import expectations
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Protocol
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
-from tfserve_kit.savedmodel import Signature, TensorSpec, warmup
+from tfserve_kit.savedmodel import Signature, TensorSpec, choose_signature, warmup
 from tfserve_kit.savedmodel.signatures import BatchAxes, Composite, batch_axes, counted
 from tfserve_kit.tensors import dtypes, from_proto
 
@@ -95,7 +94,7 @@ def _levels(composite: Composite, signature: Signature, drawn: Inputs) -> Inputs
     """
     if composite.kind == "sparse":
         raise UsageError(
-            f"{composite}, which cannot be drawn at random", remedy="give them with --input"
+            f"{composite}, which cannot be filled with random values", remedy=f"give {_GIVE}"
         )
     values, *levels = composite.aliases
     ends = [size for each in levels for size in signature.inputs[each].shape or () if size]
@@ -114,19 +113,29 @@ def assumptions(signature: Signature, *, drawn: bool = True) -> list[str]:
     axes = batch_axes(signature)
     found = []
     if axes.fixed_rows is not None:
-        found.append(f"each request has {counted(axes.fixed_rows)}: the model takes no other")
+        found.append(
+            f"each request has {counted(axes.fixed_rows)}: the model accepts only "
+            f"{axes.fixed_rows} (change: export it with an open first axis)"
+        )
     if drawn and axes.parameters:
         ones = {alias: _ones(alias, signature.inputs[alias]) for alias in sorted(axes.parameters)}
         shown = (f"{alias!r} = {str(each.flat[0]).lower()}" for alias, each in ones.items())
-        text = f"sent with every request, as inputs without a batch axis: {', '.join(shown)}"
-        found.append(text)
-    found += [f"{each}: one value in each row" for each in axes.composites if drawn]
+        found.append(
+            "inputs without a batch axis have the same value in every request: "
+            f"{', '.join(shown)} (change: {_GIVE})"
+        )
+    found += [
+        f"{each}: each row gets one value (change: {_GIVE})" for each in axes.composites if drawn
+    ]
     unknown = [alias for alias, spec in signature.inputs.items() if drawn and spec.shape is None]
     return found + [
         f"input {alias!r} is of unknown rank: one number for each row is drawn, which the model "
-        "may refuse"
+        f"may refuse (change: {_GIVE})"
         for alias in unknown
     ]
+
+
+_GIVE = "--input FILE with your own values, .npz or JSON"
 
 
 def several_random_inputs(signature: Signature, batch: int, seed: int, count: int) -> list[Inputs]:
@@ -195,8 +204,8 @@ def _ones(alias: str, spec: TensorSpec) -> NDArray[Any]:
 def _numpy(alias: str, spec: TensorSpec) -> np.dtype[Any]:
     if spec.dtype is None or spec.dtype.numpy is None or spec.dtype is dtypes.STRING:
         raise UsageError(
-            f"input {alias!r} is {spec}, which cannot be drawn at random",
-            remedy="give a file with --input: a picture, JSON, .npy or .npz",
+            f"input {alias!r} is {spec}, which cannot be filled with random values",
+            remedy=f"give {_GIVE}; or a picture",
         )
     return spec.dtype.numpy
 
@@ -339,7 +348,7 @@ def read_log(
         lines = _lines(file, signatures, signature) if is_json else _records(file, signatures)
         found = list(lines)
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        raise file_error(UsageError, "read", file, error) from error
     if not found:
         raise UsageError(f"{file} holds no requests", remedy="give a log with at least one")
     return sorted(found, key=lambda each: each.at_s or 0.0)  # logs are often written at the end
@@ -359,7 +368,9 @@ def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signatur
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{place} is not valid JSON: {error}") from error
+        raise InvalidRequest(
+            f"{place} is not valid JSON: {error}", remedy="write a request as JSON on each line"
+        ) from error
     at_s: Any = document.pop("at", None) if isinstance(document, dict) else None
     if type(at_s) not in {int, float} or not math.isfinite(at_s):
         raise InvalidRequest(
@@ -367,7 +378,10 @@ def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signatur
         )
     name = document.get("signature_name", signature)
     if not isinstance(name, str):
-        raise InvalidRequest(f"{place}: signature_name is {name!r:.80}, not text")
+        raise InvalidRequest(
+            f"{place}: signature_name is {name!r:.80}, not text",
+            remedy="write a text, or leave it out",
+        )
     called = choose_signature(signatures, name)
     return Recorded(inputs_of_body(document, called, place), called.name, float(at_s))
 
@@ -389,7 +403,10 @@ def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> R
     log: Any = protos.PredictionLog.FromString(record)
     kind = log.WhichOneof("log_type")
     if kind != "predict_log":
-        raise InvalidRequest(f"{place} is a {kind}; only Predict requests can be sent again")
+        raise InvalidRequest(
+            f"{place} is a {kind}; only Predict requests can be sent again",
+            remedy="leave it out of the log",
+        )
     request = log.predict_log.request
     inputs = {alias: from_proto(tensor) for alias, tensor in request.inputs.items()}
     return Recorded(inputs, request.model_spec.signature_name, None)

@@ -5,13 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from tfserve_kit.perf import metrics
-from tfserve_kit.perf.compare import CONFIDENCE as COMPARED_AT
-from tfserve_kit.perf.compare import Comparison, Difference
-from tfserve_kit.perf.gate import Verdict
+from tfserve_kit.perf.gate import CHANGE_CONFIDENCE, Comparison, Difference, Verdict
+from tfserve_kit.perf.measuring import Measurement
 from tfserve_kit.perf.samples import Run, latency_ns, service_ns, succeeded
 from tfserve_kit.perf.sending.driving import Snapshot
-from tfserve_kit.perf.session import Measurement
-from tfserve_kit.perf.stats import CONFIDENCE, Distribution, NamedRun, Summary
+from tfserve_kit.perf.stats import CONFIDENCE, Distribution, NamedRun, Summary, by_replica
 
 _UNKNOWN = "-"
 # What the live line leaves out where the terminal is too narrow, after the title.
@@ -54,6 +52,15 @@ def as_data(summary: Summary, run: Run) -> dict[str, Any]:
         "environment": dict(run.environment),
         "server": dict(run.server),
         "answers": dict(run.answers),
+        "replicas": [
+            {
+                "url": each.url,
+                "requests": each.requests,
+                "errors": dict(each.errors),
+                "latency_s": _numbers(each.latency),
+            }
+            for each in by_replica(run)
+        ],
     }
 
 
@@ -81,11 +88,36 @@ def as_text(summary: Summary, run: Run) -> str:
         *_table(summary),
         *_too_few(summary.latency),
         "",
+        *_replicas_text(run),
         *_details(summary, run),
         *(f"note: {note}" for note in (*summary.notes, *answers_notes(run))),
         "; ".join(f"{key} {value}" for key, value in run.environment.items()),
     ]
     return "\n".join(lines)
+
+
+REPLICA_COLUMNS = ("replica", "requests", "errors", "p50 (ms)", "p99 (ms)")
+
+
+def replica_rows(run: Run) -> list[list[str]]:
+    """Return a row of REPLICA_COLUMNS for each server of a fleet; none for one server."""
+    return [
+        [each.url, f"{each.requests:,}", counted(each.errors),
+         *(ms(each.latency.value_s(name)) for name in ("p50", "p99"))]
+        for each in by_replica(run)
+    ]  # fmt: skip
+
+
+def _replicas_text(run: Run) -> Iterator[str]:
+    rows = replica_rows(run)
+    if not rows:
+        return
+    table = [list(REPLICA_COLUMNS), *rows]
+    widths = [max(len(row[at]) for row in table) + 2 for at in range(len(REPLICA_COLUMNS))]
+    for name, *cells in table:
+        fitted = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        yield f"{name:<{widths[0]}}" + "".join(fitted)
+    yield ""
 
 
 def answers_text(run: Run) -> str:
@@ -124,6 +156,7 @@ def as_markdown(summary: Summary, run: Run) -> str:
     lines += [
         f"{rates}, {summary.requests} requests, errors: {counted(summary.errors)}\n",
         _markdown_table(header, rows),
+        *(["\n" + _markdown_table(REPLICA_COLUMNS, found)] if (found := replica_rows(run)) else ()),
         *(f"\n- {note}" for note in (*summary.notes, answers_text(run), *answers_notes(run))),
         f"\n<sub>{_cell(summary.steady.how)}; {_cell(place)}</sub>",
     ]
@@ -255,7 +288,7 @@ def _short_ms(value_s: float | None) -> str:
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison for JSON; changes as shares of the first run."""
     return {
-        "confidence": COMPARED_AT,
+        "confidence": CHANGE_CONFIDENCE,
         "differences": [asdict(each) for each in comparison.differences],
         "notes": list(comparison.notes),
     }
@@ -263,7 +296,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 
 def comparison_text(comparison: Comparison) -> str:
     """Return a comparison for a terminal."""
-    columns = ["before", "after", "change", f"{COMPARED_AT:.0%} interval", ""]
+    columns = ["before", "after", "change", f"{CHANGE_CONFIDENCE:.0%} interval", ""]
     lines = [_row("", columns, 17)]
     lines += [_row(each.name, _difference(each), 17) for each in comparison.differences]
     return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
@@ -271,7 +304,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return a comparison for a pull request."""
-    header = ["", "before", "after", "change", f"{COMPARED_AT:.0%} interval", "verdict"]
+    header = ["", "before", "after", "change", f"{CHANGE_CONFIDENCE:.0%} interval", "verdict"]
     rows = [[each.name, *_difference(each)] for each in comparison.differences]
     notes = [f"- {note}" for note in comparison.notes]
     return "\n".join([_markdown_table(header, rows), "", *notes]).rstrip()

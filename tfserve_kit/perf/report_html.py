@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfserve_kit.perf import report
+from tfserve_kit.perf import capacity, report
 from tfserve_kit.perf.samples import latency_ns, succeeded
 from tfserve_kit.perf.stats import CONFIDENCE, NamedRun, Slice, Summary, measured
 from tfserve_kit.safe_text import printable, printable_html
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Drawn this wide, letters stay readable on a telephone and do not shout on a desk.
 _WIDTH, _HEIGHT = 480, 270
@@ -65,7 +68,7 @@ def covering(title: str, values: Iterable[float], *, is_log: bool = False) -> Ax
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class _Line:
     """Points to connect.
 
     Attributes:
@@ -99,7 +102,7 @@ class _Plot:
     title: str
     x: Axis
     y: Axis
-    lines: Sequence[Line]
+    lines: Sequence[_Line]
     marks: Sequence[tuple[float, str]] = ()
     until: float | None = None
     shade: str = ""
@@ -131,7 +134,7 @@ class _Plot:
         parts.append(_text(2, 11, self.y.title))
         return parts
 
-    def _line(self, line: Line) -> list[str]:
+    def _line(self, line: _Line) -> list[str]:
         places = [self._at(point) for point in line.points]
         parts = [_stroke(f"line tone{line.tone}", places)]
         for (x, y), text in zip(places, line.dots, strict=False):
@@ -243,9 +246,23 @@ def page(runs: Sequence[NamedRun], *, title: str = "Performance report") -> str:
         runs: at least one.
         title: of the page.
     """
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            runs=[_section(each) for each in runs],
+            overview=_overview(runs),
+            confidence=f"{CONFIDENCE:.0%}",
+            replica_columns=report.REPLICA_COLUMNS,
+        )
+    )
+
+
+def _environment() -> "jinja2.Environment":
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("tfserve_kit.perf", "."),
         autoescape=True,
         finalize=printable_html,
@@ -253,13 +270,52 @@ def page(runs: Sequence[NamedRun], *, title: str = "Performance report") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": report.ms, "rate": report.rate, "counted": report.counted}
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        runs=[_section(each) for each in runs],
-        overview=_overview(runs),
-        confidence=f"{CONFIDENCE:.0%}",
-    )
+    made.filters |= {"ms": report.ms, "rate": report.rate, "counted": report.counted}
+    return made
+
+
+def capacity_page(found: capacity.Plan) -> str:
+    """Return a page about how many replicas a need takes."""
+    name = found.need.limit.name
+    return (
+        _environment()
+        .get_template("capacity.html.j2")
+        .render(
+            title="How many replicas",
+            conclusions=capacity.conclusions(found),
+            figure=_by_replicas(found),
+            facts=capacity.facts(found),
+            notes=capacity.notes(found),
+            tables=[
+                ("Replicas", [each.format(name) for each in capacity.COLUMNS],
+                 capacity.rows(found)),
+                ("Runs beside their simulation", [each.format(name) for each in
+                 capacity.CHECK_COLUMNS], capacity.check_rows(found)),
+            ],
+        )
+    )  # fmt: skip
+
+
+def _by_replicas(found: capacity.Plan) -> _Figure:
+    """Return the quantile by replicas in service, for each policy, and the limit."""
+    limit, lines, bands = found.need.limit, [], []
+    full = math.floor(found.need.rate / found.profile.replica.full_rate)
+    for tone, (policy, curve) in enumerate(found.curves.items(), start=1):
+        known = {count: each for count, each in curve.items() if each.value_s}
+        lines.append(_Line(policy, [(n, _ms(each.value_s)) for n, each in known.items()], tone))
+        above = [(n, _ms(each.high_s)) for n, each in known.items()]
+        below = [(n, _ms(each.low_s)) for n, each in known.items()]
+        bands.append(([*above, *reversed(below)], tone))
+    counts = [x for line in lines for x, _ in line.points] or [full + 1]
+    x = Axis("replicas in service", max(0, full - 1), max(*counts, full + 1) + 1)
+    ends = [(x.low, _ms(limit.limit)), (x.high, _ms(limit.limit))]
+    lines = [*(line for line in lines if line.points), _Line(limit.text, ends, 3)]
+    values = [y for line in lines for _, y in line.points]
+    y = covering(f"{limit.name}, ms", values, is_log=True)
+    bands = [band for band in bands if band[0]]
+    plot = _Plot(f"{limit.name} by replicas", x, y, lines, until=full, shade="full", bands=bands)
+    caption = f"at {found.need.rate:,.10g} requests/s; shaded: {CONFIDENCE:.0%} intervals"
+    return _figure(plot, f"{limit.name} by replicas in service", caption)
 
 
 def _section(named: NamedRun) -> dict[str, Any]:
@@ -270,6 +326,7 @@ def _section(named: NamedRun) -> dict[str, Any]:
         "figures": list(_figures(named)),
         "notes": [*summary.notes, report.answers_text(run), *report.answers_notes(run)],
         "marks": run.marks,
+        "replicas": report.replica_rows(run),
         "settings": run.settings,
         "environment": run.environment,
         "batches": (run.server.get("difference") or {}).get("batches"),
@@ -290,7 +347,7 @@ def _overview(runs: Sequence[NamedRun]) -> list[_Figure]:
     found = [_quantiles(runs)]
     if len(known) > 1:
         lines = [
-            Line(
+            _Line(
                 name,
                 [(rate, _ms(latency.value_s(name))) for _, rate, latency in known
                  if latency.value_s(name)],
@@ -343,7 +400,7 @@ def _quantiles(runs: Sequence[NamedRun]) -> _Figure:
         places = _places(len(values))
         points = [(len(values) / (len(values) - i), float(values[i])) for i in places]
         points = [point for point in points if point[0] >= _FIRST] or points[-1:]
-        lines.append(Line(each.name if len(runs) > 1 else "", points, tone))
+        lines.append(_Line(each.name if len(runs) > 1 else "", points, tone))
         most = max(most, points[-1][0])
         highest += [y for _, y in points]
         if len(runs) == 1:
@@ -374,7 +431,7 @@ def _band(summary: Summary) -> list[Point]:
 def _over_time(named: NamedRun) -> _Figure:
     summary = named.summary
     lines = [
-        Line(label, [(at, _ms(value)) for at, value in found if value], tone)
+        _Line(label, [(at, _ms(value)) for at, value in found if value], tone)
         for label, found, tone in (
             ("max", _column(summary.series, "max_s"), 5),
             ("p99", _column(summary.series, "p99_s"), 2),
@@ -390,7 +447,7 @@ def _over_time(named: NamedRun) -> _Figure:
 def _rates(named: NamedRun) -> _Figure:
     summary = named.summary
     lines = [
-        Line(label, [(at, value / summary.width_s) for at, value in found], tone)
+        _Line(label, [(at, value / summary.width_s) for at, value in found], tone)
         for label, found, tone in (
             ("due", _column(summary.series, "due"), 5),
             ("answered", _column(summary.series, "answered"), 1),
@@ -404,7 +461,7 @@ def _rates(named: NamedRun) -> _Figure:
     return _figure(plot, "Requests and answers", caption)
 
 
-def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> _Plot:
+def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[_Line]) -> _Plot:
     last = named.summary.series[-1].at_s + named.summary.width_s
     start_s = named.summary.steady.start_ns / 1e9
     return _Plot(
@@ -421,8 +478,8 @@ def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[Line]) -> _Plot
 def _usage(usage: Sequence[dict[str, float]]) -> _Figure:
     gpus = [(each["at_s"], each["gpus_busy"]) for each in usage if "gpus_busy" in each]
     busy = [(each["at_s"], each["processors"]) for each in usage]
-    lines = [Line("processors" if gpus else "", busy)]
-    lines += [Line("GPUs of the machine", gpus, 2)] if gpus else []
+    lines = [_Line("processors" if gpus else "", busy)]
+    lines += [_Line("GPUs of the machine", gpus, 2)] if gpus else []
     x = Axis("seconds", 0.0, max(each["at_s"] for each in usage) or 1.0)
     y = covering("busy" if gpus else "processors busy", [value for _, value in busy + gpus])
     most = max(each["memory_bytes"] for each in usage) / 1e6

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error
 from tfserve_kit.tensors import numpy_files
 
 # Times are nanoseconds since the start of the run, on one monotonic clock for all workers.
@@ -27,6 +27,7 @@ SAMPLE = np.dtype([
     ("sent_bytes", "i4"),
     ("received_bytes", "i4"),
     ("worker", "i2"),
+    ("replica", "i2"),  # which server of a fleet, by its place in the URL; -1 if it was not sent
 ])  # fmt: skip
 
 OK = 0
@@ -65,7 +66,7 @@ STATUS_NAMES: Mapping[int, str] = dict(enumerate((
 Samples = NDArray[np.void]  # of dtype SAMPLE, shape [requests]
 Nanoseconds = NDArray[np.int64]
 
-# What a file that is no run makes its readers stumble over.
+# What readers raise for a file that is not a run.
 _NO_RUN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
 
 # Raised when a file of today could no longer be read as this module reads it.
@@ -168,6 +169,9 @@ def write(run: Run, file: Path) -> None:
         raise _unwritable(file, error) from error
 
 
+_GIVE = "give a file that `tfkit perf --output FILE` wrote"
+
+
 def read(file: Path) -> Run:
     """Return a run that `write` saved.
 
@@ -179,6 +183,7 @@ def read(file: Path) -> Run:
         samples, about = arrays["samples"], json.loads(arrays["about"].tobytes())
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}")  # noqa: TRY301 (one translation for all)
+        samples = _of_today(samples)
         if samples.dtype != SAMPLE:
             raise ValueError(f"columns {samples.dtype}")  # noqa: TRY301
         marks = tuple(Mark(**mark) for mark in about["marks"])
@@ -195,10 +200,22 @@ def read(file: Path) -> Run:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise file_error(UsageError, "read", file, error, _GIVE) from error
         raise UsageError(
             f"{file} is not a readable run: {error}",
-            remedy="give a file that `tfkit perf --output` wrote",
+            remedy=_GIVE,
         ) from error
+
+
+def _of_today(samples: Samples) -> Samples:
+    """Return the samples of an older file as of the one server that it knew."""
+    if samples.dtype != np.dtype(SAMPLE.descr[:-1]):
+        return samples
+    found = np.zeros(samples.shape, SAMPLE)
+    for name in samples.dtype.names or ():
+        found[name] = samples[name]
+    return found
 
 
 def write_csv(samples: Samples, file: Path) -> None:
@@ -217,7 +234,7 @@ def write_csv(samples: Samples, file: Path) -> None:
 
 
 def _unwritable(file: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write {file}: {error.strerror}", remedy="name another file")
+    return file_error(UsageError, "write", file, error)
 
 
 CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE = 1, 2, 4, 13, 14

@@ -301,6 +301,23 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What went to one server of a fleet, in the steady state.
+
+    Attributes:
+        url: its address.
+        requests: how many.
+        errors: failed requests by name of their status.
+        latency: due to done.
+    """
+
+    url: str
+    requests: int
+    errors: Mapping[str, int]
+    latency: Distribution
+
+
+@dataclass(frozen=True, slots=True)
 class NamedRun:
     """A run, what it amounts to, and a name to tell it from others."""
 
@@ -370,6 +387,18 @@ def summarize(run: Run) -> Summary:
         invalid=invalid,
         remedy=remedy,
     )
+
+
+def by_replica(run: Run) -> list[Part]:
+    """Return what went to each server of a fleet; nothing for one server."""
+    urls = str(run.settings.get("url", "")).split(",")
+    if len(urls) == 1:
+        return []
+    _, samples, _ = measured(run)
+    parts = [(url, samples[samples["replica"] == at]) for at, url in enumerate(urls)]
+    return [
+        Part(url, len(mine), _errors(mine), distribution(mine, latency_ns)) for url, mine in parts
+    ]
 
 
 def distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
@@ -477,8 +506,9 @@ def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:
             "look at the errors, and try the request with `tfkit request`",
         )
     if lag_p99_s > max(LAG_FLOOR_S, LAG_SHARE * (latency.value_s("p50") or latency.mean_s)):
+        late = f"the load generator itself was {lag_p99_s * 1e3:.1f} ms late (99th percentile)"
         return (
-            f"the generator itself was {lag_p99_s * 1e3:.1f} ms late (99th percentile)",
+            f"{late}, so the figures say nothing about the server",
             "lower the rate, raise --processes, or use a machine with free cores",
         )
     return "", ""
@@ -486,19 +516,25 @@ def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:
 
 def _notes(loop: str, samples: Samples, steady: Steady, url: str) -> Iterator[str]:
     if loop == "closed":
-        yield "coordinated: each request waited for an answer; latency counts from a free slot on"
+        yield (
+            "coordinated: each request waited for an answer, so a stall of the server delays those "
+            "behind it, too; latency counts from a free slot on (change: --rate)"
+        )
     else:
         waited = float(np.mean(samples["free_ns"] > samples["due_ns"])) if len(samples) else 0
         if waited > _NOTEWORTHY:
             yield (
                 f"{waited:.0%} of the requests waited for one in flight to end: the server saw "
-                "less than the offered rate, latency counts the wait"
+                "less than the offered rate, latency counts the wait (change: --max-in-flight)"
             )
     if not steady.found:
         yield "latency was still changing: measure for longer, or set --warmup"
     failed = int(np.count_nonzero(is_error(samples)))
     if failed > _NOTEWORTHY * len(samples):
-        yield f"{failed / len(samples):.1%} of the requests failed; latencies are of the others"
+        yield (
+            f"{failed / len(samples):.1%} of the requests failed; latencies are of the others; "
+            "`tfkit logs` may say why"
+        )
     if unfinished := int(np.count_nonzero(samples["status"] == CANCELLED_AT_END)):
         yield f"{unfinished} requests had no answer at the end, and count as slower than all others"
     if url.startswith("grpcs:"):

@@ -8,14 +8,17 @@ import binascii
 import os
 import re
 import shlex
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 from tfserve_kit import safe_text
-from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures import web
+from tfserve_kit.errors import InvalidRequest, UsageError, file_error
+from tfserve_kit.http import downloads
 
 # Larger files are not pictures but a mistake, and would fill the memory.
 MAX_BYTES = 256 * 1024 * 1024
@@ -24,6 +27,14 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 
 STDIN = "-"
 _SHOWN = 3
+_MOST_REDIRECTS = 10
+_REMEDIES = {
+    401: "the site wants a log-in: download the picture by hand, and give the file",
+    403: "the site refuses programs, or this address: download the picture by hand, and give the "
+    "file",
+    404: "check the address",
+    429: "the site has had too many requests: wait, or download the picture by hand",
+}
 
 
 class PictureFile(NamedTuple):
@@ -36,6 +47,34 @@ class PictureFile(NamedTuple):
 
     name: str
     read: Callable[[], bytes]
+
+
+class Patience:
+    """The time that downloads have together; it passes while one is under way. Thread-safe.
+
+    Args:
+        timeout_s: how much there is, in seconds.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._left_s, self._since_s, self._under_way = timeout_s, 0.0, 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def passing(self) -> Iterator[float]:
+        """Let time pass in a `with` block, which gets the moment of `time.monotonic` it is up."""
+        with self._lock:
+            if not self._under_way:
+                self._since_s = time.monotonic()
+            self._under_way += 1
+            ends_s = self._since_s + self._left_s
+        try:
+            yield ends_s
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                if not self._under_way:
+                    self._left_s -= time.monotonic() - self._since_s
 
 
 # How pictures begin whose names do not say what they are.
@@ -70,17 +109,20 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
     """
     names = list(given)
     if names.count(STDIN) > 1:
-        raise UsageError("- stands for one picture on standard input; give it once")
-    patience = web.Patience(timeout_s)
+        raise UsageError(
+            "- stands for one picture on standard input; give it once",
+            remedy="leave out all but one -",
+        )
+    patience = Patience(timeout_s)
     return [file for name in names for file in _files(name, stdin, patience)]
 
 
-def _files(name: str, stdin: BinaryIO, patience: web.Patience) -> Iterator[PictureFile]:
+def _files(name: str, stdin: BinaryIO, patience: Patience) -> Iterator[PictureFile]:
     if name == STDIN:
         yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
     elif name.lower().startswith(("http://", "https://")):
         shown = safe_text.redacted_url(name)
-        yield PictureFile(shown, lambda: web.download(name, patience, MAX_BYTES))
+        yield PictureFile(shown, lambda: _downloaded(name, patience))
     else:
         for path in _paths(name):
             yield PictureFile(_printable(path), lambda path=path: _read(path))  # type: ignore[misc]
@@ -108,11 +150,12 @@ def _in_folder(name: str) -> list[str]:
         if each.suffix.lower() in SUFFIXES and each.is_file()
     )
     if not found:
-        endings = " ".join(sorted(SUFFIXES))
-        raise UsageError(
-            f"{name} has no pictures, no file that ends in {endings}", remedy=_instead(name)
-        )
+        endings = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"{name} has no picture files ({endings})", remedy=_instead(name))
     return found
+
+
+_ANOTHER = "give a folder with pictures, or the files themselves"
 
 
 def _instead(folder: str) -> str:
@@ -120,7 +163,7 @@ def _instead(folder: str) -> str:
     endings = Counter(each.suffix.lower() for each in Path(folder).rglob("*") if each.is_file())
     held = ", ".join(f"{count} {ending or 'without ending'}"
                      for ending, count in endings.most_common(_SHOWN))  # fmt: skip
-    return f"it has {held}: give the files themselves, or convert them" if held else ""
+    return f"it has {held}: give the files themselves, or convert them" if held else _ANOTHER
 
 
 def _matching(pattern: str) -> list[str]:
@@ -128,7 +171,10 @@ def _matching(pattern: str) -> list[str]:
     literal = pattern.replace("[", "[[]")
     found = _found(_beyond_folders(pattern)) or ("[" in pattern and _found(literal))
     if not found:
-        raise UsageError(f"no file matches {pattern!r}")
+        raise UsageError(
+            f"no file matches {pattern!r}",
+            remedy="check the pattern, and put it in quotes; `**` matches all subfolders",
+        )
     return found
 
 
@@ -153,7 +199,7 @@ def _read(path: str) -> bytes:
         with Path(path).open("rb") as stream:
             return _limited(stream, name)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {name}: {error.strerror}") from error
+        raise file_error(InvalidRequest, "read", name, error) from error
 
 
 def _limited(stream: BinaryIO, name: str) -> bytes:
@@ -164,7 +210,25 @@ def _limited(stream: BinaryIO, name: str) -> bytes:
 
 
 def _too_large(name: str) -> InvalidRequest:
-    return web.too_large(name, MAX_BYTES)
+    return InvalidRequest(f"{name} has more than {MAX_BYTES:,} bytes", remedy="make it smaller")
+
+
+def _downloaded(url: str, patience: Patience) -> bytes:
+    shown = safe_text.redacted_url(url)
+    try:
+        with (
+            patience.passing() as ends_s,
+            downloads.opened(url, ends_s, MAX_BYTES, most_redirects=_MOST_REDIRECTS) as found,
+        ):
+            return b"".join(found.chunks)
+    except downloads.DownloadError as error:
+        if error.kind == "size":
+            raise _too_large(shown) from None
+        if error.kind in {"time", "silence"}:
+            remedy = "raise --timeout, which is for all downloads together"
+            raise InvalidRequest(f"cannot read {shown} in time", remedy=remedy) from None
+        text = f"cannot read {shown}: {error}"
+        raise InvalidRequest(text, remedy=_REMEDIES.get(error.status, "")) from None
 
 
 _LOOKED_AT = 4096  # bytes from the beginning
@@ -190,9 +254,7 @@ def read_file(path: Path) -> bytes:
             size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
             data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
     except OSError as error:
-        raise InvalidRequest(
-            f"cannot read {path}: {error.strerror}", remedy="check the path and its permissions"
-        ) from error
+        raise file_error(InvalidRequest, "read", path, error) from error
     if len(data) > MAX_FILE_BYTES:
         text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
         raise InvalidRequest(text, remedy="send it in several files")

@@ -22,6 +22,16 @@ _CHANNELS = {1, 3}  # grey and colour
 Source = Literal["note", "option", "graph", "signature", "name", "assumed"]
 
 
+# The option that decides what is assumed otherwise, by what it is about.
+_OPTIONS = {
+    "size": "--size HEIGHTxWIDTH",
+    "channels": "--channel-order",
+    "range": "--range LOW,HIGH",
+    "encoding": "--encoding",
+    "output": "--output NAME",
+}
+
+
 class Choice(NamedTuple):
     """One thing that was decided about the input, and what decided it.
 
@@ -31,21 +41,43 @@ class Choice(NamedTuple):
         source: `option`, `note` (stored with the version), `graph`, `signature`, `name` (of the
             input), or `assumed`.
         because: the place in the graph that shows it.
+        option: what changes it, where it was assumed.
     """
 
     what: str
     value: str
     source: Source
     because: str = ""
+    option: str = ""
 
     def __str__(self) -> str:
-        because = f": {self.because}" if self.because else ""
-        return f"{self.what} {self.value} ({self.source}{because})"
+        source = f"from the {self.source}: {self.because}" if self.because else self.source
+        about = "sent as" if self.what == "encoding" else self.what
+        verb = " is" if self.what.startswith("input ") else ""
+        return f"{about}{verb} {self.value} ({source})"
+
+    @property
+    def change(self) -> str:
+        """Which option decides it."""
+        return f"change: {self.option or _OPTIONS[self.what]}"
 
 
-def told(alias: str, choices: Iterable[Choice]) -> str:
-    """Tell what was decided about an input, but for what its shape leaves no doubt about."""
-    return f"{alias!r}: {'; '.join(str(each) for each in choices if each.what != 'size')}"
+def told(alias: str, choices: Iterable[Choice], change: str = "") -> str:
+    """Tell what was decided about an input, but for what its shape leaves no doubt about.
+
+    Args:
+        alias: of the input.
+        choices: what was decided.
+        change: what changes all that was assumed; an option for each if left out.
+    """
+    shown = [each for each in choices if each.what != "size"]
+    is_assumed = any(each.source == "assumed" for each in shown)
+    parts = [
+        f"{str(each)[:-1]}; {each.change})" if each.source == "assumed" and not change else each
+        for each in shown
+    ]
+    end = f" (change what is assumed: {change})" if change and is_assumed else ""
+    return f"{alias!r}: {'; '.join(map(str, parts))}{end}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +122,7 @@ class ImageInput:
         if not self.batched:
             if len(rows) > 1:
                 text = f"input {self.alias!r} takes one picture in a request, not {len(rows)}"
-                raise UsageError(text)
+                raise UsageError(text, remedy="give --batch-size 1")
             return rows[0]
         return np.stack(rows) if len(rows) > 1 else rows[0][np.newaxis]
 
@@ -150,23 +182,52 @@ def image_input(
     facts = _Facts(graph, alias)
     if spec.dtype is dtypes.STRING:
         return _encoded_input(alias, spec, how, said, facts)
-    axes = row_axes(spec) or (None, None, None)
+    axes = (None,) * IMAGE_RANK if spec.shape is None else row_axes(spec) or ()
     if spec.dtype is None or spec.dtype.name == "bool" or not _is_picture(spec, axes):
         raise UsageError(
-            f"input {alias!r} is {spec}, which is not a picture",
-            remedy="choose a signature that takes [b, height, width, channels], [b, n] or string",
+            f"input {alias!r} takes {spec}, not a picture",
+            remedy=_instead(signature, alias, spec),
         )
     guess = _guess(axes, how.layout)
     value_range, range_choice = _value_range(spec, how, said, facts)
     how = replace(guess, value_range=value_range).overridden_by(how)
     if how.height is None or how.width is None or how.channels is None:
+        what = "shape of" if spec.shape is None else "picture size for"
         raise UsageError(
-            f"the picture size for input {alias!r} ({spec}) is not known",
-            remedy="give --size HEIGHTxWIDTH and --channels",
+            f"the {what} input {alias!r} ({spec}) is not known",
+            remedy=f"for a picture, give {_open(how)}; else {_instead(signature, alias, spec)}",
         )
-    _require_possible(alias, spec, how)
+    _require_possible(signature, alias, how)
     _require_fit(alias, spec, axes, how)
     return ImageInput(alias, spec, how, (*_shape_choices(how, guess, said), range_choice))
+
+
+def _open(how: Preprocessing) -> str:
+    """Return the options for what is not known of the size."""
+    size = "--size HEIGHTxWIDTH" if how.height is None or how.width is None else ""
+    channels = "--channels 1 or 3" if how.channels is None else ""
+    return " and ".join(filter(None, (size, channels)))
+
+
+def _instead(signature: Signature, alias: str, spec: TensorSpec) -> str:
+    """Return what to do with a signature whose input takes no picture."""
+    others = ", ".join(sorted(each for each in signature.inputs if each != alias))
+    choose = f"choose another input ({others}) with --picture-input, or " if others else ""
+    sizes = ["?" if size is None else str(size) for size in spec.shape or ()]
+    if sizes and sizes[0] == "?":
+        sizes[0] = "rows"
+    shape = "any shape" if spec.shape is None else f"shape [{', '.join(sizes)}]"
+    kind = f", {spec.dtype.name}" if spec.dtype else ""
+    return (
+        f"{choose}send numbers: `tfkit request FILE.npy`, an array of {shape}{kind}, saved by "
+        "numpy.save"
+    )
+
+
+def body_of(aliases: Iterable[str]) -> str:
+    """Return how the JSON of a request names its inputs."""
+    pairs = ", ".join(f'"{alias}": ...' for alias in aliases)
+    return f'{{"inputs": {{{pairs}}}}}'
 
 
 def _is_picture(spec: TensorSpec, axes: tuple[int | None, ...]) -> bool:
@@ -188,9 +249,10 @@ def _picture_alias(signature: Signature, given: Collection[str]) -> str:
         return telling[0]
     names = ", ".join(f"{each} {spec}" for each, spec in signature.inputs.items()) or "none"
     raise UsageError(
-        f"signature {signature.name!r} has {len(signature.inputs)} inputs ({names}), and which of "
-        "them takes pictures is not clear",
-        remedy="give --picture-input NAME, and the others by --set NAME=VALUE",
+        f"signature {signature.name!r} has {len(signature.inputs)} inputs ({names}): it is not "
+        "clear which takes the picture",
+        remedy="give --picture-input NAME, and the others by --set NAME=VALUE; if none takes "
+        f"pictures, send values: `tfkit request FILE.json`, with {body_of(signature.inputs)}",
     )
 
 
@@ -246,7 +308,8 @@ def _encoded_input(
     if not _is_column(spec):
         raise UsageError(
             f"input {alias!r} is {spec}: more than one element for each picture",
-            remedy="choose another input with --picture-input, or use `tfkit request`",
+            remedy="choose another input with --picture-input, or send values: `tfkit request "
+            f"FILE.json`, with {body_of([alias])}",
         )
     source, because = said.source("encoding"), ""
     encoding = how.encoding
@@ -257,12 +320,13 @@ def _encoded_input(
         if not facts.may_decode:
             raise UsageError(
                 f"input {alias!r} is {spec}, and nothing in the model decodes a picture: it takes "
-                "other texts or bytes",
-                remedy="use `tfkit request` with JSON; --encoding raw sends the file all the same",
+                "text or other bytes",
+                remedy=f"send texts: `tfkit request FILE.json`, with {body_of([alias])}; "
+                "--encoding raw sends the picture's bytes anyway",
             )
         is_text = name.endswith("b64") or name.startswith("b64_") or "base64" in name
         encoding, source = ("websafe", "name") if is_text else ("raw", "assumed")
-    value = {"raw": "the file as it is", "base64": "base64", "websafe": "web-safe base64"}[encoding]
+    value = {"raw": "the file's bytes", "base64": "base64", "websafe": "web-safe base64"}[encoding]
     choice = Choice("encoding", value, source or "assumed", because)
     return ImageInput(alias, spec, replace(how, encoding=encoding), (choice,))
 
@@ -326,22 +390,28 @@ def _layout(axes: tuple[int | None, ...]) -> Layout:
     return "channels_first" if first else "channels_last"
 
 
-def _require_possible(alias: str, spec: TensorSpec, how: Preprocessing) -> None:
+def _require_possible(signature: Signature, alias: str, how: Preprocessing) -> None:
     """Refuse values that no picture can be brought to, from whichever source they came."""
+    spec = signature.inputs[alias]
     if how.channels not in _CHANNELS or min(how.height or 0, how.width or 0) < 1:
+        is_open = spec.shape is None or None in spec.shape[1:]
+        options = "; for a picture, give its --size and --channels" if is_open else ""
+        text = f"takes {how.channels} channels, but a picture has 1 (grey) or 3 (colour)"
+        if how.channels in _CHANNELS:
+            text = f"takes {how.height}x{how.width} with {how.channels} channels, as no picture is"
         raise UsageError(
-            f"no picture is {how.height}x{how.width} with {how.channels} channels",
-            remedy="pictures have 1 (grey) or 3 (colour) channels; give --size and --channels, or "
-            "send arrays by `tfkit request`",
+            f"input {alias!r} ({spec}) {text}", remedy=_instead(signature, alias, spec) + options
         )
     for option, values in (("--mean", how.mean), ("--std", how.std)):
         if values and len(values) not in {1, how.channels}:
             text = f"{option} has {len(values)} values for {how.channels} channels"
             raise UsageError(text, remedy="give one value, or one for each channel")
     if 0 in (how.std or ()):
-        raise UsageError("--std holds a zero, which cannot be divided by")
+        text = "--std holds a zero, by which nothing can be divided"
+        raise UsageError(text, remedy="give the standard deviations, above 0, or 1 for none")
     if how.crop_fraction is not None and not 0 < how.crop_fraction <= 1:
-        raise UsageError(f"--crop-fraction {how.crop_fraction:g} is not above 0 and up to 1")
+        text = f"--crop-fraction {how.crop_fraction:g} is not above 0 and up to 1"
+        raise UsageError(text, remedy="give the part of height and width to keep, such as 0.875")
     low, high = range_of(how)
     limits = spec.dtype and spec.dtype.numpy and limits_of(spec.dtype.numpy)
     if limits and not limits[0] <= min(low, high) <= max(low, high) <= limits[1]:
@@ -416,7 +486,7 @@ class Keys:
             if spec.dtype is dtypes.STRING and name.lower() in _KEYS and name not in given
         }
         self.choices = tuple(
-            Choice(f"input {name!r}", "the picture's name", "assumed")
+            Choice(f"input {name!r}", "the picture's name", "assumed", option=f"--set {name}=VALUE")
             for name in sorted(self.texts)
         )
 
@@ -447,7 +517,11 @@ class Companions:
         for name in given:
             if name not in signature.inputs:
                 text = f"--set {name}: signature {signature.name!r} has no input {name!r}"
-                raise UsageError(text, remedy=did_you_mean(name, signature.inputs))
+                others = signature.inputs.keys() - {picture}
+                leave = f"leave out --set {name}"
+                known = f"{did_you_mean(name, others)}; or {leave}" if others else leave
+                alone = "" if others else ": the picture is the only input"
+                raise UsageError(text, remedy=known + alone)
             if name == picture:
                 text = f"--set {name}: the pictures fill this input"
                 raise UsageError(text, remedy="name another one with --picture-input")
@@ -461,8 +535,8 @@ class Companions:
             listed = ", ".join(f"{name} {rest[name]}" for name in sorted(missing))
             raise UsageError(
                 f"signature {signature.name!r} needs more than a picture: {listed}",
-                remedy=f"give each a value, such as --set {min(missing)}=VALUE; {{name}}, {{stem}} "
-                "and {index} stand for the picture's own",
+                remedy=f"set {'it' if len(missing) == 1 else 'each'}: --set {min(missing)}=VALUE; "
+                "in VALUE, {name}, {stem} and {index} are replaced by the picture's",
             )
         self.values([("name", 0)])
 

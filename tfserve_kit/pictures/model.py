@@ -8,10 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.pictures import outputs as heads
 from tfserve_kit.pictures.graph import PictureGraph, ScoreKind
 from tfserve_kit.pictures.inputs import Choice, Companions, ImageInput, Source, image_input, told
-from tfserve_kit.pictures.outputs import Head, Outputs, as_ranked
+from tfserve_kit.pictures.outputs import (
+    Head,
+    Outputs,
+    are_one_row,
+    are_probabilities,
+    as_probabilities,
+    as_ranked,
+    choose_head,
+    class_count,
+    class_scores,
+    is_one_column,
+    is_usual,
+    two_classes,
+)
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature
 from tfserve_kit.tensors import dtypes
@@ -89,15 +101,19 @@ class PictureModel:
         self.labels = asked.labels
         self.input = _ready_input(signature, asked) if ready else _input(signature, asked, graph)
         self._companions = Companions(signature, self.input.alias, asked.companions)
-        batched = self.input.batched or heads.are_one_row(signature)
-        self.head = heads.choose_head(signature, asked.output, batched=batched)
+        batched = self.input.batched or are_one_row(signature)
+        self.head = choose_head(signature, asked.output, batched=batched)
         self._made_by = graph.output(self.head.scores) if graph and self.head.scores else None
         self.head = as_ranked(self.head, signature, is_sorted=self._made_by == "top_k")
         if asked.softmax and self.head.kind == "ranked":
-            raise UsageError(f"output {self.head.scores!r} lacks classes, which --softmax needs")
+            raise UsageError(
+                f"output {self.head.scores!r} holds the best classes' scores alone, and --softmax "
+                "needs those of all classes",
+                remedy="leave out --softmax, or choose an output with all scores by --output",
+            )
         self._softmax = asked.softmax
-        self.classes = heads.class_count(self.head, signature)
-        self.is_one_column = self.head.kind == "scores" and heads.is_one_column(
+        self.classes = class_count(self.head, signature)
+        self.is_one_column = self.head.kind == "scores" and is_one_column(
             self.head, signature.outputs[self.head.scores]
         )
         self.answers_with_names = (
@@ -118,7 +134,11 @@ class PictureModel:
     @property
     def assumed(self) -> list[str]:
         """What was decided though nothing shows that it is so."""
-        return [f"{each.what} {each.value}" for each in self.choices if each.source == "assumed"]
+        return [
+            f"{each.what} {each.value} ({each.change})"
+            for each in self.choices
+            if each.source == "assumed"
+        ]
 
     def inputs(
         self, rows: Sequence[NDArray[Any]], pictures: Sequence[tuple[str, int]]
@@ -153,12 +173,13 @@ class PictureModel:
         if self.head.kind != "scores":
             raise UsageError(
                 f"output {self.head.boxes or self.head.classes!r} does not hold class scores",
-                remedy="choose another with --output",
+                remedy="choose one with scores of all classes by --output; `tfkit metadata` lists "
+                "the outputs",
             )
-        scores = heads.class_scores(outputs, self.head, rows, where)
+        scores = class_scores(outputs, self.head, rows, where)
         if self._softmax:
-            scores = heads.as_probabilities(scores)
-        return heads.two_classes(scores, self.head), _meaning(scores, self._made_by)
+            scores = as_probabilities(scores)
+        return two_classes(scores, self.head), _meaning(scores, self._made_by)
 
     def labels_in(self, outputs: Outputs, shape: tuple[int, ...]) -> list[tuple[str, ...]] | None:
         """Return each row's class names where the model says them: string [batch, classes]."""
@@ -201,7 +222,7 @@ def _meaning(scores: NDArray[np.float64], made_by: ScoreKind | None) -> Meaning:
     if scores.shape[1] == 1:
         return "one probability"
     known = scores[~np.isnan(scores).any(axis=1)]
-    sure = bool(len(known)) and heads.are_probabilities(known)
+    sure = bool(len(known)) and are_probabilities(known)
     if not sure and made_by == "sigmoid":
         return "a probability for each class"
     return "probabilities" if sure else "logits or other scores"
@@ -213,11 +234,12 @@ def _output_choice(
     """Say which output is shown; one column is taken for a probability unless the graph says so."""
     alias = head.boxes or head.scores or head.classes
     spec = signature.outputs[alias]
-    if head.kind == "scores" and heads.is_one_column(head, spec):
+    if head.kind == "scores" and is_one_column(head, spec):
         made_by = graph.output(alias) if graph else None
         sure = made_by == "sigmoid" or asked.softmax
         value = f"{alias!r}, the probability of class 1"
-        return Choice("output", value, "graph" if sure else "assumed")
+        option = "--softmax for a logit, --output NAME for another"
+        return Choice("output", value, "graph" if sure else "assumed", option=option)
     what = {
         "scores": "class scores",
         "ranked": f"scores of the classes in {head.ids or head.classes!r}",
@@ -225,7 +247,7 @@ def _output_choice(
         "detections": "objects",
     }[head.kind]
     source: Source = "option" if asked.output else "signature"
-    if head.kind == "scores" and not asked.output and not heads.is_usual(alias):
+    if head.kind == "scores" and not asked.output and not is_usual(alias):
         source = "graph" if graph and graph.output(alias) in _SURE else "assumed"
     return Choice("output", f"{alias!r}, {what}", source)
 

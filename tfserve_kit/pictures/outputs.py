@@ -17,6 +17,13 @@ from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes
 
+# What to do about scores that are NaN or infinite: mostly the input has another range.
+NAN_REMEDY = (
+    "check that pixels have the range the model was trained with (--range, --mean, --std); "
+    "`tfkit request PICTURE` shows the raw outputs; if they are NaN for every input, export the "
+    "model again, after checking the weights for NaN"
+)
+
 Outputs = Mapping[str, NDArray[Any]]
 Kind = Literal["scores", "ranked", "class", "detections"]
 
@@ -93,7 +100,7 @@ def choose_head(signature: Signature, output: str = "", *, batched: bool = True)
         fixed = {None, 1, batch_axes(signature).fixed_rows}
         whole = [alias for alias, spec in outputs.items() if (spec.shape or (1,))[0] not in fixed]
         if len(whole) == len(outputs) > 0:
-            raise _not_row_by_row(whole[0], outputs[whole[0]])
+            raise _not_row_by_row(whole[0], signature)
         outputs = {alias: spec for alias, spec in outputs.items() if alias not in whole}
     if not output and (detector := _detector(outputs, batched=batched)):
         return detector
@@ -131,7 +138,7 @@ def is_whole(spec: TensorSpec) -> bool:
 
 
 def _one_of(scores: Sequence[str], signature: Signature) -> str:
-    """Return the scores that are meant; logits beside their own probabilities are no rival."""
+    """Return the scores that are meant; logits beside their own probabilities do not count."""
     usual = [name for name in _SCORE_NAMES if name in scores]
     if len(scores) == 1 or len(usual) == len(scores):
         return (usual or list(scores))[0]
@@ -139,7 +146,7 @@ def _one_of(scores: Sequence[str], signature: Signature) -> str:
     raise UsageError(
         f"signature {signature.name!r} has {len(scores)} outputs that may be class scores: "
         f"{listed}",
-        remedy=f"choose one, such as --output {scores[0]}",
+        remedy=f"choose one: {' or '.join(f'--output {alias}' for alias in scores)}",
     )
 
 
@@ -198,10 +205,14 @@ def _last(spec: TensorSpec) -> int | None:
     return spec.shape[-1] if spec.shape else None
 
 
-def _not_row_by_row(alias: str, spec: TensorSpec) -> UsageError:
+def _not_row_by_row(alias: str, signature: Signature) -> UsageError:
+    others = " or ".join(f"--output {each}" for each in signature.outputs if each != alias)
+    choose = f"choose another, {others}; or " if others else ""
     return UsageError(
-        f"output {alias!r} is {spec}: its first axis is fixed, so it has no row for each picture",
-        remedy="choose another with --output; `tfkit request` shows any output",
+        f"output {alias!r} is {signature.outputs[alias]}: its first axis is fixed, so it has no "
+        "row for each picture",
+        remedy=f"{choose}export the model with scores [batch, classes]; `tfkit request PICTURE` "
+        "shows any output",
     )
 
 
@@ -215,8 +226,8 @@ def _no_head(signature: Signature, outputs: Mapping[str, TensorSpec], rank: int)
     if many:
         spec = outputs[many[0]]
         return UsageError(
-            f"output {many[0]!r} is {spec}: a value for each place of the picture, such as a "
-            "segmentation mask or a map of features, not scores of classes",
+            f"output {many[0]!r} is {spec}: one value per pixel, such as a segmentation mask "
+            "or feature map, not class scores",
             remedy="`tfkit request PICTURE --output FILE.npz` keeps it as an array",
         )
     return UsageError(
@@ -241,6 +252,12 @@ def class_count(head: Head, signature: Signature) -> int | None:
     return 2 if is_one_column(head, spec) else spec.shape[-1]
 
 
+_ODD_ANSWER = (
+    "choose another output with --output (`tfkit metadata` lists them), or look at the answer: "
+    "`tfkit request PICTURE --json`"
+)
+
+
 def rows_of(outputs: Outputs, alias: str, rows: int, head: Head, where: str) -> NDArray[Any]:
     """Return an output with a batch axis of the length that was asked for.
 
@@ -252,7 +269,9 @@ def rows_of(outputs: Outputs, alias: str, rows: int, head: Head, where: str) -> 
         array = array[np.newaxis]
     if array is None or array.ndim == 0 or len(array) != rows:
         shape = None if array is None else list(array.shape)
-        raise ServerFault(f"{where}: output {alias!r} should have {rows} rows but is {shape}")
+        raise ServerFault(
+            f"{where}: output {alias!r} should have {rows} rows but is {shape}", remedy=_ODD_ANSWER
+        )
     return array
 
 
@@ -280,7 +299,8 @@ def class_scores(outputs: Outputs, head: Head, rows: int, where: str) -> NDArray
     if scores.ndim != 2 or not scores.shape[1]:  # noqa: PLR2004 ([batch, classes])
         shape = list(scores.shape)
         raise ServerFault(
-            f"{where}: output {head.scores!r} should be [{rows}, classes] but is {shape}"
+            f"{where}: output {head.scores!r} should be [{rows}, classes] but is {shape}",
+            remedy=_ODD_ANSWER,
         )
     return scores
 
@@ -305,8 +325,9 @@ def two_classes(scores: NDArray[np.float64], head: Head) -> NDArray[np.float64]:
         value = float(scores[(scores < 0) | (scores > 1)][0])
         raise UsageError(
             f"output {head.scores!r} is one number for each picture, such as {value:g}, which is "
-            "no probability",
-            remedy="--softmax takes it for a logit; `tfkit request` shows it as it is",
+            "not a probability (0 to 1)",
+            remedy="if it is a measurement, such as an age, it has no classes: `tfkit request "
+            "PICTURE` shows the number; if it is a logit of class 1, give --softmax",
         )
     return np.hstack([1 - scores, scores])
 
@@ -336,7 +357,9 @@ def detections(
     )
     if boxes.shape != (*scores.shape, _BOX_SIDES) or scores.shape != classes.shape:
         shapes = ", ".join(str(list(each.shape)) for each in (boxes, scores, classes))
-        raise ServerFault(f"{where}: boxes, scores and classes do not fit together: {shapes}")
+        raise ServerFault(
+            f"{where}: boxes, scores and classes do not fit together: {shapes}", remedy=_ODD_ANSWER
+        )
     return [_objects(boxes[i], scores[i], classes[i], counts[i], labels) for i in range(rows)]
 
 
@@ -389,11 +412,23 @@ def as_ranked(head: Head, signature: Signature, *, is_sorted: bool) -> Head:
         return head
     if not (head.classes or ids):
         raise UsageError(
-            f"output {head.scores!r} is sorted for each picture, and no output says which classes "
-            "its scores are of",
-            remedy="choose another with --output, or export the classes beside their scores",
+            f"output {head.scores!r} holds the best scores of each picture, sorted, and no output "
+            "says which classes they belong to",
+            remedy=_sorted_remedy(head, signature),
         )
     return replace(head, kind="ranked", ids=ids[0] if ids else "")
+
+
+def _sorted_remedy(head: Head, signature: Signature) -> str:
+    """Return what to do about sorted scores: no other output can stand in for their classes."""
+    others = [alias for alias, spec in signature.outputs.items()
+              if alias != head.scores and _is_float(spec, 2 if head.batched else 1)]  # fmt: skip
+    choose = f"choose unsorted scores by --output {others[0]}; or " if others else ""
+    return (
+        f"{choose}export the model again, with the indices of tf.math.top_k as an output "
+        "'classes' beside the scores, or with all scores unsorted; `tfkit request PICTURE` shows "
+        "the sorted scores"
+    )
 
 
 Ranking = list[tuple[int | None, str | None, float | None]]
@@ -418,7 +453,9 @@ def ranking(
     shape = said[0].shape if scores is None else scores.shape
     if any(each.shape != shape for each in said):
         shapes = ", ".join(str(list(each.shape)) for each in (scores, *said) if each is not None)
-        raise ServerFault(f"{where}: scores and their classes do not fit together: {shapes}")
+        raise ServerFault(
+            f"{where}: scores and their classes do not fit together: {shapes}", remedy=_ODD_ANSWER
+        )
     found: list[Ranking] = []
     for row in range(rows):
         if scores is None:

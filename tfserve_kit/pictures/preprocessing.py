@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tfserve_kit import bounded
-from tfserve_kit.errors import Problem, SpecError, UsageError
-from tfserve_kit.pictures.labels import Labels
+from tfserve_kit import input_files
+from tfserve_kit.errors import Problem, SpecError, UsageError, did_you_mean
+from tfserve_kit.pictures.labels import Labels, from_json
 from tfserve_kit.savedmodel import NOTE_PATH
 
 _FORMAT = 1
@@ -115,13 +115,13 @@ class Preprocessing:
         """
         note = version_dir / NOTE_PATH
         try:
-            content = json.loads(bounded.read_text(note, _MOST_BYTES))
+            content = json.loads(input_files.read_text(note, _MOST_BYTES))
         except FileNotFoundError:
             return cls()
         except RecursionError as error:
-            raise SpecError(str(note), [Problem("", "is nested too deeply")]) from error
+            raise SpecError(str(note), [Problem("", "is nested too deeply", _NOTE)]) from error
         except ValueError as error:
-            raise SpecError(str(note), [Problem("", f"is not JSON: {error}")]) from error
+            raise SpecError(str(note), [Problem("", f"is not JSON: {error}", _NOTE)]) from error
         problems = _problems(content)
         if problems:
             raise SpecError(str(note), problems)
@@ -151,14 +151,24 @@ _MODES: dict[Mode, Preprocessing] = {
 }
 
 
+_NOTE = 'write an object such as {"format": 1, "height": 224, "width": 224, "value_range": [0, 1]}'
+
+
 def _problems(content: Any) -> list[Problem]:
     if not isinstance(content, dict):
-        return [Problem("", f"is {type(content).__name__}, not an object")]
-    found = [Problem(key, "is not a known key") for key in sorted(content.keys() - _KEYS)]
+        return [Problem("", f"is {type(content).__name__}, not an object", remedy=_NOTE)]
+    found = [
+        Problem(key, "is not a known key", did_you_mean(key, _KEYS))
+        for key in sorted(content.keys() - _KEYS)
+    ]
     if content.get("format") != _FORMAT:
-        found.append(Problem("format", f"is {content.get('format')!r}; this tfkit reads {_FORMAT}"))
+        found.append(
+            Problem(
+                "format", f"is {content.get('format')!r}; this tfkit reads {_FORMAT}", remedy=_NOTE
+            )
+        )
     found += [
-        Problem(key, f"is {content[key]!r:.80}, not {wanted}")
+        Problem(key, f"is {content[key]!r:.80}, not {wanted}", remedy=_NOTE)
         for key, (fits, wanted) in _CHECKS.items()
         if key in content and not fits(content[key])
     ]
@@ -200,9 +210,7 @@ def _labels(value: Any, source: str) -> Labels:
     """Return the names that a note gives in order, or by index as label files may do."""
     if isinstance(value, list):
         return Labels(value, source=source)
-    from tfserve_kit.pictures import label_files
-
-    return label_files.from_json(value, source)
+    return from_json(value, source)
 
 
 def _is_fraction(value: Any) -> bool:

@@ -138,9 +138,9 @@ class Method(NamedTuple):
     response: str
 
 
-def _method(service: str, name: str, request: str, response: str = "") -> Method:
+def _method(service: str, name: str, request: str) -> Method:
     path = f"/tensorflow.serving.{service}/{name}"
-    return Method(path, request, response or request.replace("Request", "Response"))
+    return Method(path, request, request.replace("Request", "Response"))
 
 
 # A test holds this table against the service descriptors of the official package.

@@ -58,7 +58,7 @@ _MAGIC = {
 
 
 def kind(file: Path) -> str | None:
-    """Return `zip`, `tar`, `gzip`, `bzip2`, `xz` or `zstd`; None for what is no archive."""
+    """Return `zip`, `tar`, `gzip`, `bzip2`, `xz` or `zstd`; None if it is not an archive."""
     with file.open("rb") as stream:
         start = stream.read(BLOCK_BYTES)
     for magic, name in _MAGIC.items():
@@ -95,14 +95,14 @@ def unpack(
         Size and checksum of every file by its path within the folder.
 
     Raises:
-        PushRefused: it is no archive, damaged, encrypted, beyond the limits, or holds what is no
-            file or folder or would lie outside; the folder may hold a part of it then.
+        PushRefused: it is not an archive, is damaged, encrypted or beyond the limits, or holds what
+            is neither a file nor a folder, or would lie outside; the folder may then hold a part.
         OSError: the file system refuses.
     """
     found = kind(file)
     if found is None:
         raise PushRefused(
-            f"{name or file.name} is not an archive that tfkit knows",
+            f"{name or file.name} is not an archive, whatever its name says",
             remedy="give .zip, .tar, .tar.gz, .tar.bz2, .tar.xz or .tar.zst",
         )
     size_bytes = file.stat().st_size

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,14 +120,14 @@ def _shares_blocks(source: str, folder: Path) -> bool:
         os.close(reader)
 
 
-def checksums(directory: Path) -> dict[str, File]:
-    """Return size and checksum of every file by its path within a folder.
+def checksums(directory: Path, names: Iterable[str] | None = None) -> dict[str, File]:
+    """Return size and checksum of files by their paths within a folder: of some, or of all.
 
     Raises:
         OSError: as the system says.
     """
     found = {}
-    for name in _contents(directory)[1]:
+    for name in _contents(directory)[1] if names is None else names:
         with (directory / name).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             found[name] = File(os.fstat(stream.fileno()).st_size, digest)

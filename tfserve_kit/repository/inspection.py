@@ -3,7 +3,7 @@
 The gate is what a version must satisfy before it gets its number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tfserve_kit.savedmodel import (
     Signature,
     TensorSpec,
 )
-from tfserve_kit.savedmodel.compatibility import changes
 from tfserve_kit.savedmodel.scan import Contents, Scan, read_contents, scan_graph
+from tfserve_kit.savedmodel.signatures import changes
 from tfserve_kit.tensors import dtypes
 
 ANY_OP = "*"
@@ -148,7 +148,7 @@ def _missing_signatures(signatures: Mapping[str, Signature], gate: Gate) -> list
 
 
 def _silent_signatures(
-    signatures: Mapping[str, Signature], unanswerable: Mapping[str, list[str]], gate: Gate
+    signatures: Mapping[str, Signature], unanswerable: Mapping[str, Mapping[str, str]], gate: Gate
 ) -> Iterator[Problem]:
     """Yield the signatures that nobody would get an answer from.
 
@@ -163,23 +163,7 @@ def _silent_signatures(
     for name, reasons in sorted(unanswerable.items()) if signatures else ():
         text = f"can never answer: {'; '.join(reasons)}"
         severity = Severity.ERROR if none_left or name in needed else Severity.WARNING
-        yield Problem(name, text, _silent_remedy(reasons), severity)
-
-
-def _silent_remedy(reasons: Sequence[str]) -> str:
-    if any("composite" in reason or "sparse" in reason for reason in reasons):
-        return "return plain tensors, such as the values and row_splits of a ragged one"
-    if any(reason.startswith("it reads table") for reason in reasons):
-        return (
-            "save what fills the table as the model's init operation, or hold the table in an "
-            "attribute of the tf.Module"
-        )
-    if any(reason.startswith("it reads") for reason in reasons):
-        return (
-            "export a Keras model with model.export(), and let a tf.Module hold what its "
-            "functions use as attributes, so that it is saved"
-        )
-    return "export the model again"
+        yield Problem(name, text, "; ".join(dict.fromkeys(reasons.values())), severity)
 
 
 def _note_problems(candidate: Path, signatures: Mapping[str, Signature]) -> list[Problem]:
@@ -209,7 +193,7 @@ def _allowed(finding: Problem, gate: Gate) -> Problem:
     """Return a finding of the static scan as a warning if the gate allows its operation."""
     op = finding.rule
     if op and finding.severity is Severity.ERROR and {op, ANY_OP} & {*gate.allow_ops}:
-        return replace(finding, severity=Severity.WARNING, remedy="allowed")
+        return replace(finding, severity=Severity.WARNING, remedy="allowed by --allow-op")
     return finding
 
 
@@ -220,7 +204,11 @@ def _compatibility(graph: Any, serving: Path, gate: Gate) -> list[Problem]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"the version in service cannot be compared with: {reason}"
-        return [Problem(str(serving), text, severity=Severity.WARNING)]
+        return [
+            Problem(
+                str(serving), text, "`tfkit verify` says what is wrong with it", Severity.WARNING
+            )
+        ]
     return [
         replace(each, severity=Severity.WARNING, remedy="")
         if gate.allow_breaking or each.severity is not Severity.ERROR
@@ -234,7 +222,10 @@ def _changes(graph: Any, against: Path, tag: str) -> tuple[Problem, ...]:
         other = savedmodel.meta_graph(against, tag=tag)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot compare with {against}: {reason}") from error
+        raise UsageError(
+            f"cannot compare with {against}: {reason}",
+            remedy="give the folder of a version, or a SavedModel, to compare with",
+        ) from error
     return tuple(changes(other.signature_def, graph.signature_def))
 
 

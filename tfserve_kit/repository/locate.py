@@ -7,12 +7,11 @@ opened for that: names tell enough, and a folder may be large.
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from tfserve_kit.errors import PushRefused, UsageError, did_you_mean
+from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean
 from tfserve_kit.progress import Progress
 from tfserve_kit.repository.versions import HIDDEN_PREFIX, list_versions, parse_version
 from tfserve_kit.savedmodel import GRAPH_FILE, GRAPH_FILES, graph_file
@@ -97,34 +96,27 @@ _FOREIGN = {
 _EXPORT = "model.export(FOLDER), or tf.saved_model.save with signatures"
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a place turned out to be.
-
-    Attributes:
-        what: it, as a sentence without a subject: "is version 1 of ...".
-        serve: what to do for a server, which wants a base path.
-        push: what to do for a push, which wants a SavedModel; the same if empty.
-    """
-
-    what: str
-    serve: str
-    push: str = ""
+# What a place turned out to be, as a predicate to it, and what to do about it: for a server, which
+# wants a base path, and for a push, which wants a SavedModel, if that is something else.
+_Told = tuple[str, ...]
 
 
-def look_around(place: Path) -> Found | None:
+def look_around(place: Path, *, to_push: bool = False) -> Problem | None:
     """Return what a place is that holds no version; None if nothing can be told of it.
 
     Args:
         place: what was given as a base path, or as a SavedModel; there or not.
+        to_push: whether a SavedModel was wanted.
     """
     try:
         if not place.exists():
-            return _missing(place)
-        looks = _ABOVE if not place.is_dir() or graph_file(place) else (*_ABOVE, *_WITHIN)
-        return next(filter(None, (look(place) for look in looks)), None)
+            found = _missing(place)
+        else:
+            looks = _ABOVE if not place.is_dir() or graph_file(place) else (*_ABOVE, *_WITHIN)
+            found = next(filter(None, (look(place) for look in looks)), None)
     except OSError:
         return None
+    return Problem(str(place), found[0], found[-1 if to_push else 1]) if found else None
 
 
 def find_version(place: Path) -> Path:
@@ -147,9 +139,9 @@ def find_version(place: Path) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot read {place}: {reason}", remedy=remedy) from error
-    if not versions and (found := look_around(place)):
-        text = f"{place} holds no {GRAPH_FILE} and no version: it {found.what}"
-        raise UsageError(text, remedy=found.push or found.serve)
+    if not versions and (found := look_around(place, to_push=True)):
+        text = f"{place} holds no {GRAPH_FILE} and no version: it {found.message}"
+        raise UsageError(text, remedy=found.remedy)
     if not versions:
         raise UsageError(f"{place} holds no {GRAPH_FILE} and no version", remedy=remedy)
     return versions[-1].path
@@ -172,50 +164,50 @@ def renamed(folder: Path, taken: frozenset[str] = frozenset()) -> str:
     return f"mv {_quoted(folder)} {_quoted(folder.parent / str(number))}"
 
 
-def _missing(place: Path) -> Found | None:
+def _missing(place: Path) -> _Told | None:
     parent = place.parent
     names = [each.name for each in _entries(parent)] if parent.is_dir() else []
     near = did_you_mean(place.name, names)
     if near.startswith("did you mean"):
-        return Found("is not there", near, near)
+        return "is not there", near
     return None
 
 
-def _model(place: Path) -> Found | None:
+def _model(place: Path) -> _Told | None:
     """Tell a SavedModel, where a base path was expected."""
     if not place.is_dir() or graph_file(place) is None:
         return None
     if parse_version(place.name) is not None:
         what = f"is version {place.name} of a base path, not the base path"
-        return Found(what, f"give the folder above it: {place.parent}")
+        return what, f"give the folder above it: {place.parent}"
     remedy = f"it is a SavedModel itself: tfkit push-model {_quoted(place)} --to BASE_PATH"
-    return Found("is a SavedModel, not the folder above its versions", remedy)
+    return "is a SavedModel, not the folder above its versions", remedy
 
 
-def _inside_a_model(place: Path) -> Found | None:
+def _inside_a_model(place: Path) -> _Told | None:
     """Tell a file or folder of a SavedModel."""
     for model in islice(place.parents, 3):
         if graph_file(model) is None:
             continue
         what = f"lies within the SavedModel {model}"
         if parse_version(model.name) is not None:
-            return Found(what, f"give the base path: {model.parent}", f"give {model}")
+            return what, f"give the base path: {model.parent}", f"give {model}"
         command = f"tfkit push-model {_quoted(model)} --to BASE_PATH"
-        return Found(what, command, f"give {model}")
+        return what, command, f"give {model}"
     return None
 
 
-def _single_file(place: Path) -> Found | None:
+def _single_file(place: Path) -> _Told | None:
     """Tell a model in another format, given by itself."""
     if place.is_dir():
         return None
     if found := _formats(place, [place]):
-        return replace(found, what=found.what.replace("holds", "is", 1))
-    return Found("is a file", "give the folder that holds one folder per version")
+        return found[0].replace("holds", "is", 1), *found[1:]
+    return "is a file", "give the folder that holds one folder per version"
 
 
-def _named_otherwise(place: Path) -> Found | None:
-    """Tell versions whose names are no numbers."""
+def _named_otherwise(place: Path) -> _Told | None:
+    """Tell versions whose names are not numbers."""
     folders = [each for each in _entries(place) if each.is_dir() and like_a_version(each)]
     models = [each for each in folders if graph_file(each)]
     if not models:
@@ -223,23 +215,23 @@ def _named_otherwise(place: Path) -> Found | None:
     if all(_LIKE_A_VERSION.fullmatch(each.name) is None for each in models):
         listed = ", ".join(str(each) for each in models[:_SHOWN])
         what = f"holds SavedModels, but no numbered versions: {listed}"
-        return Found(what, f"tfkit push-model {_quoted(models[0])} --to {_quoted(place)}")
+        return what, f"tfkit push-model {_quoted(models[0])} --to {_quoted(place)}"
     names = ", ".join(repr(each.name) for each in models[:_SHOWN])
-    what = f"holds {names}, and a version is named with a whole number"
-    return Found(what, renamed(models[0]))
+    what = f"holds {names}, and a version folder must be a whole number"
+    return what, renamed(models[0])
 
 
-def _base_paths(place: Path) -> Found | None:
+def _base_paths(place: Path) -> _Told | None:
     """Tell the folder above several models."""
     found = [each for each in _entries(place) if each.is_dir() and _holds_versions(each)]
     if not found:
         return None
     named = " ".join(f"--model {each.name}={_quoted(each)}" for each in found[:_SHOWN])
     what = "holds base paths of models, and is none itself"
-    return Found(what, f"give one of them: {named}", f"give one of them: {found[0]}")
+    return what, f"give one of them: {named}", f"give one of them: {found[0]}"
 
 
-def _deeper(place: Path) -> Found | None:
+def _deeper(place: Path) -> _Told | None:
     """Tell folders that were unpacked into one folder too many."""
     for folder in _entries(place):
         if not folder.is_dir():
@@ -247,41 +239,41 @@ def _deeper(place: Path) -> Found | None:
         for each in _entries(folder):
             if each.is_dir() and graph_file(each):
                 command = f"tfkit push-model {_quoted(each)} --to BASE_PATH"
-                return Found(f"holds a SavedModel further down: {each}", command, f"give {each}")
+                return f"holds a SavedModel further down: {each}", command, f"give {each}"
     return None
 
 
-def _other_formats(place: Path) -> Found | None:
+def _other_formats(place: Path) -> _Told | None:
     return _formats(place, list(_entries(place)))
 
 
-def _formats(place: Path, files: list[Path]) -> Found | None:
+def _formats(place: Path, files: list[Path]) -> _Told | None:
     """Tell models that no server reads as they are, by the names of files."""
     return next(filter(None, (look(place, files) for look in _FORMATS)), None)
 
 
-def _keras(place: Path, files: list[Path]) -> Found | None:
+def _keras(place: Path, files: list[Path]) -> _Told | None:
     for file in files:
         if file.suffix.lower() in _KERAS:
             what = f"holds a Keras file, {file.name}, which no server reads"
             base_path = "BASE_PATH" if file == place else _quoted(place)
             command = f"tfkit push-model {_quoted(file)} --to {base_path}"
-            return Found(what, command, f"give the file itself: {file}")
+            return what, command, f"give the file itself: {file}"
     return None
 
 
-def _checkpoint(_: Path, files: list[Path]) -> Found | None:
+def _checkpoint(_: Path, files: list[Path]) -> _Told | None:
     if not any(file.suffix == ".index" or file.name == "checkpoint" for file in files):
         return None
     what = "holds a checkpoint: values of variables, without the graph that uses them"
-    return Found(what, f"load it into the model that wrote it, and export that: {_EXPORT}")
+    return what, f"load it into the model that wrote it, and export that: {_EXPORT}"
 
 
 # What lies beside the graph of a SavedModel, and stays where that was not copied.
 _BESIDE_A_GRAPH = frozenset({"fingerprint.pb", "keras_metadata.pb"})
 
 
-def _frozen(_: Path, files: list[Path]) -> Found | None:
+def _frozen(_: Path, files: list[Path]) -> _Told | None:
     graphs = [
         file.name
         for file in files
@@ -291,10 +283,10 @@ def _frozen(_: Path, files: list[Path]) -> Found | None:
         return None
     what = f"holds {graphs[0]}, a graph by itself, as TensorFlow 1 froze them"
     remedy = "import it (tf.import_graph_def), and export that with signatures: "
-    return Found(what, f"{remedy}tf.compat.v1.saved_model.simple_save")
+    return what, f"{remedy}tf.compat.v1.saved_model.simple_save"
 
 
-def _lite(place: Path, files: list[Path]) -> Found | None:
+def _lite(place: Path, files: list[Path]) -> _Told | None:
     for file in files:
         if file.suffix.lower() == ".tflite":
             what = f"holds {file.name}, a TensorFlow Lite model"
@@ -302,23 +294,25 @@ def _lite(place: Path, files: list[Path]) -> Found | None:
                 f"call it {place / '1' / 'model.tflite'}, with prefer_tflite_model = true under "
                 "[server.flags]; or export the model it was made of"
             )
-            return Found(what, remedy)
+            return what, remedy
     return None
 
 
-def _packed(_: Path, files: list[Path]) -> Found | None:
+def _packed(_: Path, files: list[Path]) -> _Told | None:
     for file in files:
         if file.suffix.lower() in _PACKED:
             command = f"tfkit push-model {_quoted(file)} --to BASE_PATH"
-            return Found(f"holds an archive, {file.name}", command, f"give the file itself: {file}")
+            return f"holds an archive, {file.name}", command, f"give the file itself: {file}"
     return None
 
 
-def _foreign(_: Path, files: list[Path]) -> Found | None:
+def _foreign(_: Path, files: list[Path]) -> _Told | None:
     for file in files:
         if kind := _FOREIGN.get(file.suffix.lower()):
             remedy = "convert it to a SavedModel first; TensorFlow Serving reads nothing else"
-            return Found(f"holds {file.name}, {kind}", remedy)
+            if file.suffix.lower() == ".onnx":
+                remedy += f": pip install onnx2tf, then onnx2tf -i {_quoted(file)} -o saved_model"
+            return f"holds {file.name}, {kind}", remedy
     return None
 
 
@@ -344,7 +338,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-_Look = Callable[[Path], Found | None]
+_Look = Callable[[Path], _Told | None]
 _ABOVE: tuple[_Look, ...] = (_model, _inside_a_model, _single_file)
 _WITHIN: tuple[_Look, ...] = (_named_otherwise, _base_paths, _deeper, _other_formats)
 _FORMATS = (_keras, _checkpoint, _frozen, _lite, _packed, _foreign)

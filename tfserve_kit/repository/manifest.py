@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfserve_kit import bounded
+from tfserve_kit import input_files
 from tfserve_kit.errors import Problem
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.version import VERSION
@@ -98,7 +98,7 @@ class Manifest:
             ValueError: it is damaged, or of a format that this tfkit does not know.
         """
         try:
-            return cls.from_json(bounded.read_text(version_dir / MANIFEST_PATH, _MOST_BYTES))
+            return cls.from_json(input_files.read_text(version_dir / MANIFEST_PATH, _MOST_BYTES))
         except FileNotFoundError:
             return None
 
@@ -125,6 +125,20 @@ def _file(name: str, size_bytes: int, sha256: str) -> File:
     if type(size_bytes) is not int or size_bytes < 0 or not isinstance(sha256, str):
         raise ValueError(f"says of {name!r:.100} what no file can have")
     return File(size_bytes, sha256)
+
+
+def verify(version_dir: Path, progress: Progress = SILENT) -> tuple[Manifest | None, list[Problem]]:
+    """Return the manifest of a version, and how its files differ from it; see `differences`.
+
+    Args:
+        version_dir: what is looked at; without a manifest (None) nothing can be told of it.
+        progress: told the bytes read.
+    """
+    try:
+        manifest = Manifest.read(version_dir)
+        return manifest, differences(version_dir, manifest, progress) if manifest else []
+    except (OSError, ValueError) as error:
+        return None, [Problem("manifest", str(error))]
 
 
 def differences(

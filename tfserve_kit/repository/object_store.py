@@ -31,7 +31,6 @@ import uuid
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from tfserve_kit.repository.disk import Count
 from tfserve_kit.repository.intake import CHUNK_BYTES, Intake, Limits
 from tfserve_kit.repository.manifest import MANIFEST_PATH, File, Files, Manifest
 from tfserve_kit.repository.staging import VersionChoice, choose_version
-from tfserve_kit.repository.versions import HIDDEN_PREFIX, parse_version
+from tfserve_kit.repository.versions import HIDDEN_PREFIX, numbers_in, parse_version
 from tfserve_kit.savedmodel import GRAPH_FILES
 
 _WORKERS = 8
@@ -171,28 +170,13 @@ CLAIM_PREFIX = f"{HIDDEN_PREFIX}claim-"
 _ABANDONED_S = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RemoteVersion:
-    """A version folder in an object store.
-
-    Attributes:
-        number: its version.
-        url: where it lies.
-        complete: whether its `saved_model.pb` is there, which a push uploads last.
-    """
-
-    number: int
-    url: str
-    complete: bool
-
-
 def pin_line(version: int) -> str:
     """Return the line of a deployment file's model section that names one version."""
     return f"versions = {{specific = [{version}]}}"
 
 
-def remote_versions(url: str) -> list[RemoteVersion]:
-    """Return the versions at a URL, lowest first.
+def remote_versions(url: str) -> list[tuple[int, str, bool]]:
+    """Return the versions at a URL, lowest first: number, URL, whether a push has completed it.
 
     Raises:
         PushRefused: the store cannot be read.
@@ -202,14 +186,14 @@ def remote_versions(url: str) -> list[RemoteVersion]:
         return _versions(store, store.files())
 
 
-def _versions(store: Store, there: dict[str, Any]) -> list[RemoteVersion]:
+def _versions(store: Store, there: dict[str, Any]) -> list[tuple[int, str, bool]]:
     folders = {name.partition("/")[0] for name in there}
     found = {
         number: name for name in sorted(folders) if (number := parse_version(name)) is not None
     }
     base_url = store.shown.rstrip("/")
     return sorted(
-        RemoteVersion(number, f"{base_url}/{name}", bool(_graph_names(there, name)))
+        (number, f"{base_url}/{name}", bool(_graph_names(there, name)))
         for number, name in found.items()
     )
 
@@ -221,8 +205,7 @@ def _graph_names(there: Collection[str], folder: str) -> list[str]:
 
 def taken_in(there: dict[str, Any]) -> set[int]:
     """Return the numbers that are used, half used or claimed."""
-    names = {name.partition("/")[0].removeprefix(CLAIM_PREFIX) for name in there}
-    return {number for name in names if (number := parse_version(name)) is not None}
+    return numbers_in({name.partition("/")[0] for name in there}, CLAIM_PREFIX)
 
 
 def download_serving(store: Store, there: dict[str, Any], folder: Path) -> Path | None:

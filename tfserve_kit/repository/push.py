@@ -5,7 +5,8 @@
     source ──▶ hidden folder of the base path ──▶ gate ──▶ approval ──▶ manifest
            ──▶ disk ──▶ one rename ──▶ 7/
 
-For an object store the folder is a temporary one, and an upload takes the place of the rename.
+For an object store the folder is a temporary one, and an upload takes the place of the rename. For
+places behind shells it is sent from there to a hidden folder of each, before the first is renamed.
 """
 
 import contextlib
@@ -14,16 +15,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tfserve_kit import safe_text
 from tfserve_kit.errors import Problem, PushRefused, Severity, listed
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import locate, object_store
-from tfserve_kit.repository.disk import sync, sync_path, translate_os_errors
+from tfserve_kit.repository import locate, object_store, shells
+from tfserve_kit.repository.disk import checksums, sync, sync_path, translate_os_errors
 from tfserve_kit.repository.inspection import Gate, check_gate
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Files, Manifest
 from tfserve_kit.repository.object_store import Store
+from tfserve_kit.repository.shells import Place
 from tfserve_kit.repository.sources import Source
 from tfserve_kit.repository.staging import (
     VersionChoice,
@@ -34,7 +37,7 @@ from tfserve_kit.repository.staging import (
     sweep,
     taken_numbers,
 )
-from tfserve_kit.repository.versions import list_versions
+from tfserve_kit.repository.versions import RETIRED_PREFIX, list_versions, numbers_in
 
 Approve = Callable[[Path], Sequence[Problem] | None]
 """Looks at a staged version before it becomes visible: returns remarks, or raises to refuse it."""
@@ -65,6 +68,20 @@ class Pushed:
         return str(self.path.absolute()) if isinstance(self.path, Path) else self.path
 
 
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """How a version becomes visible in several places.
+
+    Attributes:
+        size: in how many places at once.
+        deliver: makes it visible in a place by calling what it is given, and raises where it does
+            not serve there.
+    """
+
+    size: int = 1
+    deliver: Callable[[Place, Callable[[], Pushed]], object] = lambda _, publish: publish()
+
+
 def push(
     source: Source | Path | str,
     base_path: Path | str,
@@ -89,8 +106,9 @@ def push(
         The new version.
 
     Raises:
-        PushRefused: the source is not a complete SavedModel, the gate refuses it, the version is no
-            positive int64 or exists, or the file system refuses. Nothing visible has changed then.
+        PushRefused: the source is not a complete SavedModel, the gate refuses it, the version is
+            not a positive int64, or exists, or the file system refuses. Nothing visible has
+            changed then.
     """
     source = source if isinstance(source, Source) else Source(str(source))
     pushing = _Push(source, version, gate or Gate(), approve, progress)
@@ -100,6 +118,40 @@ def push(
     folder = locate.local(str(base_path))
     with translate_os_errors("push to", folder):
         return pushing.to_folder(folder)
+
+
+def push_to_places(  # noqa: PLR0913 (as many as `push`, and the waves)
+    source: Source | Path | str,
+    places: Sequence[Place],
+    waves: Waves | None = None,
+    *,
+    version: VersionChoice = "next",
+    gate: Gate | None = None,
+    approve: Approve | None = None,
+    progress: Progress = SILENT,
+) -> dict[Place, Pushed]:
+    """Add a model version to several base paths that only shells reach: to all of them or none.
+
+    It is copied to all of them before it becomes visible in the first.
+
+    Args:
+        source: as for `push`.
+        places: the base paths; each may be missing.
+        version: as for `push`; `next` is above what any of them holds.
+        gate: as for `push`; compared with the version in service of each place.
+        approve: looks at a copy here last of all.
+        waves: how it becomes visible: one place after the other, unless said. What its `deliver`
+            raises takes the version out of service everywhere, and is raised.
+        progress: told the steps, the bytes copied, and what the gate remarks.
+
+    Raises:
+        PushRefused: as for `push`; or a place cannot be reached. Says what has changed.
+        TfkitError: whatever `deliver` raises.
+    """
+    source = source if isinstance(source, Source) else Source(str(source))
+    pushing = _Push(source, version, gate or Gate(), approve, progress)
+    with translate_os_errors("push to", ", ".join(map(str, places))):
+        return pushing.to_places(places, waves or Waves())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +201,40 @@ class _Push:
         shown = f"{safe_text.redacted_url(url).rstrip('/')}/{number}"
         return Pushed(number, shown, manifest.size_bytes, remarks, atomic=False)
 
+    def to_places(self, places: Sequence[Place], waves: Waves) -> dict[Place, Pushed]:
+        """Stage a version in every place, then make it visible in one wave after the other."""
+        self.progress.step("looking at every place")
+        held = {place: place.names() for place in places}
+        taken = numbers_in(chain.from_iterable(held.values()), RETIRED_PREFIX)
+        number = choose_version(taken, self.version, ", ".join(map(str, places)))
+        with tempfile.TemporaryDirectory(prefix="tfkit-push-") as made:
+            folder = Path(made)
+            (folder / "new").mkdir()
+            for place, names in held.items():
+                place.sweep(names)
+            graphs = shells.serving_graphs(held, folder)
+            root, manifest, remarks = self._prepare(folder / "new", lambda: next(graphs, None))
+            for graph in graphs:  # the places need not serve the same
+                _refuse(check_gate(root, self.gate, serving=graph))
+            files = {**manifest.files, **checksums(root, [MANIFEST_PATH.as_posix()])}
+            with shells.staged(places, root, files, self.progress) as staged:
+                done = {
+                    place: Pushed(
+                        number, f"{place.base_path}/{number}", manifest.size_bytes, remarks
+                    )
+                    for place in places
+                }
+
+                def deliver(place: Place, publish: Callable[[], None]) -> None:
+                    def pushing() -> Pushed:
+                        publish()
+                        return done[place]
+
+                    waves.deliver(place, pushing)
+
+                shells.publish(staged, number, waves.size, deliver, self.progress)
+        return done
+
     def _prepare(
         self, folder: Path, serving: Callable[[], Path | None]
     ) -> tuple[Path, Manifest, tuple[Problem, ...]]:
@@ -167,8 +253,7 @@ class _Push:
         self.progress.step("checking the copy")
         found = check_gate(root, self.gate, serving=serving())
         remarks = self._told([each for each in found if each.severity is Severity.WARNING])
-        if refusals := [each for each in found if each.severity is Severity.ERROR]:
-            raise PushRefused(f"the model is refused:{listed(refusals)}")
+        _refuse(found)
         if self.approve is not None:
             remarks += self._told(self.approve(root) or ())
         _require_as_pushed(root, files)
@@ -180,6 +265,11 @@ class _Push:
         for remark in remarks:
             self.progress.note(f"Note: {remark}")
         return tuple(remarks)
+
+
+def _refuse(found: Sequence[Problem]) -> None:
+    if refusals := [each for each in found if each.severity is Severity.ERROR]:
+        raise PushRefused(f"the model is refused:{listed(refusals)}")
 
 
 def _require_room(files: Files) -> None:

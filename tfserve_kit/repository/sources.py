@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfserve_kit import processes, safe_text, savedmodel
-from tfserve_kit.errors import PushRefused, listed
+from tfserve_kit.errors import PushRefused, listed, missing
+from tfserve_kit.http import downloads
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import archives, locate
-from tfserve_kit.repository.disk import checksums, copy_tree
-from tfserve_kit.repository.downloads import download
+from tfserve_kit.repository import archives, locate, mlflow
+from tfserve_kit.repository.disk import checksums, copy_tree, require_room
 from tfserve_kit.repository.intake import Intake, Limits
 from tfserve_kit.repository.locate import look_around
 from tfserve_kit.repository.manifest import Files
@@ -104,6 +105,73 @@ def _refusal(name: str, log: str) -> PushRefused:
     )
 
 
+_MOST_REDIRECTS = 30
+_TIMEOUTS_S = (10.0, 60.0)  # to connect; between two pieces of the answer
+_STATUS_REMEDIES = {
+    401: "give credentials (USER:PASSWORD@ before the host), or a signed URL",
+    403: "give credentials (USER:PASSWORD@ before the host), or a signed URL that has not expired",
+    404: "check the address",
+}
+
+
+def download(url: str, target: Path, limits: Limits, *, progress: Progress) -> bool:
+    """Store what a URL gives; redirects are followed, but none from https to http.
+
+    Args:
+        url: http or https.
+        target: the file to make.
+        limits: of which the size and the time of a download hold here.
+        progress: told the bytes received.
+
+    Returns:
+        Whether it came encrypted all the way, redirects included.
+
+    Raises:
+        PushRefused: the server cannot be reached, refuses, sends too much, or breaks off.
+        OSError: the file system refuses.
+    """
+    try:
+        with downloads.opened(
+            url,
+            time.monotonic() + limits.max_download_s,
+            limits.max_size_bytes,
+            most_redirects=_MOST_REDIRECTS,
+            timeouts_s=_TIMEOUTS_S,
+            is_decoded=False,  # archives are wanted as they are
+        ) as found:
+            require_room(target.parent, found.size_bytes)
+            done = 0
+            with target.open("xb") as file:
+                for chunk in found.chunks:
+                    file.write(chunk)
+                    done += len(chunk)
+                    progress.advance(done, max(done, found.size_bytes))
+            return found.is_encrypted
+    except downloads.DownloadError as error:
+        raise _not_downloaded(url, error, limits) from None
+
+
+def _not_downloaded(url: str, error: downloads.DownloadError, limits: Limits) -> PushRefused:
+    shown = safe_text.redacted_url(url)
+    if error.kind == "size":
+        text = f"{shown} is larger than {limits.max_size_bytes:,} bytes"
+        return PushRefused(text, remedy="allow more with --max-size, if that is right")
+    if error.kind == "status":
+        return PushRefused(
+            f"cannot download {shown}: HTTP status {error}",
+            remedy=_STATUS_REMEDIES.get(
+                error.status, "try again later, or ask who runs the server"
+            ),
+        )
+    if error.kind == "time":
+        text = f"cannot download {shown}: not all of it came within {limits.max_download_s:g} s"
+        return PushRefused(text, remedy="allow more with --download-timeout, if that is right")
+    return PushRefused(
+        f"cannot download {shown}: {error}",
+        remedy="check the address and the network, then push again",
+    )
+
+
 T = TypeVar("T")
 
 
@@ -113,8 +181,9 @@ class Source:
 
     Attributes:
         place: a SavedModel directory, a folder of version folders, an archive of either (zip, tar,
-            tar.gz, tar.bz2, tar.xz, tar.zst), a Keras file (.keras, .h5), the http or https URL of
-            such a file, or the URL of any of these in an object store (gs, s3, ...).
+            tar.gz, tar.bz2, tar.xz, tar.zst), a Keras file (.keras, .h5), a model that MLflow saved
+            with TensorFlow or Keras, the http or https URL of such a file, or the URL of any of
+            these in an object store (gs, s3, ...).
         version: which version folder is taken; None for the highest.
         sha256: what the file must have as its SHA-256, in hexadecimal; None to take any.
         limits: how much may come in archives and from afar.
@@ -154,9 +223,7 @@ class Source:
             return self._from_store(folder, progress)
         path = locate.local(self.place)
         if not path.exists():
-            raise PushRefused(
-                f"there is no {path}", remedy="give a SavedModel directory, an archive or a URL"
-            )
+            raise missing(PushRefused, path, mlflow.remedy(self.place))
         if path.is_file():
             return self._from_file(path, folder, progress)
         return self._from_directory(path, folder, tag, progress)
@@ -184,10 +251,16 @@ class Source:
         intake = Intake(root, self.limits)
         with store.talking():
             there = store.files()
-            inner = locate.choose_model(
-                locate.models_among(there), self.version, store.shown, progress
+            is_mlflow = mlflow.is_among(there)
+            models = locate.models_among(there)
+            inner = (
+                ""
+                if is_mlflow
+                else locate.choose_model(models, self.version, store.shown, progress)
             )
             store.download(_below(there, inner), intake, progress)
+        if is_mlflow:
+            return self._unpacked(root, intake.files, folder, progress)
         return root, intake.files
 
     def _from_directory(
@@ -195,11 +268,16 @@ class Source:
     ) -> tuple[Path, Files]:
         self._require_no_checksum()
         progress.step(f"checking {path}")
+        if (inner := mlflow.model_in(path, str(path))) is not None:
+            progress.note(f"{path} is an MLflow model: taking {inner.relative_to(path)}")
+            if inner.is_file():
+                return self._exported(inner, folder, progress)
+            path = inner
         models = list(locate.models_in(path))
-        if not models and (found := look_around(path)):
+        if not models and (found := look_around(path, to_push=True)):
             raise PushRefused(
-                f"{path} is not a complete SavedModel: it {found.what}",
-                remedy=found.push or found.serve,
+                f"{path} is not a complete SavedModel: it {found.message}",
+                remedy=found.remedy,
             )
         directory = path / locate.choose_model(models, self.version, str(path), progress)
         _require_complete(directory, tag)
@@ -213,17 +291,36 @@ class Source:
         name = self.described()
         self._require_checksum(file)
         root = folder / "model"
-        if (suffix := keras_suffix(file, self.limits, name)) is not None:
-            progress.step(f"exporting {name} with Keras")
-            named = folder / f"source{suffix}"  # Keras goes by the name
-            named.symlink_to(file.absolute())
-            export_keras(named, root, name, self.limits.max_size_bytes)
-            return root, checksums(root)
+        if keras_suffix(file, self.limits, name) is not None:
+            return self._exported(file, folder, progress)
         progress.step(f"unpacking {name}")
         root.mkdir()
         files = archives.unpack(file, root, self.limits, name=name, progress=progress)
-        inner = locate.choose_model(locate.models_among(files), self.version, name, progress)
+        return self._unpacked(root, files, folder, progress)
+
+    def _unpacked(
+        self, root: Path, files: Files, folder: Path, progress: Progress
+    ) -> tuple[Path, Files]:
+        """Choose the model among files that came from an archive or from afar."""
+        name = self.described()
+        if mlflow.is_among(files) and (found := mlflow.model_in(root, name)) is not None:
+            inner = found.relative_to(root).as_posix()
+            progress.note(f"{name} is an MLflow model: taking {inner}")
+            if found.is_file():
+                return self._exported(found, folder, progress)
+        else:
+            inner = locate.choose_model(locate.models_among(files), self.version, name, progress)
         return root / inner, _below(files, inner)
+
+    def _exported(self, file: Path, folder: Path, progress: Progress) -> tuple[Path, Files]:
+        """Export a Keras file."""
+        name = self.described()
+        suffix = keras_suffix(file, self.limits, name)
+        progress.step(f"exporting {name} with Keras")
+        named, root = folder / f"source{suffix}", folder / "exported"  # Keras goes by the name
+        named.symlink_to(file.absolute())
+        export_keras(named, root, name, self.limits.max_size_bytes)
+        return root, checksums(root)
 
     def _require_checksum(self, file: Path) -> None:
         if self.sha256 is None:

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,12 @@ from typing import Literal
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository.disk import rename_in
-from tfserve_kit.repository.versions import HIDDEN_PREFIX, MAX_VERSION, list_versions, retired
+from tfserve_kit.repository.versions import (
+    HIDDEN_PREFIX,
+    MAX_VERSION,
+    RETIRED_PREFIX,
+    numbers_in,
+)
 
 STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
 _SWEPT_PREFIX = f"{HIDDEN_PREFIX}swept-"
@@ -105,6 +111,11 @@ def sweep(base_path: Path) -> list[Path]:
     return abandoned
 
 
+def fresh_name() -> str:
+    """Return a hidden name that says whose it is, for where no folder can be made from here."""
+    return f"{_staging_prefix()}{uuid.uuid4().hex[:8]}"
+
+
 def _staging_prefix() -> str:
     import psutil
 
@@ -116,14 +127,19 @@ def _staging_prefix() -> str:
 
 
 def _is_abandoned(staging: Path) -> bool:
-    """Say whether a staging folder's push is over; of other machines nothing is known."""
-    pid, _, rest = staging.name.removeprefix(STAGING_PREFIX).partition(".")
+    """Say whether a folder's push is over; processes of other users may be hidden from this one."""
+    return is_abandoned(staging.name) and os.access(staging, os.W_OK, effective_ids=True)
+
+
+def is_abandoned(name: str) -> bool:
+    """Say whether a name is of a push that is over; of other machines nothing is known."""
+    pid, _, rest = name.removeprefix(STAGING_PREFIX).partition(".")
     started_ms, _, rest = rest.partition(".")
     host, _, _ = rest.rpartition(".")
-    if not (pid.isdecimal() and started_ms.isdecimal()) or host != processes.host():
+    if not name.startswith(STAGING_PREFIX) or host != processes.host():
         return False
-    if not os.access(staging, os.W_OK, effective_ids=True):
-        return False  # another user's, whose processes may be hidden from this one
+    if not (pid.isdecimal() and started_ms.isdecimal()):
+        return False
     return processes.alive(int(pid), int(started_ms) / 1000) is None
 
 
@@ -136,7 +152,7 @@ def choose_version(taken: Collection[int], choice: VersionChoice, base_path: obj
         base_path: named in errors.
 
     Raises:
-        PushRefused: it is no positive int64, or it is taken.
+        PushRefused: it is not a positive int64, or it is taken.
     """
     words = {"next": max([0, *taken]) + 1, "epoch": _free_second(taken)}
     number = words.get(choice) if isinstance(choice, str) else choice
@@ -147,15 +163,15 @@ def choose_version(taken: Collection[int], choice: VersionChoice, base_path: obj
         )
     if number in taken:
         raise PushRefused(
-            f"version {number} exists already in {base_path}",
-            remedy=f"servers never reload a changed version; push --version {max(taken) + 1}",
+            f"version {number} already exists in {base_path}",
+            remedy=f"--version {max(taken) + 1} (servers never reload a changed version)",
         )
     return number
 
 
-def taken_numbers(base_path: Path) -> list[int]:
+def taken_numbers(base_path: Path) -> set[int]:
     """Return the numbers that a base path holds, under any spelling, and those retired."""
-    return [version.number for version in list_versions(base_path)] + retired(base_path)
+    return numbers_in((child.name for child in base_path.iterdir()), RETIRED_PREFIX)
 
 
 def _free_second(taken: Collection[int]) -> int:
@@ -172,7 +188,7 @@ def publish(content: Path, base: Held, choice: VersionChoice) -> int:
         PushRefused: as for `choose_version`; or the base path was replaced.
         OSError: the rename failed, or the number given was taken at the same moment.
     """
-    name = str(content.relative_to(base.path))
+    name = str(content.absolute().relative_to(base.path.absolute()))
     while True:
         base.require_same()
         number = choose_version(taken_numbers(base.path), choice, base.path)

@@ -17,12 +17,12 @@ compared) and tensorflow_serving/core/availability_preserving_policy.cc.
 import contextlib
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import savedmodel
-from tfserve_kit.errors import PushRefused, listed
+from tfserve_kit.errors import PushRefused, UsageError, did_you_mean, file_error, listed
 from tfserve_kit.repository.disk import rename, translate_os_errors
 
 MAX_VERSION = 2**63 - 1
@@ -50,6 +50,12 @@ def parse_version(name: str) -> int | None:
     return number if number is not None and -MAX_VERSION - 1 <= number <= MAX_VERSION else None
 
 
+def numbers_in(names: Iterable[str], hidden_prefix: str) -> set[int]:
+    """Return the numbers that names stand for, as they are or behind a hidden prefix."""
+    plain = (name.removeprefix(hidden_prefix) for name in names)
+    return {number for name in plain if (number := parse_version(name)) is not None}
+
+
 def list_versions(base_path: Path) -> list[Version]:
     """Return the versions of a base path, lowest first.
 
@@ -64,6 +70,23 @@ def list_versions(base_path: Path) -> list[Version]:
         if (number := parse_version(child.name)) is not None:
             found[number] = child
     return sorted(Version(number, path) for number, path in found.items())
+
+
+def choose_versions(base_path: Path, numbers: Collection[int] = ()) -> list[Version]:
+    """Return versions of a base path: those of some numbers in their order, or all of them.
+
+    Raises:
+        UsageError: the base path cannot be read, or holds no such version.
+    """
+    try:
+        there = {version.number: version for version in list_versions(base_path)}
+    except OSError as error:
+        raise file_error(UsageError, "read", base_path, error) from error
+    for number in numbers:
+        if number not in there:
+            known = did_you_mean(str(number), map(str, there))
+            raise UsageError(f"there is no version {number} in {base_path}", remedy=known)
+    return [there[number] for number in numbers or there]
 
 
 RETIRED_PREFIX = f"{HIDDEN_PREFIX}retired-"
@@ -217,8 +240,9 @@ def _goal(base_path: Path, numbers: list[int], to: int | None) -> int:
     """Return the version to go back to."""
     listed = ", ".join(map(str, numbers)) or "no version"
     if to is None and len(numbers) < 2:  # noqa: PLR2004 (the one that goes, and one that stays)
+        only = f"only version {listed}" if numbers else listed
         raise PushRefused(
-            f"there is no older version to go back to: {base_path} holds {listed}",
+            f"there is no older version to go back to: {base_path} holds {only}",
             remedy="push a good version instead",
         )
     goal = numbers[-2] if to is None else to

@@ -21,6 +21,7 @@ from tfserve_kit.savedmodel.signatures import (
     Signature,
     TensorSpec,
     batch_axes,
+    choose_signature,
     graph_signatures,
     parse_signatures,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "batch_axes",
+    "choose_signature",
     "graph_file",
     "graph_signatures",
     "meta_graph",

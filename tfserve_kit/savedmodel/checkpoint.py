@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import bounded, protos
+from tfserve_kit import input_files, protos
 from tfserve_kit.tensors import dtypes, varint
 from tfserve_kit.tensors.dtypes import DType
 
@@ -31,7 +31,7 @@ _MAX_SHARDS = 99_999  # file names have five digits for it; a damaged count may 
 
 
 class CheckpointError(ValueError):
-    """The index is truncated or is no checkpoint index."""
+    """The index is truncated, or is not a checkpoint index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def shard_sizes(index_file: Path) -> dict[str, int]:
         File name (`variables.data-00000-of-00001`) to size in bytes, for every shard.
 
     Raises:
-        CheckpointError: the file is truncated or is no checkpoint index.
+        CheckpointError: the file is truncated, or is not a checkpoint index.
         OSError: it cannot be read.
     """
     with _reading(index_file):
-        return _sizes(index_file.stem, _entries(bounded.read_bytes(index_file, _MOST_BYTES)))
+        return _sizes(index_file.stem, _entries(input_files.read_bytes(index_file, _MOST_BYTES)))
 
 
 def tensors(index_file: Path) -> dict[str, StoredTensor]:
@@ -73,13 +73,13 @@ def tensors(index_file: Path) -> dict[str, StoredTensor]:
         index_file: a `*.index` file.
 
     Raises:
-        CheckpointError: the file is truncated or is no checkpoint index.
+        CheckpointError: the file is truncated, or is not a checkpoint index.
         OSError: it cannot be read.
     """
     with _reading(index_file):
         return {
             key.decode("utf-8", "replace"): _stored(protos.BundleEntryProto.FromString(value))
-            for key, value in _entries(bounded.read_bytes(index_file, _MOST_BYTES))
+            for key, value in _entries(input_files.read_bytes(index_file, _MOST_BYTES))
             if key
         }
 

@@ -6,7 +6,7 @@ Source: tensorflow/cc/saved_model/constants.h (file names) and loader.cc (what a
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import bounded, protos
+from tfserve_kit import input_files, protos
 from tfserve_kit.errors import Problem
 from tfserve_kit.savedmodel.checkpoint import CheckpointError, shard_sizes
 from tfserve_kit.savedmodel.signatures import Signature, graph_signatures
@@ -82,7 +82,7 @@ def parse(version_dir: Path) -> Any:
         ValueError: it is truncated, no SavedModel, or holds no graph.
     """
     file = graph_file(version_dir) or version_dir / GRAPH_FILE
-    data = bounded.read_bytes(file, _MOST_GRAPH_BYTES)
+    data = input_files.read_bytes(file, _MOST_GRAPH_BYTES)
     try:
         if file.suffix == ".pbtxt":
             message = protos.from_text("SavedModel", data.decode("utf-8"))

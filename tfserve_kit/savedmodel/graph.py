@@ -32,7 +32,7 @@ _MOST_STEPS = 1_000_000  # of following texts to where they come from, all of th
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class _Root:
     """Why nodes run: the tensors that are asked for and those that are given."""
 
     tensors: tuple[str, ...]
@@ -102,7 +102,7 @@ class Graph:
         """Return what the signatures run."""
         return self._reach(
             {
-                f"signature {name!r}": Root(
+                f"signature {name!r}": _Root(
                     tuple(tensor_names(definition.outputs.values())),
                     frozenset(map(tensor_name, tensor_names(definition.inputs.values()))),
                 )
@@ -120,18 +120,20 @@ class Graph:
         if INIT_SIGNATURE in self.meta_graph.signature_def:
             outputs = self.meta_graph.signature_def[INIT_SIGNATURE].outputs
             names += tensor_names(outputs.values())
-        return self._reach({"the init operation": Root(tuple(names), frozenset(self.assets))})
+        return self._reach({"the init operation": _Root(tuple(names), frozenset(self.assets))})
 
     def restored(self) -> Reach:
         """Return what runs when the variables are restored."""
         saver = self.meta_graph.saver_def
         fed = {tensor_name(saver.filename_tensor_name), *self.assets}
-        return self._reach({"restoring variables": Root((saver.restore_op_name,), frozenset(fed))})
+        return self._reach({"restoring variables": _Root((saver.restore_op_name,), frozenset(fed))})
 
     def operations(self, definition: Any) -> set[str]:
         """Return the operations that a signature runs, given its SignatureDef."""
         outputs, inputs = definition.outputs.values(), definition.inputs.values()
-        root = Root(tuple(tensor_names(outputs)), frozenset(map(tensor_name, tensor_names(inputs))))
+        root = _Root(
+            tuple(tensor_names(outputs)), frozenset(map(tensor_name, tensor_names(inputs)))
+        )
         reach = self._reach({"": root})
         found = {self.nodes[name].op for name in reach.nodes}
         return found.union(
@@ -153,12 +155,12 @@ class Graph:
                 called.setdefault(function or f"node {node.name}", []).append(name)
         return called
 
-    def _reach(self, roots: Mapping[str, Root]) -> Reach:
+    def _reach(self, roots: Mapping[str, _Root]) -> Reach:
         nodes: dict[str, str] = {}
         functions: dict[str, str] = {}
         if len(roots) * self._edges > _MOST_VISITS:
             everything = tuple(name for root in roots.values() for name in root.tensors)
-            roots = {"a signature": Root(everything)}
+            roots = {"a signature": _Root(everything)}
         for label, root in roots.items():
             for name in self._needed(root):
                 if name not in nodes:
@@ -166,7 +168,7 @@ class Graph:
                     self._enter(self.called.get(f"node {name}", ()), label, functions)
         return Reach(nodes, functions)
 
-    def _needed(self, root: Root) -> set[str]:
+    def _needed(self, root: _Root) -> set[str]:
         """Return the nodes of the main graph that run for a root."""
         needed: set[str] = set()
         pending = [(node_name(tensor), tensor_name(tensor)) for tensor in root.tensors]
@@ -406,10 +408,11 @@ _SETS_VARIABLE = "AssignVariableOp"
 _MOST_NAMED = 3
 
 
-def unanswerable(graph: Graph) -> dict[str, list[str]]:
+def unanswerable(graph: Graph) -> dict[str, dict[str, str]]:
     """Return why a signature can never answer, by its name; signatures that can are left out.
 
-    A signature that sets variables itself is given the benefit of the doubt.
+    Each reason comes with how to export the model so that it can. A signature that sets variables
+    itself is given the benefit of the doubt.
     """
     unset = _unset(graph)
     uses = _uses(graph, unset)
@@ -420,31 +423,48 @@ def unanswerable(graph: Graph) -> dict[str, list[str]]:
     for function, node in graph.every_node():
         if node.op == _SETS_VARIABLE:
             _spread(function or f"node {node.name}", _SETS_VARIABLE, uses, setters)
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for name, definition in graph.meta_graph.signature_def.items():
         if name not in INTERNAL_SIGNATURES:
-            reasons = [*_without_tensor(definition), *_unset_reads(definition, tainted, setters)]
+            reasons = dict(_without_tensor(definition))
+            reasons |= _unset_reads(definition, tainted, setters)
             if reasons:
                 found[name] = reasons
     return found
 
 
-def _without_tensor(definition: Any) -> Iterator[str]:
-    """Yield what has no single tensor: such as a RaggedTensor, which no request can name."""
+# How to export a model again, by why it can never answer.
+_EXPORTS = {
+    "variable": "export a Keras model with model.export(FOLDER) (tf.saved_model.save misses the "
+    "variables of Keras 3); inside a tf.Module use keras.export.ExportArchive; in a plain "
+    "tf.Module, set each tf.Variable as an attribute of self",
+    "table": "set the tf.lookup table as an attribute of self in the tf.Module, so that its "
+    "initializer is saved, and export again; a TensorFlow 1 export needs "
+    "legacy_init_op=tf.compat.v1.tables_initializer()",
+    "ragged": "return plain tensors and export again: of a RaggedTensor r, "
+    '{"values": r.values, "row_splits": r.row_splits}; of a SparseTensor s, '
+    '{"indices": s.indices, "values": s.values, "shape": s.dense_shape}',
+    "unbound": "export it again, from a function that uses it and returns tensors",
+}
+
+
+def _without_tensor(definition: Any) -> Iterator[tuple[str, str]]:
+    """Yield what has no single tensor, such as a RaggedTensor, and how to export it."""
     for what, infos in (("input", definition.inputs), ("output", definition.outputs)):
         for alias, info in sorted(infos.items()):
             kind = info.WhichOneof("encoding")
             if kind == "name" and info.name:
                 continue
-            type_name = _COMPOSITES.get(kind or "", "is bound to no tensor")
-            yield f"{what} {alias!r} {type_name}"
+            type_name = _COMPOSITES.get(kind or "")
+            remedy = _EXPORTS["ragged" if type_name else "unbound"]
+            yield f"{what} {alias!r} {type_name or 'is bound to no tensor'}", remedy
     if not definition.outputs:
-        yield "it has no output"
+        yield "it has no output", _EXPORTS["unbound"]
 
 
 _COMPOSITES = {
-    "composite_tensor": "is a composite tensor (ragged, sparse or the like), not a plain one",
-    "coo_sparse": "is a sparse tensor, not a plain one",
+    "composite_tensor": "is a composite tensor (such as a RaggedTensor), which no request can hold",
+    "coo_sparse": "is a SparseTensor, which no request can hold",
 }
 
 
@@ -548,12 +568,17 @@ def _spread(
 
 def _unset_reads(
     definition: Any, tainted: Mapping[str, set[str]], setters: Mapping[str, set[str]]
-) -> Iterator[str]:
-    """Yield the sentence about what a signature reads although no load sets it."""
+) -> dict[str, str]:
+    """Return the sentence about what a signature reads although no load sets it, and the remedy."""
     fed = {node_name(name) for name in tensor_names(definition.inputs.values())}
     places = {node_name(name) for name in tensor_names(definition.outputs.values())} - fed
     names = sorted({each for place in places for each in tainted.get(f"node {place}", ())})
     if names and not any(f"node {place}" in setters for place in places):
         more = " and more" if len(names) > _MOST_NAMED else ""
         listed = ", ".join(names[:_MOST_NAMED])
-        yield f"it reads {listed}{more}, which loading the model does not set"
+        kinds = dict.fromkeys(name.partition(" ")[0] for name in names)
+        remedy = "; ".join(_EXPORTS[kind] for kind in kinds)
+        verb = "is" if len(names) == 1 else "are"
+        text = f"it reads {listed}{more}, which {verb} not restored when the model loads"
+        return {text: remedy}
+    return {}

@@ -138,9 +138,11 @@ _REMOTE = """DataServiceDataset DataServiceDatasetV2 DataServiceDatasetV3 DataSe
     CollectiveGatherV2 CollectiveInitializeCommunicator CollectiveReduce CollectiveReduceScatterV2
     CollectiveReduceV2 CollectiveReduceV3"""
 
+_PYTHON = "PyFunc PyFuncStateless EagerPyFunc"
 # Operations, separated by blanks, to what is said of them.
 _TABLE: tuple[tuple[str, OpRule], ...] = (
-    ("PyFunc PyFuncStateless EagerPyFunc", OpRule(_E, "calls Python code, which no server has")),
+    (_PYTHON,
+     OpRule(_E, "calls Python code, which a server cannot execute")),
     ("ReadFile", OpRule(_E, "reads a file", file_inputs=(0,))),
     ("InitializeTableFromTextFile InitializeTableFromTextFileV2",
      OpRule(_E, "fills a table from a file", file_inputs=(1,))),
@@ -278,13 +280,13 @@ class Scan:
             the operation it is about, empty if it is about the graph.
         operations: how many nodes each operation has, the most frequent first.
         functions: number of functions in the library.
-        unanswerable: why a signature can never answer, by its name.
+        unanswerable: why a signature can never answer, and how to export it, by its name.
     """
 
     findings: tuple[Problem, ...]
     operations: Mapping[str, int]
     functions: int
-    unanswerable: Mapping[str, list[str]]
+    unanswerable: Mapping[str, Mapping[str, str]]
 
 
 def scan_graph(graph: Any) -> Scan:
@@ -377,7 +379,9 @@ class _Scanner:
             return None, ""  # no name: nothing is read or written
         first = max(outside, key=lambda each: (each.kind, each.value))
         named = (
-            f"{first.value!r:.200}" if first.kind == "constant" else f"one named by {first.value}"
+            f"{first.value!r:.200}"
+            if first.kind == "constant"
+            else f"one whose name is computed ({first.value})"
         )
         return rule.severity, f": {named}"
 
@@ -418,6 +422,8 @@ class _Scanner:
         """Add what is found of an operation, with the first place of it."""
         message = f"{reason}{detail} ({_place(function, node)})"
         remedy = f"export the model without it, or accept it with --allow-op {node.op}"
+        if node.op in _PYTHON.split():
+            remedy += "; requests will then fail"
         remedy = remedy if severity is _E else ""
         self._add(reason, Problem(node.op, message, remedy, severity, node.op))
 

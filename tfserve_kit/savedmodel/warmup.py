@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel, tfrecord
-from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, listed
+from tfserve_kit.errors import Problem, PushRefused, UsageError, did_you_mean, file_error, listed
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, GRAPH_FILE, WARMUP_FILE, Signature, TensorSpec
 from tfserve_kit.savedmodel.signatures import batch_axes
 from tfserve_kit.tensors import dtypes, from_proto, to_proto
@@ -193,7 +193,7 @@ def build(
 
     Raises:
         UsageError: an input that the signature does not have, no rows to repeat, a size below 1, a
-            request too large for protobuf, or rows for classify and regress that are no tf.Example.
+            request too large for protobuf, or rows for classify and regress other than tf.Examples.
     """
     if unknown := sorted(inputs.keys() - signature.inputs.keys()):
         remedy = did_you_mean(unknown[0], signature.inputs)
@@ -221,7 +221,10 @@ def build(
 
 def _resized(alias: str, array: NDArray[Any], size: int) -> NDArray[Any]:
     if array.ndim == 0 or not len(array):
-        raise UsageError(f"input {alias!r} has no rows, so no batch can be made of them")
+        raise UsageError(
+            f"input {alias!r} has no rows, so no batch can be made of them",
+            remedy="give at least one row of it",
+        )
     if array.nbytes // len(array) * size > _MAX_MESSAGE_BYTES:
         text = f"{size} rows of input {alias!r} are more than the 2 GiB that a request may have"
         raise UsageError(text, remedy="give a smaller batch size")
@@ -270,9 +273,12 @@ def read_sizes(batching_config: Path) -> tuple[int, ...]:
     try:
         found = protos.from_text("BatchingParameters", batching_config.read_text("utf-8-sig"))
     except OSError as error:
-        raise UsageError(f"cannot read {batching_config}: {error.strerror}") from error
+        raise file_error(UsageError, "read", batching_config, error) from error
     except ValueError as error:  # of the text format or of UTF-8
-        raise UsageError(f"{batching_config} holds no batching parameters: {error}") from error
+        raise UsageError(
+            f"{batching_config} holds no batching parameters: {error}",
+            remedy="write such as max_batch_size { value: 32 }; `tfkit render` writes one",
+        ) from error
     largest = (found.max_batch_size.value,) if found.HasField("max_batch_size") else ()
     return tuple(found.allowed_batch_sizes) or largest
 
@@ -325,7 +331,7 @@ def _replaced(file: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(file)
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        raise file_error(UsageError, "write", file, error) from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -350,7 +356,11 @@ def _problems(file: Path, version_dir: Path, tag: str) -> list[Problem]:
     try:
         signatures = savedmodel.read_signatures(version_dir, tag=tag)
     except (OSError, ValueError) as error:
-        return [Problem(GRAPH_FILE, f"cannot be read to check the warm-up requests: {error}")]
+        return [
+            Problem(
+                GRAPH_FILE, f"cannot be read to check the warm-up requests: {error}", "export again"
+            )
+        ]
     found: list[Problem] = []
     try:
         for number, record in enumerate(tfrecord.read(file), 1):

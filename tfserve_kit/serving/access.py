@@ -76,7 +76,7 @@ class Access:
         found: OptionNames = {}
         if self.headers:
             found["headers"] = {name: _value(name, text) for name, text in self.headers.items()}
-        if self.is_firm or url.lower().startswith(("grpcs:", "https:")):
+        if self.is_firm or addresses.read(url).is_secure:
             found |= {
                 "ca_file": self.ca_file,
                 "cert_file": self.cert,
@@ -184,7 +184,8 @@ def trusted(spec: "Spec") -> dict[str, str]:
 
     if (found := tls.of_deployment(spec)) is None:
         return {}
-    return {_TRUSTED: found.certificate, _TLS: strict_json.dumps({"server_name": found.name})}
+    certificate, name = found
+    return {_TRUSTED: certificate, _TLS: strict_json.dumps({"server_name": name})}
 
 
 def reached_by(spec: "Spec", given: Access) -> "Spec":
@@ -210,13 +211,14 @@ def of_file(file: Path) -> Access:
 
 
 def at(server: Endpoints, address: addresses.Address) -> bool:
-    """Say whether an address is one of a server's; `localhost` is this machine, too."""
-    own = map(addresses.read, (server.grpc, server.rest))
-    return any((each.scheme, _place(each)) == (address.scheme, _place(address)) for each in own)
+    """Say whether an address, or one of a fleet's, is one of a server's; `localhost` is here."""
+    both = map(addresses.read, (server.grpc, server.rest))
+    own = {(each.scheme, _place(each)) for found in both for each in found.members}
+    return any((each.scheme, _place(each)) in own for each in address.members)
 
 
 def server_at(address: addresses.Address) -> RunningServer | None:
-    """Return the server at an address; None if tfkit runs none there."""
+    """Return the server at an address, of a fleet the first; None if tfkit runs none there."""
     return next((each for each in registry.running() if at(each.endpoints, address)), None)
 
 
@@ -259,6 +261,7 @@ def _value(name: str, text: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(
-                f"header {name!r} takes its value from {file}, which cannot be read: {reason}"
+                f"header {name!r} takes its value from {file}, which cannot be read: {reason}",
+                remedy="give the path of a readable text file: NAME=file:PATH",
             ) from None
     return text

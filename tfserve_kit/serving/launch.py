@@ -11,7 +11,7 @@ from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import lint
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import process, registry
-from tfserve_kit.engines.base import Engine, Phase, Plan, ServerHandle
+from tfserve_kit.engines.base import Engine, Fleet, Phase, Plan, ServerHandle
 from tfserve_kit.errors import (
     DeadlineExceeded,
     Problem,
@@ -21,6 +21,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
     Severity,
     SpecError,
+    UsageError,
 )
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access
@@ -66,7 +67,7 @@ def prepare(spec: Spec, engine: Engine, *, progress: Progress = SILENT) -> None:
     """
     for finding in check(spec):
         if finding.severity is Severity.WARNING:
-            progress.note(f"Warning: {finding.path}: {finding.message}")
+            progress.note(f"Warning: {finding}")
     engine.prepare(spec, progress=progress)
 
 
@@ -94,17 +95,58 @@ def start(
             time. What was started is stopped; the error holds the last log lines.
     """
     _make_room(spec.server.name, engine)
-    spec = settle_ports(spec)
+    spec = settle_ports(spec, binds_here=engine.binds_here)
     todo = plan(spec, engine, templates=templates)
     progress.step(f"starting {todo.server_name!r} ({engine.name})")
-    handle = engine.start(todo)
+    handle = engine.start(todo, progress=progress, clock=clock)
     try:
         handle.keep(access.trusted(spec))
-        _wait_ready(handle, spec, progress, clock or SystemClock())
+        if engine.answers_here:
+            _wait_ready(handle, spec, progress, clock or SystemClock())
+        else:
+            _require_running(handle, spec)
     except BaseException:
         handle.stop()
         raise
     return handle
+
+
+def change(
+    handle: ServerHandle,
+    spec: Spec,
+    *,
+    is_forced: bool = False,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
+) -> ServerHandle:
+    """Give a fleet another deployment while it serves, one replica after the other.
+
+    Args:
+        handle: the server.
+        spec: the deployment; one that the server has already changes nothing.
+        is_forced: replace all replicas even then.
+        templates: a folder whose templates replace ours.
+        progress: told the steps and how many replicas are as wanted.
+        clock: what the waiting measures with.
+
+    Returns:
+        The server as it is now.
+
+    Raises:
+        UsageError: the server is not a fleet.
+        ServerFailed: a replica did not become healthy; the server serves as before.
+    """
+    if not isinstance(handle, Fleet):
+        raise UsageError(
+            f"server {handle.server_name!r} has no replicas (engine {handle.engine})",
+            remedy='serve with engine = "swarm" or "kubernetes" in [server]',
+        )
+    engine, _ = registry.choose(handle.engine, docker=spec.docker)
+    todo = plan(settle_ports(spec, binds_here=engine.binds_here), engine, templates=templates)
+    new = handle.update(todo, is_forced=is_forced, progress=progress, clock=clock)
+    new.keep(access.trusted(spec))
+    return new
 
 
 def _make_room(server_name: str, engine: Engine) -> None:
@@ -133,8 +175,12 @@ def check(spec: Spec) -> list[Problem]:
     return found
 
 
-def settle_ports(spec: Spec) -> Spec:
+def settle_ports(spec: Spec, *, binds_here: bool = True) -> Spec:
     """Return the deployment with ports of 0 replaced by free ones.
+
+    Args:
+        spec: the deployment.
+        binds_here: whether its server will take them here; others are not looked at.
 
     Raises:
         ServerFailed: a port that was asked for is taken.
@@ -142,8 +188,11 @@ def settle_ports(spec: Spec) -> Spec:
     server = spec.server
     with ExitStack() as held:
         ports = {
-            key: _probe(server.host, getattr(server, key), key, held)
+            key: _probe(server.host if binds_here else "", port, key, held)
+            if binds_here or not port
+            else port
             for key in ("grpc_port", "rest_port")
+            for port in (getattr(server, key),)
         }
     return spec.model_copy(update={"server": server.model_copy(update=ports)})
 

@@ -16,7 +16,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from tfserve_kit import savedmodel, strict_json
@@ -26,13 +25,20 @@ from tfserve_kit.engines import ServerHandle, registry
 from tfserve_kit.engines.base import endpoints
 from tfserve_kit.engines.records import deployed_models, homes
 from tfserve_kit.engines.registry import resolved
-from tfserve_kit.errors import PushRefused, RequestError, UsageError, did_you_mean, listed
+from tfserve_kit.errors import (
+    PushRefused,
+    RequestError,
+    UsageError,
+    did_you_mean,
+    file_error,
+    listed,
+)
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
-from tfserve_kit.repository import versions as retention
-from tfserve_kit.serving import access, reload
-from tfserve_kit.serving.access import NOTHING, Access, ServedModel, connect
-from tfserve_kit.serving.waiting import ask, wait, wait_gone
+from tfserve_kit.repository.versions import above, restore, rollback
+from tfserve_kit.serving import access, reload, replicas
+from tfserve_kit.serving.access import NOTHING, Access, ServedModel
+from tfserve_kit.serving.waiting import ask, wait_each, wait_gone
 
 CANARY, STABLE = "canary", "stable"
 
@@ -180,9 +186,9 @@ def _chosen(now: Model, model: str, version: int | None) -> int:
 
 
 def _require_sound(spec: Spec, model: str, version: int) -> None:
-    """Refuse a version that is not there in full; a remote one is the server's own affair."""
+    """Refuse a version that is not there in full; elsewhere it is the server's own affair."""
     base_path = spec.models[model].base_path
-    if "://" in base_path:
+    if not spec.is_here(base_path):
         return
     there = _there(spec.models[model])
     if version not in there:
@@ -215,9 +221,13 @@ class _Change:
     progress: Progress
 
     def loaded(self) -> set[int]:
-        """Return the versions that are AVAILABLE now."""
-        with connect(self.handle, self.access) as client:
-            statuses = client.status(Target(self.model))
+        """Return the versions that are AVAILABLE now, on any replica."""
+        reached = self.access.over(access.of_server(self.handle.home))
+        place = ServedModel(self.handle.endpoints.grpc, self.model, access=reached)
+        with replicas.connected(place) as found:
+            statuses = [
+                each for client in found.values() for each in client.status(Target(self.model))
+            ]
         return {each.version for each in statuses if each.state == "AVAILABLE"}
 
     def apply(self, spec: Spec, versions: Collection[int], labels: Mapping[str, int]) -> Served:
@@ -239,18 +249,8 @@ _ASK_S = 2.0
 _IN_USE = {"START", "LOADING", "AVAILABLE"}
 
 
-class Reason(Enum):
-    """Why a version is needed."""
-
-    SERVED = "served"
-    LABELLED = "labelled"
-    PINNED = "pinned"
-    LATEST = "among the latest"
-
-    @property
-    def by_name(self) -> bool:
-        """Whether somebody wrote the number down, and would miss this very version."""
-        return self in {Reason.LABELLED, Reason.PINNED}
+# Why a version is needed; of the first two somebody wrote the number down.
+LABELLED, PINNED, SERVED, LATEST = "labelled", "pinned", "served", "among the latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +259,12 @@ class Claim:
 
     version: int
     who: str
-    reason: Reason
+    reason: str
     label: str = ""
 
     def __str__(self) -> str:
         name = f" {self.label!r}" if self.label else ""
-        return f"version {self.version} is {self.reason.value}{name} by {self.who}"
+        return f"version {self.version} is {self.reason}{name} by {self.who}"
 
 
 def claims(
@@ -286,7 +286,7 @@ def claims(
     try:
         numbers = [version.number for version in list_versions(base_path)]
     except OSError as error:
-        raise UsageError(f"cannot read {base_path}: {error.strerror or error}") from error
+        raise file_error(UsageError, "read", base_path, error) from error
     found: set[Claim] = set()
     here = resolved(base_path)
     for home in homes():
@@ -296,7 +296,7 @@ def claims(
     for model in deployment.models.values() if deployment else ():
         if resolved(model.base_path) == here:
             found.update(_named(model, "the deployment file", numbers))
-    return sorted(found, key=lambda claim: (claim.version, claim.who, claim.reason.value))
+    return sorted(found, key=lambda claim: (claim.version, claim.who, claim.reason))
 
 
 def _claimed(home: Path, name: str, numbers: list[int], progress: Progress) -> Iterator[Claim]:
@@ -305,26 +305,26 @@ def _claimed(home: Path, name: str, numbers: list[int], progress: Progress) -> I
     try:
         spec = reload.deployment(home)
     except UsageError as error:
-        progress.note(f"Warning: {error.message}")
+        progress.note(f"Warning: {error}")
         return
     statuses = _statuses(home, spec, name)
     if statuses is None:
         progress.note(f"Warning: {who} does not answer; what its deployment names is kept")
     for status in statuses or []:
         if status.state in _IN_USE:
-            yield Claim(status.version, who, Reason.SERVED)
+            yield Claim(status.version, who, SERVED)
     yield from _named(spec.models[name], who, [] if statuses is not None else numbers)
 
 
 def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
     """Yield what a model of a deployment needs, where the base path holds these numbers."""
     for label, version in model.labels.items():
-        yield Claim(version, who, Reason.LABELLED, label)
+        yield Claim(version, who, LABELLED, label)
     for version in model.versions.specific:
-        yield Claim(version, who, Reason.PINNED)
+        yield Claim(version, who, PINNED)
     if model.versions.latest:
         for version in model.versions.loads(numbers):
-            yield Claim(version, who, Reason.LATEST)
+            yield Claim(version, who, LATEST)
 
 
 def _statuses(home: Path, spec: Spec, model: str) -> list[VersionStatus] | None:
@@ -336,23 +336,6 @@ def _statuses(home: Path, spec: Spec, model: str) -> list[VersionStatus] | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class RolledBack:
-    """What a roll-back did.
-
-    Attributes:
-        version: the highest version in service now.
-        retired: the numbers taken out of service.
-        restored: the numbers brought back.
-        places: where it was waited until `version` was served.
-    """
-
-    version: int
-    retired: tuple[int, ...] = ()
-    restored: tuple[int, ...] = ()
-    places: tuple[ServedModel, ...] = ()
-
-
 def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
     base_path: Path,
     to: int | None = None,
@@ -362,7 +345,7 @@ def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
     timeout_s: float = 120.0,
     is_forced: bool = False,
     progress: Progress = SILENT,
-) -> RolledBack:
+) -> tuple[int, list[int], list[ServedModel]]:
     """Retire every version above one, and wait until it is served.
 
     Args:
@@ -374,20 +357,23 @@ def roll_back(  # noqa: PLR0913 (where to, where it is waited for, and how)
         is_forced: retire also what a label or a pinned version of a server of ours names.
         progress: told the steps.
 
+    Returns:
+        The highest version in service now, the numbers retired, and where it was waited for.
+
     Raises:
         PushRefused: as for `versions.rollback`, or a server names a version that would go. Nothing
             has changed.
         ServerFailed: a server does not serve the version; the others stay retired.
     """
-    version, going = retention.above(base_path, to)
+    version, going = above(base_path, to)
     if not is_forced:
         _require_unnamed(base_path, going, progress)
-    found = tuple(_serving(base_path, going, access) if places is None else places)
+    found = _serving(base_path, going, access) if places is None else list(places)
     progress.step(f"retiring {', '.join(map(str, going))}")
-    gone = retention.rollback(base_path, version)
+    gone = rollback(base_path, version)
     for place in found:
         _await(place, version, gone, timeout_s, progress)
-    return RolledBack(version, retired=tuple(gone), places=found)
+    return version, gone, found
 
 
 def bring_back(
@@ -398,8 +384,8 @@ def bring_back(
     access: Access = NOTHING,
     timeout_s: float = 120.0,
     progress: Progress = SILENT,
-) -> RolledBack:
-    """Restore a retired version, and wait until it is served.
+) -> list[ServedModel]:
+    """Restore a retired version, and wait until it is served; return where.
 
     Args:
         base_path: the folder of the model's versions.
@@ -414,18 +400,18 @@ def bring_back(
         ServerFailed: a server does not serve the version, for instance because a higher one is
             there; it stays restored.
     """
-    retention.restore(base_path, number)
-    found = tuple(_serving(base_path, (), access) if places is None else places)
+    restore(base_path, number)
+    found = _serving(base_path, (), access) if places is None else list(places)
     for place in found:
         _await(place, number, (), timeout_s, progress)
-    return RolledBack(number, restored=(number,), places=found)
+    return found
 
 
 def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress) -> None:
     named = [
         claim
         for claim in claims(base_path, progress=progress)
-        if claim.version in going and claim.reason.by_name
+        if claim.version in going and claim.reason in {LABELLED, PINNED}
     ]
     if named:
         raise PushRefused(
@@ -450,7 +436,8 @@ def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Ser
 def _await(
     place: ServedModel, version: int, gone: Collection[int], timeout_s: float, progress: Progress
 ) -> None:
-    with place.access.connect(place.url) as client:
-        wait(client, place.model, version, timeout_s=timeout_s, progress=progress)
-        for each in gone:
-            wait_gone(client, place.model, each, timeout_s=timeout_s, progress=progress)
+    with replicas.connected(place) as found:
+        wait_each(found, place.model, version, timeout_s=timeout_s, progress=progress)
+        for client in found.values():
+            for each in gone:
+                wait_gone(client, place.model, each, timeout_s=timeout_s, progress=progress)

@@ -36,7 +36,7 @@ from tfserve_kit.errors import (
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, TensorSpec
+from tfserve_kit.savedmodel import Signature, TensorSpec, choose_signature
 from tfserve_kit.savedmodel.scan import foreign_operations
 from tfserve_kit.savedmodel.warmup import CLASSIFY, REGRESS
 from tfserve_kit.serving import launch
@@ -45,7 +45,7 @@ from tfserve_kit.tensors import dtypes
 _MODEL = "candidate"
 _TRIAL = "trial"  # what remarks are about
 _TRUST = "if it is only this machine that cannot run the model, and you trust it: --trust"
-_MOST_BYTES = 64 << 20  # of the zeros for one input, which are no measure of a model
+_MOST_BYTES = 64 << 20  # of the zeros for one input; more would test the machine, not the model
 _MOST_DIMENSIONS = 32  # of numpy before its version 2
 _DIES_WITHIN_S = 5.0  # after its connection broke
 # Few threads: each reserves memory for a deep stack, which counts as used.
@@ -153,6 +153,10 @@ def _refused(error: ServerFailed | SpecError) -> PushRefused:
     return PushRefused(f"the smoke test failed: {told}", remedy=_TRUST)
 
 
+_LONGER = "give the test more time with --timeout"
+_OWN_REQUEST = "test it with a request of your own: --smoke FILE"
+
+
 def _ask_zeros(
     handle: ServerHandle, signatures: Sequence[Signature], timeout_s: float
 ) -> Iterator[Problem]:
@@ -163,7 +167,7 @@ def _ask_zeros(
         for number, signature in enumerate(signatures):
             if clock.now_s() > end_s:
                 left = len(signatures) - number
-                yield Problem(_TRIAL, f"no time was left to test {left} of its signatures")
+                yield Problem(_TRIAL, f"no time was left to test {left} of its signatures", _LONGER)
                 return
             # The zeros of one tensor must go together, or no model answers them.
             if signature.composites or not all(map(_can_be_sent, signature.inputs.values())):
@@ -173,7 +177,7 @@ def _ask_zeros(
             except RequestError as error:
                 _require_harmless(error, signature.name, handle, timeout_s)
                 text = f"answers zeros with an error, which may be right: {error.message}"
-                yield Problem(signature.name, text)
+                yield Problem(signature.name, text, _OWN_REQUEST)
 
 
 def _can_be_sent(spec: TensorSpec) -> bool:
@@ -245,14 +249,9 @@ def _ask(
     with connect(handle.endpoints.grpc, retries=0) as client:
         try:
             known = client.metadata(target, timeout_s=timeout_s).signatures
-            name = signature or DEFAULT_SIGNATURE
-            if name not in known:
-                raise PushRefused(
-                    f"the smoke test failed: the model has no signature {name!r}",
-                    remedy=f"it has {', '.join(known) or 'none'}",
-                )
-            note, graph = Preprocessing.read(version_dir), PictureGraph(version_dir, name)
-            inputs = read_inputs(files, known[name], note, graph=graph)
+            chosen = choose_signature(known, signature)
+            note, graph = Preprocessing.read(version_dir), PictureGraph(version_dir, chosen.name)
+            inputs = read_inputs(files, chosen, note, graph=graph)
             client.predict(target, inputs, timeout_s=timeout_s)
         except (RequestError, UsageError) as error:
             if isinstance(error, ServerUnreachable):

@@ -5,7 +5,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import (
@@ -24,7 +23,6 @@ from tfserve_kit.errors import (
     ServerFailed,
     ServerFault,
     UsageError,
-    did_you_mean,
 )
 from tfserve_kit.perf import payloads
 from tfserve_kit.perf.expectations import Expected
@@ -33,12 +31,13 @@ from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import Pushed, list_versions
-from tfserve_kit.repository import versions as retention
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
+from tfserve_kit.repository.versions import retire, rollback
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, choose_signature
+from tfserve_kit.serving import replicas
 from tfserve_kit.serving.access import ServedModel
-from tfserve_kit.serving.waiting import DEFAULT_WAIT_S, SwapTime, wait, wait_gone
+from tfserve_kit.serving.waiting import DEFAULT_WAIT_S, SwapTime, wait, wait_each, wait_gone
 
-__all__ = ["Phase", "SwapReport", "SwapTime", "Traffic", "verify", "wait", "wait_gone"]
+__all__ = ["SwapReport", "SwapTime", "Traffic", "verify", "wait", "wait_gone"]
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -234,111 +233,58 @@ def _close(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """Latencies of the requests due in a part of the swap, from due to done, in seconds.
-
-    Attributes:
-        requests: how many were answered.
-        p50_s: the median; nan where none was answered, as the others.
-        p99_s: the 99th percentile.
-        max_s: the longest.
-    """
-
-    requests: int
-    p50_s: float
-    p99_s: float
-    max_s: float
-
-    @classmethod
-    def of(cls, latencies_s: Sequence[float]) -> "Phase":
-        """Return the numbers of some latencies."""
-        if not latencies_s:
-            return cls(0, math.nan, math.nan, math.nan)
-        rising = sorted(latencies_s)
-        return cls(len(rising), quantile(rising, 0.5), quantile(rising, 0.99), rising[-1])
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened; `at_s` in seconds since the push was done."""
-
-    at_s: float
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How a swap went, apart from the answers.
-
-    Attributes:
-        model: its name.
-        old: the version that answered before.
-        new: the version pushed.
-        rate: requests per second.
-        push_s: when the push began, on the clock of the answers.
-        pushed_s: when it was done.
-        events: what happened, in order.
-        failure: why the new version is not served; empty if it is.
-        rolled_back: the versions retired because of a problem.
-        rolled_back_s: when that began; None where it did not.
-        roll_back_failure: why the old version does not serve again; empty if it does.
-    """
-
-    model: str
-    old: int
-    new: int
-    rate: float
-    push_s: float
-    pushed_s: float
-    events: tuple[Event, ...] = ()
-    failure: str = ""
-    rolled_back: tuple[int, ...] = ()
-    rolled_back_s: float | None = None
-    roll_back_failure: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SwapReport:
-    """The outcome of a swap under traffic.
+    """How a swap under traffic went, and what came of the requests.
 
     Attributes:
         model: its name.
         old: the version that answered before.
         new: the version pushed.
         rate: requests sent per second.
+        push_s: when the push began, on the clock of the answers.
+        pushed_s: when it was done.
+        events: what happened, in order; seconds since the end of the push.
+        failure: why the new version is not served; empty if it is.
+        rolled_back: the versions retired because of a problem.
+        rolled_back_s: when that began, on the clock of the answers; None where it did not.
+        roll_back_failure: why the old version does not serve again; empty if it does.
         sent: requests sent.
         lost: requests that failed, by kind of error.
         examples: what an error of each kind said.
         answers: answers by version.
         strays: answers by versions that are neither the old nor the new one.
-        stale: answers by the old version to requests sent after the new one had answered.
+        stale: answers by the old version to requests sent after the new one had answered, and was
+            AVAILABLE on all replicas.
         wrong: answers whose outputs are not the version's own, by version.
         serve_s: from the end of the push to the first answer by the new version; None for none.
         phases: latencies `before` the push, `during` it and the load, and `after` the new version's
-            first answer.
-        events: what happened; seconds since the end of the push.
-        failure: why the new version is not served; empty if it is.
-        rolled_back: the versions retired because of a problem.
-        roll_back_failure: why the old version does not serve again; empty if it does.
+            first answer: of how many `requests` that were due then and answered, and `p50_s`,
+            `p99_s` and `max_s` from due to done, in seconds; nan where none was answered.
+        replicas: seconds from the end of the push until each replica had the new version, by its
+            name; None where it never did.
     """
 
     model: str
     old: int
     new: int
     rate: float
-    sent: int
-    lost: Mapping[str, int]
-    examples: Mapping[str, str]
-    answers: Mapping[int, int]
-    strays: Mapping[int, int]
-    stale: int
-    wrong: Mapping[int, int]
-    serve_s: float | None
-    phases: Mapping[str, Phase]
-    events: tuple[Event, ...]
-    failure: str
-    rolled_back: tuple[int, ...]
-    roll_back_failure: str
+    push_s: float = 0.0
+    pushed_s: float = 0.0
+    events: tuple[tuple[float, str], ...] = ()
+    failure: str = ""
+    rolled_back: tuple[int, ...] = ()
+    rolled_back_s: float | None = None
+    roll_back_failure: str = ""
+    replicas: Mapping[str, float | None] = field(default_factory=dict)
+    sent: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[int, int] = field(default_factory=dict)
+    strays: Mapping[int, int] = field(default_factory=dict)
+    stale: int = 0
+    wrong: Mapping[int, int] = field(default_factory=dict)
+    serve_s: float | None = None
+    phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -368,9 +314,12 @@ class SwapReport:
     def as_data(self) -> dict[str, Any]:
         """Return all of it for JSON; latencies that do not exist are null."""
         data = asdict(self)
+        for key in ("push_s", "pushed_s", "rolled_back_s"):  # of a clock that nobody else has
+            del data[key]
+        data["events"] = tuple({"at_s": at_s, "what": what} for at_s, what in self.events)
         data["phases"] = {
             name: {key: None if math.isnan(value) else value for key, value in phase.items()}
-            for name, phase in data["phases"].items()
+            for name, phase in self.phases.items()
         }
         return data | {"passed": self.passed, "problems": self.problems()}
 
@@ -384,13 +333,24 @@ class SwapReport:
             *(f"  - {problem}" for problem in self.problems()),
             f"{self.sent:,} requests at {self.rate:g}/s: {lost:,} lost, {wrong:,} wrong answers",
             f"answers: {answered or 'none'}",
+            *self._by_replica(),
             "",
             f"{'latency, ms':<12}{'requests':>10}{'p50':>10}{'p99':>10}{'max':>10}",
             *(_row(name, phase) for name, phase in self.phases.items()),
             "",
-            *(f"{event.at_s:>+9.2f} s  {event.what}" for event in self.events),
+            *(f"{at_s:>+9.2f} s  {what}" for at_s, what in self.events),
         ]
         return "\n".join(lines)
+
+    def _by_replica(self) -> list[str]:
+        """Return a line that says when each of several replicas had the version."""
+        if len(self.replicas) < 2:  # noqa: PLR2004 (there is nothing to tell apart)
+            return []
+        told = (
+            f"{name} {'never' if took is None else f'after {took:.2f} s'}"
+            for name, took in self.replicas.items()
+        )
+        return [f"version {self.new} on {len(self.replicas)} replicas: {', '.join(told)}"]
 
     def _verdict(self) -> str:
         swap = f"{self.model!r} from version {self.old} to {self.new}"
@@ -401,14 +361,14 @@ class SwapReport:
         return f"Failed and rolled back: {swap}; version {self.old} serves again"
 
 
-def _row(name: str, phase: Phase) -> str:
-    times = (phase.p50_s, phase.p99_s, phase.max_s)
+def _row(name: str, phase: Mapping[str, float]) -> str:
+    requests, *times = phase.values()
     cells = "".join(f"{'-' if math.isnan(t) else f'{t * 1e3:.1f}':>10}" for t in times)
-    return f"{name:<12}{phase.requests:>10,}{cells}"
+    return f"{name:<12}{requests:>10,}{cells}"
 
 
 def judge(
-    course: Course, answers: Sequence[Answer], latencies: Sequence[tuple[float, float]] = ()
+    course: SwapReport, answers: Sequence[Answer], latencies: Sequence[tuple[float, float]] = ()
 ) -> SwapReport:
     """Return the outcome of a swap.
 
@@ -418,19 +378,16 @@ def judge(
     was rolled back.
 
     Args:
-        course: how it went.
-        answers: what came of the requests.
+        course: how it went, without what came of the requests.
+        answers: what came of them.
         latencies: when each answered request was due, and how long it took from then, in seconds.
     """
     good = [answer for answer in answers if not answer.error]
     bad = [answer for answer in answers if answer.error]
     served_s = min((a.received_s for a in good if a.version == course.new), default=None)
     versions = Counter(answer.version for answer in good)
-    return SwapReport(
-        model=course.model,
-        old=course.old,
-        new=course.new,
-        rate=course.rate,
+    return replace(
+        course,
         sent=len(answers),
         lost=_sorted(Counter(answer.error for answer in bad)),
         examples={answer.error: answer.message for answer in bad},
@@ -440,47 +397,54 @@ def judge(
         wrong=_sorted(Counter(answer.version for answer in good if not answer.is_right)),
         serve_s=None if served_s is None else max(0.0, served_s - course.pushed_s),
         phases=_phases(course, latencies, served_s),
-        events=course.events,
-        failure=course.failure,
-        rolled_back=course.rolled_back,
-        roll_back_failure=course.roll_back_failure,
     )
 
 
-def _stale(course: Course, good: Sequence[Answer], served_s: float | None) -> int:
+def _stale(course: SwapReport, good: Sequence[Answer], served_s: float | None) -> int:
     if served_s is None:
         return 0
     until_s = math.inf if course.rolled_back_s is None else course.rolled_back_s
+    if len(course.replicas) > 1:  # until then another one may still answer
+        took_s = [math.inf if took is None else took for took in course.replicas.values()]
+        served_s = max(served_s, course.pushed_s + max(took_s))
     late = [answer for answer in good if served_s < answer.sent_s < until_s]
     # What was sent just before a roll-back may be answered after it.
     return sum(each.version == course.old and each.received_s < until_s for each in late)
 
 
 def _phases(
-    course: Course, latencies: Sequence[tuple[float, float]], served_s: float | None
-) -> dict[str, Phase]:
+    course: SwapReport, latencies: Sequence[tuple[float, float]], served_s: float | None
+) -> dict[str, dict[str, float]]:
     borders = {
         "before": (-math.inf, course.push_s),
         "during": (course.push_s, math.inf if served_s is None else served_s),
         "after": (math.inf if served_s is None else served_s, math.inf),
     }
     return {
-        name: Phase.of([took_s for due_s, took_s in latencies if start <= due_s < end])
+        name: _quantiles([took_s for due_s, took_s in latencies if start <= due_s < end])
         for name, (start, end) in borders.items()
     }
+
+
+def _quantiles(latencies_s: Sequence[float]) -> dict[str, float]:
+    rising = sorted(latencies_s)
+    p50_s, p99_s = (quantile(rising, q) if rising else math.nan for q in (0.5, 0.99))
+    longest_s = max(rising, default=math.nan)
+    return {"requests": len(rising), "p50_s": p50_s, "p99_s": p99_s, "max_s": longest_s}
 
 
 def _sorted(counts: Mapping[Any, int]) -> dict[Any, int]:
     return {key: counts[key] for key in sorted(counts)}
 
 
-def verify(
+def verify(  # noqa: PLR0913 (what is pushed, watched how, and who is told)
     client: Client,
     model: str,
     push: Callable[[], int],
     *,
     traffic: Traffic | None = None,
     roll_back_in: Path | None = None,
+    each: Mapping[str, Client] | None = None,
     progress: Progress = SILENT,
 ) -> SwapReport:
     """Push a version while requests come in, and look whether any of them noticed.
@@ -497,11 +461,13 @@ def verify(
         traffic: what is sent.
         roll_back_in: the model's base path, where the new version is retired again if there is any
             problem; None leaves it.
+        each: a client of each replica, by its name, where the server has several: the new version
+            must be AVAILABLE on all, and each is asked for it by number.
         progress: told the steps.
 
     Returns:
-        What happened; `passed` says whether all was well. A version that does not load is no error
-        here, but a problem of the report.
+        What happened; `passed` says whether all was well. A version that does not load is a problem
+        of the report, not an error.
 
     Raises:
         UsageError: the model is not served, its answers do not say their version or differ for the
@@ -509,7 +475,7 @@ def verify(
         RequestError: the server does not answer before the push.
         TfkitError: whatever `push` raises.
     """
-    proof = _Proof(client, model, traffic or Traffic(), progress)
+    proof = _Proof(client, each or {client.url: client}, model, traffic or Traffic(), progress)
     with proof.stream:
         proof.push(push)
         proof.await_new()
@@ -521,8 +487,15 @@ def verify(
 class _Proof:
     """One swap, step by step."""
 
-    def __init__(self, client: Client, model: str, traffic: Traffic, progress: Progress) -> None:
-        self._client, self._model, self._traffic = client, model, traffic
+    def __init__(
+        self,
+        client: Client,
+        each: Mapping[str, Client],
+        model: str,
+        traffic: Traffic,
+        progress: Progress,
+    ) -> None:
+        self._replicas, self._model, self._traffic = each, model, traffic
         self._clock, self._progress = SystemClock(), progress
         self._timeout_s = traffic.swap_timeout_s
         self._target = Target(model, signature=traffic.signature)
@@ -531,7 +504,7 @@ class _Proof:
         self._references = {old: outputs}
         self._events: list[tuple[float, str]] = []
         self._asked: list[Answer] = []
-        self.course = Course(model, old, 0, traffic.rate, 0.0, 0.0)
+        self.course = SwapReport(model, old, 0, traffic.rate)
         self.stream = Stream(
             client,
             self._target,
@@ -561,7 +534,8 @@ class _Proof:
             self._serve(new)
             self._mark(f"version {new} answered")
             self._clock.sleep(self._traffic.settle_s)
-            self._ask(new)
+            for name, client in self._replicas.items():
+                self._ask(name, client, new)
         except (ServerFailed, RequestError) as error:
             self.course = replace(self.course, failure=error.message)
             self._mark("the new version failed")
@@ -575,8 +549,9 @@ class _Proof:
         try:
             self._retire(base_path)
             self._wait(old)
-            for version in self.course.rolled_back:
-                wait_gone(self._client, self._model, version, timeout_s=self._timeout_s)
+            for client in self._replicas.values():
+                for version in self.course.rolled_back:
+                    wait_gone(client, self._model, version, timeout_s=self._timeout_s)
             self._mark(f"version {old} serves again")
             self._clock.sleep(self._traffic.settle_s)
         except (PushRefused, ServerFailed, RequestError) as error:
@@ -588,37 +563,54 @@ class _Proof:
         began_s = self._clock.now_s()
         if new < self.course.old:
             raise ServerFailed(
-                f"version {new} is below version {self.course.old}, which the server serves"
+                f"version {new} is below version {self.course.old}, which the server serves",
+                remedy="push it under a higher number: servers load the highest",
             )
-        self._wait(new)
+        found: dict[str, SwapTime] = {}
+        try:
+            self._wait(new, found)
+        finally:
+            late_s = began_s - self.course.pushed_s
+            took_s = {name: late_s + took.available_s for name, took in found.items()}
+            times = {name: took_s.get(name) for name in self._replicas}
+            self.course = replace(self.course, replicas=times)
         self._mark(f"version {new} AVAILABLE")
         left_s = self._timeout_s - (self._clock.now_s() - began_s)
         if not self.stream.await_answer(new, max(left_s, self._traffic.timeout_s)):
-            raise ServerFailed(f"version {new} is AVAILABLE, but does not answer requests")
+            raise ServerFailed(
+                f"version {new} is AVAILABLE, but does not answer requests",
+                remedy="`tfkit logs` says why; push a version that answers, under a new number",
+            )
 
     def _retire(self, base_path: Path) -> None:
         old, new = self.course.old, self.course.new
         if new < old:
-            retention.retire(base_path, new)
+            retire(base_path, new)
             gone = [new]
         else:
-            gone = retention.rollback(base_path, to=old)
+            gone = rollback(base_path, to=old)
         self.course = replace(self.course, rolled_back=tuple(gone))
 
-    def _wait(self, version: int) -> None:
-        wait(
-            self._client,
+    def _wait(self, version: int, found: dict[str, SwapTime] | None = None) -> None:
+        wait_each(
+            self._replicas,
             self._model,
             version,
             timeout_s=self._timeout_s,
             progress=self._progress,
+            found=found,
         )
 
-    def _ask(self, version: int) -> None:
-        """Ask a version by number for what it answered at first."""
+    def _ask(self, name: str, client: Client, version: int) -> None:
+        """Ask a replica's version by number for what it answered at first."""
         target = replace(self._target, version=version)
         sent_s = self._clock.now_s()
-        found = self._client.predict(target, self._inputs, timeout_s=self._traffic.timeout_s)
+        try:
+            found = client.predict(target, self._inputs, timeout_s=self._traffic.timeout_s)
+        except RequestError as error:
+            if len(self._replicas) > 1:
+                error.message = f"replica {name}: {error.message}"
+            raise
         is_right = same(found.outputs, self._references[version])
         self._asked.append(Answer(sent_s, self._clock.now_s(), found.version or 0, is_right))
 
@@ -629,21 +621,16 @@ class _Proof:
 
     def _keep_events(self) -> None:
         zero_s = self.course.pushed_s
-        events = tuple(Event(at_s - zero_s, what) for at_s, what in self._events)
+        events = tuple((at_s - zero_s, what) for at_s, what in self._events)
         self.course = replace(self.course, events=events)
 
 
 def _drawn(client: Client, target: Target, progress: Progress) -> Mapping[str, NDArray[Any]]:
     """Return random input for the signature."""
     signatures = client.metadata(Target(target.model)).signatures
-    name = target.signature or DEFAULT_SIGNATURE
-    if name not in signatures:
-        raise UsageError(
-            f"model {target.model!r} has no signature {name!r}",
-            remedy=did_you_mean(name, signatures),
-        )
-    drawn = payloads.random_inputs(signatures[name], batch=1, seed=0)
-    for text in payloads.assumptions(signatures[name]):
+    signature = choose_signature(signatures, target.signature, of=f"model {target.model!r}")
+    drawn = payloads.random_inputs(signature, batch=1, seed=0)
+    for text in payloads.assumptions(signature):
         progress.note(f"Note: {text}")
     return drawn
 
@@ -674,19 +661,33 @@ def _reference(
     return first.version, first.outputs
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What came of a push.
+Delivered = tuple[Pushed, Mapping[str, SwapTime], SwapReport | None]
+"""What was pushed, when each replica had it if that was awaited, and what traffic noticed."""
 
-    Attributes:
-        pushed: the version.
-        time: how long the server took; None where it was not awaited, or under traffic.
-        report: what the traffic noticed; None without traffic.
+
+def deliver(
+    push: Callable[[], Pushed],
+    to: ServedModel | None,
+    traffic: Traffic | None = None,
+    *,
+    roll_back: bool = False,
+    timeout_s: float = DEFAULT_WAIT_S,
+    progress: Progress = SILENT,
+) -> Delivered:
+    """Push a version, and see that it is served as far as that is wanted.
+
+    Arguments and errors are those of `push_under_traffic`, without traffic of `push_and_wait`; with
+    nothing that takes the version up those of `push`.
     """
-
-    pushed: Pushed
-    time: SwapTime | None = None
-    report: SwapReport | None = None
+    if to is None:
+        return push(), {}, None
+    if traffic is None:
+        pushed, times = push_and_wait(
+            push, to, roll_back=roll_back, timeout_s=timeout_s, progress=progress
+        )
+        return pushed, times, None
+    pushed, report = push_under_traffic(push, to, traffic, roll_back=roll_back, progress=progress)
+    return pushed, {}, report
 
 
 def push_and_wait(
@@ -696,8 +697,8 @@ def push_and_wait(
     roll_back: bool = False,
     timeout_s: float = DEFAULT_WAIT_S,
     progress: Progress = SILENT,
-) -> Delivery:
-    """Push a version and wait until it is AVAILABLE.
+) -> tuple[Pushed, dict[str, SwapTime]]:
+    """Push a version and wait until it is AVAILABLE, on all replicas of its server.
 
     Args:
         push: pushes.
@@ -707,15 +708,18 @@ def push_and_wait(
         progress: told the steps.
 
     Raises:
-        ServerFailed: it did not become available; says whether it was rolled back.
+        ServerFailed: it did not become available; says where it did, and whether it was rolled
+            back. Or a replica cannot be asked, and nothing was pushed.
         TfkitError: whatever `push` raises, and what the server answers.
     """
-    with to.connect(retries=0) as client:
-        pushed = push()
-        awaiting = partial(wait, client, to.model, timeout_s=timeout_s, progress=progress)
+    with replicas.connected(to, retries=0) as each:
+        pushed, found = push(), dict[str, SwapTime]()
+        awaiting = partial(wait_each, each, to.model, timeout_s=timeout_s, progress=progress)
         try:
-            return Delivery(pushed, awaiting(pushed.version))
+            return pushed, awaiting(pushed.version, found=found)
         except (ServerFailed, RequestError) as error:
+            if len(each) > 1:
+                error.message += f"; {len(found)} of {len(each)} replicas have it"
             if not roll_back:
                 raise
             outcome = _take_back(pushed, to.base_path, awaiting)
@@ -729,7 +733,7 @@ def push_under_traffic(
     *,
     roll_back: bool = False,
     progress: Progress = SILENT,
-) -> Delivery:
+) -> tuple[Pushed, SwapReport]:
     """Push a version while requests come in, and report whether any of them noticed.
 
     Args:
@@ -741,6 +745,7 @@ def push_under_traffic(
 
     Raises:
         UsageError: no version is served, or the traffic cannot be made.
+        ServerFailed: a replica cannot be asked, and nothing was pushed.
         TfkitError: whatever `push` raises, and what the server answers before it.
     """
     pushed: list[Pushed] = []
@@ -749,7 +754,7 @@ def push_under_traffic(
         pushed.append(push())
         return pushed[0].version
 
-    with to.connect(retries=0) as client:
+    with to.connect(retries=0) as client, replicas.connected(to, retries=0) as each:
         if traffic.files:
             traffic = replace(traffic, inputs=_read(client, to, traffic))
         report = verify(
@@ -758,9 +763,10 @@ def push_under_traffic(
             once,
             traffic=traffic,
             roll_back_in=to.base_path if roll_back else None,
+            each=each,
             progress=progress,
         )
-    return Delivery(pushed[0], report=report)
+    return pushed[0], report
 
 
 def _read(client: Client, to: ServedModel, traffic: Traffic) -> Mapping[str, NDArray[Any]]:
@@ -774,12 +780,12 @@ def _read(client: Client, to: ServedModel, traffic: Traffic) -> Mapping[str, NDA
     )
 
 
-def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int], SwapTime]) -> str:
+def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int], Any]) -> str:
     """Retire a version, wait for the one before it, and say what came of it."""
     if base_path is None:
         return f"version {pushed.version} stays in its object store; pin the one before"
     try:
-        retention.retire(base_path, pushed.version)
+        retire(base_path, pushed.version)
         older = [version.number for version in list_versions(base_path)]
         if not older:
             return f"version {pushed.version} was retired, and no older one is there"

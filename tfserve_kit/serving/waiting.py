@@ -7,7 +7,6 @@ it is END with the error, and its number is not loaded again before the server i
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from tfserve_kit.clients import Client, Target, VersionStatus
 from tfserve_kit.clock import Clock, SystemClock, wait_until
@@ -18,16 +17,8 @@ DEFAULT_WAIT_S = 120.0
 _POLL_S = 0.05
 
 
-class Readiness(Enum):
-    """What is known about a model or a version of it."""
-
-    READY = "ready"
-    NOT_YET = "not yet"
-    FAILED = "failed"
-
-
-def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ()) -> Readiness:
-    """Judge a status list.
+def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ()) -> bool | None:
+    """Say whether a model can answer: True or, once it failed for good, False; None: not yet.
 
     Old versions stay in the list as END after a swap, so what counts is whether the versions asked
     for are AVAILABLE, or any where none is asked for.
@@ -38,13 +29,12 @@ def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ())
     """
     if versions:
         mine = [[each for each in statuses if each.version == version] for version in versions]
-        verdicts = {readiness(each) for each in mine}
-        worst = Readiness.FAILED, Readiness.NOT_YET, Readiness.READY
-        return next(each for each in worst if each in verdicts)
+        verdicts = [readiness(each) for each in mine]
+        return False if False in verdicts else None if None in verdicts else True
     if any(status.state == "AVAILABLE" for status in statuses):
-        return Readiness.READY
+        return True
     failed = statuses and all(map(_has_failed, statuses))
-    return Readiness.FAILED if failed else Readiness.NOT_YET
+    return False if failed else None
 
 
 def _has_failed(status: VersionStatus) -> bool:
@@ -76,7 +66,7 @@ class Waited:
     failed: VersionStatus | None = None
 
 
-def wait_for_models(  # noqa: PLR0913 (what is awaited, how long, and who is told)
+def wait_for_models(
     client: Client,
     wanted: Mapping[str, Collection[int]],
     *,
@@ -84,7 +74,6 @@ def wait_for_models(  # noqa: PLR0913 (what is awaited, how long, and who is tol
     clock: Clock | None = None,
     progress: Progress = SILENT,
     is_listening: Callable[[], bool] = lambda: True,
-    heard: Callable[[Sequence[VersionStatus] | None], None] | None = None,
 ) -> Waited:
     """Wait until models are available.
 
@@ -95,7 +84,6 @@ def wait_for_models(  # noqa: PLR0913 (what is awaited, how long, and who is tol
         clock: what the waiting measures with.
         progress: told how many models are available.
         is_listening: whether the server can be asked yet; may raise what ends the wait.
-        heard: given what the server says of each model, None where it does not answer.
 
     Raises:
         RequestError: the server refuses to tell.
@@ -109,13 +97,11 @@ def wait_for_models(  # noqa: PLR0913 (what is awaited, how long, and who is tol
         ready = 0
         for model, versions in wanted.items():
             statuses = ask(client, model)
-            if heard is not None:
-                heard(statuses)
             verdict = readiness(statuses or (), versions)
-            if verdict is Readiness.FAILED:
+            if verdict is False:
                 mine = (each for each in statuses or () if not versions or each.version in versions)
                 return Waited(None, model, next(filter(_has_failed, mine)))
-            ready += verdict is Readiness.READY
+            ready += verdict is True
         progress.advance(ready, len(wanted))
         return Waited(clock.now_s() - start_s) if ready == len(wanted) else None
 
@@ -153,32 +139,72 @@ def wait(
         client: the server.
         model: name of the model.
         version: its version.
-        timeout_s: maximum wait, in seconds; the server itself looks once a second for new versions
-            (`file_system_poll_wait_seconds`).
+        timeout_s: as for `wait_each`, as all that follows.
         clock: what the waiting measures with.
         progress: told that it waits, and each state that the server reports.
 
     Raises:
+        ServerFailed: the version could not be loaded, or was not AVAILABLE in time.
+        RequestError: the server refuses to tell.
+    """
+    clients = {client.url: client}
+    found = wait_each(clients, model, version, timeout_s=timeout_s, clock=clock, progress=progress)
+    return found[client.url]
+
+
+def wait_each(  # noqa: PLR0913 (what is awaited, how long, and who is told)
+    clients: Mapping[str, Client],
+    model: str,
+    version: int,
+    *,
+    timeout_s: float = DEFAULT_WAIT_S,
+    clock: Clock | None = None,
+    progress: Progress = SILENT,
+    found: dict[str, SwapTime] | None = None,
+) -> dict[str, SwapTime]:
+    """Wait until a version is AVAILABLE on each of some servers.
+
+    Args:
+        clients: the servers, by what they are called.
+        model: name of the model.
+        version: its version.
+        timeout_s: maximum wait for all, in seconds; a server looks once a second for new versions
+            (`file_system_poll_wait_seconds`).
+        clock: what the waiting measures with.
+        progress: told that it waits, and each state that a server reports.
+        found: filled as servers have the version, for who wants to know of them after an error.
+
+    Returns:
+        How long each took.
+
+    Raises:
         ServerFailed: the version could not be loaded, or was not AVAILABLE in time; the message
             says what the server reported last.
-        RequestError: the server refuses to tell.
+        RequestError: a server refuses to tell.
     """
     clock = clock or SystemClock()
     progress.step(f"waiting for version {version} of {model!r}")
-    watch = _Watch(client, model, version, progress, clock)
-    waited = wait_for_models(
-        client,
-        {model: (version,)},
-        timeout_s=timeout_s,
-        clock=clock,
-        progress=progress,
-        heard=watch.hear,
-    )
-    if waited.failed:
-        raise watch.failed(waited.failed.error)
-    if waited.duration_s is None or watch.known_s is None:
-        raise watch.late(timeout_s)
-    return SwapTime(version, watch.known_s, waited.duration_s)
+    watches = {
+        name: _Watch(client, model, version, progress, clock, name)
+        for name, client in clients.items()
+    }
+    found, failed = {} if found is None else found, dict[str, ServerFailed]()
+
+    def probe() -> bool | None:
+        for name in [name for name in watches if name not in {*found, *failed}]:
+            try:
+                if (time := watches[name].look()) is not None:
+                    found[name] = time
+            except ServerFailed as error:  # what the others do is worth knowing
+                failed[name] = error
+        progress.advance(len(found), len(watches))
+        return len(found) + len(failed) == len(watches) or None
+
+    is_settled = wait_until(probe, timeout_s=timeout_s, interval_s=_POLL_S, clock=clock)
+    for name, watch in watches.items():
+        if name in failed or not (is_settled or name in found):
+            raise failed.get(name) or watch.late(timeout_s)
+    return {name: found[name] for name in watches}
 
 
 def wait_gone(
@@ -198,7 +224,7 @@ def wait_gone(
     """
     progress.step(f"waiting for version {version} of {model!r} to go")
     clock = clock or SystemClock()
-    watch = _Watch(client, model, version, progress, clock)
+    watch = _Watch(client, model, version, progress, clock, client.url)
 
     def probe() -> bool | None:
         watch.hear(ask(client, model))
@@ -217,13 +243,35 @@ class _Watch:
     """What a server says of one version, and the errors of it."""
 
     def __init__(
-        self, client: Client, model: str, version: int, progress: Progress, clock: Clock
+        self,
+        client: Client,
+        model: str,
+        version: int,
+        progress: Progress,
+        clock: Clock,
+        name: str,
     ) -> None:
         self._client, self._model, self._version = client, model, version
+        self._where = "" if name == client.url else f" on replica {name}"
         self._progress, self._clock, self._start_s = progress, clock, clock.now_s()
         self._told = ""
         self.said: Sequence[VersionStatus] | None = None
         self.known_s: float | None = None
+
+    def look(self) -> SwapTime | None:
+        """Ask once; return how long it took if the version is AVAILABLE.
+
+        Raises:
+            ServerFailed: it failed to load for good.
+        """
+        self.hear(ask(self._client, self._model))
+        verdict = readiness(self.said or (), (self._version,))
+        if verdict is False:
+            raise self._failed()
+        if verdict is None:
+            return None
+        now_s = self._clock.now_s() - self._start_s
+        return SwapTime(self._version, now_s if self.known_s is None else self.known_s, now_s)
 
     def hear(self, statuses: Sequence[VersionStatus] | None) -> None:
         """Remember what the server says, and tell each state of the version once."""
@@ -235,7 +283,7 @@ class _Watch:
             self.known_s = self._clock.now_s() - self._start_s
         if (text := _text(status)) != self._told:
             self._told = text
-            self._progress.note(f"version {text}")
+            self._progress.note(f"version {text}{self._where}")
 
     def described(self) -> str:
         """Return what the server said last."""
@@ -243,11 +291,12 @@ class _Watch:
             return "the server does not answer"
         return ", ".join(map(_text, self.said)) or "the server does not know the model"
 
-    def failed(self, error: str) -> ServerFailed:
+    def _failed(self) -> ServerFailed:
         """Return the error of a load that failed for good."""
+        mine = (each.error for each in self.said or () if each.version == self._version)
         return ServerFailed(
-            f"version {self._version} of {self._model!r} failed to load at {self._client.url}: "
-            f"{error}",
+            f"version {self._version} of {self._model!r} failed to load at {self._client.url}"
+            f"{self._where}: {', '.join(mine)}",
             remedy="push a working model under a new number; this number is not loaded again",
         )
 
@@ -255,8 +304,8 @@ class _Watch:
         """Return the error of a version that did not become available in time."""
         mine = next((each for each in self.said or () if each.version == self._version), None)
         return ServerFailed(
-            f"version {self._version} of {self._model!r} at {self._client.url} was not AVAILABLE "
-            f"after {timeout_s:g} s; the server says: {self.described()}",
+            f"version {self._version} of {self._model!r} at {self._client.url}{self._where} was "
+            f"not AVAILABLE after {timeout_s:g} s; the server says: {self.described()}",
             remedy=_ADVICE.get(mine.state if mine else "", _UNWANTED),
         )
 

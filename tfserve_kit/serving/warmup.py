@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import savedmodel, tfrecord
-from tfserve_kit.clients.classifier import choose_signature
 from tfserve_kit.clients.files import Arrays, read_inputs
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf.payloads import assumptions, random_inputs
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
-from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, warmup
+from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, choose_signature, warmup
 from tfserve_kit.savedmodel.signatures import batch_axes
 
 
@@ -108,7 +107,9 @@ def _read(model: Path) -> Mapping[str, Signature]:
         text = f"cannot read the SavedModel in {model}: {error.strerror}"
         raise UsageError(text, remedy="give the folder that holds saved_model.pb") from error
     except ValueError as error:
-        raise UsageError(f"{model / savedmodel.GRAPH_FILE} {error}") from error
+        raise UsageError(
+            f"{model / savedmodel.GRAPH_FILE} {error}", remedy="export the model again"
+        ) from error
 
 
 def _records(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-try:  # bfloat16 is no dtype of numpy's own; tensorflow brings the package that adds it
+try:  # numpy has no bfloat16; tensorflow brings the package that adds it
     import ml_dtypes
 
     _BFLOAT16: DTypeLike | None = ml_dtypes.bfloat16

@@ -27,7 +27,7 @@ def to_value(array: ArrayLike) -> Any:
     array = np.asarray(array)
     dtype = dtypes.by_numpy(array.dtype)
     if array.dtype.kind == "c":
-        raise TypeError(f"the REST API has no notation for {dtype.name}; use gRPC")
+        raise TypeError(f"REST cannot carry {dtype.name}; use gRPC")
     return _encoded(array.tolist()) if dtype is dtypes.STRING else array.tolist()
 
 
@@ -116,31 +116,6 @@ def _objects(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     return array.reshape(shape)
 
 
-def row_request(inputs: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """Return `{"instances": [...]}`: one entry per row, an object where inputs are several.
-
-    Args:
-        inputs: array [batch, ...] per input alias, all of the same batch size.
-
-    Raises:
-        TensorError: scalars, or batch sizes that differ.
-    """
-    columns = {alias: to_value(value) for alias, value in inputs.items()}
-    if not all(isinstance(column, list) for column in columns.values()):
-        raise TensorError("the row format needs a batch dimension on every input")
-    if len({len(column) for column in columns.values()}) != 1:
-        raise TensorError("the row format needs the same batch size on every input")
-    if len(columns) == 1:
-        return {"instances": next(iter(columns.values()))}
-    rows = zip(*columns.values(), strict=True)
-    return {"instances": [dict(zip(columns, row, strict=True)) for row in rows]}
-
-
-def column_request(inputs: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """Return `{"inputs": {...}}`: one entry per input alias, of any shape."""
-    return {"inputs": {alias: to_value(value) for alias, value in inputs.items()}}
-
-
 def answer(document: Any, outputs: Mapping[str, DType]) -> dict[str, NDArray[Any]]:
     """Return the output arrays of a predict answer in either format.
 
@@ -150,7 +125,7 @@ def answer(document: Any, outputs: Mapping[str, DType]) -> dict[str, NDArray[Any
             wire, so the alias must be known.
 
     Raises:
-        TensorError: the document is no predict answer, or does not fit `outputs`.
+        TensorError: the document is not a predict response, or does not fit `outputs`.
     """
     if not isinstance(document, dict) or not document.keys() & {"outputs", "predictions"}:
         raise TensorError(f"{document!r:.80} is not a predict response")

@@ -27,7 +27,7 @@ def read(file: Path, *, most: int | None = None) -> NDArray[Any] | dict[str, NDA
         most: bytes that its arrays may have together; `MAX_BYTES` if left out.
 
     Raises:
-        ValueError: it is no such file, holds Python objects, or more than `most` bytes.
+        ValueError: it is not such a file, holds Python objects, or more than `most` bytes.
         OSError: it cannot be read.
     """
     left = MAX_BYTES if most is None else most

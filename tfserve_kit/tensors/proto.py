@@ -359,20 +359,14 @@ def _field(tag: bytes, content: bytes) -> bytes:
 
 def _entry(tag: bytes, alias: str, array: NDArray[Any], *, as_content: bool) -> list[Piece]:
     """Return a map entry from a name to a tensor."""
-    dtype = dtypes.by_numpy(array.dtype)
-    numbers = (
-        None if dtype is dtypes.STRING else _CONTENT if as_content else _PACKED.get(dtype.name)
-    )
-    if numbers is None:
+    start = _numbers_start(tag, alias, array.dtype, array.shape, as_content)
+    if start is None:
         tensor = to_proto(array, as_content=as_content).SerializeToString()
         return [_entry_start(tag, alias, len(tensor)), tensor]
-    size_bytes = array.nbytes
-    content: Piece = (
-        native(array).tobytes()
-        if size_bytes <= _SMALL_BYTES
-        else native(array).reshape(-1).view(np.uint8).data
-    )
-    return [_numbers_start(tag, alias, dtype.number, array.shape, numbers, size_bytes), content]
+    if array.nbytes > _SMALL_BYTES:
+        return [start, native(array).reshape(-1).view(np.uint8).data]
+    is_as_sent = _IS_LITTLE and array.dtype.isnative
+    return [start, (array if is_as_sent else native(array)).tobytes()]
 
 
 @lru_cache(maxsize=64)
@@ -383,10 +377,22 @@ def _response_spec(model_spec: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _numbers_start(
-    tag: bytes, alias: str, dtype_number: int, shape: tuple[int, ...], numbers: bytes, size: int
-) -> bytes:
-    """Return all of a map entry up to the `size` bytes of numbers; calls mostly repeat it."""
-    head: bytes = header(dtype_number, shape).SerializeToString()
+    tag: bytes,
+    alias: str,
+    numpy: np.dtype[Any],
+    shape: tuple[int, ...],
+    as_content: bool,  # noqa: FBT001 (by name it would take twice as long)
+) -> bytes | None:
+    """Return all of a map entry up to the bytes of numbers; calls mostly repeat it.
+
+    None for what is not sent as the numbers lie in memory.
+    """
+    dtype = dtypes.by_numpy(numpy)
+    numbers = _CONTENT if as_content else _PACKED.get(dtype.name)
+    if dtype is dtypes.STRING or numbers is None:
+        return None
+    size = math.prod(shape) * numpy.itemsize
+    head: bytes = header(dtype.number, shape).SerializeToString()
     if size:
         head += numbers + varint.encode(size)
     return _entry_start(tag, alias, len(head) + size) + head

@@ -2,7 +2,7 @@
 
 from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, HighestRate, LowestLatency
-from tfserve_kit.tuning.tune import CandidateServer, Effort, Tuned, tune
+from tfserve_kit.tuning.tune import CandidateServer, Effort, Tuned, tune, tune_deployment
 
 __all__ = [
     "Candidate",
@@ -14,4 +14,5 @@ __all__ = [
     "Space",
     "Tuned",
     "tune",
+    "tune_deployment",
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, stats
 from tfserve_kit.perf.gate import Gate, value_of
 from tfserve_kit.perf.stats import Summary
@@ -233,6 +234,28 @@ class LowestLatency:
 
     def __str__(self) -> str:
         return f"lowest {self.quantile} at {self.rate:g}/s"
+
+
+def chosen(slo: str | None, rate: float | None, quantile: str) -> Goal:
+    """Return what is looked for: the highest rate that keeps a limit, or the lowest latency.
+
+    Args:
+        slo: the limit, such as `p99=50ms`.
+        rate: requests per second, instead of a limit.
+        quantile: which latency is to be the lowest.
+
+    Raises:
+        UsageError: both are given or neither, or they name no latency.
+    """
+    if (slo is None) == (rate is None):
+        raise UsageError("give either --slo or --rate", remedy="such as --slo p99=50ms")
+    if rate is not None:
+        gate.require_quantile(quantile)
+        return LowestLatency(rate, quantile)
+    limit = gate.parse_slo(slo or "")
+    if limit.name in {"rate", "errors"} or not limit.below or limit.is_change:
+        raise UsageError(f"{slo} limits no latency", remedy="write --slo p99=50ms")
+    return HighestRate(limit)
 
 
 class _Beaten(Exception):

@@ -11,7 +11,7 @@ from tomlkit.items import Table
 from tfserve_kit.deployment import DEFAULT_FILE, render
 from tfserve_kit.deployment.flags import BATCHING_CONFIG
 from tfserve_kit.deployment.spec import Spec
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import UsageError, file_error
 from tfserve_kit.tuning.candidate import Candidate
 from tfserve_kit.tuning.goals import CONFIDENCE, LEAST_ROUNDS, Goal, Point, Proof, front
 from tfserve_kit.tuning.study import Tried
@@ -50,7 +50,7 @@ def write(candidate: Candidate, spec: Spec, config: Path | None, folder: Path) -
             (folder / f".{name}.new").write_text(text, "utf-8")
             (folder / f".{name}.new").replace(folder / name)
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+        raise file_error(UsageError, "write", folder, error) from error
     return [folder / name for name in texts]
 
 

@@ -168,7 +168,10 @@ def _opened(folder: Path, direction: Direction) -> optuna.Study:
             storage=storage, study_name=_NAME, direction=direction, load_if_exists=True
         )
     except OSError as error:
-        raise UsageError(f"cannot keep a search in {folder}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot keep a search in {folder}: {error.strerror}",
+            remedy="give a folder that this user may write to: --output FOLDER",
+        ) from error
     return study
 
 

@@ -1,9 +1,10 @@
 """The search from beginning to end: try, look again at the best, and prove the winner."""
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 from tfserve_kit import processes
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clock import Clock, SystemClock
+from tfserve_kit.deployment.lint import hindrances
 from tfserve_kit.deployment.spec import Spec
+from tfserve_kit.engines import registry
 from tfserve_kit.engines.base import Engine
 from tfserve_kit.engines.records import Record
-from tfserve_kit.errors import ServerFailed
+from tfserve_kit.errors import ServerFailed, UsageError, did_you_mean
 from tfserve_kit.perf import stats
 from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Protocol
 from tfserve_kit.perf.measuring import Bench
-from tfserve_kit.perf.payloads import Preparer
+from tfserve_kit.perf.payloads import RANDOM, Preparer
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access, launch
@@ -178,6 +181,11 @@ class Tuned:
         return self.proof is not None and self.proof.outcome == "better"
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[Clock]:
+    yield SystemClock()
+
+
 def tune(bed: CandidateServer, goal: Goal, space: Space, effort: Effort) -> Tuned:
     """Find the best settings for a deployment.
 
@@ -213,6 +221,91 @@ def tune(bed: CandidateServer, goal: Goal, space: Space, effort: Effort) -> Tune
     except KeyboardInterrupt:
         return Tuned(goal, tuple(study.tried()), search.best(), None, is_interrupted=True)
     return Tuned(goal, tuple(study.tried()), winner, proof)
+
+
+def tune_deployment(  # noqa: PLR0913 (what is sent, and how it is told)
+    spec: Spec,
+    goal: Goal,
+    effort: Effort,
+    *,
+    model: str | None = None,
+    signature: str = "",
+    source: str = RANDOM,
+    batch: int = 1,
+    protocol: Protocol = "grpc",
+    arrivals: Arrivals = "poisson",
+    duration_s: float = 3.0,
+    templates: Path | None = None,
+    progress: Progress = SILENT,
+    interruptible: Callable[[], AbstractContextManager[Clock]] = _uninterrupted,
+) -> Tuned:
+    """Find the best settings for a deployment: `tune`, with servers and requests made for it.
+
+    Args:
+        spec: what is served; its engine runs the candidates.
+        goal: what is looked for.
+        effort: how thoroughly, and where it is kept.
+        model: which model gets the requests; None if there is only one.
+        signature: which of its signatures; empty for `serving_default`.
+        source: what is sent, as `tfkit perf --input` has it.
+        batch: rows in each request.
+        protocol: of the requests.
+        arrivals: how requests are spaced.
+        duration_s: how long each run is, at least.
+        templates: a folder whose templates replace ours.
+        progress: told what is going on.
+        interruptible: gives the clock of `CandidateServer`, once all is prepared.
+
+    Raises:
+        UsageError: no such model, nothing to send, or the folder holds another search.
+        TfkitError: as `launch.prepare`.
+    """
+    name = _measured(spec, model)
+    spec, batches = _batchable(spec, name, signature, progress)
+    engine, why = registry.choose(spec.server.engine, binary=spec.server.binary, docker=spec.docker)
+    progress.note(f"Engine {engine.name}: {why}.")
+    base_path = spec.models[name].base_path
+    requests = Preparer(name, signature, source, batch, base_path=Path(base_path))
+    space = Space(os.cpu_count() or 1, batch, protocol, goal.patience_s, batches)
+    about = {
+        "model": base_path,
+        "engine": engine.name,
+        "cpus": space.cpus,
+        **({} if batches else {"batching": False}),
+        "signature": signature,
+        "source": source,
+        "batch": batch,
+        "protocol": protocol,
+        "arrivals": arrivals,
+    }
+    launch.prepare(spec, engine, progress=progress)
+    with interruptible() as clock:
+        bed = CandidateServer(
+            spec, engine, protocol, requests, goal.quantile, duration_s, arrivals, templates,
+            progress, clock,
+        )  # fmt: skip
+        return tune(bed, goal, space, replace(effort, about=about))
+
+
+def _measured(spec: Spec, model: str | None) -> str:
+    """Return the model that gets the requests."""
+    if model is None and len(spec.models) == 1:
+        return next(iter(spec.models))
+    if model is None:
+        raise UsageError(
+            f"the deployment has {len(spec.models)} models", remedy="give --measure MODEL"
+        )
+    if model not in spec.models:
+        raise UsageError(f"no model {model!r} is deployed", remedy=did_you_mean(model, spec.models))
+    return model
+
+
+def _batchable(spec: Spec, model: str, signature: str, progress: Progress) -> tuple[Spec, bool]:
+    """Return the deployment, without batching where its models cannot be batched, and say so."""
+    if not (found := hindrances(spec, model, signature)):
+        return spec, True
+    progress.note(f"Batching is left out: {found[0].message}.")
+    return spec.model_copy(update={"batching": None}), False
 
 
 class _Search:

@@ -6,13 +6,13 @@ from tests.field.expected import Answer, Class, ErrorRate, Objects, Refusal, Row
 
 IMAGE = {"image": "float [?, 8, 8, 3]"}
 COLOURS = ErrorRate("colours")
-MASK = Refusal(2, "a value for each place of the picture", "tfkit request")
+MASK = Refusal(2, "one value per pixel", "tfkit request")
 OBJECTS = Refusal(2, "answers with objects", "choose an output with classes")
 RANKED = {"meaning": "scores of the best classes"}
 TWO = Refusal(2, "2 outputs that may be class scores: bright float [?, 2], colour float [?, 3]",
-              "choose one, such as --output", file="red.png")  # fmt: skip
+              "choose one: --output bright or --output colour", file="red.png")  # fmt: skip
 CONSTANT = Refusal(2, "output 'scores' is float [2]: its first axis is fixed, so it has no row "
-                   "for each picture", "--output")  # fmt: skip
+                   "for each picture", "`tfkit request PICTURE`")  # fmt: skip
 AGE = Refusal(2, "output 'age' is one number for each picture", "--softmax", file="mid.png")
 
 ROWS = (
@@ -51,21 +51,21 @@ ROWS = (
          Class("red.png", 2, 0.9995, "c", options=("--labels", "abc.txt"), **RANKED)), COLOURS),
     Row("best_scores_alone", "sorted scores of classes that nothing names", IMAGE,
         {"scores": "float [?, 2]"},
-        (Refusal(2, "is sorted for each picture, and no output says which classes", "--output"),),
-        Refusal(2, "is sorted for each picture, and no output says which classes", "--output")),
+        (Refusal(2, "holds the best scores of each picture, sorted", "export the model again"),),
+        Refusal(2, "holds the best scores of each picture, sorted", "export the model again")),
     Row("embedding", "192 numbers that are no scores", IMAGE, {"embedding": "float [?, 192]"},
         (Class("blue.png", 2, 0.0699, meaning="logits or other scores",
                told={"output": "'embedding', class scores (assumed)"}),),
-        Refusal(2, "the set has 3 classes, the model 192", "give --labels")),
-    Row("age", "one number that is no probability", IMAGE, {"age": "float [?, 1]"},
+        Refusal(2, "the set has 3 classes (blue, green, red), the model 192", "give --labels")),
+    Row("age", "one number that is not a probability", IMAGE, {"age": "float [?, 1]"},
         (AGE, Answer("rows.npy", {"age": [[0.0], [100.0]]})),
-        Refusal(2, "the set has 3 classes, the model 2", "give --labels")),
+        Refusal(2, "the set has 3 classes (blue, green, red), the model 2", "the extra class")),
     Row("constant_answer", "the same numbers whatever comes", IMAGE, {"scores": "float [2]"},
         (replace(CONSTANT, file="red.png"), Answer("rows.npy", {"scores": [0.25, 0.75]})),
         CONSTANT, batches=False),
     Row("nan_scores", "NaN where the class is sure", IMAGE, {"scores": "float [?, 3]"},
         (Class("red.png", 0, 0.0003, meaning="logits or other scores"),),
-        Refusal(6, "its scores are NaN or infinite")),
+        Refusal(6, "the model's scores are NaN or infinite", "--range")),
     Row("segmenter", "a value for each pixel", IMAGE, {"mask": "float [?, 8, 8, 3]"},
         (MASK,), MASK),
     Row("detector", "names of the Object Detection API", {"input_tensor": "uint8 [1, ?, ?, 3]"},

@@ -3,7 +3,7 @@
 from tests.field.expected import Class, ErrorRate, Row
 
 SCORES = {"scores": "float [?, 3]"}
-RAW = {"encoding": "the file as it is (assumed)"}
+RAW = {"encoding": "the file's bytes (assumed)"}
 
 
 def brightness(name, what, takes, *, told=RAW, alias="image_bytes", gives=SCORES, **more):
@@ -17,7 +17,7 @@ ROWS = (
     brightness("bytes_in_a_column", "files in a column", "string [?, 1]"),
     brightness("bytes_of_unknown_rank", "files of unknown rank", "string [...]"),
     brightness("bytes_alone", "one file, no axis for more", "string []",
-               told={"encoding": "the file as it is (graph)"},
+               told={"encoding": "the file's bytes (graph)"},
                gives={"scores": "float [1, 3]"}, batches=False),
     brightness("bytes_as_websafe_base64", "web-safe base64, told by the graph", "string [?]",
                alias="image_b64", told={"encoding": "web-safe base64 (graph)"}),

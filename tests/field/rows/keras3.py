@@ -18,11 +18,11 @@ def brightness(name, what, takes=None, told=WHOLE, options=(), **more):
     return Row(name, what, takes or PHOTO, SCORES, asks, evaluated, **more)
 
 
-NEVER = Refusal(8, "serving_default: can never answer: it reads variable", "model.export()")
+NEVER = Refusal(8, "serving_default: can never answer: it reads variable", "model.export(FOLDER)")
 NEVER_LINTED = Refusal(3, "signature 'serving_default' can never answer: it reads variable",
-                       "export the model again")  # fmt: skip
-TEXT = Refusal(2, "nothing in the model decodes a picture", "use `tfkit request`")
-TWO_INPUTS = Refusal(2, "which of them takes pictures is not clear", "give --picture-input NAME")
+                       "model.export(FOLDER)")  # fmt: skip
+TEXT = Refusal(2, "nothing in the model decodes a picture", "`tfkit request FILE.json`")
+TWO_INPUTS = Refusal(2, "it is not clear which takes the picture", "give --picture-input NAME")
 
 ROWS = (
     brightness("keras_functional", "functional, Rescaling(1/255)"),
@@ -42,7 +42,7 @@ ROWS = (
     Row("keras_efficientnet", "begins as EfficientNet does", {"photo": "float [?, 16, 16, 3]"},
         {"output_0": "float [?, 5]"},
         (AsTold(), Class("red.png", 3, 0.2089, told=WHOLE)),
-        Refusal(2, "the set has 3 classes, the model 5", "give --labels")),
+        Refusal(2, "the set has 3 classes (blue, green, red), the model 5", "give --labels")),
     Row("keras_dicts", "dictionaries in and out",
         {"context": "float [?, 3]", "user_id": "float [?, 2]"},
         {"ctr": "float [?, 1]", "cvr": "float [?, 2]"},

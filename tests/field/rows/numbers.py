@@ -7,9 +7,9 @@ import numpy as np
 from tests.field.expected import Answer, Refusal, Row
 
 X, Y = {"x": "float [?]"}, {"y": "float [?]"}
-NO_PICTURE = Refusal(2, "which is not a picture", "choose a signature")
-NOT_CLEAR = Refusal(2, "which of them takes pictures is not clear", "give --picture-input NAME")
-HALF = Refusal(6, "", "gRPC may", file="halves.json", protocol="rest")
+NO_PICTURE = Refusal(2, ", not a picture", "tfkit request FILE.npy")
+NOT_CLEAR = Refusal(2, "it is not clear which takes the picture", "give --picture-input NAME")
+HALF = Refusal(6, "to type: ", "--protocol grpc", file="halves.json", protocol="rest")
 BIG = 9_007_199_254_740_993  # the first whole number that a double does not hold
 
 ROWS = (
@@ -24,8 +24,8 @@ ROWS = (
     Row("complex64", "complex64", {"z": "complex64 [?]"}, {"conjugate": "complex64 [?]"},
         (Answer({"z": np.complex64([1 + 2j])}, {"conjugate": [{"real": 1.0, "imag": -2.0}]},
                 protocols=("grpc",)),
-         Refusal(6, "no notation for complex64", "use gRPC", file="complex.npz",
-                 protocol="rest")),
+         Refusal(6, "cannot send the input 'z': REST cannot carry complex64", "--protocol grpc",
+                 file="complex.npz", protocol="rest")),
         NO_PICTURE),
     Row("int64_ids", "whole numbers beyond 2**53", {"id": "int64 [?]"},
         {"same": "int64 [?]", "unsigned": "uint64 [?]"},

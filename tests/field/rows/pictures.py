@@ -19,7 +19,9 @@ def colours(name, what, shape, *, told=UNIT, options=(), gives=SCORES, score=0.9
 
 
 SIZE_REMEDY = "give --size HEIGHTxWIDTH"
-FOUR = Refusal(2, "no picture is 8x8 with 4 channels", "send arrays by `tfkit request`")
+FOUR = Refusal(
+    2, "takes 4 channels, but a picture has 1 (grey) or 3 (colour)", "`tfkit request FILE.npy`"
+)
 
 ROWS = (
     Row("picture_unit", "nothing tells the range", {"image": "float [?, 8, 8, 3]"}, SCORES,
@@ -31,7 +33,7 @@ ROWS = (
     Row("picture_half", "float16", {"image": "half [?, 8, 8, 3]"}, SCORES,
         (Class("red.png", 2, 0.9995, told=UNIT, protocols=("grpc",)),
          Class("blue.png", 0, 0.9995, told=UNIT, protocols=("grpc",)),
-         Refusal(6, "to type: half", "gRPC may", protocol="rest")),
+         Refusal(6, "to type: half", "--protocol grpc", protocol="rest")),
         ErrorRate("colours")),
     colours("picture_channels_first", "channels first", "float [?, 3, 8, 8]",
             told=UNIT | {"layout": "channels first (signature)"}),
@@ -54,8 +56,8 @@ ROWS = (
     Row("picture_four_channels", "four channels", {"image": "float [?, 8, 8, 4]"}, SCORES,
         (FOUR,), FOUR),
     Row("video", "four pictures in a row", {"image": "float [?, 4, 8, 8, 3]"}, SCORES,
-        (Refusal(2, "which is not a picture", "choose a signature"),),
-        Refusal(2, "which is not a picture")),
+        (Refusal(2, ", not a picture", "tfkit request FILE.npy"),),
+        Refusal(2, ", not a picture")),
     colours("picture_and_keep_prob", "and a number for all rows",
             {"image": "float [?, 8, 8, 3]", "keep_prob": "float []"},
             options=("--set", "keep_prob=1"), batches=False),

@@ -3,12 +3,12 @@
 from tests.field.expected import Answer, Refusal, Row
 
 X, Y = {"x": "float [?]"}, {"y": "float [?]"}
-NO_PICTURE = Refusal(2, "which is not a picture", "choose a signature")
-NO_DEFAULT = Refusal(2, "the model has no signature 'serving_default'", "known: double")
+NO_PICTURE = Refusal(2, ", not a picture", "tfkit request FILE.npy")
+NO_DEFAULT = Refusal(2, "the model has no signature 'serving_default'", "choose one of: double")
 NO_TAG = Refusal(8, "no graph is tagged 'serve'; it has train", "--tag train")
 NO_TAG_LINTED = Refusal(3, "no graph is tagged 'serve'; it has train",
                         'saved_model_tags = "train"')  # fmt: skip
-PYTHON = Refusal(8, "EagerPyFunc: calls Python code, which no server has",
+PYTHON = Refusal(8, "EagerPyFunc: calls Python code, which a server cannot execute",
                  "export the model without it")  # fmt: skip
 READER = Refusal(8, "ReadFile: reads a file", "export the model without it")
 NONE = Refusal(8, "the model has no signature", "export it with signatures=")
@@ -24,7 +24,7 @@ ROWS = (
         NO_PICTURE),
     Row("no_serving_default", "no serving_default", X, Y,
         (Answer({"x": [3.0]}, {"y": [6.0]}, ("--signature", "double")),
-         Refusal(2, "the model has no signature 'serving_default'", "known: double",
+         Refusal(2, "the model has no signature 'serving_default'", "choose one of: double",
                  file="x.json")),
         NO_DEFAULT, linted="has no signature 'serving_default', only double", signature="double"),
     Row("signature_without_input", "a signature that takes nothing", X, Y,
@@ -45,7 +45,7 @@ ROWS = (
     Row("another_tag", "tagged train", X, Y,
         inspected=NO_TAG, pushed=NO_TAG, linted=NO_TAG_LINTED, served=NO_TAG_LINTED),
     Row("python_function", "a py_function inside", X, Y, inspected=PYTHON, pushed=PYTHON,
-        linted="EagerPyFunc: calls Python code, which no server has"),
+        linted="EagerPyFunc: calls Python code, which a server cannot execute"),
     Row("file_reader", "reads files that a request names", {"path": "string [?]"},
         {"data": "string [?]"}, inspected=READER, pushed=READER,
         linted="ReadFile: reads a file"),

@@ -5,13 +5,13 @@ import numpy as np
 from tests.field.expected import Answer, Refusal, Row
 
 WORD, ID = {"word": "string [?]"}, {"id": "int64 [?]"}
-NOT_CLEAR = Refusal(2, "which of them takes pictures is not clear", "give --picture-input NAME")
-NO_DECODER = Refusal(2, "nothing in the model decodes a picture", "use `tfkit request`")
-RAGGED = Refusal(8, "output 'counted' is a composite tensor (ragged, sparse or the like)",
-                 "return plain tensors")  # fmt: skip
-RAGGED_LINTED = Refusal(3, "output 'counted' is a composite tensor", "export the model again")
-UNFILLED = Refusal(8, "can never answer: it reads table", "save what fills the table")
-UNFILLED_LINTED = Refusal(3, "can never answer: it reads table", "export the model again")
+NOT_CLEAR = Refusal(2, "it is not clear which takes the picture", "give --picture-input NAME")
+NO_DECODER = Refusal(2, "nothing in the model decodes a picture", "`tfkit request FILE.json`")
+RAGGED = Refusal(8, "output 'counted' is a composite tensor (such as a RaggedTensor)",
+                 "r.row_splits")  # fmt: skip
+RAGGED_LINTED = Refusal(3, "output 'counted' is a composite tensor", "r.row_splits")
+UNFILLED = Refusal(8, "can never answer: it reads table", "attribute of self")
+UNFILLED_LINTED = Refusal(3, "can never answer: it reads table", "attribute of self")
 
 ROWS = (
     Row("columns", "named columns of three types",

@@ -1,16 +1,37 @@
 """Pictures in, sorted scores out, over a client that is made up."""
 
 import io
+import os
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.clients import Prediction, Target
-from tfserve_kit.clients.classifier import Classifier, ClassScore, choose_signature
-from tfserve_kit.errors import InvalidRequest, ServerFault, UsageError
+from tfserve_kit.clients import Metadata, Prediction, Target
+from tfserve_kit.clients.classifier import (
+    Classified,
+    Classifier,
+    ClassScore,
+    PreparedPicture,
+    choose_batch_rows,
+    classify_all,
+    find_model,
+    top_scores,
+)
+from tfserve_kit.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerFault,
+    ServerOverloaded,
+    ServerUnreachable,
+    UsageError,
+)
+from tfserve_kit.pictures.files import PictureFile
 from tfserve_kit.pictures.graph import PictureFacts
-from tfserve_kit.pictures.label_files import parse
+from tfserve_kit.pictures.labels import parse
 from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -145,7 +166,7 @@ def test_signature_without_scores_is_refused(outputs):
 
 
 def test_signature_without_a_picture_is_refused():
-    with pytest.raises(UsageError, match="is not a picture"):
+    with pytest.raises(UsageError, match="input 'x' takes float"):
         classifier(FixedClient(), signature({"x": tensor("float", (None,))}, scores=SCORES))
 
 
@@ -222,22 +243,27 @@ def test_other_number_of_labels_than_classes_is_refused():
         classifier(client, note=Preprocessing(labels=("a", "b"))).classify(png())
 
 
-@pytest.mark.parametrize(("name", "expected"), [("", "serving_default"), ("other", "other")])
-def test_signature_is_chosen_by_name(name, expected):
-    found = {key: Signature(key, {}, {}, "") for key in ("other", "serving_default")}
-    assert choose_signature(found, name).name == expected
+class Described:
+    """A server that tells of several signatures."""
+
+    def metadata(self, target, *, timeout_s):
+        rows = signature(y=tensor("float", (None,)))
+        numbers = replace(rows, inputs={"x": tensor("float", (None,))})
+        return Metadata(1, {"serving_default": numbers, "pictures": rows, "others": rows})
 
 
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [("servin_default", "did you mean serving_default?"), ("zzz", "known: serving_default")],
-)
-def test_unknown_signature_is_refused_with_the_known_ones(name, remedy):
-    found = {"serving_default": Signature("serving_default", {}, {}, "")}
-    with pytest.raises(UsageError) as caught:
-        choose_signature(found, name)
-    assert caught.value.message == f"the model has no signature {name!r}"
-    assert caught.value.remedy == remedy
+def test_input_that_is_no_picture_is_told_with_the_request_and_the_other_signatures():
+    with pytest.raises(UsageError, match=r"input 'x' takes .*, not a picture") as caught:
+        find_model(Described(), TARGET, PictureOptions())
+    assert "`tfkit request FILE.npy`, an array of shape [rows], float" in caught.value.remedy
+    assert "--signature others or pictures" in caught.value.remedy
+
+
+def test_fault_of_an_option_is_not_that_of_the_signature():
+    asked = PictureOptions(options=Preprocessing(std=(0.0,)))
+    with pytest.raises(UsageError, match="--std") as caught:
+        find_model(Described(), replace(TARGET, signature="pictures"), asked)
+    assert "--signature" not in caught.value.remedy
 
 
 # What is shown, and what is only assumed
@@ -275,7 +301,7 @@ def test_range_that_nothing_tells_is_assumed_and_said():
 def test_range_of_the_graph_is_taken_and_said():
     client = FixedClient(scores=np.float32([[0, 0, 1]]))
     given = classifier(client, graph=Graph(PictureFacts((0.0, 255.0), None, "rescaling/mul")))
-    assert str(choice(given, "range")) == "range 0 to 255 (graph: rescaling/mul)"
+    assert str(choice(given, "range")) == "range 0 to 255 (from the graph: rescaling/mul)"
     assert sent_pixel(given, client) == 255
 
 
@@ -329,7 +355,7 @@ class TestOneColumn:
         assert [each.label for each in given.classify(png()).scores] == ["not cat", "cat"]
 
     def test_number_that_is_no_probability_is_refused(self):
-        with pytest.raises(UsageError, match="such as 42, which is no probability") as caught:
+        with pytest.raises(UsageError, match="such as 42, which is not a probability") as caught:
             classifier(FixedClient(y=np.float32([[42]])), self.COLUMN).classify(png())
         assert "--softmax" in caught.value.remedy
 
@@ -416,7 +442,8 @@ class FixedGraph:
 )
 def test_who_says_that_numbers_are_scores_is_told(alias, made_by, source):
     made = classifier(FixedClient(), signature(**{alias: SCORES}), graph=FixedGraph(made_by))
-    assert str(made.model).endswith(f"output '{alias}', class scores ({source})")
+    change = "; change: --output NAME" if source == "assumed" else ""
+    assert str(made.model).endswith(f"output '{alias}', class scores ({source}{change})")
 
 
 @pytest.mark.parametrize(
@@ -471,8 +498,17 @@ def test_names_and_numbers_go_together():
 
 
 def test_sorted_scores_of_classes_that_nothing_names_are_refused():
-    with pytest.raises(UsageError, match="sorted for each picture"):
+    with pytest.raises(UsageError, match="best scores of each picture, sorted") as caught:
         classifier(FixedClient(), signature(scores=BEST), graph=FixedGraph("top_k"))
+    assert "export the model again" in caught.value.remedy
+    assert "--output" not in caught.value.remedy  # there is no other
+
+
+def test_other_scores_than_the_sorted_ones_are_named():
+    outputs = signature(best=BEST, logits=SCORES)
+    with pytest.raises(UsageError) as caught:
+        classifier(FixedClient(), outputs, graph=FixedGraph("top_k"), asked={"output": "best"})
+    assert "--output logits" in caught.value.remedy
 
 
 def test_whole_numbers_that_are_no_classes_leave_the_scores_alone():
@@ -634,6 +670,12 @@ class TestCompanions:
             classifier(FixedClient(), given, asked=asked)
         assert text in str(caught.value)
 
+    def test_input_beside_the_only_one_is_refused_with_what_to_leave_out(self):
+        given = self.inputs()
+        with pytest.raises(UsageError) as caught:
+            classifier(FixedClient(), given, asked={"companions": {"keep": "1"}})
+        assert caught.value.remedy == "leave out --set keep: the picture is the only input"
+
 
 class TestWithoutBatchAxis:
     @pytest.mark.parametrize(
@@ -666,7 +708,9 @@ class TestLabels:
             Preprocessing(labels=parse("1: ant\n2: bee\n", "f")),
         )
         assert made.classify(png()).scores[0].label == "bee"
-        assert made.labels.remarks == ("f counts from 1: class 0 is 'ant'",)
+        assert made.labels.remarks == (
+            "f counts from 1: class 0 is 'ant' (change: number its names from 0)",
+        )
 
     def test_a_class_that_is_answered_has_the_name_of_its_number_in_the_file(self):
         made = classifier(
@@ -682,7 +726,14 @@ class TestOutputsWithoutRows:
         given = signature(version=tensor("float", (2,)))
         with pytest.raises(UsageError, match=r"float \[2\]: its first axis is fixed") as caught:
             classifier(FixedClient(version=np.float32([1, 2])), given)
-        assert "--output" in caught.value.remedy
+        assert "--output" not in caught.value.remedy  # there is no other
+        assert "`tfkit request PICTURE`" in caught.value.remedy
+
+    def test_another_constant_is_named(self):
+        given = signature(version=tensor("float", (2,)), build=tensor("float", (3,)))
+        with pytest.raises(UsageError) as caught:
+            classifier(FixedClient(), given)
+        assert "--output build" in caught.value.remedy
 
     def test_it_is_no_rival_of_scores(self):
         given = signature(version=tensor("float", (2,)), scores=SCORES)
@@ -694,3 +745,216 @@ class TestOutputsWithoutRows:
         given = signature(inputs, odds=tensor("float", (2,)))
         found = classifier(FixedClient(odds=np.float32([0.25, 0.25])), given).classify(png())
         assert [each.score for each in found.scores] == [0.75, 0.25]
+
+
+# Many pictures: in order, in batches, ahead of the server, and none loses another.
+
+
+class FakeClassifier:
+    """Takes numbers for pictures; refuses some when they are prepared, some when they are sent.
+
+    Args:
+        fixed_rows: see `Classifier`.
+        unreadable: numbers that are no pictures.
+        failing: errors by the number that brings them about, in whatever batch.
+    """
+
+    def __init__(self, *, fixed_rows=None, unreadable=(), failing=None):
+        self.fixed_rows = fixed_rows
+        self._unreadable, self._failing = unreadable, failing or {}
+        self.sent = []
+        self.prepared = []
+
+    def prepare(self, data, *, name, index=0):
+        number = int(data)
+        self.prepared.append(number)
+        if number in self._unreadable:
+            raise InvalidRequest(f"{name} is no picture")
+        return PreparedPicture(np.array(number), 0.5)
+
+    def score(self, pictures, *, top):
+        numbers = [int(picture.row) for picture in pictures]
+        self.sent.append(numbers)
+        for number in numbers:
+            if number in self._failing:
+                raise self._failing[number]
+        return [Classified((number, top), 1, 0.5, 0.25, len(numbers)) for number in numbers]
+
+
+def files(count, read=lambda number: str(number).encode()):
+    return [PictureFile(f"{n}.png", lambda n=n: read(n)) for n in range(count)]
+
+
+def run(classifier, count, batch_rows):
+    return list(classify_all(classifier, files(count), batch_rows=batch_rows, top=3))
+
+
+def results(outcomes):
+    return {
+        name: found.scores if isinstance(found, Classified) else found for name, found in outcomes
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "sent"),
+    [
+        (0, 4, []),
+        (1, 4, [[0]]),
+        (3, 1, [[0], [1], [2]]),
+        (4, 4, [[0, 1, 2, 3]]),
+        (9, 4, [[0, 1, 2, 3], [4, 5, 6, 7], [8]]),
+    ],
+)
+def test_pictures_are_sent_in_batches_and_come_back_in_order(count, rows, sent):
+    classifier = FakeClassifier()
+    outcomes = run(classifier, count, rows)
+    assert classifier.sent == sent
+    assert [name for name, _ in outcomes] == [f"{n}.png" for n in range(count)]
+    assert [found.scores for _, found in outcomes] == [(n, 3) for n in range(count)]
+
+
+def test_picture_that_is_none_leaves_its_place_to_no_other():
+    classifier = FakeClassifier(unreadable={1, 4, 5})
+    outcomes = run(classifier, 6, 2)
+    assert classifier.sent == [[0], [2, 3]]
+    found = results(outcomes)
+    assert [found[f"{n}.png"] for n in (0, 2, 3)] == [(0, 3), (2, 3), (3, 3)]
+    assert [str(found[f"{n}.png"]) for n in (1, 4, 5)] == [
+        f"{n}.png is no picture" for n in (1, 4, 5)
+    ]
+
+
+def test_file_that_cannot_be_read_is_an_outcome():
+    def read(number):
+        if number == 1:
+            raise InvalidRequest("cannot read 1.png")
+        return str(number).encode()
+
+    pictures = files(3, read)
+    outcomes = list(classify_all(FakeClassifier(), pictures, batch_rows=2, top=3))
+    assert [isinstance(found, InvalidRequest) for _, found in outcomes] == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", [InvalidRequest, ServerFault, ServerOverloaded])
+def test_refused_batch_is_tried_picture_by_picture(kind):
+    error = kind("too red")
+    classifier = FakeClassifier(failing={2: error})
+    found = results(run(classifier, 6, 3))
+    assert classifier.sent == [[0, 1, 2], [0], [1], [2], [3, 4, 5]]
+    assert found["2.png"] is error
+    assert [found[f"{n}.png"] for n in (0, 1, 3, 4, 5)] == [(n, 3) for n in (0, 1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("kind", [DeadlineExceeded, ModelNotFound, ServerUnreachable, UsageError])
+def test_error_that_the_others_would_meet_too_ends_it_after_those_before(kind):
+    classifier = FakeClassifier(failing={3: kind("gone")})
+    outcomes = classify_all(classifier, files(6), batch_rows=2, top=3)
+    assert [next(outcomes)[0], next(outcomes)[0]] == ["0.png", "1.png"]
+    with pytest.raises(kind):
+        next(outcomes)
+    assert classifier.sent == [[0, 1], [2, 3]]
+
+
+def test_no_more_is_read_ahead_than_said():
+    read, lock = [], threading.Lock()
+
+    def note(number):
+        with lock:
+            read.append(number)
+        return str(number).encode()
+
+    outcomes = classify_all(FakeClassifier(), files(500, note), batch_rows=8, top=3)
+    for done in range(100):
+        next(outcomes)
+        assert len(read) <= done + 1 + 8 + 2 * 8
+    outcomes.close()
+
+
+def test_next_batch_is_prepared_while_the_server_answers():
+    ahead = threading.Event()
+
+    class Slow(FakeClassifier):
+        def prepare(self, data, *, name, index=0):
+            if int(data) == 3:
+                ahead.set()
+            return super().prepare(data, name=name)
+
+        def score(self, pictures, *, top):
+            assert ahead.wait(10), "nobody prepares what comes next"
+            return super().score(pictures, top=top)
+
+    assert len(run(Slow(), 4, 2)) == 4
+
+
+def test_leaving_early_leaves_the_rest_unread():
+    classifier = FakeClassifier()
+    outcomes = classify_all(classifier, files(1000), batch_rows=4, top=3)
+    next(outcomes)
+    outcomes.close()
+    assert len(classifier.prepared) < 50
+
+
+def test_single_picture_needs_no_thread(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: pytest.fail("a pool was made"))
+    assert len(run(FakeClassifier(), 1, 16)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "pictures", "wanted", "rows"),
+    [
+        (None, 1, None, 1),
+        (None, 5, None, 5),
+        (None, 100, None, 16),
+        (None, 100, 32, 32),
+        (None, 3, 32, 3),
+        (1, 100, None, 1),
+        (4, 1, None, 4),
+        (4, 100, 4, 4),
+        (None, 0, None, 1),
+    ],
+)
+def test_rows_of_a_batch_fit_the_model_and_the_pictures(fixed, pictures, wanted, rows):
+    assert choose_batch_rows(FakeClassifier(fixed_rows=fixed), pictures, wanted) == rows
+
+
+def test_other_rows_than_the_model_wants_are_refused():
+    with pytest.raises(UsageError, match="wants 4 rows in each request, not 2"):
+        choose_batch_rows(FakeClassifier(fixed_rows=4), 8, 2)
+
+
+# The best classes
+
+
+@pytest.mark.parametrize(
+    ("count", "indices"), [(1, [2]), (2, [2, 0]), (3, [2, 0, 1]), (9, [2, 0, 1])]
+)
+def test_best_classes_come_first_and_no_more_than_asked_for(count, indices):
+    found = top_scores(np.float32([0.3, 0.1, 0.6]), None, count)
+    assert [each.index for each in found] == indices
+    assert all(each.label is None for each in found)
+
+
+def test_score_is_the_models_own_number():
+    (best,) = top_scores(np.float32([0.1, 0.7]), ["no", "yes"], 1)
+    assert best == ClassScore(1, "yes", float(np.float32(0.7)))
+    assert isinstance(best.index, int)
+    assert isinstance(best.score, float)
+
+
+def test_lower_index_wins_a_tie():
+    found = top_scores(np.array([1, 3, 3, 1]), ["a", "b", "c", "d"], 4)
+    assert [each.label for each in found] == ["b", "c", "a", "d"]
+
+
+def test_unsigned_and_extreme_scores_are_ordered_by_value():
+    found = top_scores(np.uint8([0, 255, 7]), None, 3)
+    assert [each.index for each in found] == [1, 2, 0]
+    found = top_scores(np.float32([-np.inf, np.nan, np.inf, 0]), None, 4)
+    assert [each.index for each in found] == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "c"], []])
+def test_best_of_another_number_of_classes_than_labels_is_refused(labels):
+    with pytest.raises(UsageError) as caught:
+        top_scores(np.zeros(2), labels, 1)
+    assert caught.value.message == f"{len(labels)} labels for a model with 2 classes"

@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from tfserve_kit.clients.inputs import check_filter, choose, fit, to_examples, to_json, unchecked
+from tfserve_kit.clients.inputs import check_filter, fit, to_examples, to_json, unchecked
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.savedmodel import Signature, TensorSpec
@@ -171,12 +171,7 @@ def test_type_that_cannot_travel_is_left_to_the_server():
     assert fit({"x": [1.0]}, signature(x=opaque), TARGET)["x"].dtype == np.float64
 
 
-def test_signature_and_outputs_are_looked_up_by_name():
-    known = {"serving_default": signature()}
-    assert choose(known, TARGET) is choose(known, Target("m", signature="serving_default"))
-    with pytest.raises(InvalidRequest, match="no signature 'serve'") as caught:
-        choose(known, Target("m", signature="serve"))
-    assert "serving_default" in caught.value.remedy
+def test_outputs_are_looked_up_by_name():
     check_filter(["y"], signature(), TARGET)
     with pytest.raises(InvalidRequest, match="no output 'score'") as caught:
         check_filter(["y", "score"], signature(), TARGET)

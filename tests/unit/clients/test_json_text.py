@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from tfserve_kit.clients import json_text
-from tfserve_kit.clients import json_text as json_bulk
-from tfserve_kit.clients.json_text import read_json, to_text
+from tfserve_kit.clients.json_text import read, read_json, to_text
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import ServerFault
@@ -26,8 +25,8 @@ NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64",
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Read small bodies quickly too, in many pieces."""
-    monkeypatch.setattr(json_bulk, "LEAST_BYTES", 0)
-    monkeypatch.setattr(json_bulk, "_PIECE_BYTES", 3)
+    monkeypatch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
+    monkeypatch.setattr("tfserve_kit.clients.json_text._PIECE_BYTES", 3)
 
 
 def known(*names):
@@ -36,7 +35,7 @@ def known(*names):
 
 def agree(body, outputs):
     """Read a body in both ways, which must give the same arrays."""
-    found = json_bulk.read(body, outputs)
+    found = read(body, outputs)
     assert found is not None
     expected = answer(json_text.read_json(body), outputs)
     assert found.keys() == expected.keys()
@@ -55,7 +54,7 @@ def drawn(name):
 def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
     name, array = one
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_bulk, "LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
         body = json.dumps({"outputs": to_value(array)}, indent=indent).encode()
         agree(body, known(name))
 
@@ -64,7 +63,7 @@ def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
 @given(drawn("float"), drawn("int64"))
 def test_several_outputs_are_read_by_their_names(first, second):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_bulk, "LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
         document = {"outputs": {"out1": to_value(second), "out0": to_value(first)}}
         agree(json.dumps(document).encode(), known("float", "int64"))
 
@@ -87,7 +86,7 @@ def test_several_outputs_are_read_by_their_names(first, second):
     ],
 )  # fmt: skip
 def test_what_is_not_regular_is_left_to_the_general_reader(outputs, names):
-    assert json_bulk.read(b'{"outputs": %s}' % outputs.encode(), known(*names)) is None
+    assert read(b'{"outputs": %s}' % outputs.encode(), known(*names)) is None
 
 
 @pytest.mark.parametrize(
@@ -95,14 +94,14 @@ def test_what_is_not_regular_is_left_to_the_general_reader(outputs, names):
     [b"", b"[", b"{}", b'{"predictions": [1]}', b'{"error": "no"}', b'{"outputs": [1]', b"\xff"],
 )
 def test_other_bodies_are_left_too(body):
-    assert json_bulk.read(body, known("float")) is None
+    assert read(body, known("float")) is None
 
 
 @given(st.binary(max_size=40) | st.text('[]{}",:0123456789.eE+-NaInfity "', max_size=40))
 def test_no_body_makes_it_stumble(noise):
     tail = noise.encode() if isinstance(noise, str) else noise
     for start in (b"", b'{"outputs":', b'{"outputs":['):
-        json_bulk.read(start + tail, known("float"))
+        read(start + tail, known("float"))
 
 
 def test_words_that_are_numbers_are_read():
@@ -114,11 +113,11 @@ def test_outputs_of_a_dictionary_with_one_are_read():
 
 
 def test_memory_holds_little_beside_the_array(monkeypatch):
-    monkeypatch.setattr(json_bulk, "_PIECE_BYTES", 1 << 14)
+    monkeypatch.setattr("tfserve_kit.clients.json_text._PIECE_BYTES", 1 << 14)
     body = b'{"outputs": [%s]}' % b",".join([b"[" + b",".join([b"0.5"] * 1000) + b"]"] * 500)
     tracemalloc.start()
     try:
-        found = json_bulk.read(body, known("float"))
+        found = read(body, known("float"))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -174,7 +173,7 @@ def library(request, monkeypatch):
 )  # fmt: skip
 def test_text_of_inputs_means_what_the_document_would(library, array):
     written = json.loads(to_text({"x": array, 'y"': array}))
-    expected = json.loads(json.dumps(tensor_json.column_request({"x": array})["inputs"]["x"]))
+    expected = json.loads(json.dumps(tensor_json.to_value(array)))
     if array.dtype.kind == "f":  # orjson knows that a float32 needs fewer digits
         found = np.array(written["x"], array.dtype)
         np.testing.assert_array_equal(found, array)

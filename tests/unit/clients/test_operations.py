@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.clients.scripts import Batch, FakeClock, Run, failed, operations
+from tests.unit.clients.scripts import WIRES, Batch, FakeClock, Run, failed, operations
 from tfserve_kit import protos
 from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
@@ -143,6 +143,12 @@ def test_input_is_refused_only_after_a_look_at_the_signature_as_it_is_now(sessio
     made.model.dtype = "DT_FLOAT"
     made.predict([1.5])
     assert made.model.asked == ["metadata", 1, "metadata", "metadata", 1]
+
+
+def test_input_that_rest_cannot_carry_is_named():
+    inputs = {"x": np.float32([1]), "z": np.complex64([1])}
+    with pytest.raises(InvalidRequest, match="send the input 'z': REST cannot carry complex64"):
+        WIRES["rest"].predict(TARGET, inputs, (), None)
 
 
 def test_without_the_check_no_signature_is_read(session):

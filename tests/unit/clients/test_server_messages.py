@@ -127,6 +127,8 @@ def test_what_answers_is_found_out_by_asking(ports, scheme, behind):
         assert found is None
     else:
         assert found[1] == f"write {behind}://localhost:{ports[behind]}"
+        named = {"grpc": "gRPC", "grpcs": "gRPC with TLS", "http": "HTTP", "https": "HTTP with TLS"}
+        assert found[0] == f"that port speaks {named[behind]}, not {named[scheme]}"
 
 
 def test_nothing_is_found_where_nobody_listens_and_where_nobody_speaks():
@@ -205,7 +207,7 @@ def http2_proxy(status):
         ("404", InvalidRequest, "not with gRPC", "address of gRPC"),
         ("302", ServerFault, "redirects", "--header NAME"),
         ("413", ServerFault, "refuses requests this large", "fewer rows"),
-        ("200", ServerFault, "not with gRPC", "address of gRPC"),
+        ("200", ServerUnreachable, "is not gRPC", "address of gRPC"),
     ],
 )
 def test_page_of_a_proxy_for_grpc_is_told_as_such(status, kind, said, remedy):
@@ -214,6 +216,46 @@ def test_page_of_a_proxy_for_grpc_is_told_as_such(status, kind, said, remedy):
         client.status("m", timeout_s=10)
     assert type(caught.value) is kind
     assert said in caught.value.message and remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "remedy"),
+    [
+        ("failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to "
+         "connect to remote host: Connection refused", "nothing listens on that port", "tfkit ps"),
+        ("DNS resolution failed for h:1: C-ares status", "unknown host", "host in --url"),
+        ("[Errno -2] Name or service not known", "unknown host", "host in --url"),
+        ("connect timed out", "nothing answers in time", "firewalls"),
+        ("[Errno 113] No route to host", "no network leads there", "firewalls"),
+    ],
+)  # fmt: skip
+def test_failed_connection_is_told_by_its_cause_and_without_the_system_s_words(words, what, remedy):
+    error = server_messages.unreachable("grpc://h:1", words)
+    assert error.message == f"no model server answers at grpc://h:1: {what}"
+    assert remedy in error.remedy
+
+
+def test_words_of_a_failed_connection_that_nobody_knows_are_shown():
+    error = server_messages.unreachable("http://h:1", "a strange thing")
+    assert error.message.endswith(": a strange thing")
+
+
+@pytest.mark.parametrize("name", ["half", "bfloat16"])
+def test_type_that_rest_cannot_hold_is_sent_by_grpc(name):
+    words = f"Conversion of JSON Value: 0.5 to type: {name}"
+    assert server_messages.remedy(words) == (
+        f"the server's REST API takes no inputs of type {name}: send it over gRPC: --protocol "
+        "grpc, or --url grpc://HOST:PORT"
+    )
+
+
+def test_model_that_is_not_there_is_told_with_the_options_and_the_commands_that_list():
+    reply = Reply(False, b"", "NOT_FOUND", "Servable not found for request: Latest(m)")
+    error = GrpcProtocol("grpc://h:1").error(reply, Target("m"), 1.0)
+    assert "the server has no such model, version or label: Servable not found" in error.message
+    assert all(
+        each in error.remedy for each in ("--model", "`tfkit ps`", "`tfkit status", "configuration")
+    )
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserve_kit.deployment import Batching, Model, Monitoring, Server, Spec, flags
-from tfserve_kit.deployment.flags import FLAGS, argv, handler_threads, parse, problems, usage
+from tfserve_kit.deployment.flags import FLAGS, handler_threads, parse, problems, usage
 
 CPUS = os.cpu_count()
 THREADS = handler_threads()
@@ -191,7 +191,7 @@ class TestParse:
 
 class TestArgv:
     def test_plain_deployment_names_ports_and_the_model_file(self):
-        assert argv(deployment(), ["model_config.txt"], "/cfg") == [
+        assert deployment().argv(["model_config.txt"], "/cfg") == [
             "--port=8500",
             "--rest_api_port=8501",
             f"--grpc_max_threads={THREADS}",
@@ -204,7 +204,7 @@ class TestArgv:
             server=Server(grpc_port=1, rest_port=2), batching=Batching(), monitoring=Monitoring()
         )
         files = ["model_config.txt", "batching_config.txt", "monitoring_config.txt"]
-        assert set(argv(spec, files, Path("/cfg"))) == {
+        assert set(spec.argv(files, Path("/cfg"))) == {
             "--port=1",
             "--rest_api_port=2",
             f"--grpc_max_threads={THREADS}",
@@ -216,24 +216,24 @@ class TestArgv:
         }
 
     def test_batching_without_values_needs_no_file(self):
-        line = argv(deployment(batching=Batching()), ["model_config.txt"], "/cfg")
+        line = deployment(batching=Batching()).argv(["model_config.txt"], "/cfg")
         assert "--enable_batching=true" in line
         assert not any("batching_parameters_file" in argument for argument in line)
 
     def test_labels_are_allowed_before_their_versions_are_loaded(self):
         flag = "--allow_version_labels_for_unavailable_models=true"
-        assert flag in argv(deployment(model={"labels": {"stable": 1}}), [], "/cfg")
-        assert flag not in argv(deployment(), [], "/cfg")
+        assert flag in deployment(model={"labels": {"stable": 1}}).argv([], "/cfg")
+        assert flag not in deployment().argv([], "/cfg")
 
     def test_unknown_file_is_a_key_error(self):
         with pytest.raises(KeyError, match="else"):
-            argv(deployment(), ["else.txt"], "/cfg")
+            deployment().argv(["else.txt"], "/cfg")
 
     @settings(deadline=None)
     @given(FLAG_VALUES)
     def test_extra_flags_reach_the_server_as_they_are(self, extra):
         spec = deployment(server=Server(flags=extra))
-        line = parse(argv(spec, [], "/cfg"))
+        line = parse(spec.argv([], "/cfg"))
         ports = {"port": 8500, "rest_api_port": 8501}
         threads = {"grpc_max_threads": THREADS, "rest_api_num_threads": THREADS}
         assert line.values == DEFAULTS | ports | threads | extra
@@ -246,7 +246,7 @@ class TestArgv:
         assert handler_threads(cpus) == threads
 
     def test_handler_threads_of_the_deployment_win(self):
-        line = argv(deployment(server=Server(flags={"grpc_max_threads": 3})), [], "/cfg")
+        line = deployment(server=Server(flags={"grpc_max_threads": 3})).argv([], "/cfg")
         assert [each for each in line if "grpc_max_threads" in each] == ["--grpc_max_threads=3"]
 
 
@@ -299,15 +299,15 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("name", "value", "kind"),
         [
-            ("num_load_threads", "1", "int"),
-            ("num_load_threads", True, "int"),
-            ("num_load_threads", 1.0, "int"),
-            ("enable_model_warmup", 1, "bool"),
-            ("enable_model_warmup", "true", "bool"),
-            ("saved_model_tags", 1, "str"),
-            ("per_process_gpu_memory_fraction", True, "float"),
-            ("per_process_gpu_memory_fraction", "0.5", "float"),
-            ("num_load_threads", [1], "int"),
+            ("num_load_threads", "1", "an integer"),
+            ("num_load_threads", True, "an integer"),
+            ("num_load_threads", 1.0, "an integer"),
+            ("enable_model_warmup", 1, "must be true or false"),
+            ("enable_model_warmup", "true", "must be true or false"),
+            ("saved_model_tags", 1, "a text"),
+            ("per_process_gpu_memory_fraction", True, "a number"),
+            ("per_process_gpu_memory_fraction", "0.5", "a number"),
+            ("num_load_threads", [1], "an integer"),
         ],
     )
     def test_value_of_another_type_is_refused_naming_both(self, name, value, kind):

@@ -110,7 +110,8 @@ def test_missing_base_path_is_an_error(found, base_path):
     finding = one(found(), "base-path-unreadable")
     assert finding.path == "models.half.base_path"
     assert finding.message == f"{base_path} cannot be read (No such file or directory)"
-    assert finding.remedy == f"tfkit push-model SAVED_MODEL --to {base_path}"
+    push = f"tfkit push-model SAVED_MODEL --to {base_path}"
+    assert finding.remedy == f"store a version there: {push}"
 
 
 def test_base_path_that_is_a_file_is_an_error(found, base_path):
@@ -126,7 +127,8 @@ def test_base_path_without_versions_is_an_error(found, base_path):
     base_path.mkdir()
     finding = one(found({"versions": {"specific": [1]}}), "no-version")
     assert finding.message == f"{base_path} holds no version"
-    assert finding.remedy == f"tfkit push-model SAVED_MODEL --to {base_path}"
+    push = f"tfkit push-model SAVED_MODEL --to {base_path}"
+    assert finding.remedy == f"store a version there: {push}"
 
 
 def test_base_path_that_is_a_saved_model_itself_is_told_so(found, base_path):
@@ -418,7 +420,7 @@ def test_rest_timeout_below_the_wait_for_a_batch_is_told(found):
 def test_several_models_loaded_inline_are_noted(found, models):
     others = {"mlp": {"base_path": str(models / "mlp")}}
     finding = one(found(others=others), "one-load-blocks-all")
-    assert "tried 6 times, over 300 s" in finding.message
+    assert "retried (5 times, 300 s)" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -630,3 +632,69 @@ def test_version_without_batching_parameters_of_its_own_is_not_batched(found, ba
     assert "cannot-batch" not in found(flags=flags, batching={})
     (base_path / "2" / "batching_params.pbtxt").touch()
     assert "cannot-batch" in found(flags=flags, batching={})
+
+
+# Replicas
+
+
+@pytest.mark.parametrize(("most", "nodes"), [(1, 4), (2, 2), (3, 2)])
+def test_update_of_replicas_that_fill_their_nodes_takes_one_place_more(found, most, nodes):
+    server = {"engine": "swarm", "replicas": 3}
+    swarm = {"max_per_node": most}
+    findings = found(server=server, swarm=swarm, gateway={})
+    assert f"{nodes} nodes" in one(findings, "update-needs-room").message
+    assert "update-needs-room" not in found(server=server, gateway={})
+    assert "update-needs-room" not in found(server=server, swarm=swarm)  # old ones end first
+
+
+# Kubernetes
+
+
+@pytest.fixture
+def on_kubernetes(tmp_path):
+    """Lint a deployment for Kubernetes and return its findings as {rule: finding}."""
+
+    def run(*, flags=None, **sections):
+        document = {
+            "server": {"engine": "kubernetes", "flags": flags or {}},
+            "models": {"half": {"base_path": "/models/half"}},
+            "docker": {"cpus": 2, "memory": "4g"},
+            "kubernetes": {"claim": "models"},
+            **sections,
+        }
+        spec = build(document, source="test", folder=tmp_path)
+        return {each.rule: each for each in lint(spec, machine=ROOMY)}
+
+    return run
+
+
+def test_claim_of_a_cluster_is_not_looked_for_here(on_kubernetes):
+    assert "base-path-unreadable" not in on_kubernetes()
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [(2**31 - 1, "without end"), (600_000, "600 s"), (10_000, None), (None, None)],
+)
+def test_connections_that_grow_too_old_are_told(on_kubernetes, age, said):
+    name = "grpc.max_connection_age_ms"
+    flags = {"grpc_channel_arguments": "grpc.x=1" + (f",{name}={age}" if age else "")}
+    finding = on_kubernetes(flags=flags).get("connections-never-end")
+    assert (finding is None) if said is None else (said in finding.message)
+
+
+@pytest.mark.parametrize("docker", [{}, {"cpus": 2}, {"memory": "1g"}])
+def test_pods_for_which_nothing_is_reserved_are_told(on_kubernetes, docker):
+    assert "nothing-reserved" not in on_kubernetes()
+    assert "nothing-reserved" in on_kubernetes(docker=docker)
+
+
+def test_folder_of_the_nodes_is_a_warning(on_kubernetes):
+    assert "folder-of-the-nodes" not in on_kubernetes()
+    finding = on_kubernetes(kubernetes={"host_path": "/models"})["folder-of-the-nodes"]
+    assert "/models" in finding.message
+
+
+def test_rest_of_pods_has_no_tls_wherever_it_listens(on_kubernetes):
+    assert "rest-stays-plain" not in on_kubernetes()
+    assert "rest-stays-plain" in on_kubernetes(flags={"ssl_config_file": "ssl.txt"})

@@ -467,7 +467,7 @@ class TestBadFile:
 
     def test_key_near_nothing_lists_those_that_are_known(self, found_in):
         text = found_in('[models.m]\nbase_path = "m"\n[monitoring]\nzzz = 1')["monitoring.zzz"]
-        assert "known: path, prometheus" in text
+        assert "choose one of: path, prometheus" in text
 
     @pytest.mark.parametrize(
         ("text", "path", "words"),
@@ -501,6 +501,21 @@ class TestBadFile:
         text = found_in(text)[""]
         assert "is not TOML" in text
         assert words in text
+
+    def test_line_that_is_no_toml_is_shown_with_what_is_allowed(self, tmp_path):
+        (tmp_path / "tfkit.toml").write_text("[models.m]\nbase_path = models/x\n")
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / "tfkit.toml")
+        (problem,) = caught.value.problems
+        assert problem.message.startswith("line 2, column 13: 'base_path = models/x' is not TOML: ")
+        assert 'texts in quotes ("models/x")' in problem.remedy
+
+    def test_secret_in_a_line_that_is_no_toml_is_not_shown(self, tmp_path):
+        (tmp_path / "tfkit.toml").write_text("[client]\nheaders = {Authorization = hunter2hunter2}")
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / "tfkit.toml")
+        assert "hunter2" not in str(caught.value)
+        assert "headers = ***" in str(caught.value)
 
     def test_missing_file_is_an_os_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import batching as batch_arrays
 from tfserve_kit.embedded.batching import (
     BatchingServable,
     BatchOptions,
     BatchScheduler,
     batch_options,
+    cut_feeds,
+    merge_costs,
+    merge_feeds,
+    row_count,
+    split_outputs,
 )
 from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.metrics import Metrics
@@ -52,9 +56,9 @@ class HeldScheduler(BatchScheduler):
         super().__init__(1, "held", clock=clock)
 
     def schedule(self, *arguments):
-        tasks = super().schedule(*arguments)
+        waiting = super().schedule(*arguments)
         self.queued.release()
-        return tasks
+        return waiting
 
     @contextmanager
     def held(self):
@@ -66,13 +70,13 @@ class HeldScheduler(BatchScheduler):
             end(tasks, now_s)
 
         queue = self.add(BatchOptions(), hold)
-        (task,) = super().schedule(queue, {}, 1)
+        waiting = super().schedule(queue, {}, 1)
         assert entered.wait(PATIENCE_S)
         try:
             yield
         finally:
             let_go.set()
-            assert task.ended.wait(PATIENCE_S)
+            wait_for([waiting])
             self.remove(queue)
 
 
@@ -109,9 +113,11 @@ def rows(*values):
     return {"x": np.int64(values)}
 
 
-def wait_for(tasks):
-    for task in tasks:
-        assert task.ended.wait(PATIENCE_S)
+def wait_for(requests):
+    for waiting in requests:
+        ended = threading.Event()
+        if waiting.tell(lambda told: [each() for each in told], ended.set):
+            assert ended.wait(PATIENCE_S)
 
 
 def ran(scheduler, options, sizes):
@@ -119,8 +125,7 @@ def ran(scheduler, options, sizes):
     recorder = Recorder()
     queue, tasks = scheduler.add(options, recorder), []
     with scheduler.held():
-        for size in sizes:
-            tasks += scheduler.schedule(queue, rows(*range(size)), size)
+        tasks.extend(scheduler.schedule(queue, rows(*range(size)), size) for size in sizes)
     wait_for(tasks)
     return recorder.batches
 
@@ -275,8 +280,8 @@ def test_pieces_have_their_rows_in_order(scheduler):
 
     queue = scheduler.add(split(4), note)
     with scheduler.held():
-        tasks = scheduler.schedule(queue, rows(1), 1)
-        tasks += scheduler.schedule(queue, rows(2, 3, 4, 5, 6), 5)
+        tasks = [scheduler.schedule(queue, rows(1), 1)]
+        tasks.append(scheduler.schedule(queue, rows(2, 3, 4, 5, 6), 5))
     wait_for(tasks)
     assert seen == [[[1], [2, 3, 4]], [[5, 6]]]
 
@@ -329,10 +334,9 @@ def assert_last_is_refused(scheduler, options, sizes, next_size, text):
     recorder = Recorder()
     queue, tasks = scheduler.add(options, recorder), []
     with scheduler.held():
-        for size in sizes:
-            tasks += scheduler.schedule(queue, rows(*range(size)), size)
+        tasks.extend(scheduler.schedule(queue, rows(*range(size)), size) for size in sizes)
         if text is None:
-            tasks += scheduler.schedule(queue, rows(*range(next_size)), next_size)
+            tasks.append(scheduler.schedule(queue, rows(*range(next_size)), next_size))
         else:
             found = refusal(scheduler.schedule, queue, rows(*range(next_size)), next_size)
             assert found == (Code.UNAVAILABLE, FULL + text)
@@ -348,7 +352,7 @@ def test_batch_that_is_not_full_waits_for_its_timeout(scheduler, clock):
 
     def look():  # the thread has looked at every queue once the second one is done
         for _ in range(2):
-            wait_for(scheduler.schedule(quick, {}, 1))
+            wait_for([scheduler.schedule(quick, {}, 1)])
 
     first = scheduler.schedule(slow, rows(1), 1)
     clock.now += 4.5
@@ -357,7 +361,7 @@ def test_batch_that_is_not_full_waits_for_its_timeout(scheduler, clock):
     assert recorder.batches == []
     clock.now += 0.5  # five seconds after the first
     look()
-    wait_for([*first, *second])
+    wait_for([first, second])
     assert recorder.batches == [[1, 1]]
     assert recorder.times == [105.0]
 
@@ -371,8 +375,7 @@ def test_full_batch_does_not_wait(scheduler, sizes):
 def test_timeout_of_centuries_is_none(scheduler):
     recorder = Recorder()
     queue = scheduler.add(BatchOptions(max_batch_size=2, batch_timeout_s=9e12), recorder)
-    tasks = scheduler.schedule(queue, rows(1), 1)
-    tasks += scheduler.schedule(queue, rows(1), 1)
+    tasks = [scheduler.schedule(queue, rows(1), 1) for _ in range(2)]
     wait_for(tasks)
     assert recorder.batches == [[1, 1]]
 
@@ -386,8 +389,8 @@ def test_queues_take_turns(scheduler):
     options = BatchOptions(max_batch_size=1)
     queues = [scheduler.add(options, note(name)) for name in "abc"]
     with scheduler.held():
-        for queue in [*queues, queues[0], queues[0], queues[1]]:
-            tasks += scheduler.schedule(queue, rows(1), 1)
+        asked = [*queues, queues[0], queues[0], queues[1]]
+        tasks.extend(scheduler.schedule(queue, rows(1), 1) for queue in asked)
     wait_for(tasks)
     assert sorted(order[:3]) == ["a", "b", "c"]
     assert sorted(order[3:]) == ["a", "a", "b"]
@@ -401,8 +404,7 @@ def test_idle_threads_share_what_waits():
         end(tasks, now_s)
 
     scheduler = BatchScheduler(2, "pair")
-    tasks = scheduler.schedule(scheduler.add(split(1), meet), rows(1, 2), 2)
-    wait_for(tasks)
+    wait_for([scheduler.schedule(scheduler.add(split(1), meet), rows(1, 2), 2)])
     scheduler.stop()
 
 
@@ -411,9 +413,9 @@ def test_stop_runs_what_waits_and_ends_the_threads(clock):
     options = BatchOptions(max_batch_size=2, batch_timeout_s=3600.0)
     queue = scheduler.add(options, recorder)
     tasks = [
-        *scheduler.schedule(queue, rows(1), 1),
-        *scheduler.schedule(queue, rows(1, 2), 2),
-        *scheduler.schedule(queue, rows(1), 1),
+        scheduler.schedule(queue, rows(1), 1),
+        scheduler.schedule(queue, rows(1, 2), 2),
+        scheduler.schedule(queue, rows(1), 1),
     ]
     scheduler.stop()
     wait_for(tasks)
@@ -436,48 +438,48 @@ def test_stop_runs_what_waits_and_ends_the_threads(clock):
     ],
 )  # fmt: skip
 def test_inputs_that_have_no_batch_size_are_refused(feeds, text):
-    assert refusal(batch_arrays.row_count, feeds) == (Code.INVALID_ARGUMENT, text)
+    assert refusal(row_count, feeds) == (Code.INVALID_ARGUMENT, text)
 
 
 def test_padding_repeats_the_first_row_of_the_last_request():
-    merged = batch_arrays.merge_feeds([rows(1, 2), rows(3, 4)], 2, equal_lengths=False)
+    merged = merge_feeds([rows(1, 2), rows(3, 4)], 2, equal_lengths=False)
     assert merged["x"].tolist() == [1, 2, 3, 4, 3, 3]
 
 
 def test_lone_request_without_padding_is_not_copied():
     feeds = rows(1, 2)
-    assert batch_arrays.merge_feeds([feeds], 0, equal_lengths=True)["x"] is feeds["x"]
-    assert batch_arrays.cut_feeds(feeds, [2]) == [feeds]
+    assert merge_feeds([feeds], 0, equal_lengths=True)["x"] is feeds["x"]
+    assert cut_feeds(feeds, [2]) == [feeds]
 
 
 def test_inputs_of_other_shapes_are_refused_unless_they_may_be_filled_up():
     parts = [{"x": np.int64([[1, 2]])}, {"x": np.int64([[3, 4, 5], [6, 7, 8]])}]
-    code, text = refusal(batch_arrays.merge_feeds, parts, 0, equal_lengths=False)
+    code, text = refusal(merge_feeds, parts, 0, equal_lengths=False)
     assert code is Code.FAILED_PRECONDITION
     assert text.startswith("Tensors with name 'x' from different tasks have different shapes")
-    merged = batch_arrays.merge_feeds(parts, 0, equal_lengths=True)
+    merged = merge_feeds(parts, 0, equal_lengths=True)
     assert merged["x"].tolist() == [[1, 2, 1], [3, 4, 5], [6, 7, 8]]
 
 
 def test_every_axis_is_filled_up_also_of_strings_and_of_nothing():
     one = np.array([[[b"a", b"b"]]], object)
     parts = [{"x": one}, {"x": np.full((1, 3, 1), b"c", object)}]
-    merged = batch_arrays.merge_feeds(parts, 1, equal_lengths=True)["x"]
+    merged = merge_feeds(parts, 1, equal_lengths=True)["x"]
     assert merged.shape == (3, 3, 2)
     assert merged[0].tolist() == [[b"a", b"b"], [b"a", b"a"], [b"a", b"a"]]
     empty = [{"x": np.zeros((1, 0), np.int64)}, {"x": np.int64([[7]])}]
-    assert batch_arrays.merge_feeds(empty, 0, equal_lengths=True)["x"].tolist() == [[0], [7]]
+    assert merge_feeds(empty, 0, equal_lengths=True)["x"].tolist() == [[0], [7]]
 
 
 def test_inputs_of_other_ranks_are_refused():
     parts = [{"x": np.int64([[1]])}, {"x": np.int64([1])}]
-    code, _ = refusal(batch_arrays.merge_feeds, parts, 0, equal_lengths=True)
+    code, _ = refusal(merge_feeds, parts, 0, equal_lengths=True)
     assert code is Code.INVALID_ARGUMENT
 
 
 def test_outputs_are_cut_to_the_rows_of_each_request():
     outputs = [np.arange(5), np.arange(10).reshape(5, 2)]
-    (first, second) = batch_arrays.split_outputs(outputs, [1, 3], 1)
+    (first, second) = split_outputs(outputs, [1, 3], 1)
     assert [each.tolist() for each in first] == [[0], [[0, 1]]]
     assert [each.tolist() for each in second] == [[1, 2, 3], [[2, 3], [4, 5], [6, 7]]]
 
@@ -493,7 +495,7 @@ def test_outputs_are_cut_to_the_rows_of_each_request():
     ],
 )  # fmt: skip
 def test_outputs_without_a_row_for_each_row_are_refused(output, text):
-    found = refusal(batch_arrays.split_outputs, [np.arange(4), output], [1, 2], 1)
+    found = refusal(split_outputs, [np.arange(4), output], [1, 2], 1)
     assert found == (Code.FAILED_PRECONDITION, text)
 
 
@@ -670,13 +672,13 @@ def test_signatures_are_those_of_the_servable(scheduler, calculator, metrics):
 def test_long_row_does_not_make_the_others_as_long_without_a_limit(
     scheduler, calculator, metrics, monkeypatch
 ):
-    monkeypatch.setattr(batch_arrays, "MOST_FILLED_BYTES", 10_000)
+    monkeypatch.setattr("tfserve_kit.embedded.batching.MOST_FILLED_BYTES", 10_000)
     arrays = [np.zeros((1, size), np.float32) for size in (1, 1, 2_000)]
     with pytest.raises(ServingError, match="Padding the batch would take 15992 bytes"):
-        batch_arrays.merge_feeds([{"x": array} for array in arrays], 0, equal_lengths=True)
+        merge_feeds([{"x": array} for array in arrays], 0, equal_lengths=True)
     with pytest.raises(ServingError, match="Padding the batch would take 72000 bytes"):
-        batch_arrays.merge_feeds([{"x": arrays[2]}], 9, equal_lengths=False)
-    assert len(batch_arrays.merge_feeds([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
+        merge_feeds([{"x": arrays[2]}], 9, equal_lengths=False)
+    assert len(merge_feeds([{"x": arrays[0]}], 9, equal_lengths=False)["x"]) == 10
 
 
 def asked_with(servable, scheduler, requests):
@@ -755,13 +757,11 @@ def test_outputs_of_pieces_are_charged_before_they_are_put_together(scheduler, c
 
 def test_long_string_that_would_fill_up_others_counts_each_time():
     parts = [{"x": np.array([[b"s" * 10_000]], object)}, {"x": np.full((1, 1000), b"", object)}]
-    first, second = batch_arrays.merge_costs(parts, 2)
+    first, second = merge_costs(parts, 2)
     assert first == 1000 * 8 + 999 * 10_000
     assert second == 3 * 1000 * 8
-    assert batch_arrays.merge_costs(parts[:1], 5) == [6 * 8 + 5 * 10_000]
-    merged = batch_arrays.merge_feeds(
-        [{"x": np.zeros((1, 0), object)}, parts[0]], 0, equal_lengths=True
-    )
+    assert merge_costs(parts[:1], 5) == [6 * 8 + 5 * 10_000]
+    merged = merge_feeds([{"x": np.zeros((1, 0), object)}, parts[0]], 0, equal_lengths=True)
     assert merged["x"].tolist() == [[b""], [b"s" * 10_000]]
 
 
@@ -836,7 +836,7 @@ def test_metrics_tell_sizes_padding_waiting_and_runs(scheduler, calculator, metr
 
 def test_task_without_timeout_never_expires(scheduler):
     queue = scheduler.add(BatchOptions(), end)
-    (task,) = scheduler.schedule(queue, rows(1), 1)
+    (task,) = scheduler.schedule(queue, rows(1), 1).tasks
     assert task.deadline_s == math.inf
-    (task,) = scheduler.schedule(queue, rows(1), 1, 5.0)
-    assert (task.queued_s, task.deadline_s) == (100.0, 105.0)
+    (task,) = scheduler.schedule(queue, rows(1), 1, call_within(5.0)).tasks
+    assert (task.queued_s, task.deadline_s) == (100.0, pytest.approx(105.0, abs=0.1))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.unit.embedded.test_fuzz import TOKENS
 from tfserve_kit import protos
+from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.handlers import Handlers, ModelRef
 from tfserve_kit.embedded.ledger import Call, Ledger
@@ -91,7 +92,7 @@ def surfaces(manager):
     for name, servable in manager.servables.items():
         for signature in servable.signatures:
             with contextlib.suppress(ServingError):
-                handlers.predict(ModelRef(name), signature, {})
+                completed(handlers.predict(ModelRef(name), signature, {}))
     before = resident_bytes(), threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
     tracebacks = Tracebacks()
     logging.getLogger("tfserve_kit").addHandler(tracebacks)

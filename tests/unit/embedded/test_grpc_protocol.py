@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.torture.attackers import begun
 from tfserve_kit.embedded import grpc_protocol
 from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol
 from tfserve_kit.embedded.http2 import Http2Limits
@@ -535,3 +536,67 @@ def test_breach_of_the_protocol_ends_the_connection(sent):
     server.take(MOST)
     server.take(MOST)
     assert server.is_over
+
+
+@pytest.mark.parametrize(
+    ("sent", "wasted"),
+    [
+        (frame(4, 0, 0), 1),
+        (frame(6, 0, 0, b"12345678"), 1),
+        (frame(8, 0, 0, b"\0\0\0\1"), 1),
+        (frame(8, 0, 0, b"\0\1\0\0"), 0),
+        (begun(1) + frame(0, 0, 1), 1),
+        (begun(1) + frame(0, 0, 1, b"\0"), 1),
+        (begun(1) + frame(0, 0, 1, bytes(100)), 0),
+        (begun(1) + frame(3, 0, 1, bytes(4)), 2),
+        (begun(1) + frame(0, 1, 1, framed(b"x")), 0),
+        (begun(1) + frame(0, 1, 1, framed(b"x")) + frame(3, 0, 1, bytes(4)), 2),
+        (b"\0" + b"\xff" * 9, 300),
+    ],
+    ids=[
+        "settings", "ping", "small window", "large window", "empty data", "tiny data", "data",
+        "call taken back", "call", "whole call taken back", "breach",
+    ],
+)  # fmt: skip
+def test_what_does_nothing_for_a_call_is_counted(client, sent, wasted):
+    client.talk()
+    client.server.wasted = 0
+    client.feed(sent)
+    client.server.take(MOST)
+    assert client.server.wasted == wasted
+
+
+def test_whole_messages_make_up_for_what_was_wasted(client):
+    client.talk()
+    for number in range(1, 2000, 4):
+        client.feed(begun(number) + frame(3, 0, number, bytes(4)))
+        client.feed(begun(number + 2) + frame(0, 1, number + 2, framed(b"x")))
+    assert client.server.wasted == 0
+
+
+def test_memory_of_a_message_stays_in_proportion_to_what_has_arrived_of_it(client):
+    number = client.begin()
+    client.http.send_data(number, b"\0" + (1 << 28).to_bytes(4, "big"))
+    arrived = 0
+    for size in (1, 100, 16_384, 50_000, 200_000, 700_000):
+        client.http.send_data(number, bytes(size))
+        client.talk()
+        arrived += size
+        assert arrived <= client.ledger.held_bytes <= max(1 << 16, 4 * arrived)
+    client.http.reset_stream(number)
+    client.talk()
+    assert client.ledger.held_bytes == 0
+
+
+@pytest.mark.parametrize("size", [(1 << 16) + 1, 300_000, 1_200_000])
+def test_large_message_arrives_as_it_was_sent_and_is_charged_once(client, size):
+    sent = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    number = client.call(sent)
+    client.talk()
+    (stream,) = client.calls
+    assert stream.message == sent
+    assert client.ledger.held_bytes == size
+    client.server.answer(stream, Code.OK, body=b"")
+    client.talk()
+    assert client.code(number) is Code.OK
+    assert client.ledger.held_bytes == 0

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from tfserve_kit import protos
+from tfserve_kit import protos, tensors
 from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
 from tfserve_kit.embedded.handlers import (
     Classified,
+    Handlers,
     Metadata,
     ModelRef,
     Predicted,
     Regressed,
 )
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import State, VersionStatus
+from tfserve_kit.embedded.manager import Lease, State, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import from_proto, to_proto
@@ -41,10 +42,13 @@ class EchoHandlers:
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=(), *, call=None):
+    async def predict(self, model, signature, inputs, output_filter=(), *, call=None):
         self.call = call
         self._note(model, signature, list(output_filter))
         return Predicted(7, signature or "serving_default", inputs)
+
+    def repeat(self, known, request, account):
+        return None
 
     def metadata(self, model):
         self._note(model)
@@ -55,22 +59,24 @@ class EchoHandlers:
         broken = ServingError(Code.OUT_OF_RANGE, "cut off")
         return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
 
-    def classify(self, model, signature, examples, *, call=None):
+    async def classify(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("classify", model, signature, len(examples()))
         classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples()]
         return Classified(7, signature or "serving_default", classes)
 
-    def regress(self, model, signature, examples, *, call=None):
+    async def regress(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("regress", model, signature, len(examples()))
         return Regressed(7, signature or "serving_default", [2.5 for _ in examples()])
 
-    def multi_inference(self, tasks, examples, *, call=None):
+    async def multi_inference(self, tasks, examples, *, call=None):
         self._note("multi", tasks)
         run = {"tensorflow/serving/classify": self.classify}
         return [
-            run.get(task.method_name, self.regress)(task.model, task.signature, examples, call=call)
+            await run.get(task.method_name, self.regress)(
+                task.model, task.signature, examples, call=call
+            )
             for task in tasks
         ]
 
@@ -427,3 +433,165 @@ def test_failed_request_is_counted_by_its_code_and_not_timed(handlers):
     lines = metrics.page().splitlines()
     assert f'{COUNT}{{model_name="m",status="NOT_FOUND"}} 1' in lines
     assert not [line for line in lines if line.startswith(LATENCY)]
+
+
+# Requests that repeat
+
+ADDING = """
+inputs { key: "a" value { name: "a:0" dtype: DT_FLOAT } }
+inputs { key: "b" value { name: "b:0" dtype: DT_FLOAT } }
+outputs { key: "sum" value { name: "sum:0" dtype: DT_FLOAT } }
+outputs { key: "same" value { name: "a:0" dtype: DT_FLOAT } }
+"""
+
+
+class Adding:
+    """Adds two inputs.
+
+    Attributes:
+        runs: how often it was asked.
+        fault: raised if set.
+    """
+
+    def __init__(self):
+        self.signatures = {"serving_default": protos.from_text("SignatureDef", ADDING)}
+        self.runs, self.fault = 0, None
+
+    def run(self, feeds, fetches, *, call=None):
+        self.runs += 1
+        if self.fault:
+            raise self.fault
+        values = {**feeds, "sum:0": feeds["a:0"] + feeds["b:0"]}
+        return [values[name] for name in fetches]
+
+
+class Lending:
+    """A manager with one version.
+
+    Attributes:
+        lent: the version; None where there is none.
+        out: how often it is lent now.
+    """
+
+    def __init__(self):
+        self.out = 0
+        self.publish(4)
+
+    def publish(self, version):
+        self.lent = Lease("m", version, Adding(), self._give_back)
+
+    def lease(self, model, version=None, label=None):
+        if self.lent is None or model != "m" or version not in {None, self.lent.version}:
+            raise ServingError(Code.NOT_FOUND, f"Servable not found for request: {model}")
+        self.out += 1
+        return self.lent
+
+    def _give_back(self):
+        self.out -= 1
+
+
+class Repeating:
+    """A surface on such a manager; each request is answered by `answer` and by `repeat`."""
+
+    def __init__(self, **options):
+        self.manager, self.metrics = Lending(), Metrics()
+        handlers = Handlers(self.manager, self.metrics)
+        self.surface = GrpcSurface(handlers, self.metrics, **options)
+        self.ledger = Ledger(1 << 30)
+
+    def ask(self, content):
+        """Return both answers, of which the second may be None; nothing stays lent or held."""
+        with self.ledger.account("c") as account:
+            first = self.surface.answer(protos.METHODS["Predict"].path, content, Call(account))
+        with self.ledger.account("c") as account:
+            second = self.surface.repeat(content, account)
+            assert account.held_bytes in {0, len(second.body) if second else 0}
+        assert self.manager.out == self.ledger.held_bytes == 0
+        return first, second
+
+
+def adding(a, b, *, name="m", signature="", output_filter=()):
+    spec = protos.ModelSpec(name=name, signature_name=signature).SerializeToString()
+    inputs = {"a": np.asarray(a, np.float32), "b": np.asarray(b, np.float32)}
+    return tensors.predict_request(inputs, spec, output_filter)
+
+
+@pytest.mark.parametrize("as_content", [False, True])
+@pytest.mark.parametrize("signature", ["", "serving_default"])
+@pytest.mark.parametrize("output_filter", [(), ("sum",), ("same", "sum")])
+def test_what_repeats_is_answered_as_before_with_other_numbers(
+    as_content, signature, output_filter
+):
+    repeating = Repeating(as_content=as_content)
+    options = {"signature": signature, "output_filter": output_filter}
+    assert repeating.surface.repeat(adding([1, 2], [3, 4], **options), None) is None
+    for number in range(3):
+        first, second = repeating.ask(adding([number, 2], [3, -number], **options))
+        assert first.code is Code.OK
+        assert second == first
+        read = protos.PredictResponse.FromString(second.body)
+        assert from_proto(read.outputs["sum"]).tolist() == [number + 3, 2 - number]
+    assert repeating.manager.lent.servable.runs == 6
+    assert repeating.metrics.first("/tensorflow/serving/request_count") == 6
+
+
+def test_what_repeats_goes_to_the_newest_version_and_to_none_where_there_is_none():
+    repeating, content = Repeating(), adding([1], [2])
+    repeating.ask(content)
+    repeating.manager.publish(5)
+    with repeating.ledger.account("c") as account:  # a version has to be asked once
+        assert repeating.surface.repeat(content, account) is None
+    first, second = repeating.ask(content)
+    assert second == first
+    assert protos.PredictResponse.FromString(second.body).model_spec.version.value == 5
+    repeating.manager.lent = None
+    first, second = repeating.ask(content)
+    assert second == first
+    assert second.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "fault", [ServingError(Code.ABORTED, "no \udcff"), ValueError("a bug"), MemoryError()]
+)
+def test_fault_of_what_repeats_is_told_and_counted_once_and_it_is_run_once(fault):
+    repeating, content = Repeating(), adding([1], [2])
+    repeating.ask(content)
+    servable = repeating.manager.lent.servable
+    servable.fault, before = fault, servable.runs
+    with repeating.ledger.account("c") as account:
+        second = repeating.surface.repeat(content, account)
+    assert servable.runs == before + 1
+    first, again = repeating.ask(content)
+    assert again == second == first
+    counted = f'request_count{{model_name="m",status="{first.code.name}"}} 3'
+    assert counted in repeating.metrics.page()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 40,
+        adding([1], [2], name="n"),
+        adding([1], [2], signature="none"),
+        adding([1], [2], output_filter=["none"]),
+        tensors.predict_request({"a": np.zeros(3, np.float64)}, b"\x0a\x01m"),
+    ],
+    ids=["empty", "junk", "model", "signature", "output", "type"],
+)
+def test_what_was_never_answered_does_not_repeat(content):
+    repeating = Repeating()
+    for _ in range(3):
+        assert repeating.ask(content)[1] is None
+
+
+def test_what_is_large_repeats_within_its_budget():
+    repeating, content = Repeating(), adding(np.ones(40_000), np.ones(40_000))
+    first, second = repeating.ask(content)
+    assert second == first
+    assert first.code is Code.OK
+    repeating.ledger = Ledger(len(content))
+    first, second = repeating.ask(content)
+    assert second == first
+    assert first.code is Code.RESOURCE_EXHAUSTED
+    assert repeating.manager.lent.servable.runs == 2

@@ -12,7 +12,11 @@ from contextlib import contextmanager, suppress
 import grpc
 import pytest
 
-from tests.torture.attackers import PREFACE, begun_calls, frame
+from tests.torture import attackers
+from tests.torture.attackers import PREFACE, frame
+from tests.unit.embedded.flows import flowing
+from tfserve_kit.embedded import grpc_transport
+from tfserve_kit.embedded.front import EventLoop
 from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.grpc_transport import (
     GrpcOptions,
@@ -22,9 +26,12 @@ from tfserve_kit.embedded.grpc_transport import (
     options_of,
 )
 from tfserve_kit.embedded.http2 import Http2Limits
-from tfserve_kit.embedded.lanes import Lanes
+from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.lanes import Lanes, processors
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
+from tfserve_kit.embedded.rest_surface import Reply
+from tfserve_kit.embedded.running import Kind
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -36,7 +43,7 @@ OPTIONS = GrpcOptions()
 def serving(surface, address, threads, *, options=OPTIONS, **more):
     """A transport on `address`, not started."""
     ports = Ports(address, **more)
-    return GrpcTransport(surface, Lanes(threads), Ledger(GIB), ports, options)
+    return GrpcTransport(flowing(surface), Lanes(threads), Ledger(GIB), ports, options)
 
 
 def wait_until(condition):
@@ -391,7 +398,7 @@ def test_status_is_told_while_every_prediction_computes(server, surface):
 
 def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surface):
     lanes = Lanes(1)
-    server = GrpcTransport(surface, lanes, Ledger(GIB), Ports("127.0.0.1:0"))
+    server = GrpcTransport(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -406,6 +413,34 @@ def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surf
         assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"
     server.stop(PATIENCE_S)
     assert surface.asked == [b"wait", b"next"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too late"])
+def test_call_that_waits_for_a_processor_until_nobody_wants_it_is_not_begun(surface, how):
+    lanes = Lanes(8, processors(1))
+    server = GrpcTransport(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
+    runner, long = server._shared.runner, Kind(worked_s=1.0)
+    runner.kinds.find = lambda _: long
+    server.start()
+    with calling(server) as call:
+        slow = call.future(b"wait", timeout=PATIENCE_S)
+        assert surface.entered.wait(PATIENCE_S)
+        timeout_s = 0.3 if how == "too late" else PATIENCE_S
+        gone = [call.future(b"gone", timeout=timeout_s) for _ in range(5)]
+        wait_until(lambda: lanes.long.waiting == 5)
+        for each in gone:
+            if how == "cancelled":
+                assert each.cancel()
+            else:
+                assert each.exception(PATIENCE_S).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        time.sleep(0.1)  # the news travels
+        surface.go.set()
+        assert slow.result(PATIENCE_S)
+        assert call(b"next", timeout=PATIENCE_S) == b"/a.B/C next"
+    server.stop(PATIENCE_S)
+    assert surface.asked == [b"wait", b"next"]
+    assert not lanes.long._parties
+    assert not lanes.predictions._parties
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
@@ -424,7 +459,7 @@ def test_message_that_only_begins_like_a_compressed_one_passes_as_it_is(server, 
 
 def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_back(surface):
     ledger = Ledger(GIB)
-    server = GrpcTransport(surface, Lanes(2), ledger, Ports("127.0.0.1:0"))
+    server = GrpcTransport(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     gzip = grpc.Compression.Gzip
     options = [("grpc.max_send_message_length", -1)]
@@ -441,7 +476,7 @@ def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_
 
 def test_message_for_which_there_is_no_room_is_refused_and_others_are_served(surface):
     ledger = Ledger(10_000_000)
-    server = GrpcTransport(surface, Lanes(2), ledger, Ports("127.0.0.1:0"))
+    server = GrpcTransport(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         with pytest.raises(grpc.RpcError) as caught:
@@ -499,7 +534,7 @@ class Echo:
 def echoing(options=OPTIONS, surface=None, ledger=None):
     """A server that answers with the request; it is stopped at the end."""
     server = GrpcTransport(
-        surface or Echo(), Lanes(2), ledger or Ledger(GIB), Ports("127.0.0.1:0"), options
+        flowing(surface or Echo()), Lanes(2), ledger or Ledger(GIB), Ports("127.0.0.1:0"), options
     )
     server.start()
     try:
@@ -534,7 +569,7 @@ def is_well(server):
 
 def begun(number, data=b"", flags=0):
     """Frames of a call that has begun, with some of its message."""
-    return begun_calls([number])[len(PREFACE) :] + (frame(0, flags, number, data) if data else b"")
+    return attackers.begun(number) + (frame(0, flags, number, data) if data else b"")
 
 
 @pytest.mark.parametrize(
@@ -589,11 +624,11 @@ def test_connection_that_is_old_enough_ends_and_its_client_loses_nothing():
         echoing(options_of([("grpc.max_connection_age_ms", 100)])) as server,
         calling(server) as call,
     ):
-        seen, end_s = set(), time.monotonic() + 1.0
-        while time.monotonic() < end_s:
+        seen, end_s = set(), time.monotonic() + PATIENCE_S
+        while len(seen) < 5:
             assert call(b"x", timeout=PATIENCE_S) == b"x"
-            seen |= set(map(id, server._shared.connections))
-        assert len(seen) > 2
+            seen |= server._shared.connections
+            assert time.monotonic() < end_s
 
 
 def test_connection_that_is_old_enough_ends_after_its_grace_whatever_it_waits_for(surface):
@@ -612,16 +647,12 @@ def test_connection_without_calls_ends_when_it_is_told_to():
 
 
 def test_client_that_gives_no_sign_of_life_is_hung_up_on():
-    arguments = [("grpc.keepalive_time_ms", 50), ("grpc.keepalive_timeout_ms", 50)]
-    with (
-        echoing(options_of(arguments)) as server,
-        raw(server, begun(1)) as dead,
-        calling(server) as call,
-    ):
-        assert is_hung_up_on(dead)
+    arguments = [("grpc.keepalive_time_ms", 50), ("grpc.keepalive_timeout_ms", 1000)]
+    with echoing(options_of(arguments)) as server, calling(server) as call:
         assert call(b"x", timeout=PATIENCE_S) == b"x"
-        time.sleep(0.5)  # this client answers pings
         (connection,) = server._shared.connections
+        with raw(server, begun(1)) as dead:  # came later, and knows no answer to a ping
+            assert is_hung_up_on(dead)
         assert call(b"x", timeout=PATIENCE_S) == b"x"
         assert server._shared.connections == {connection}
 
@@ -643,7 +674,7 @@ def test_client_that_pings_too_often_is_told_to_calm_down():
         PREFACE + b"\xff" * 1000,
         PREFACE + frame(4, 0, 0) * 20_000,
         PREFACE + b"".join(begun(n) + frame(3, 0, n, bytes(4)) for n in range(1, 60_001, 2)),
-        PREFACE + begun(1)[:9] + b"\x83" + frame(9, 0, 1, b"x") * 1000,
+        PREFACE + frame(1, 0, 1, b"\x83") + frame(9, 0, 1, b"x") * 1000,
     ],
     ids=["http1", "garbage", "frames", "settings", "resets", "continuations"],
 )
@@ -657,6 +688,57 @@ def test_client_that_breaks_the_protocol_is_hung_up_on_and_others_are_served(sen
         wait_until(lambda: not server._shared.connections)
         assert is_well(server)
         assert server._shared.ledger.held_bytes == 0
+
+
+def test_client_that_wastes_time_rests_with_all_its_connections_and_others_are_served():
+    resets = b"".join(begun(n) + frame(3, 0, n, bytes(4)) for n in range(1, 2001, 2))
+
+    def opened(server):
+        address = ("127.0.0.1", server.port)
+        client = socket.create_connection(address, PATIENCE_S, ("127.0.0.2", 0))
+        client.sendall(PREFACE)
+        return client
+
+    with echoing() as server, opened(server) as wasteful:
+        wasteful.sendall(resets)
+        shared = server._shared
+        wait_until(lambda: any(each._is_resting for each in shared.connections))
+        until_s = shared.rest("127.0.0.2", 0)
+        assert until_s - shared.loop.time() <= 2000 * grpc_transport._WASTED_S
+        with opened(server) as second:
+            assert is_well(server)  # from another address
+            for client in (wasteful, second):
+                client.sendall(begun(3001, b"\0\0\0\0\1x", 1))
+                while not ends_stream_of(client, 3001):
+                    pass
+            assert shared.loop.time() >= until_s
+        wait_until(lambda: not any(each._is_resting for each in shared.connections))
+    assert shared.rest("127.0.0.1", 0) <= shared.loop.time()
+
+
+def test_new_connection_waits_half_a_second_for_the_rest_of_others_of_its_address():
+    with echoing() as server:
+        shared = server._shared
+        owed_s = shared.rest("127.0.0.3", 1_000_000) - shared.loop.time()
+        assert owed_s == pytest.approx(200, abs=1)
+        assert shared.rest("127.0.0.3", 0) - shared.loop.time() == pytest.approx(0.5, abs=0.1)
+        assert shared.rest("127.0.0.3", 1000) - shared.loop.time() > owed_s - 1
+
+
+def test_connection_that_would_rest_for_long_is_told_to_calm_down_and_closed():
+    with echoing() as server:
+        server._shared.rest("127.0.0.1", 1_000_000)
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
+            client.sendall(PREFACE + b"\0\0\0\4\0\0\0\0\0" * 1000)
+            assert is_hung_up_on(client)
+        assert is_well(server)
+
+
+def ends_stream_of(client, number):
+    """Read on; say whether the last HEADERS of a stream were among it."""
+    data = client.recv(1 << 16)
+    assert data
+    return b"\1\5" + number.to_bytes(4, "big") in data
 
 
 def brisk(**more):
@@ -733,7 +815,7 @@ def ends_stream(data):
 def test_deadline_passes_while_it_computes_and_the_client_is_told(surface):
     with echoing(surface=surface) as server:
         timeout = b"\x00\x0cgrpc-timeout\x03" + b"50m"
-        head = begun(1)[9:]  # what goes before acknowledges settings
+        head = begun(1)
         head = (int.from_bytes(head[:3], "big") + len(timeout)).to_bytes(3, "big") + head[3:]
         with raw(server, head, timeout, frame(0, 1, 1, b"\0\0\0\0\4wait")) as client:
             assert surface.entered.wait(PATIENCE_S)
@@ -818,11 +900,15 @@ def test_calls_that_may_wait_for_others_never_keep_the_loop(method):
 
 
 def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
-    slow = threading.Event()
+    slow, go, begun_slowly = threading.Event(), threading.Event(), []
 
     def surface(path, request, call):
         if slow.is_set() and request == b"x":
-            time.sleep(0.2)
+            begun_slowly.append(path)
+            if len(begun_slowly) > 1:
+                assert go.wait(PATIENCE_S)
+            else:
+                time.sleep(0.2)
         return Answer(body=b"")
 
     with echoing(surface=surface) as server, calling(server, PREDICT) as call:
@@ -830,12 +916,38 @@ def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
             call(b"x", timeout=PATIENCE_S)
         slow.set()
         waiting = [call.future(b"x", timeout=PATIENCE_S) for _ in range(10)]
+        wait_until(lambda: len(begun_slowly) > 1)
         with calling(server, STATUS) as status:
-            started_s = time.monotonic()
-            status(b"y", timeout=PATIENCE_S)
-            assert time.monotonic() - started_s < 0.8
+            status(b"y", timeout=PATIENCE_S / 2)  # while the second one goes on
+        go.set()
         for each in waiting:
             each.result(PATIENCE_S)
+
+
+def test_connections_beyond_the_limit_of_both_protocols_wait_for_room(monkeypatch):
+    monkeypatch.setattr("tfserve_kit.embedded.front.most_connections", lambda: 2)
+    front, ledger = EventLoop(), Ledger(GIB)
+    ping = frame(6, 0, 0, b"12345678")
+    grpc_server = GrpcTransport(flowing(Echo()), Lanes(1), ledger, Ports("127.0.0.1:0"), loop=front)
+    rest_server = HttpTransport(
+        flowing(lambda *asked: Reply(200)), ledger, ("127.0.0.1", 0), loop=front
+    )
+    for server in (grpc_server, rest_server):
+        server.start()
+    rest = socket.create_connection(("127.0.0.1", rest_server.port), PATIENCE_S)
+    with raw(grpc_server, ping) as first, rest as second:
+        second.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert first.recv(1) and second.recv(1)  # both are taken up, and stay
+        with raw(grpc_server, ping) as third:
+            third.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                third.recv(1)
+            first.close()
+            third.settimeout(PATIENCE_S)
+            assert third.recv(1)
+    for server in (grpc_server, rest_server):
+        server.stop(PATIENCE_S)
+    front.stop()
 
 
 def test_asyncio_client_is_answered_too():

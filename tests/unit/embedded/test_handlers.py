@@ -5,17 +5,25 @@ import contextlib
 import numpy as np
 import pytest
 
+from tests.unit.embedded.flows import Blocking
 from tfserve_kit import protos
-from tfserve_kit.embedded import manager as labels
+from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.handlers import (
+    CLASSIFY,
+    REGRESS,
+    Fetches,
     Handlers,
     InferenceTask,
     Metadata,
     ModelRef,
     Predicted,
+    class_scores,
+    classification_fetches,
+    regression_fetches,
+    regression_values,
 )
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import Lease, State, VersionStatus
+from tfserve_kit.embedded.manager import Lease, State, VersionStatus, resolve_label
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
@@ -52,22 +60,42 @@ class AddingServable:
         return [values[name] for name in fetches]
 
 
+class Halving:
+    """Computes `half:0` and `y:0` from `x:0`, unless it finds that too large."""
+
+    def __init__(self):
+        text = """
+        inputs { key: "x" value { name: "x:0" dtype: DT_FLOAT } }
+        outputs { key: "y" value { name: "y:0" dtype: DT_FLOAT } }
+        outputs { key: "half" value { name: "half:0" dtype: DT_FLOAT } }
+        """
+        self.signatures = {"serving_default": protos.from_text("SignatureDef", text)}
+
+    def run(self, feeds, fetches, *, call=None):
+        (x,) = feeds.values()
+        if x.max() > 1000:
+            raise ServingError(Code.INVALID_ARGUMENT, f"{x.max()} is too large")
+        values = {"half:0": x / 2, "y:0": x / 2 + 3}
+        return [values[name] for name in fetches]
+
+
 class OneModelManager:
     """Has version 4 of model `m`, and counts the leases that are out."""
 
     def __init__(self, servable):
         self.servable, self.out = servable, 0
+        self.lent = Lease("m", 4, servable, bool)
         self.reloaded = None
 
     @contextlib.contextmanager
     def lease(self, model, version=None, label=None):
         if label is not None:
-            version = labels.resolve_label({"m": {"good": 4}}, model, label)
+            version = resolve_label({"m": {"good": 4}}, model, label)
         if model != "m" or version not in {None, 4}:
             raise ServingError(Code.NOT_FOUND, f"no {model} {version}")
         self.out += 1
         try:
-            yield Lease(model, 4, self.servable, bool)
+            yield self.lent
         finally:
             self.out -= 1
 
@@ -77,6 +105,10 @@ class OneModelManager:
 
     def reload(self, configs, *, call=None):
         self.reloaded = (configs, call.timeout_s)
+
+
+def handling(*arguments, **options):
+    return Blocking(Handlers(*arguments, **options))
 
 
 @pytest.fixture
@@ -91,7 +123,7 @@ def manager(servable):
 
 @pytest.fixture
 def handlers(manager):
-    return Handlers(manager, Metrics())
+    return handling(manager, Metrics())
 
 
 M = ModelRef("m")
@@ -107,6 +139,59 @@ def test_predict_runs_the_default_signature_and_names_what_answered(handlers, se
         "diff": [4, 5],
     }
     assert servable.asked == [(["a_in:0", "b_in:0"], ["sub:0", "add:0"])]
+
+
+def always(array):
+    return lambda dtype: array.astype(dtype.numpy)
+
+
+def test_predict_at_once_does_as_predict_once_the_signature_is_known():
+    metrics, manager = Metrics(), OneModelManager(Halving())
+    handlers, account = Handlers(manager, metrics), Ledger(1 << 30).account("c")
+    assert handlers.predict_at_once(M, [(always(A), account)]) == [None]
+    usual = [completed(handlers.predict(M, "", {"x": array})) for array in (A, B)]
+    asked = [(always(A), account), (None, account), (lambda _: None, account), (always(B), account)]
+    found = handlers.predict_at_once(M, asked)
+    assert found[1:3] == [None, None]
+    for expected, got in zip(usual, (found[0], found[3]), strict=True):
+        assert got[:2] == expected[:2]
+        assert list(got.outputs) == list(expected.outputs) == ["half", "y"]
+        assert all((got.outputs[alias] == array).all() for alias, array in expected.outputs.items())
+    assert 'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 4' in metrics.page()
+    assert manager.out == 0
+
+
+def test_predict_at_once_is_not_for_several_inputs(handlers):
+    handlers.predict(M, "", {"a": A, "b": B})
+    account = Ledger(1).account("")
+    assert handlers.predict_at_once(M, [(always(A), account)]) == [None]
+
+
+def test_of_requests_at_once_each_has_its_own_error(caplog):
+    manager = OneModelManager(Halving())
+    handlers = Handlers(manager, Metrics())
+    completed(handlers.predict(M, "", {"x": A}))
+    poor, rich = Ledger(1 << 20).account(""), Ledger(1 << 30).account("")
+    large = np.zeros(1 << 20, np.float32)
+    asked = [(always(array), rich) for array in (A, A * 1000, A)]
+    first, bad, last = handlers.predict_at_once(M, asked)
+    assert [each.outputs["half"].tolist() for each in (first, last)] == [(A / 2).tolist()] * 2
+    with pytest.raises(ServingError) as usual:
+        completed(handlers.predict(M, "", {"x": A * 1000}))
+    assert (bad.code, bad.message) == (usual.value.code, usual.value.message)
+    refused, fine = handlers.predict_at_once(M, [(always(large), poor), (always(A), poor)])
+    assert refused.code is Code.RESOURCE_EXHAUSTED
+    assert fine.outputs["half"].tolist() == (A / 2).tolist()
+    assert manager.out == 0
+
+
+@pytest.mark.parametrize("model", [ModelRef("nope"), ModelRef("m", 3), ModelRef("m", label="x")])
+def test_predict_at_once_refuses_as_predict_does(manager, handlers, model):
+    with pytest.raises(ServingError) as usual:
+        handlers.predict(model, "", {})
+    with pytest.raises(ServingError) as caught:
+        Handlers(manager, Metrics()).predict_at_once(model, [(always(A), Ledger(1).account(""))])
+    assert (caught.value.code, caught.value.message) == (usual.value.code, usual.value.message)
 
 
 def test_outputs_come_in_the_order_of_their_names(handlers):
@@ -203,7 +288,11 @@ def test_error_of_the_graph_passes_and_gives_the_version_back(handlers, manager,
 
 @pytest.mark.parametrize("model", [ModelRef("nope"), ModelRef("m", 3)])
 def test_model_or_version_that_is_not_there_is_not_found(handlers, model):
-    for ask in (lambda: handlers.predict(model, "", {}), lambda: handlers.metadata(model)):
+    for ask in (
+        lambda: handlers.predict(model, "", {}),
+        lambda: handlers.metadata(model),
+        lambda: handlers.inputs(model, "serving_default"),
+    ):
         with pytest.raises(ServingError) as caught:
             ask()
         assert caught.value.code is Code.NOT_FOUND
@@ -212,11 +301,25 @@ def test_model_or_version_that_is_not_there_is_not_found(handlers, model):
 @pytest.mark.parametrize("name", ["m", "nope"])
 def test_unknown_label_is_refused_whether_or_not_the_model_is_known(handlers, name):
     model = ModelRef(name, label="stable")
-    for ask in (lambda: handlers.predict(model, "", {}), lambda: handlers.metadata(model)):
+    for ask in (
+        lambda: handlers.predict(model, "", {}),
+        lambda: handlers.metadata(model),
+        lambda: handlers.inputs(model, "serving_default"),
+    ):
         with pytest.raises(ServingError) as caught:
             ask()
         assert caught.value.code is Code.INVALID_ARGUMENT
         assert caught.value.message == "Unrecognized servable version label: stable"
+
+
+@pytest.mark.parametrize("version", [None, 4])
+def test_inputs_are_those_of_the_signature(handlers, manager, servable, version):
+    for name, definition in servable.signatures.items():
+        for _ in range(2):
+            found = handlers.inputs(ModelRef("m", version), name)
+            assert found == dict(definition.inputs)
+    assert handlers.inputs(ModelRef("m", version), "nope") is None
+    assert manager.out == 0
 
 
 @pytest.mark.parametrize("version", [None, 4])
@@ -286,7 +389,6 @@ def test_default_does_not_excuse_another_missing_input(handlers, servable):
 # Classify, regress and both at once
 
 EXAMPLES = strings("one", "two")
-CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 
 
 class ExampleServable:
@@ -327,7 +429,7 @@ def teller():
 
 @pytest.fixture
 def telling(teller):
-    return Handlers(OneModelManager(teller), Metrics())
+    return handling(OneModelManager(teller), Metrics())
 
 
 def test_classify_pairs_labels_with_scores(telling):
@@ -441,8 +543,8 @@ def test_method_name_counts_only_where_it_is_checked(teller):
     for name in teller.signatures:
         teller.signatures[name].method_name = "other"
     manager = OneModelManager(teller)
-    lenient = Handlers(manager, Metrics())
-    strict = Handlers(manager, Metrics(), check_method_name=True)
+    lenient = handling(manager, Metrics())
+    strict = handling(manager, Metrics(), check_method_name=True)
     for call, name, kind, wanted in (
         ("classify", "serving_default", "classification", CLASSIFY),
         ("regress", "value", "regression", REGRESS),
@@ -515,14 +617,14 @@ def test_refused_multi_inference_runs_nothing_and_merges_no_examples():
     servable = NotingServable()
     tasks = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "value", REGRESS)]
     with pytest.raises(ServingError, match="Duplicate"):
-        Handlers(OneModelManager(servable), Metrics()).multi_inference(tasks, pytest.fail)
+        handling(OneModelManager(servable), Metrics()).multi_inference(tasks, pytest.fail)
     assert servable.timeouts == []
 
 
 def test_version_of_the_first_task_is_that_of_all():
     servable = NotingServable()
     other = InferenceTask(ModelRef("m", 9), "classes", CLASSIFY)
-    found = Handlers(OneModelManager(servable), Metrics()).multi_inference(
+    found = handling(OneModelManager(servable), Metrics()).multi_inference(
         [InferenceTask(M, "value", REGRESS), other], lambda: EXAMPLES
     )
     assert [each.version for each in found] == [4, 4]
@@ -583,7 +685,7 @@ def runtimes(metrics):
 @pytest.mark.parametrize(("ask", "apis"), INFERENCES)
 def test_run_is_timed_by_model_and_api_and_told_the_timeout(ask, apis):
     servable, metrics = NotingServable(), Metrics()
-    handlers = Handlers(OneModelManager(servable), metrics)
+    handlers = handling(OneModelManager(servable), metrics)
     ask(handlers, call=Call(Ledger(1).account("c"), 2.5))
     assert servable.timeouts == [2.5]
     assert runtimes(metrics) == [f'model_name="m",API="{api}",runtime="TF1"}} 1' for api in apis]
@@ -596,7 +698,7 @@ def test_failed_run_is_not_timed(ask, apis):
     servable, metrics = NotingServable(), Metrics()
     servable.fault = ServingError(Code.OUT_OF_RANGE, "index 9")
     with pytest.raises(ServingError):
-        ask(Handlers(OneModelManager(servable), metrics))
+        ask(handling(OneModelManager(servable), metrics))
     assert runtimes(metrics) == []
 
 
@@ -604,5 +706,174 @@ def test_run_counts_also_where_its_outputs_are_refused():
     servable, metrics = NotingServable(), Metrics()
     servable._values["o:0"] = np.int64([1, 2])
     with pytest.raises(ServingError, match="Expected output Tensor of DT_FLOAT"):
-        Handlers(OneModelManager(servable), metrics).regress(M, "value", lambda: EXAMPLES)
+        handling(OneModelManager(servable), metrics).regress(M, "value", lambda: EXAMPLES)
     assert runtimes(metrics) == ['model_name="m",API="Regress",runtime="TF1"} 1']
+
+
+# What classify and regress ask of a signature, and what they make of its outputs.
+
+
+def signature(method, inputs, outputs):
+    """Return a SignatureDef whose tensors are named like their aliases, with `:0`."""
+    made = protos.SignatureDef(method_name=method)
+    for alias in inputs:
+        made.inputs[alias].name = f"{alias}:0"
+    for alias in outputs:
+        made.outputs[alias].name = f"{alias}:0"
+    return made
+
+
+def texts_of(rows):
+    array = np.empty((len(rows), len(rows[0])), object)
+    array[:] = rows
+    return array
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(ServingError) as caught:
+        call(*arguments, **options)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    return caught.value.message
+
+
+BOTH_OUTPUTS = ["classes", "scores"]
+
+
+@pytest.mark.parametrize("outputs", [BOTH_OUTPUTS, ["classes"], ["scores"], ["scores", "other"]])
+@pytest.mark.parametrize("check", [True, False])
+def test_classification_fetches_labels_and_scores_as_far_as_there_are_any(outputs, check):
+    found = classification_fetches(signature(CLASSIFY, ["inputs"], outputs), check_method=check)
+    expected = {alias: f"{alias}:0" for alias in BOTH_OUTPUTS if alias in outputs}
+    assert found == Fetches("inputs:0", expected)
+    assert list(found.outputs) == list(expected)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_regression_fetches_its_output(check):
+    found = regression_fetches(signature(REGRESS, ["inputs"], ["outputs"]), check_method=check)
+    assert found == Fetches("inputs:0", {"outputs": "outputs:0"})
+
+
+@pytest.mark.parametrize(
+    ("call", "method", "wanted", "outputs"),
+    [
+        (classification_fetches, REGRESS, CLASSIFY, BOTH_OUTPUTS),
+        (regression_fetches, CLASSIFY, REGRESS, ["outputs"]),
+    ],
+)
+def test_method_name_is_looked_at_only_where_that_is_wanted(call, method, wanted, outputs):
+    definition = signature(method, ["inputs"], outputs)
+    call(definition, check_method=False)
+    text = refusal(call, definition, check_method=True)
+    kind = call.__name__.removesuffix("_fetches")
+    assert text == f"Expected {kind} signature method_name to be {wanted}. Was: {method}"
+
+
+@pytest.mark.parametrize(
+    ("call", "inputs", "outputs", "text"),
+    [
+        (classification_fetches, [], BOTH_OUTPUTS, "Expected one input Tensor."),
+        (classification_fetches, ["inputs", "x"], BOTH_OUTPUTS, "Expected one input Tensor."),
+        (classification_fetches, ["inputs"], [], "Expected one or two output Tensors, found 0"),
+        (
+            classification_fetches,
+            ["inputs"],
+            [*BOTH_OUTPUTS, "x"],
+            "Expected one or two output Tensors, found 3",
+        ),
+        (
+            classification_fetches,
+            ["x"],
+            BOTH_OUTPUTS,
+            "No classification inputs found in SignatureDef: inputs {",
+        ),
+        (
+            classification_fetches,
+            ["inputs"],
+            ["x"],
+            "Expected classification signature outputs to contain",
+        ),
+        (regression_fetches, [], ["outputs"], "Expected one input Tensor."),
+        (regression_fetches, ["inputs", "x"], ["outputs"], "Expected one input Tensor."),
+        (regression_fetches, ["inputs"], [], "Expected one output Tensor."),
+        (regression_fetches, ["inputs"], ["outputs", "x"], "Expected one output Tensor."),
+        (
+            regression_fetches,
+            ["x"],
+            ["outputs"],
+            "No regression inputs found in SignatureDef: inputs {",
+        ),
+        (
+            regression_fetches,
+            ["inputs"],
+            ["x"],
+            "No regression outputs found in SignatureDef: inputs {",
+        ),
+    ],
+)
+def test_signature_of_another_kind_is_refused(call, inputs, outputs, text):
+    assert refusal(call, signature("", inputs, outputs), check_method=False).startswith(text)
+
+
+LABELS, SCORES = (
+    texts_of([[b"a", b"b"], [b"c", b"d"]]),
+    np.float32([[0.25, 0.5], [1, 2]]),
+)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ({"classes": LABELS, "scores": SCORES},
+         [[(b"a", 0.25), (b"b", 0.5)], [(b"c", 1), (b"d", 2)]]),
+        ({"scores": SCORES}, [[(b"", 0.25), (b"", 0.5)], [(b"", 1), (b"", 2)]]),
+        ({"classes": LABELS}, [[(b"a", 0), (b"b", 0)], [(b"c", 0), (b"d", 0)]]),
+        ({"scores": SCORES[:, :0]}, None),
+    ],
+)  # fmt: skip
+def test_classes_pair_labels_with_scores(outputs, expected):
+    assert class_scores(outputs, 2) == (expected or [[], []])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text"),
+    [
+        ({"classes": SCORES}, "Expected classes Tensor of DT_STRING. Got: DT_FLOAT"),
+        ({"scores": LABELS}, "Expected scores Tensor of DT_FLOAT. Got: DT_STRING"),
+        ({"scores": np.float64(SCORES)}, "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE"),
+        ({"scores": SCORES[0]}, "Expected Tensor shape: [batch_size num_classes] but got [2]"),
+        ({"scores": SCORES[None]},
+         "Expected Tensor shape: [batch_size num_classes] but got [1,2,2]"),
+        ({"scores": SCORES[:1]}, "Expected scores output batch size of 2. Got: 1"),
+        ({"classes": texts_of([[b"a"]] * 3)}, "Expected classes output batch size of 2. Got: 3"),
+        ({"classes": LABELS, "scores": SCORES[:, :1]},
+         "Tensors class and score should match in dim_size(1). Got 2 vs. 1"),
+    ],
+)  # fmt: skip
+def test_classes_of_another_form_are_refused(outputs, text):
+    assert refusal(class_scores, outputs, 2) == text
+
+
+@pytest.mark.parametrize("array", [np.float32([1.5, 2]), np.float32([[1.5], [2]])])
+def test_values_are_one_for_each_example(array):
+    found = regression_values({"outputs": array}, 2)
+    assert found == [1.5, 2.0]
+    assert all(type(value) is float for value in found)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.float32(1), "Expected output Tensor shape to be either [batch_size] or "
+         "[batch_size, 1] but got []"),
+        (np.float32([[1, 2]] * 2), "Expected output Tensor shape to be either [batch_size] or "
+         "[batch_size, 1] but got [2,2]"),
+        (np.float32([[[1]], [[2]]]), "Expected output Tensor shape to be either [batch_size] or "
+         "[batch_size, 1] but got [2,1,1]"),
+        (np.float32([1]), "Input batch size did not match output batch size: 2 vs. 1"),
+        (np.float32([1, 2, 3]), "Input batch size did not match output batch size: 2 vs. 3"),
+        (np.int64([1, 2]), "Expected output Tensor of DT_FLOAT.  Got: DT_INT64"),
+    ],
+)  # fmt: skip
+def test_values_of_another_form_are_refused(array, text):
+    assert refusal(regression_values, {"outputs": np.asarray(array)}, 2) == text

@@ -10,14 +10,18 @@ import struct
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 
+from tests.unit.embedded.flows import flowing
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.front import allow_many_connections
-from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
+from tfserve_kit.embedded.http_request import Head, Request
+from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions, _Row
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.rest_surface import Reply, page
+from tfserve_kit.embedded.running import Kind
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -57,7 +61,14 @@ class LargeSurface(EchoSurface):
 def serving(surface, threads, *, port=0, ledger=None, **more):
     """A transport on the loopback address, not started."""
     options = RestOptions(threads, **more)
-    return HttpTransport(surface, ledger or Ledger(1 << 32), ("127.0.0.1", port), options)
+    return HttpTransport(flowing(surface), ledger or Ledger(1 << 32), ("127.0.0.1", port), options)
+
+
+def serving_brisk_clients(surface, threads, patience_s):
+    """A transport that gives its clients little time; answers have as much as they need."""
+    transport = serving(surface, threads, timeout_s=patience_s, patience_s=patience_s)
+    transport._shared.timeout_s = PATIENCE_S
+    return transport
 
 
 @pytest.fixture
@@ -606,8 +617,8 @@ def test_offers_to_upgrade_by_the_thousand_are_declined_one_by_one(wire):
 
 @pytest.fixture
 def brisk(surface):
-    """A server that gives clients and answers a third of a second."""
-    transport = serving(surface, threads=2, timeout_s=0.3, patience_s=0.3)
+    """A server that gives clients a third of a second."""
+    transport = serving_brisk_clients(surface, threads=2, patience_s=0.3)
     transport.start()
     yield transport
     surface.go.set()
@@ -644,14 +655,17 @@ def test_request_that_drips_is_refused_in_time(brisk):
         assert is_refused(wire, 408)
 
 
-def test_body_that_gets_on_may_take_longer(brisk, monkeypatch):
+def test_body_that_gets_on_may_take_longer(surface, monkeypatch):
     limited(monkeypatch, **{"http_transport.STEADY_BYTES": 1})
-    with connected(brisk) as wire:
-        wire.send(LENGTH.format(200).encode())
-        for _ in range(200):
+    server = serving_brisk_clients(surface, threads=2, patience_s=1)
+    server.start()
+    with connected(server) as wire:
+        wire.send(LENGTH.format(60).encode())
+        for _ in range(60):
             wire.send(b"x")
-            time.sleep(0.005)
-        assert wire.body() == b"POST / " + b"x" * 200
+            time.sleep(0.025)
+        assert wire.body() == b"POST / " + b"x" * 60
+    server.stop(PATIENCE_S)
 
 
 def test_connection_may_idle_longer_than_a_request_may_take(brisk):
@@ -663,8 +677,7 @@ def test_connection_may_idle_longer_than_a_request_may_take(brisk):
 
 
 def test_request_behind_a_slow_one_does_not_run_out_of_time(surface):
-    server = serving(surface, threads=1, patience_s=0.1, timeout_s=0.1)
-    server._shared.timeout_s = PATIENCE_S
+    server = serving_brisk_clients(surface, threads=1, patience_s=0.1)
     server.start()
     with connected(server) as wire:
         wire.send(request("/wait") + request("/") * 16 + b"GET /last HTTP/1.1\r\n")
@@ -678,17 +691,18 @@ def test_request_behind_a_slow_one_does_not_run_out_of_time(surface):
 
 
 def test_client_that_takes_nothing_of_its_answer_is_hung_up_on():
-    server = serving(LargeSurface(), threads=1, timeout_s=0.1, patience_s=0.1)
+    surface = LargeSurface()
+    server = serving_brisk_clients(surface, threads=1, patience_s=0.1)
     server.start()
     with connected(server) as wire:
         wire.send(request("/"))
-        assert eventually(lambda: server._shared.connections)
+        assert eventually(lambda: surface.asked)
         assert eventually(lambda: not server._shared.connections)
     server.stop(PATIENCE_S)
 
 
 def test_client_that_takes_its_answer_slowly_gets_all_of_it():
-    server = serving(LargeSurface(), threads=1, timeout_s=1, patience_s=1)
+    server = serving_brisk_clients(LargeSurface(), threads=1, patience_s=1)
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
         client.sendall(request("/", version="1.0"))
@@ -701,7 +715,7 @@ def test_client_that_takes_its_answer_slowly_gets_all_of_it():
 
 
 def test_connections_beyond_the_limit_wait_for_room(surface, monkeypatch):
-    monkeypatch.setattr("tfserve_kit.embedded.http_transport.most_connections", lambda: 2)
+    monkeypatch.setattr("tfserve_kit.embedded.front.most_connections", lambda: 2)
     server = serving(surface, threads=1)
     server.start()
     with connected(server) as first, connected(server):
@@ -1040,3 +1054,109 @@ def test_stop_loses_no_request_of_clients_that_connect_anew_or_stay(surface):
         for thread in threads:
             thread.join(PATIENCE_S)
     assert not lost
+
+
+def test_short_requests_take_the_short_cut_once_known_and_others_the_usual_way(surface):
+    asked = []
+
+    def at_once(target, requests):
+        asked.extend((target, body) for body, _ in requests)
+        return [Reply(200, b"at once", TEXT) if body == b"x" else None for body, _ in requests]
+
+    ledger = Ledger(1 << 32)
+    address = ("127.0.0.1", 0)
+    transport = HttpTransport(flowing(surface), ledger, address, at_once=at_once)
+    transport.start()
+    try:
+        with connected(transport) as wire:
+
+            def answer(body, method="POST"):
+                wire.send(request("/p", body, method=method))
+                return wire.body()
+
+            assert answer(b"x") == b"POST /p x"
+            eventually(lambda: answer(b"x") == b"at once")
+            assert answer(b"y") == b"POST /p y"
+            assert answer(b"x", "GET") == b"GET /p x"
+            many = request("/p", b"x", method="POST") * 1000
+            wire.send(many)
+            assert {wire.body() for _ in range(1000)} <= {b"at once", b"POST /p x"}
+        assert set(asked) == {("/p", b"x"), ("/p", b"y")}
+        eventually(lambda: not ledger.held_bytes)
+    finally:
+        transport.stop(PATIENCE_S)
+
+
+class Told:
+    """A connection that keeps what it is told."""
+
+    def __init__(self, log, fails=False):
+        self.log, self.fails = log, fails
+
+    def take_reply(self, request, reply):
+        self.log.append(("sent", reply.body))
+        if self.fails:
+            raise RuntimeError("it has gone")
+
+    def ask_here(self, request):
+        self.log.append(("the usual way", request.body))
+
+
+@pytest.fixture
+def row():
+    """Short requests over a runner that does a step when it is told to."""
+    log, steps = [], []
+
+    def at_once(target, requests):
+        log.append(("asked", [body for body, _ in requests]))
+        return [None if body == b"odd" else Reply(200, body.upper()) for body, _ in requests]
+
+    runner = SimpleNamespace(step_soon=steps.append, note_here=lambda *_: None)
+    found = _Row(SimpleNamespace(runner=runner, at_once=at_once))
+    found.log, found.steps = log, steps
+    return found
+
+
+def short(body):
+    return Request(Head("POST", "/p"), body, Ledger(1).account("c"))
+
+
+def test_all_of_a_row_are_answered_before_the_first_answer_is_sent(row, caplog):
+    kind = Kind(least_s=1e-4)
+    for body in (b"a", b"odd", b"b"):
+        row.add(Told(row.log, fails=body == b"a"), short(body), kind)
+    (step,) = row.steps
+    assert step() is False
+    assert row.log == [
+        ("asked", [b"a", b"odd", b"b"]), ("sent", b"A"), ("the usual way", b"odd"), ("sent", b"B"),
+    ]  # fmt: skip
+    assert "it has gone" in caplog.text
+
+
+def test_a_row_is_of_one_kind_and_as_long_as_its_calls_are_short(row):
+    kinds = Kind(mean_s=2e-4, least_s=1e-4), Kind(least_s=1e-4)
+    for body in (b"1", b"2", b"3", b"4", b"5"):
+        row.add(Told(row.log), short(body), kinds[body == b"2"])
+    (step,) = row.steps
+    assert [step(), step(), step()] == [True, True, False]
+    asked = [bodies for what, bodies in row.log if what == "asked"]
+    assert asked == [[b"1", b"3"], [b"2"], [b"4", b"5"]]  # of 0.2 ms each two fill half a ms
+    row.add(Told(row.log), short(b"6"), kinds[0])
+    assert len(row.steps) == 2
+
+
+def test_many_that_are_tiny_are_several_rows(row):
+    kind = Kind(least_s=1e-4)
+    for _ in range(100):
+        row.add(Told(row.log), short(b"x"), kind)
+    (step,) = row.steps
+    while step():
+        pass
+    sizes = [len(bodies) for what, bodies in row.log if what == "asked"]
+    assert (sum(sizes), max(sizes)) == (100, 32)
+
+
+def test_calls_that_wait_for_others_go_the_usual_way(row):
+    row.add(Told(row.log), short(b"x"), Kind(waits=True))
+    row.steps[0]()
+    assert row.log == [("the usual way", b"x")]

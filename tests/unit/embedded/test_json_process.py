@@ -26,6 +26,7 @@ from tfserve_kit.embedded.json_process import (
     unpacked,
 )
 from tfserve_kit.embedded.json_reader import PredictBody
+from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import BudgetExceeded, Call, Ledger
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import dtypes
@@ -302,6 +303,17 @@ def test_stopped_process_is_gone_and_does_not_come_back():
         os.kill(pid, 0)
     assert large.predict_body(ROWS, TWO, call()).row_format
     assert large._reader.pid is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+@pytest.mark.parametrize("initializer", [None, give_way])
+def test_process_has_a_lower_priority_whichever_thread_has_started_it(initializer):
+    large = LargeJson()
+    with ThreadPoolExecutor(1, initializer=initializer) as thread:
+        thread.submit(large.predict_body, ROWS, TWO, call()).result()
+        found = os.getpriority(os.PRIO_PROCESS, large._reader.pid)
+    large.stop()
+    assert found == min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19)
 
 
 def test_small_requests_start_no_process():

@@ -1,10 +1,15 @@
 """Who gets a turn, with begins that only note it."""
 
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfserve_kit.embedded.lanes import Lane
+from tfserve_kit.embedded import limits
+from tfserve_kit.embedded.lanes import Lane, give_way, processors
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -115,3 +120,97 @@ def test_any_order_of_entering_and_ending_keeps_the_bounds_and_loses_nobody(turn
     assert lane._taken == lane.waiting == 0
     assert not lane._parties
     assert len(begun) == len(set(begun))
+
+
+@pytest.mark.parametrize(
+    ("count", "entering", "begun"),
+    [
+        (2, "aaa", "aa"),
+        (2, "aab", "aab"),  # nobody waits for another group
+        (4, "aaaaabbb", "aaaabb"),
+        (2, "aabb", "aab"),
+        (2, "abab", "ab"),
+        (2, "aabcd", "aabcd"),
+        (1, "aab", "ab"),
+        (3, "aaaaab", "aaab"),
+    ],
+)
+def test_processors_are_shared_and_each_group_has_one(count, entering, begun):
+    lane, found = processors(count), []
+    for group in entering:
+        lane.enter(group, lambda turn: found.append(turn.group))
+    assert "".join(found) == begun
+
+
+def test_processor_that_becomes_free_goes_to_the_group_with_the_fewest():
+    lane, found = processors(2), []
+    turns = [lane.enter(group, lambda turn: found.append(turn.group)) for group in "aaaabb"]
+    assert found == ["a", "a", "b"]
+    turns[0].end()
+    assert found == ["a", "a", "b"]  # as many as there are processors
+    turns[1].end()
+    assert found == ["a", "a", "b", "a"]
+
+
+def test_any_number_may_wait_for_a_processor():
+    lane = processors(1)
+    for _ in range(3 * limits.MOST_WAITING):
+        lane.enter("a", lambda _: None)
+    assert lane.waiting == 3 * limits.MOST_WAITING - 1
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
+def test_processors_are_never_idle_while_somebody_waits(count, steps):
+    lane, held = processors(count), []
+    for group, is_entering in steps:
+        if is_entering:
+            lane.enter(group, held.append)
+        elif held:
+            held.pop(0).end()
+        groups = {turn.group for turn in held}
+        assert len(held) <= count + 2 * -(-count // 2)  # and equal shares of the two others
+        assert len(held) >= min(count, len(held) + lane.waiting)
+        assert set(lane._parties) == groups
+
+
+@pytest.mark.parametrize(
+    ("quota", "found"),
+    [
+        (None, 4),
+        ("max 100000", 4),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("1000 100000", 1),
+        ("900000 100000", 4),
+        ("nonsense", 4),
+        ("", 4),
+    ],
+)
+@pytest.mark.parametrize("given", [0, -1])
+def test_processors_are_those_of_the_process_and_of_its_container(
+    tmp_path, monkeypatch, quota, found, given
+):
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
+    monkeypatch.setattr(limits, "_PROCESSORS", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    begun = []
+    lane = processors(given)
+    for _ in range(9):
+        lane.enter("a", begun.append)
+    assert len(begun) == found
+
+
+def niceness():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_thread_that_is_started_by_one_that_has_given_way_gives_way_no_further():
+    def started():
+        with ThreadPoolExecutor(1, initializer=give_way) as inner:
+            return niceness(), inner.submit(niceness).result()
+
+    with ThreadPoolExecutor(1, initializer=give_way) as outer:
+        mine, others = outer.submit(started).result()
+    assert mine == others == min(niceness() + 5, 19)

@@ -1,16 +1,23 @@
 """From loaded to served: batching, warm-up, and what the metrics are told of it."""
 
+import json
+import struct
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from tfserve_kit import protos, tfrecord
-from tfserve_kit.embedded import loader as prepare
+from tfserve_kit.embedded import loader
 from tfserve_kit.embedded.batching import BatchingServable, BatchOptions, BatchScheduler
+from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import PreparingLoader
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.settings import Batching
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
+from tfserve_kit.tfrecord import masked_crc
 
 _SIGNATURES = protos.from_text(
     "SignatureDefMap",
@@ -310,7 +317,7 @@ def test_warmup_goes_through_batching(version, servable, metrics, scheduler, war
 def test_warm_up_request_that_claims_too_much_fails_the_load_with_its_reason(
     warm, servable, monkeypatch
 ):
-    monkeypatch.setattr(prepare, "MOST_REQUEST_BYTES", 14_000_000)
+    monkeypatch.setattr("tfserve_kit.embedded.loader.MOST_REQUEST_BYTES", 14_000_000)
     warm(claiming_log(1_000_000), claiming_log(1_000_000), passes=3)
     with pytest.raises(ServingError, match=r"Warmup record 2 of .*values that were left out"):
         warm(PREDICT, claiming_log(4_000_000))
@@ -319,10 +326,296 @@ def test_warm_up_request_that_claims_too_much_fails_the_load_with_its_reason(
 
 @pytest.mark.parametrize("kind", [CLASSIFY, REGRESS], ids=["classify", "regress"])
 def test_results_of_a_warm_up_request_are_charged(warm, kind, monkeypatch):
-    monkeypatch.setattr(prepare, "MOST_REQUEST_BYTES", 1_000_000)
+    monkeypatch.setattr("tfserve_kit.embedded.loader.MOST_REQUEST_BYTES", 1_000_000)
     many = protos.PredictionLog.FromString(kind.SerializeToString())
     request = getattr(many, many.WhichOneof("log_type")).request
     for _ in range(4000):
         request.input.example_list.examples.add()
     with pytest.raises(ServingError, match="the results"):
         warm(many)
+
+
+# Stored requests: reading the file, and replaying what is in it.
+
+
+LOGS = {
+    "predict_log": "Predict",
+    "classify_log": "Classify",
+    "regress_log": "Regress",
+    "multi_inference_log": "MultiInference",
+}
+
+
+def record(data):
+    length = struct.pack("<Q", len(data))
+    return length + masked_crc(length) + data + masked_crc(data)
+
+
+def stored(kind="predict_log", signature="s"):
+    message = protos.PredictionLog()
+    request = getattr(message, kind).request
+    spec = request.tasks.add().model_spec if kind == "multi_inference_log" else request.model_spec
+    spec.signature_name = signature
+    return message.SerializeToString()
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a warm-up file of these bytes."""
+
+    def write(content):
+        file = tmp_path / "requests"
+        file.write_bytes(content)
+        return file
+
+    return write
+
+
+def replay(file, passes=1):
+    sent = []
+    count = loader.replay_warmup(
+        file,
+        lambda method, message, call: sent.append((method, message)),
+        passes=passes,
+        ledger=Ledger(1 << 30),
+    )
+    return count, sent
+
+
+def refusal(file):
+    with pytest.raises(ServingError) as caught:
+        replay(file)
+    return caught.value
+
+
+# Records
+
+
+@pytest.mark.parametrize("datas", [[], [b"one"], [b"one", b"", b"three" * 1000]])
+def test_records_are_read_one_after_the_other(written, datas):
+    file = written(b"".join(map(record, datas)))
+    assert list(loader.warmup_records(file)) == datas
+
+
+def error_of(read):
+    """Return the message of the error that reading ends with, empty for none."""
+    try:
+        read()
+    except ServingError as error:
+        hint = ". Please verify your warmup data is in TFRecord format."
+        return error.message.removesuffix(hint) if error.code is Code.DATA_LOSS else str(error)
+    return ""
+
+
+@pytest.mark.tensorflow
+def test_damage_is_reported_as_the_server_reports_it(written):
+    from tensorflow.python.framework import errors
+    from tensorflow.python.lib.io import tf_record
+
+    def said(file):
+        reader = tf_record.tf_record_iterator(str(file))
+        try:
+            return len(list(reader)), ""
+        except errors.DataLossError as error:
+            return None, error.message
+
+    whole = record(b"seven..") + record(b"second")
+    files = [whole[:kept] for kept in range(len(whole))]
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        files.append(bytes(damaged))
+    for content in files:
+        file = written(content)
+        count, message = said(file)
+        assert error_of(lambda file=file: list(loader.warmup_records(file))) == message, content
+        if not message:
+            assert len(list(loader.warmup_records(file))) == count
+
+
+def test_record_that_claims_to_be_enormous_is_not_read(written):
+    length = struct.pack("<Q", 2**63)
+    assert "truncated" in refusal(written(length + masked_crc(length) + b"x")).message
+
+
+# Replay
+
+
+@pytest.mark.parametrize(("kind", "method"), LOGS.items())
+def test_each_kind_of_log_is_sent_by_its_method(written, kind, method):
+    count, sent = replay(written(record(stored(kind))))
+    assert count == 1
+    ((sent_method, message),) = sent
+    assert sent_method == method
+    assert message.DESCRIPTOR.name == protos.METHODS[method].request
+
+
+def test_requests_are_sent_in_order_each_as_often_as_asked(written):
+    file = written(record(stored(signature="a")) + record(stored(signature="b")))
+    count, sent = replay(file, passes=3)
+    assert count == 2
+    assert [message.model_spec.signature_name for _, message in sent] == [*"aaabbb"]
+
+
+def test_empty_file_sends_nothing(written):
+    assert replay(written(b"")) == (0, [])
+
+
+def test_record_that_is_no_log_is_refused(written):
+    error = refusal(written(record(b"\xff\xff")))
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message.startswith("Failed to parse warmup record: \ufffd\ufffd from /")
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (protos.PredictionLog(), "LOG_TYPE_NOT_SET"),
+        (protos.from_text("PredictionLog", "session_run_log {}"), "session_run_log"),
+    ],
+)
+def test_log_of_another_kind_is_not_implemented(written, message, name):
+    error = refusal(written(record(message.SerializeToString())))
+    assert error.code is Code.UNIMPLEMENTED
+    assert error.message == f"Unsupported log_type for warmup: {name}"
+
+
+def test_failing_request_ends_the_replay(written):
+    sent = []
+
+    def send(method, message, call):
+        sent.append(message.model_spec.signature_name)
+        if sent[-1] == "bad":
+            raise ServingError(Code.OUT_OF_RANGE, "no")
+
+    file = written(b"".join(record(stored(signature=name)) for name in ("good", "bad", "good")))
+    with pytest.raises(ServingError, match="no"):
+        loader.replay_warmup(file, send, passes=1, ledger=Ledger(1 << 20))
+    assert sent == ["good", "bad"]
+
+
+def test_each_pass_of_a_record_has_what_one_request_may_and_more_is_refused_by_its_number(written):
+    ledger, held = Ledger(1 << 20), []
+
+    def send(method, message, call):
+        held.append(call.account.held_bytes)
+        call.account.take(700_000 if message.model_spec.signature_name == "a" else 900_000, "y")
+
+    file = written(record(stored(signature="a")) * 3 + record(stored(signature="b")))
+    with pytest.raises(ServingError) as caught:
+        loader.replay_warmup(file, send, passes=2, ledger=ledger)
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert caught.value.message.startswith(
+        f"Warmup record 4 of {file}: The request is too large: with 900000 bytes for y"
+    )
+    assert (len(held), len(set(held)), ledger.held_bytes) == (7, 1, 0)
+
+
+def test_record_beyond_what_could_be_sent_is_refused_before_it_is_read(tmp_path):
+    length = 1 << 40
+    head = struct.pack("<Q", length)
+    file = tmp_path / "requests"
+    with file.open("wb") as stream:
+        stream.write(head + masked_crc(head))
+        stream.truncate(length + 100)  # takes no room on disk
+    error = refusal(file)
+    assert error.code is Code.INVALID_ARGUMENT
+    assert f"has {length} bytes" in error.message
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_thousand_records_are_the_most_there_may_be(written, fine):
+    file = written(record(stored()) * (1000 if fine else 1001))
+    if fine:
+        assert replay(file)[0] == 1000
+        return
+    error = refusal(file)
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message == f"Number of warmup records exceeds the maximum (1000) at {file}"
+
+
+# A process with sessions, and the priority of each of its threads.
+_THREADS = """
+import json, os, sys, time
+from tfserve_kit import protos
+from tfserve_kit.embedded.loader import SavedModelLoader, skip_package_import
+from tfserve_kit.embedded.settings import SessionOptions
+skip_package_import()
+threads = int(sys.argv[1])
+SavedModelLoader(SessionOptions(config=protos.ConfigProto(intra_op_parallelism_threads=threads)))
+ids, same = set(), 0
+while same < 10:  # one that has been joined may take a moment to go
+    before, ids = ids, set(map(int, os.listdir("/proc/self/task")))
+    same = same + 1 if ids == before else 0
+    time.sleep(0.02)
+print(json.dumps([os.getpriority(os.PRIO_PROCESS, each) for each in ids]))
+"""
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has for threads is told there")
+def test_operations_run_in_as_many_threads_as_asked_for_and_these_give_way():
+    few, many = (
+        json.loads(subprocess.check_output([sys.executable, "-c", _THREADS, f"{threads}"]))
+        for threads in (1, 6)
+    )
+    assert len(many) - len(few) == 5
+    lowest = max(many)
+    assert lowest > min(many)
+    assert many.count(lowest) - few.count(lowest) == 5
+
+
+# A process that serves a version of 96 MB, swaps it a few times, and says what it holds in between.
+_SWAPS = """
+import json, os
+import numpy as np
+import tensorflow as tf
+from tfserve_kit.embedded.loader import SavedModelLoader, _runtime
+from tfserve_kit.embedded.servable import SessionServable
+from tfserve_kit.embedded.settings import SessionOptions
+
+loader, runtime = SavedModelLoader(SessionOptions()), _runtime()
+
+def load():
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [4_000_000])
+        weights = [
+            tf.compat.v1.get_variable(f"w{number}", x.shape, use_resource=True)
+            for number in range(6)
+        ]
+        filled = [each.assign(x) for each in weights]
+        y = tf.identity(tf.add_n(weights)[:3], name="y")
+        session = tf.compat.v1.Session(graph=graph)
+    for each in filled:
+        session.run(each.op, {x: np.ones(4_000_000, np.float32)})
+    return SessionServable(runtime, session, {}, compiled=True, borrow=loader._borrow)
+
+def held_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+served, held = load(), []
+for _ in range(4):
+    following = load()
+    served.close()
+    served = following
+    held.append(held_bytes())
+following = load()
+print(json.dumps([held, held_bytes(), served.run({}, ["y:0"])[0].tolist()]))
+"""
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is told there")
+def test_memory_of_a_version_that_is_unloaded_goes_back_and_the_others_keep_theirs():
+    told = subprocess.check_output([sys.executable, "-c", _SWAPS], text=True)
+    one, two_bytes, answer = json.loads(told.splitlines()[-1])
+    assert answer == [6.0] * 3
+    assert two_bytes - max(one) > 80_000_000  # such a version is held
+    assert max(one) - min(one) < 30_000_000
+
+
+def test_server_starts_without_what_deployment_files_take():
+    code = "import sys, tfserve_kit.embedded.__main__, tfserve_kit.embedded.server\n"
+    code += "print({'pydantic', 'tensorflow'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

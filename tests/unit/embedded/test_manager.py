@@ -4,14 +4,26 @@ import threading
 import time
 from concurrent import futures
 from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from tfserve_kit import protos
 from tfserve_kit.clock import SystemClock, wait_until
-from tfserve_kit.embedded import manager as source
+from tfserve_kit.embedded import manager
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import MOST_ENDED, Manager, Poller, State, mark_aspired
+from tfserve_kit.embedded.manager import (
+    MOST_ENDED,
+    Entry,
+    Manager,
+    Poller,
+    State,
+    aspired_versions,
+    mark_aspired,
+    next_step,
+)
+from tfserve_kit.embedded.metrics import VERSION_AVAILABLE, VERSIONS
 from tfserve_kit.embedded.settings import Settings
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -203,6 +215,19 @@ def test_status_lists_versions_from_the_highest_down(world):
     manager = world.start(policy="all {}")
     world.settles({1: "AVAILABLE", 9: "AVAILABLE", 10: "AVAILABLE"})
     assert [status.number for status in manager.status("m")] == [10, 9, 1]
+
+
+def test_readings_count_versions_by_state_and_name_those_that_answer(world):
+    manager = world.start(policy="all {}")
+    states = ("START", "LOADING", "AVAILABLE", "UNLOADING")
+    assert manager.readings() == [(VERSIONS, ("m", state), 0) for state in states]
+    world.put("m/1", "m/2")
+    world.settles({1: "AVAILABLE", 2: "AVAILABLE"})
+    found = manager.readings()
+    counts = {labels[1]: value for metric, labels, value in found if metric is VERSIONS}
+    assert counts == {"START": 0, "LOADING": 0, "AVAILABLE": 2, "UNLOADING": 0}
+    named = [each for each in found if each[0] is VERSION_AVAILABLE]
+    assert sorted(labels for _, labels, _ in named) == [("m", "1"), ("m", "2")]
 
 
 @pytest.mark.parametrize(
@@ -910,14 +935,14 @@ def test_reload_that_another_one_follows_ends_as_aborted(world):
 
 def test_base_path_that_hangs_holds_up_no_other_model(world, monkeypatch):
     world.put("m/1", "n/1", "stuck/1")
-    go, aspired = threading.Event(), source.aspired_versions
+    go, aspired = threading.Event(), aspired_versions
 
     def hanging(config):
         if config.name == "stuck":
             assert go.wait(PATIENCE_S)
         return aspired(config)
 
-    monkeypatch.setattr(source, "aspired_versions", hanging)
+    monkeypatch.setattr("tfserve_kit.embedded.manager.aspired_versions", hanging)
     world.start("stuck", "m", "n")
     world.poll()
     world.settles({1: "AVAILABLE"}, "m")
@@ -1041,3 +1066,321 @@ def test_models_by_the_ten_thousand_are_taken_in_without_holding_up_the_status(w
     watcher.join(PATIENCE_S)
     assert world.states() == {1: "AVAILABLE"}
     assert longest_s[0] < 0.5
+
+
+# Which versions a model's policy asks for, from what is on disk.
+
+
+def config(base_path, policy="", name="m"):
+    text = f'name: "{name}" base_path: "{base_path}" model_version_policy {{ {policy} }}'
+    return protos.from_text("ModelConfig", text)
+
+
+@pytest.fixture
+def base(tmp_path):
+    for name in ("1", "2", "10", "v3", ".tfkit-staging-x", "4.tmp"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("", {10}),
+        ("latest {}", {10}),
+        ("latest { num_versions: 0 }", {10}),
+        ("latest { num_versions: 1 }", {10}),
+        ("latest { num_versions: 2 }", {2, 10}),
+        ("latest { num_versions: 9 }", {1, 2, 10}),
+        ("all {}", {1, 2, 10}),
+        ("specific { versions: 1 }", {1}),
+        ("specific { versions: 10 versions: 2 }", {2, 10}),
+        ("specific { versions: 2 versions: 7 }", {2}),
+        ("specific { versions: 7 }", set()),
+        ("specific {}", set()),
+    ],
+)
+def test_policy_asks_for_the_versions(base, policy, expected):
+    assert manager.aspired_versions(config(base, policy)) == {n: base / str(n) for n in expected}
+
+
+def test_no_policy_at_all_asks_for_the_highest_by_number_not_by_name(base):
+    message = protos.ModelConfig(name="m", base_path=str(base))
+    assert set(manager.aspired_versions(message)) == {10}
+
+
+def test_leading_zeros_name_the_directory_that_is_there(tmp_path):
+    (tmp_path / "007").mkdir()
+    assert manager.aspired_versions(config(tmp_path)) == {7: tmp_path / "007"}
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost"])
+def test_scheme_of_files_is_a_path_of_this_machine(base, prefix):
+    assert manager.aspired_versions(config(f"{prefix}{base}")) == {10: base / "10"}
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/m", "file:///nowhere/at/all", "s3://b"])
+def test_other_schemes_lead_nowhere(path):
+    with pytest.raises(ServingError) as caught:
+        manager.aspired_versions(config(path))
+    assert caught.value.code is Code.NOT_FOUND
+    assert f"Could not find base path {path} for servable m" in caught.value.message
+
+
+def test_empty_base_path_asks_for_nothing(tmp_path):
+    assert manager.aspired_versions(config(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_base_path_that_cannot_be_listed_is_not_found(tmp_path, kind):
+    path = tmp_path / "gone"
+    if kind == "file":
+        path.write_text("")
+    with pytest.raises(ServingError) as caught:
+        manager.aspired_versions(config(path))
+    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.message == (
+        f"Could not find base path {path} for servable m with error NOT_FOUND: {path} not found"
+    )
+
+
+def test_version_that_is_a_directory_may_be_loaded(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    manager.check_directory(tmp_path, "{s}")
+    manager.check_directory(tmp_path / "link", "{s}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "end"),
+    [
+        ("file", Code.FAILED_PRECONDITION, "; Not a directory"),
+        ("dangling link", Code.NOT_FOUND, " not found"),
+        ("nothing", Code.NOT_FOUND, " not found"),
+    ],
+)
+def test_version_that_is_no_directory_is_refused_in_the_official_words(tmp_path, kind, code, end):
+    path = tmp_path / "7"
+    if kind == "file":
+        path.write_text("")
+    if kind == "dangling link":
+        path.symlink_to(tmp_path / "gone")
+    with pytest.raises(ServingError) as caught:
+        manager.check_directory(path, "{name: m version: 7}")
+    assert caught.value.code is code
+    assert caught.value.message == (
+        "Error while attempting to reserve resources to load servable {name: m version: 7}: "
+        f"{path}{end}"
+    )
+
+
+# Looking at base paths: all of them once a round, beside one that hangs.
+
+
+class Disk:
+    """Notes who is looked at; `slow` hangs until it is let go."""
+
+    def __init__(self):
+        self.looked, self.go = SimpleQueue(), threading.Event()
+
+    def look(self, name, config):
+        self.looked.put((name, config))
+        if name == "slow":
+            assert self.go.wait(PATIENCE_S)
+
+    def next(self):
+        return self.looked.get(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def disk():
+    disk = Disk()
+    yield disk
+    disk.go.set()
+
+
+def test_model_that_hangs_is_not_looked_at_again_and_others_are(disk):
+    poller, configs = Poller(disk.look), {"slow": object(), "quick": object()}
+    poller.ask(configs)
+    assert disk.next() == ("slow", configs["slow"])
+    for _ in range(3):
+        poller.ask(configs)
+        assert disk.next() == ("quick", configs["quick"])
+    disk.go.set()
+    poller.ask({"last": 1})
+    assert disk.next() == ("last", 1)
+
+
+def test_model_that_is_replaced_while_it_is_looked_at_is_looked_at_once_more(disk):
+    poller = Poller(disk.look)
+    poller.ask({"slow": "old"})
+    assert disk.next() == ("slow", "old")
+    poller.ask({"slow": "new"})  # the only round: base paths need not be polled
+    disk.go.set()
+    assert disk.next() == ("slow", "new")
+
+
+def test_model_that_is_removed_while_it_is_looked_at_is_not_looked_at_again(disk):
+    poller = Poller(disk.look)
+    poller.ask({"slow": "old"})
+    assert disk.next() == ("slow", "old")
+    poller.ask({"slow": "new"})
+    poller.ask({"other": 1})
+    assert disk.next() == ("other", 1)
+    disk.go.set()
+    poller.ask({"end": 1})
+    assert disk.next() == ("end", 1)
+
+
+# The availability-preserving policy: what is served goes only after its replacement is there.
+
+
+START, LOADING, AVAILABLE = State.START, State.LOADING, State.AVAILABLE
+UNLOADING, END = State.UNLOADING, State.END
+
+
+def entries(*rows):
+    """Return entries; a row is (number, state) if aspired, (number, state, False) if not."""
+    return [Entry("m", number, Path(), state, aspired=not rest) for number, state, *rest in rows]
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        pytest.param([], None, id="nothing-known"),
+        pytest.param([(1, START)], (1, LOADING), id="first-version-loads"),
+        pytest.param([(1, START), (3, START), (2, START)], (3, LOADING), id="highest-loads-first"),
+        pytest.param(
+            [(3, LOADING), (2, START)], (2, LOADING), id="next-loads-beside-a-loading-one"
+        ),
+        pytest.param([(1, LOADING)], None, id="loading-is-waited-for"),
+        pytest.param([(1, AVAILABLE)], None, id="settled"),
+        pytest.param([(1, END)], None, id="ended-is-left-alone"),
+        pytest.param([(2, UNLOADING)], None, id="unloading-is-waited-for"),
+        pytest.param(
+            [(1, AVAILABLE, False), (2, START)], (2, LOADING), id="new-loads-while-old-serves"
+        ),
+        pytest.param(
+            [(1, AVAILABLE, False), (2, LOADING)], None, id="old-stays-until-new-is-there"
+        ),
+        pytest.param([(1, AVAILABLE, False), (2, END)], None, id="old-stays-when-new-failed"),
+        pytest.param(
+            [(1, AVAILABLE, False), (2, UNLOADING)], None, id="old-stays-when-new-is-going"
+        ),
+        pytest.param(
+            [(1, AVAILABLE, False), (2, AVAILABLE)], (1, UNLOADING), id="old-goes-once-new-is-there"
+        ),
+        pytest.param(
+            [(2, AVAILABLE, False), (1, AVAILABLE, False), (3, AVAILABLE)],
+            (1, UNLOADING),
+            id="lowest-goes-first",
+        ),
+        pytest.param(
+            [(1, AVAILABLE, False), (3, AVAILABLE), (2, START)],
+            (1, UNLOADING),
+            id="unload-comes-before-further-loads",
+        ),
+        pytest.param([(1, AVAILABLE, False)], (1, UNLOADING), id="none-aspired-unloads"),
+        pytest.param(
+            [(1, LOADING, False), (2, AVAILABLE)], None, id="surplus-that-still-loads-is-waited-for"
+        ),
+        pytest.param([(1, START, False)], None, id="unwanted-before-it-began-never-loads"),
+        pytest.param([(1, UNLOADING, False), (2, AVAILABLE)], None, id="surplus-unloads-only-once"),
+        pytest.param(
+            [(2, AVAILABLE, False), (1, START)], (1, LOADING), id="rollback-loads-the-older-first"
+        ),
+    ],
+)
+def test_next_step_for_versions_is(versions, expected):
+    step = next_step(entries(*versions))
+    assert (step and (step[0].number, step[1])) == expected
+
+
+def test_state_numbers_are_those_of_the_status_message():
+    from tfserve_kit import protos
+
+    official = protos.enum("ModelVersionStatus.State").values_by_name
+    assert {state.name: int(state) for state in State} == {
+        name: value.number for name, value in official.items()
+    }
+
+
+# Version labels: what a configuration gives out, and what a label stands for.
+
+
+def labelled(name, **versions):
+    return protos.ModelConfig(name=name, version_labels=versions)
+
+
+def assign(configs, current=None, *, available=(), allow_unavailable=False):
+    return manager.assign_labels(
+        configs,
+        current or {},
+        lambda model, version: (model, version) in available,
+        allow_unavailable=allow_unavailable,
+    )
+
+
+def test_labels_of_available_versions_are_given_out_by_model():
+    configs = [
+        labelled("a", stable=1, canary=2),
+        labelled("b", stable=7),
+        labelled("c"),
+    ]
+    found = assign(configs, available={("a", 1), ("a", 2), ("b", 7)})
+    assert found == {"a": {"stable": 1, "canary": 2}, "b": {"stable": 7}}
+
+
+def test_label_that_a_configuration_leaves_out_is_gone():
+    found = assign([labelled("a", new=1)], {"a": {"old": 1}}, available={("a", 1)})
+    assert found == {"a": {"new": 1}}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize(
+    ("current", "lenient"),
+    [
+        ({}, True),  # the label is new
+        ({"a": {"other": 1}}, True),
+        ({"b": {"stable": 1}}, True),
+        ({"a": {"stable": 2}}, True),  # it stays where it is
+        ({"a": {"stable": 1}}, False),  # it moves
+        ({"a": {"stable": 0}}, False),
+    ],
+)
+def test_label_may_name_an_unavailable_version_if_allowed_and_not_moved(current, lenient, allowed):
+    ask = [labelled("a", stable=2)]
+    if lenient and allowed:
+        assert assign(ask, current, allow_unavailable=True) == {"a": {"stable": 2}}
+        return
+    with pytest.raises(ServingError) as caught:
+        assign(ask, current, available={("a", 1), ("b", 2)}, allow_unavailable=allowed)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert caught.value.message == (
+        "Request to assign label to version 2 of model a, which is not currently available for "
+        "inference"
+    )
+
+
+def test_label_may_move_to_an_available_version():
+    current = {"a": {"stable": 1}}
+    for allow in (True, False):
+        found = assign(
+            [labelled("a", stable=2)],
+            current,
+            available={("a", 2)},
+            allow_unavailable=allow,
+        )
+        assert found == {"a": {"stable": 2}}
+    assert current == {"a": {"stable": 1}}
+
+
+def test_label_stands_for_its_version():
+    assert manager.resolve_label({"a": {"stable": 3}}, "a", "stable") == 3
+
+
+@pytest.mark.parametrize(("model", "label"), [("a", "canary"), ("b", "stable"), ("a", "")])
+def test_unknown_label_is_refused(model, label):
+    with pytest.raises(ServingError) as caught:
+        manager.resolve_label({"a": {"stable": 3}}, model, label)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message == f"Unrecognized servable version label: {label}"

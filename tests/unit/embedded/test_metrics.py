@@ -2,11 +2,14 @@
 
 import math
 import re
+import threading
 import time
 
 import pytest
 
+from tfserve_kit.embedded import metrics as metrics_module
 from tfserve_kit.embedded.metrics import (
+    GRAPH_RUN_TIME,
     LOAD_ATTEMPTS,
     PADDING_SIZE,
     QUEUING_LATENCY,
@@ -16,9 +19,13 @@ from tfserve_kit.embedded.metrics import (
     Metrics,
     exponential,
     micros_since,
+    process_readings,
 )
+from tfserve_kit.perf.metrics import parse
+from tfserve_kit.version import VERSION
 
 SIZES = Metric(":sizes", ("model",), (1.0, 2.0, 4.0))
+GAUGE = Metric(":gauge", ("a",), is_gauge=True)
 COUNT = Metric(":count", ("a", "b"))
 
 # What the page of a fresh official server says of serving.
@@ -69,6 +76,48 @@ def test_counter_without_labels_has_empty_braces():
     metrics = Metrics()
     metrics.add(WRAPPED_RUN_COUNT)
     assert lines(metrics, WRAPPED_RUN_COUNT.name) == [f"{WRAPPED_RUN_COUNT.name}{{}} 1"]
+
+
+def test_histogram_of_graph_runs_says_what_the_official_server_counts_beside_it():
+    metrics = Metrics()
+    for micros in (500, 1500):
+        metrics.observe(GRAPH_RUN_TIME, micros)
+    assert lines(metrics, ":tensorflow:core:graph_runs") == [":tensorflow:core:graph_runs{} 2"]
+    assert lines(metrics, ":tensorflow:core:direct_session_runs") == [
+        ":tensorflow:core:direct_session_runs{} 2"
+    ]
+    assert lines(metrics, ":tensorflow:core:graph_run_time_usecs{") == [
+        ":tensorflow:core:graph_run_time_usecs{} 2000"
+    ]
+    assert lines(metrics, f"{GRAPH_RUN_TIME.name}_bucket")[:2] == [
+        f'{GRAPH_RUN_TIME.name}_bucket{{le="1000"}} 1',
+        f'{GRAPH_RUN_TIME.name}_bucket{{le="2000"}} 2',
+    ]
+
+
+def test_what_is_looked_up_is_as_it_is_when_the_page_is_asked_for():
+    metrics, found = Metrics(), {"now": 1}
+    metrics.look_up(lambda: [(GAUGE, ("x",), found["now"])])
+    assert lines(metrics, ":gauge") == [':gauge{a="x"} 1']
+    found["now"] = 2
+    assert lines(metrics, ":gauge") == [':gauge{a="x"} 2']
+    assert "# TYPE :gauge gauge" in metrics.page().splitlines()
+
+
+def test_process_tells_its_start_memory_processor_time_and_program():
+    metrics = Metrics()
+    metrics.look_up(process_readings)
+    page = parse(metrics.page())
+    started_s = page["process_start_time_seconds", ()]
+    assert 0 < time.time() - started_s < 86_400 * 30
+    assert page["process_resident_memory_bytes", ()] > 1e7
+    before = page["process_cpu_seconds_total", ()]
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    assert 0 < parse(metrics.page())["process_cpu_seconds_total", ()] - before < 60
+    program = [dict(labels) for name, labels in page if name == "tfkit_build_info"]
+    assert [each["version"] for each in program] == [VERSION]
 
 
 def test_histogram_counts_up_and_puts_a_value_on_a_bound_above_it():
@@ -172,3 +221,61 @@ def test_models_that_answer_keep_their_place_among_made_up_names():
         assert f'request_count{{model_name="digits",status="{status}"}} 1' in page
     assert "made up 11999" not in page
     assert 'execution_batch_size="11999"' not in page
+
+
+def test_no_value_is_lost_or_counted_twice_while_threads_append_and_pages_are_read():
+    metrics, threads, each = Metrics(), 4, 3000
+    barrier = threading.Barrier(threads + 1)
+
+    def work():
+        barrier.wait()
+        for value in range(each):
+            metrics.observe(SIZES, value % 4 + 0.5, ("m",))
+            metrics.count_request("m", "Predict", "GRPC", "OK", time.perf_counter_ns())
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    while any(worker.is_alive() for worker in workers):
+        metrics.page()
+    expected = threads * each
+    assert lines(metrics, ":sizes") == [
+        f':sizes_bucket{{model="m",le="1"}} {expected // 4}',
+        f':sizes_bucket{{model="m",le="2"}} {expected // 2}',
+        f':sizes_bucket{{model="m",le="4"}} {expected}',
+        f':sizes_bucket{{model="m",le="+Inf"}} {expected}',
+        f':sizes_sum{{model="m"}} {2 * expected}',
+        f':sizes_count{{model="m"}} {expected}',
+    ]
+    assert metrics.first("/tensorflow/serving/request_count") == expected
+
+
+def test_requests_are_counted_though_there_is_no_room_for_their_latencies(monkeypatch):
+    monkeypatch.setattr(metrics_module, "_MOST_LABEL_SETS", 1)
+    metrics = Metrics()
+    for api in ("Predict", "Classify", "Classify"):
+        metrics.count_request("m", api, "GRPC", "OK", time.perf_counter_ns())
+    assert lines(metrics, ":tensorflow:serving:request_count{") == [
+        ':tensorflow:serving:request_count{model_name="m",status="OK"} 3'
+    ]
+
+
+def test_values_put_in_together_count_as_one_after_the_other():
+    values = [0.5, 1.0, 3.0, 9.0] * 200
+    together, apart = Metrics(), Metrics()
+    for metrics in (together, apart):
+        metrics.observe(SIZES, 1.5, ("known",))
+    for labels in (("known",), ("new",)):
+        for begin in range(0, len(values), 7):
+            together.observe_all(SIZES, values[begin : begin + 7], labels)
+        together.observe_all(SIZES, [], labels)
+        for value in values:
+            apart.observe(SIZES, value, labels)
+    together.count_requests("m", "predict", "REST", [20.0, 30.0])
+    for _ in range(2):
+        apart.count_request("m", "predict", "REST", "OK", time.perf_counter_ns())
+    assert lines(together, SIZES.name) == lines(apart, SIZES.name)
+    assert lines(together, ":tensorflow:serving:request_count") == lines(
+        apart, ":tensorflow:serving:request_count"
+    )

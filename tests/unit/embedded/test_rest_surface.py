@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfserve_kit import protos
 from tfserve_kit.embedded.handlers import (
@@ -12,11 +14,12 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
-from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
+from tfserve_kit.tensors import dtypes
 
 SIGNATURES = protos.from_text(
     "SignatureDefMap",
@@ -37,7 +40,7 @@ class HalfPlusTwoHandlers:
     Attributes:
         asked: (method, model) of each call.
         call: that of the last request that computes.
-        fault: raised by `predict`, `metadata` and `status` if set.
+        fault: raised by `predict`, `inputs`, `metadata` and `status` if set.
     """
 
     def __init__(self):
@@ -48,21 +51,36 @@ class HalfPlusTwoHandlers:
         if self.fault:
             raise self.fault
 
-    def predict(self, model, signature, inputs, output_filter=(), *, call=None):
+    async def predict(self, model, signature, inputs, output_filter=(), *, call=None):
         self.call = call
         self._note("predict", model)
         return Predicted(model.version or 7, signature, {"y": inputs["x"] / 2 + 2})
+
+    def predict_at_once(self, model, asked):
+        self._note("at once", model)
+        dtype = dtypes.by_number(SIGNATURES["serving_default"].inputs["x"].dtype)
+        arrays = [value and value(dtype) for value, _ in asked]
+        return [
+            None
+            if x is None
+            else Predicted(model.version or 7, "serving_default", {"y": x / 2 + 2})
+            for x in arrays
+        ]
+
+    def inputs(self, model, signature):
+        self._note("inputs", model)
+        return SIGNATURES[signature].inputs if signature in SIGNATURES else None
 
     def metadata(self, model):
         self._note("metadata", model)
         return Metadata(model.version or 7, SIGNATURES)
 
-    def classify(self, model, signature, examples, *, call=None):
+    async def classify(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("classify", model)
         return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples()])
 
-    def regress(self, model, signature, examples, *, call=None):
+    async def regress(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("regress", model)
         return Regressed(7, signature, [2.5, 0.1])
@@ -485,3 +503,107 @@ def test_what_computes_is_handed_the_call(handlers, verb, body):
     surface, call = RestSurface(handlers, Metrics()), Call.unbounded()
     assert surface.reply("POST", f"/v1/models/m:{verb}", body, call).status == 200
     assert handlers.call is call
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/models/m:predict", "http://h/v1/models/m/versions/3:predict"]
+)
+@pytest.mark.parametrize("fault", [None, ServingError(Code.NOT_FOUND, "nope"), ValueError("x")])
+def test_answer_at_once_is_the_usual_one_and_counted_so(handlers, target, fault):
+    handlers.fault = fault
+    pages, replies = [], []
+    for is_usual in (True, False):
+        metrics = Metrics()
+        surface, account = RestSurface(handlers, metrics), Ledger(1 << 30).account("c")
+        account.take(100, "the request")
+        if is_usual:
+            replies.append(surface.reply("POST", target, BODY, Call(account)))
+        else:
+            replies += surface.at_once(target, [(BODY, account)])
+        pages.append([line for line in metrics.page().splitlines() if "request_count" in line])
+        assert account.held_bytes == 100
+    assert replies[0] == replies[1]
+    assert pages[0] == pages[1]
+    assert handlers.asked[-1][0] == "at once"
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v1/models/m:classify", BODY),
+        ("/v1/models/m", BODY),
+        ("/v1/models/m/versions/99999999999999999999:predict", BODY),
+        ("/v1/nothing", BODY),
+        ("/v1/models/%zz:predict", BODY),
+        ("/monitoring", BODY),
+        ("/v1/models/m:predict", b'{"instances": [1, "a"]}'),
+        ("/v1/models/m:predict", b'{"instances": [[1], [2, 3]]}'),
+        ("/v1/models/m:predict", b""),
+    ],
+)
+def test_what_is_unusual_is_not_answered_at_once(handlers, target, body):
+    metrics = Metrics()
+    surface = RestSurface(handlers, metrics, metrics_path="/monitoring")
+    assert surface.at_once(target, [(body, Ledger(1 << 30).account("c"))]) == [None]
+    assert "request_count{" not in metrics.page()
+
+
+def test_where_other_origins_may_read_answers_none_is_given_at_once(handlers):
+    surface = RestSurface(handlers, Metrics(), cors=True)
+    asked = [(BODY, Ledger(1 << 30).account("c"))]
+    assert surface.at_once("/v1/models/m:predict", asked) == [None]
+
+
+# Numbers as JSON can have them: what is printed, and what is written by hand.
+NUMBERS = (
+    st.floats(width=32).map(repr).map(lambda text: text.replace("inf", "Infinity"))
+    | st.floats().map(repr)
+    | st.integers(-(2**70), 2**70).map(str)
+    | st.sampled_from(
+        ["-0", "-0.0", "0e5", "1E3", "1e-3", "1.5e+3", "1e39", "1e400", "1e-400", "00", "1.", ".5",
+         "NaN", "-NaN", "Infinity", "-Infinity", "Inf", "nan", "+1", "true", "null", '"1"', "[]",
+         "{}", "-", "1e", "0x1", "123456789012345678901234567890"]
+    )
+)  # fmt: skip
+SPACES = st.sampled_from(["", "", " ", "\n", "\t", "\r\n  ", "\f", "\u00a0"])
+LISTS = st.recursive(
+    NUMBERS, lambda inner: st.lists(inner, max_size=4).map(lambda items: ("[", items)), max_leaves=8
+)
+KEYS = st.sampled_from(
+    ['"instances"', '"instances"', '"inputs"', '"instance\\u0073"', '"Instances"', '"x"',
+     '"signature_name"', "instances"]
+)  # fmt: skip
+
+
+def written(value, space):
+    if isinstance(value, str):
+        return space() + value + space()
+    return space() + "[" + ",".join(written(each, space) for each in value[1]) + space() + "]"
+
+
+@st.composite
+def json_bodies(draw):
+    def space():
+        return draw(SPACES)
+
+    def member():
+        return f"{space()}{draw(KEYS)}{space()}:{written(draw(LISTS), space)}"
+
+    members = [member() for _ in range(draw(st.sampled_from([1, 1, 1, 1, 2, 0])))]
+    text = space() + "{" + ",".join(members) + "}" + draw(st.sampled_from(["", "", " ", "x", "\0"]))
+    body = text.encode()
+    cut = draw(st.none() | st.none() | st.integers(0, len(body)))
+    return body if cut is None else body[:cut]
+
+
+@given(st.lists(json_bodies(), min_size=1, max_size=4), st.booleans())
+def test_answers_at_once_are_the_usual_ones_to_the_byte_whatever_was_sent(bodies, is_labelled):
+    handlers = HalfPlusTwoHandlers()
+    target = "/v1/models/m/labels/l:predict" if is_labelled else "/v1/models/m:predict"
+    usual, at_once = (RestSurface(handlers, Metrics()) for _ in range(2))
+    account = Ledger(1 << 30).account("c")
+    replies = at_once.at_once(target, [(body, account) for body in bodies])
+    expected = [usual.reply("POST", target, body) for body in bodies]
+    for reply, other in zip(replies, expected, strict=True):
+        assert reply is None or reply == other
+    assert account.held_bytes == 0

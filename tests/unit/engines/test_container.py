@@ -12,7 +12,7 @@ import pytest
 
 from tfserve_kit.deployment import Spec, build
 from tfserve_kit.deployment.spec import Docker
-from tfserve_kit.engines import container
+from tfserve_kit.engines import container, draining
 from tfserve_kit.engines.container import default_user, hand_over, unreadable
 from tfserve_kit.engines.docker import DockerEngine
 from tfserve_kit.engines.process import shell_line
@@ -25,7 +25,7 @@ FILES = {"model_config.txt": "text"}
 def plan(docker=None, *, files=FILES, models=None, **server):
     models = {name: {"base_path": path} for name, path in (models or {"m": "/m"}).items()}
     document = {
-        "server": {"name": "web", "grpc_port": 1, "rest_port": 2, **server},
+        "server": {"name": "web", "grpc_port": 1, "rest_port": 2, "drain_s": 0.0, **server},
         "models": models,
         "docker": docker or {},
     }
@@ -269,6 +269,17 @@ def test_command_ends_with_image_and_server_arguments():
     at = made.argv.index("mine:1")
     assert made.argv[at - 1] == "--entrypoint=tensorflow_model_server"
     assert list(made.argv[at + 1 :]) == made.container["command"]
+
+
+def test_server_is_ended_by_a_script_that_waits_for_its_requests():
+    made = plan({"image": "mine:1"}, drain_s=2.5)
+    script = f"{CONFIG}/drain.sh"
+    assert made.files == {f"{CONFIG}/model_config.txt": "text", script: draining.script()}
+    at = made.argv.index("mine:1")
+    assert made.argv[at - 1] == "--entrypoint=sh"
+    bounds = ("0", "3", "8500,8501")
+    assert made.argv[at + 1 : at + 6] == (script, *bounds, "tensorflow_model_server")
+    assert str(CONFIG) in {each["Source"] for each in made.container["mounts"]}
 
 
 def test_plan_is_a_value_that_knows_its_deployment():

@@ -94,8 +94,8 @@ class TestVersions:
     def test_those_that_the_policy_would_load_are_copied(
         self, deployment, tmp_path, policy, chosen
     ):
-        context = images.render_context(deployment(versions=policy), tmp_path / "out")
-        assert context.models == {"m": chosen}
+        inside = images.render_context(deployment(versions=policy), tmp_path / "out")
+        assert inside == {"m": chosen}
         folders = {int(each.name) for each in (tmp_path / "out" / "models" / "m").iterdir()}
         assert folders == set(chosen)
 

@@ -19,20 +19,20 @@ from tfserve_kit.engines.process import EXITS, exit_meaning, exit_text
     ],
 )
 def test_signal_means_the_same_to_a_parent_and_to_a_shell(number, word):
-    assert word in exit_meaning(-number).meaning
+    assert word in exit_meaning(-number)[0]
     assert exit_meaning(-number) == exit_meaning(128 + number)
 
 
 def test_status_of_a_killed_process_is_explained():
     done = subprocess.run(["sh", "-c", "kill -SEGV $$"], check=False)
-    assert "segmentation fault" in exit_meaning(done.returncode).meaning
+    assert "segmentation fault" in exit_meaning(done.returncode)[0]
 
 
 @pytest.mark.parametrize(
     ("code", "word"), [(255, "refused to start"), (127, "not found"), (126, "executed")]
 )
 def test_status_that_a_shell_or_the_server_chose_is_explained(code, word):
-    assert word in exit_meaning(code).meaning
+    assert word in exit_meaning(code)[0]
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 130, -1, -2])
@@ -42,7 +42,7 @@ def test_status_that_says_nothing_is_not_explained(code):
 
 
 def test_every_meaning_comes_with_a_remedy():
-    assert all(known.meaning and known.remedy for known in EXITS.values())
+    assert all(meaning and remedy for meaning, remedy in EXITS.values())
 
 
 def test_description_has_the_status_and_its_meaning():

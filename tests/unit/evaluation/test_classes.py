@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tfserve_kit.errors import UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset
-from tfserve_kit.pictures.label_files import parse
+from tfserve_kit.pictures.labels import parse
 
 
 def agreed(labels, names=(), classes=None, *, numbers=(), first_class=None):
@@ -80,11 +80,11 @@ class TestNames:
     def test_of_two_names_that_differ_in_case_alone_each_is_itself(self):
         found = agreed(("Cat", "cat"), ["cat", "Cat"], 2)
         assert [found.index(name) for name in ("Cat", "cat")] == [0, 1]
-        with pytest.raises(UsageError, match="no class 'CAT'"):
+        with pytest.raises(UsageError, match=r"no class of the set \(CAT\) is in"):
             agreed(("Cat", "cat"), ["CAT"], 2)
 
     def test_classes_of_a_set_that_differ_in_case_alone_are_told(self):
-        assert "differ only in how they are written: Cat, cat" in " ".join(
+        assert "differ only in how they are written are different: Cat, cat (change: " in " ".join(
             agreed(None, ["Cat", "cat"], 2).remarks()
         )
 
@@ -96,10 +96,19 @@ class TestNames:
         with pytest.raises(UsageError) as caught:
             agreed(("cat", "dog", "cow"), ["cat", "dgo"], 3)
         assert caught.value.message == (
-            "not all classes of the set are the model's: the model has no class 'dgo'; those of "
-            "the set are cat, dgo; those of the model are cat, dog, cow"
+            "'dgo' of the set is not in the model's names (cat, dog, cow)"
         )
-        assert caught.value.remedy.startswith("did you mean dog?")
+        assert caught.value.remedy.startswith("did you mean dog for dgo? Else: where the model ")
+
+    def test_names_of_a_file_are_told_as_the_file_s(self):
+        labels = parse("blau\ngruen\nrot\n", "labels.txt")
+        with pytest.raises(UsageError) as caught:
+            agreed(labels, ["blue", "green", "red"], 3)
+        assert caught.value.message == (
+            "no class of the set (blue, green, red) is in labels.txt (blau, gruen, rot)"
+        )
+        assert "did you mean blau for blue, gruen for green? Else: " in caught.value.remedy
+        assert "the set's names, one a line, in the order of labels.txt" in caught.value.remedy
 
     def test_long_lists_are_shortened(self):
         with pytest.raises(UsageError) as caught:
@@ -109,11 +118,12 @@ class TestNames:
 
     def test_classes_without_examples_are_told(self):
         (remark,) = agreed(("cat", "dog", "cow"), ["dog"], 3).remarks()
-        assert remark == "the set has no examples of 2 of the model's classes: cat, cow"
+        assert "has no examples of 2 of the model's classes: cat, cow; " in remark
+        assert "(change: add pictures of them)" in remark
 
     def test_a_guess_is_told(self):
         (remark,) = agreed(None, ["dog", "cat"], 2).remarks()
-        assert "sorted by name, are taken for its classes 0 to 1: cat, dog" in remark
+        assert "classes 0 to 1 are the set's, sorted by name: cat, dog (change: --labels" in remark
 
     def test_labels_that_come_to_fit_are_told_and_counted_anew(self):
         found = Classes(parse("background\ncat\ndog\n", "f"), ["cat", "dog"])

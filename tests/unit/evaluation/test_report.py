@@ -15,9 +15,16 @@ from PIL import Image
 
 from tests.unit.evaluation.made import answer, outcome, rows_set
 from tfserve_kit.clients import Target
-from tfserve_kit.evaluation import report as page
 from tfserve_kit.evaluation.examples import Failure, as_png
-from tfserve_kit.evaluation.report import as_data, as_text, build, missed_gates, percent
+from tfserve_kit.evaluation.report import (
+    as_data,
+    as_text,
+    build,
+    missed_gates,
+    page,
+    percent,
+    thumbnails,
+)
 from tfserve_kit.evaluation.run import Run
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
@@ -101,6 +108,28 @@ class TestText:
         assert "2 of 4 wrong, 95% interval 15% to 85%" in lines
         assert "Top-2 error rate: 25%" in lines
 
+    @pytest.mark.parametrize(("top_k", "is_told"), [(2, True), (3, False), (5, False)])
+    def test_top_k_is_told_where_it_leaves_a_class_out(self, top_k, is_told):
+        assert ("Top-" in as_text(report(top_k=top_k))) is is_told
+
+    @pytest.mark.parametrize("with_assumed", [True, False])
+    def test_what_was_assumed_is_told_unless_it_was_told_before(self, with_assumed):
+        run = Run("set", 5, [], [outcome(ANSWERS)], ("channels RGB (change: --channel-order)",))
+        text = as_text(build(run, 2), with_assumed=with_assumed)
+        assert ("\n\nAssumed:\n  channels RGB (" in text) is with_assumed
+
+    def test_mistakes_are_told_as_what_was_taken_for_what(self):
+        text = as_text(report())
+        assert "Most often mistaken: 1 as 0 (1), 2 as 0 (1)" in text
+        assert "   0.9500  2 as 0  3.png" in text
+
+    @pytest.mark.parametrize(("right", "is_told"), [(1, True), (3, False)])
+    def test_one_class_for_nearly_all_is_told_unless_nearly_all_are_of_it(self, right, is_told):
+        kept = [answer(i, 0, 0) for i in range(right)]
+        text = as_text(report(outcome([*kept, answer(8, 1, 0), answer(9, 2, 0)])))
+        told = f"Note: {right + 2} of {right + 2} are taken for one class (0). If you expected"
+        assert (told in text) is is_told
+
     def test_failures_bad_examples_and_a_swap_are_told(self):
         bad = [Failure(8, "x.png", "is not a picture")]
         text = as_text(report(outcome(ANSWERS, failures=7, versions=(1, 2)), unusable=bad))
@@ -131,8 +160,8 @@ def test_data_is_valid_json_with_everything():
     assert data["comparison"]["verdict"] == "no difference found"
     first, second = data["results"]
     assert (first["error_rate"], first["versions"], second["name"]) == (0.5, [1], "version 2")
-    assert first["classes"][2] == {"index": 2, "support": 1, "precision": None, "recall": 0.0,
-                                   "f1": 0.0, "label": "2"}  # fmt: skip
+    assert first["classes"][2] == {"index": 2, "support": 1, "taken": 0, "precision": None,
+                                   "recall": 0.0, "f1": 0.0, "label": "2"}  # fmt: skip
     assert first["failures"][0]["name"] == "lost0.png"
 
 
@@ -170,7 +199,7 @@ HOSTILE = ("<script>alert(1)</script>", '" onmouseover="alert(2)', "</style><img
 
 class TestPage:
     def test_what_was_measured_is_on_it(self):
-        found = Reader(page.page(report(), {3: as_png(np.zeros((2, 2), np.uint8))}))
+        found = Reader(page(report(), {3: as_png(np.zeros((2, 2), np.uint8))}))
         text = " ".join(" ".join(found.texts).split())
         assert "50%" in text and "15% to 85%" in text and "top-2 error rate" in text
         assert "2 taken for 0 score 0.9500 3.png" in text
@@ -188,7 +217,7 @@ class TestPage:
         made = outcome(answers, labels=HOSTILE)
         made.failures = failures
         made.subject = replace(made.subject, name=HOSTILE[0], target=Target(HOSTILE[0]))
-        text = page.page(report(made, made, unusable=failures, source=HOSTILE[0]), {})
+        text = page(report(made, made, unusable=failures, source=HOSTILE[0]), {})
         found = Reader(text)
         assert not {"script", "img", "iframe", "link", "object"} & set(found.tags)
         assert found.tags.count("style") == 1
@@ -196,13 +225,13 @@ class TestPage:
         assert HOSTILE[0] in found.texts
 
     def test_it_needs_nothing_from_elsewhere(self):
-        text = page.page(report(), {3: b"png"})
+        text = page(report(), {3: b"png"})
         assert not re.search(r"https?://|url\(|@import|<script|<link", text)
         policy = [value for _, name, value in Reader(text).attributes if name == "content"]
         assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in policy
 
     def test_comparison_has_both(self):
-        text = page.page(report(outcome(ANSWERS), outcome(ANSWERS, version=2, versions=(2,))), {})
+        text = page(report(outcome(ANSWERS), outcome(ANSWERS, version=2, versions=(2,))), {})
         headings = re.findall(r"<h2>(.*)</h2>", text)
         assert headings == [
             "version 2 against version 1: no difference found", "version 1", "version 2"
@@ -210,20 +239,20 @@ class TestPage:
 
     def test_many_classes_show_the_worst_and_the_most_confused(self):
         answers = [answer(i, i, i if i % 9 else 0) for i in range(60)]
-        text = page.page(report(outcome(answers, classes=60)), {})
+        text = page(report(outcome(answers, classes=60)), {})
         assert 'class="matrix' not in text
         assert "What was most often taken for what" in text
         assert "Of 60 classes, those with the lowest F1." in text
         assert text.index('title="9"') < text.index('title="1"')
 
     def test_few_examples_and_no_mistakes_make_a_page(self):
-        found = Reader(page.page(report(outcome([answer(0, 0, 0)])), {}))
+        found = Reader(page(report(outcome([answer(0, 0, 0)])), {}))
         assert "Mistakes with the highest scores" not in found.texts
 
     def test_pictures_of_the_worst_mistakes_are_read_again(self):
         pixels = [np.full((2, 3), i, np.uint8) for i in range(4)]
         labelled = rows_set([0, 1, 1, 2], lambda: iter(pixels))
-        found = page.thumbnails(report(), labelled, Preprocessing())
+        found = thumbnails(report(), labelled, Preprocessing())
         assert sorted(found) == [2, 3]
         assert np.asarray(Image.open(io.BytesIO(found[3]))).tolist() == [[3] * 3] * 2
 
@@ -254,14 +283,14 @@ class TestInABrowser:
 
     def test_no_script_would_run_even_if_one_slipped_in(self, opened):
         evil = "<script>document.title='owned'</script>"
-        text = page.page(report(), {}).replace("</body>", f"{evil}</body>")
+        text = page(report(), {}).replace("</body>", f"{evil}</body>")
         assert "<title>m: error rate 50%</title>" in opened(text)
 
     def test_a_phone_needs_not_be_scrolled_sideways(self, opened):
         names = tuple(f"a rather long name of a class, {i}" for i in range(40))
         made = outcome([answer(i, i % 40, i % 37, name="dir/" * 30) for i in range(400)],
                        classes=40, labels=names)  # fmt: skip
-        text = page.page(report(made, source="a" * 300), {})
+        text = page(report(made, source="a" * 300), {})
         policy = re.search(r"<meta http-equiv=.*>", text)[0]
         width = "<script>document.title = document.documentElement.scrollWidth</script></body>"
         shown = opened(text.replace(policy, "").replace("</body>", width), width=500)

@@ -79,21 +79,26 @@ def test_every_way_to_write_a_table_gives_the_same_set(write, text, encoding):
 @pytest.mark.parametrize(
     ("text", "remark"),
     [
-        ("filename,class\na.png,cat\n", "first row taken as a header: filename, class"),
-        ("Bild,Tier\na.png,cat\n", "first row taken as a header: Bild, Tier"),
-        ("a.png;cat\n", "columns separated by semicolon"),
-        ("a.png cat\n", "columns separated by space"),
-        ("cat,a.png\n", "column 2 is taken as the path, column 1 as the label"),
+        ("filename,class\na.png,cat\n",
+         "the first row is a header: filename, class (change: --no-csv-header)"),
+        ("Bild,Tier\na.png,cat\n",
+         "the first row is a header: Bild, Tier (change: --no-csv-header)"),
+        ("a.png;cat\n", "columns are separated by semicolon (change: --csv-separator)"),
+        ("a.png cat\n", "columns are separated by space (change: --csv-separator)"),
+        ("cat,a.png\n",
+         "column 2 is the path, column 1 the label (change: --csv-columns PATH,LABEL)"),
         ("n,image,label\n1,a.png,cat\n",
-         "column 'image' is taken as the path, column 'label' as the label"),
+         "column 'image' is the path, column 'label' the label (change: --csv-columns PATH,LABEL)"),
         ("image,label,split\na.png,cat,train\nb.png,dog,test\n",
          "all rows count, whatever column 'split' says: test, train"),
         ("a.png,cat\na.png,cat\n", "several rows name count as often"),
-        ("a.png,cat\na.png,dog\n", "several labels, of which at most one is right"),
+        ("a.png,cat\na.png,dog\n", "several labels count once for each, and at most one is right"),
     ],
 )  # fmt: skip
 def test_what_was_taken_for_granted_is_told(write, text, remark):
-    assert any(remark in each for each in opened(write(text)).remarks)
+    found = opened(write(text)).remarks
+    assert any(remark in each for each in found)
+    assert all("(change: " in each for each in found)
 
 
 def test_a_plain_table_has_nothing_to_tell(write):
@@ -135,7 +140,7 @@ class TestRowsThatCannotBeUsed:
         [
             ("id,breed\nc,cat\n", "there is sub/c.png"),
             ("url,label\nhttps://example.com/a.png,cat\n", "download the pictures"),
-            ("x.png,cat\n", "write paths from the folder of the table"),
+            ("x.png,cat\n", "write paths relative to the table's folder"),
         ],
     )
     def test_the_remedy_looks_around(self, write, text, remedy):
@@ -265,12 +270,14 @@ class TestPixels:
         assert [(each.label, each.load().tolist()) for each in found.examples(range(2))] == [
             ("cat", [1, 2, 3]), ("dog", [4, 5, 6])
         ]  # fmt: skip
-        assert "is taken as the label, the others as pixels" in found.remarks[0]
+        assert (
+            "is the label, the others are pixels (change: --csv-columns LABEL)" in found.remarks[0]
+        )
 
     def test_a_header_is_told_and_is_no_class(self, write):
         found = opened(write("label,0,1,2\ncat,1,2,3\n"))
         assert found.class_names == {"cat"}
-        assert "first row taken as a header" in found.remarks[0]
+        assert "the first row is a header (change: --no-csv-header)" in found.remarks[0]
 
 
 CELLS = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1).map(

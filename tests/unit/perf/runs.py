@@ -11,7 +11,7 @@ def sample(sequence, due_ms, sent_ms, done_ms, *, free_ms=0.0, first_ms=None, st
     """Return one sample as a tuple in the order of SAMPLE."""
     first_ms = done_ms if first_ms is None else first_ms
     times = (round(ms * MS) for ms in (due_ms, free_ms, sent_ms, first_ms, done_ms))
-    return (sequence, *times, status, 100, 200, 0)
+    return (sequence, *times, status, 100, 200, 0, 0)
 
 
 def run_of(samples, **settings):

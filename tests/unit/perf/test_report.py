@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.perf import measuring, report, report_html, stats
-from tfserve_kit.perf.compare import compare
+from tfserve_kit.perf.gate import compare
 from tfserve_kit.perf.report import live_line
 from tfserve_kit.perf.samples import Mark, Run
 from tfserve_kit.perf.sending.driving import Snapshot
@@ -122,6 +122,9 @@ class TestMarkdown:
         text = report.comparison_markdown(found)
         assert "| p50 |" in text and "| worse |" in text
         assert "worse" in report.comparison_text(found)
+        # Differences are judged less strictly than quantiles.
+        assert "95% interval" in report.comparison_text(found) and "95% interval" in text
+        assert report.comparison_data(found)["confidence"] == 0.95
         json.dumps(report.comparison_data(found), allow_nan=False)
 
 

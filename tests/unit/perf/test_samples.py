@@ -48,11 +48,15 @@ def test_a_file_that_holds_no_run_is_refused(arrays, tmp_path):
         samples.read(tmp_path / "run.npz")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no zip", b"PK\x03\x04 cut"])
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
 def test_a_file_that_is_no_archive_is_refused(content, tmp_path):
-    if content is not None:
-        (tmp_path / "run.npz").write_bytes(content)
+    (tmp_path / "run.npz").write_bytes(content)
     with pytest.raises(UsageError, match="not a readable run"):
+        samples.read(tmp_path / "run.npz")
+
+
+def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read .*run\.npz: No such file"):
         samples.read(tmp_path / "run.npz")
 
 

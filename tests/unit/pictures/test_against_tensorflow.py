@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfserve_kit.pictures import prepare as decoding
-from tfserve_kit.pictures import resizing
 from tfserve_kit.pictures.inputs import image_input
-from tfserve_kit.pictures.prepare import prepare
+from tfserve_kit.pictures.prepare import central_crop, decode, frame, prepare, resize
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -81,7 +79,7 @@ def distance(ours, theirs):
 def test_resized_picture_equals_tensorflows(was, wanted, method, antialias):
     pixels = noise(*was)
     theirs = tf.image.resize(pixels, wanted, method, antialias=antialias)
-    ours = resizing.resize(pixels, wanted, method, antialias=antialias)
+    ours = resize(pixels, wanted, method, antialias=antialias)
     assert distance(ours, theirs) <= (0 if method == "nearest" else TOLERANCE)
 
 
@@ -91,7 +89,7 @@ def test_many_sizes_fall_on_the_same_pixels():
         was, wanted = rng.integers(1, 300, 2), rng.integers(1, 300, 2)
         pixels = noise(*was, channels=1)
         for method in ("nearest", "bilinear", "bicubic", "area"):
-            ours = resizing.resize(pixels, tuple(wanted), method, antialias=False)
+            ours = resize(pixels, tuple(wanted), method, antialias=False)
             assert distance(ours, tf.image.resize(pixels, wanted, method)) <= TOLERANCE
 
 
@@ -100,7 +98,7 @@ def test_many_sizes_fall_on_the_same_pixels():
 def test_padded_picture_equals_tensorflows(was, wanted, antialias):
     pixels = noise(*was)
     theirs = tf.image.resize_with_pad(pixels, *wanted, antialias=antialias)
-    ours = resizing.frame(pixels, wanted, "pad", method="bilinear", antialias=antialias)
+    ours = frame(pixels, wanted, "pad", method="bilinear", antialias=antialias)
     assert distance(ours, theirs) <= TOLERANCE
 
 
@@ -110,7 +108,7 @@ def test_cut_picture_equals_that_of_keras(was, wanted):
 
     pixels = noise(*was)
     theirs = smart_resize(pixels, wanted, interpolation="bilinear")
-    ours = resizing.frame(pixels, wanted, "centre_crop", method="bilinear", antialias=False)
+    ours = frame(pixels, wanted, "centre_crop", method="bilinear", antialias=False)
     assert distance(ours, theirs) <= TOLERANCE
 
 
@@ -119,7 +117,7 @@ def test_cut_picture_equals_that_of_keras(was, wanted):
 def test_central_crop_equals_tensorflows(size, fraction):
     pixels = noise(*size)
     theirs = tf.image.central_crop(pixels, fraction)
-    np.testing.assert_array_equal(resizing.central_crop(pixels, fraction), theirs)
+    np.testing.assert_array_equal(central_crop(pixels, fraction), theirs)
 
 
 # Decoders
@@ -132,13 +130,13 @@ JPEGS = [{"quality": quality, "subsampling": how} for quality in (60, 90, 100) f
 def test_jpeg_is_decoded_as_tensorflow_does_with_its_accurate_method(how, channels):
     data = encode(Image.fromarray(photo()), "JPEG", **how)
     theirs = tf.io.decode_jpeg(data, channels, dct_method="INTEGER_ACCURATE")
-    np.testing.assert_array_equal(decoding.decode(data, "a.jpg", channels), theirs)
+    np.testing.assert_array_equal(decode(data, "a.jpg", channels), theirs)
 
 
 @pytest.mark.parametrize("how", JPEGS, ids=str)
 def test_tensorflows_fast_method_is_not_far(how):
     data = encode(Image.fromarray(photo()), "JPEG", **how)
-    ours = decoding.decode(data, "a.jpg", 3)
+    ours = decode(data, "a.jpg", 3)
     theirs = tf.io.decode_image(data, 3, expand_animations=False)
     assert distance(ours, theirs) <= 10
     assert np.abs(ours.astype(int) - theirs.numpy().astype(int)).mean() <= 2
@@ -148,7 +146,7 @@ def test_grey_jpeg_becomes_colour_and_cmyk_becomes_rgb():
     for mode in ("L", "CMYK"):
         data = encode(Image.fromarray(photo()).convert(mode), "JPEG", quality=95)
         theirs = tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE")
-        assert distance(decoding.decode(data, "a.jpg", 3), theirs) <= 1
+        assert distance(decode(data, "a.jpg", 3), theirs) <= 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -162,7 +160,7 @@ def test_png_is_decoded_as_by_tensorflow(mode, channels):
     else:
         picture = picture.convert(mode)
     data = encode(picture, "PNG")
-    ours, theirs = decoding.decode(data, "a.png", channels), tf.io.decode_png(data, channels)
+    ours, theirs = decode(data, "a.png", channels), tf.io.decode_png(data, channels)
     # Grey of colours is rounded here and cut there.
     assert distance(ours, theirs) <= (1 if channels == 1 and mode in {"P", "RGB", "RGBA"} else 0)
 
@@ -171,7 +169,7 @@ def test_png_is_decoded_as_by_tensorflow(mode, channels):
 def test_gif_and_bmp_are_decoded_as_by_tensorflow(kind):
     data = encode(Image.fromarray(photo()), kind)
     theirs = tf.io.decode_image(data, 3, expand_animations=False)
-    np.testing.assert_array_equal(decoding.decode(data, "a", 3), theirs)
+    np.testing.assert_array_equal(decode(data, "a", 3), theirs)
 
 
 # Whole pictures

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest, UsageError
-from tfserve_kit.pictures import files, web
+from tfserve_kit.pictures import files
 from tfserve_kit.pictures.files import find, kind_of
 from tfserve_kit.pictures.prepare import decode
 
@@ -61,7 +61,7 @@ def test_name_stands_for_files_in_order(folder, given, found):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["folder.png"], "folder.png has no pictures"),
+        (["folder.png"], "folder.png has no picture files (.bmp, "),
         (["*.tiff"], "no file matches '*.tiff'"),
         (["-", "-"], "give it once"),
     ],
@@ -209,11 +209,6 @@ def test_download_that_stops_halfway_is_refused_in_time():
     assert caught.value.message.startswith(f"cannot read {url}/slow.png")
 
 
-def test_download_that_trickles_on_is_refused_at_its_deadline():
-    with pytest.raises(InvalidRequest, match="in time"):
-        web.body(iter([b"a", b"b"]), "http://x", ends_s=0.0, most=9)
-
-
 @contextmanager
 def raw_site(*pieces, every_s=0.0):
     """Run a server that answers each request with these bytes, then drips, for ever."""
@@ -248,19 +243,20 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
 @pytest.mark.parametrize("drip", [HEAD, b"HTTP/1.1 200 OK\r\nX: ", b""])
 def test_all_pictures_that_drip_end_within_one_time(drip):
     with raw_site(drip, every_s=0.05) as (url, _):
-        found = files.find([f"{url}/{number}.png" for number in range(4)], None, timeout_s=0.4)
+        found = files.find([f"{url}/{number}.png" for number in range(40)], None, timeout_s=0.4)
         began_s = time.monotonic()
         for each in found:
             with pytest.raises(InvalidRequest, match="in time"):
                 each.read()
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s < 8  # not the 16 s of one after the other
 
 
 def test_time_does_not_pass_between_downloads():
-    patience = web.Patience(0.2)
+    patience = files.Patience(0.2)
     time.sleep(0.25)
+    begun_s = time.monotonic()
     with patience.passing() as ends_s:
-        assert ends_s > time.monotonic() + 0.1
+        assert ends_s >= begun_s + 0.2
 
 
 def redirect(place):
@@ -282,13 +278,6 @@ def test_redirect_that_leads_nowhere_good_is_refused(place, why):
         read(f"{url}/a.png")
     assert why in caught.value.message
     assert caught.value.message.startswith(f"cannot read {url}/a.png")
-
-
-def test_redirect_from_https_is_not_followed_to_http():
-    with pytest.raises(InvalidRequest, match="from https to http"):
-        web._next("https://a/x", "https://a/x", "http://a/x")
-    assert web._next("https://a/x", "https://a/x", "//b/y") == "https://b/y"
-    assert web._next("http://a/x", "http://a/x", "https://b/y") == "https://b/y"
 
 
 def test_redirect_with_a_body_without_end_is_not_read():

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit.errors import UsageError
-from tfserve_kit.pictures.label_files import parse, read
-from tfserve_kit.pictures.labels import Labels
+from tfserve_kit.pictures.labels import Labels, parse, read
 
 
 def test_as_many_as_classes_are_taken_as_they_are():
@@ -23,7 +22,10 @@ def test_as_many_as_classes_are_taken_as_they_are():
 def test_a_first_line_too_many_that_names_no_class_is_left_out_and_told(first):
     found = parse(f"{first}\ncat\ndog\n", "f").fit(2)
     assert found == ("cat", "dog")
-    assert found.remarks == (f"f: the first label, {first!r}, is left out: it is one too many",)
+    assert found.remarks == (
+        f"f: the first label, {first!r}, is left out: there is one label more than classes "
+        "(change: give as many labels as classes)",
+    )
 
 
 def test_aliases_follow_their_names():
@@ -34,7 +36,7 @@ def test_aliases_follow_their_names():
 def test_ids_from_one_that_are_as_many_as_the_classes_are_shifted_and_told():
     found = parse("1: cat\n2: dog\n", "f").fit(2)
     assert found == ("cat", "dog")
-    assert found.remarks == ("f counts from 1: class 0 is 'cat'",)
+    assert found.remarks == ("f counts from 1: class 0 is 'cat' (change: number its names from 0)",)
 
 
 def test_ids_from_one_leave_class_0_to_the_background():
@@ -49,7 +51,7 @@ def test_ids_from_one_leave_class_0_to_the_background():
     [
         ("a\nb\nc\n", 2, "f: 3 labels for a model with 2 classes; the first label is 'a', the last "
          "'c'", "one label for each class"),
-        ("a\nb\n", 3, "2 labels for a model with 3 classes", "put 'background' on a line before"),
+        ("a\nb\n", 3, "2 labels for a model with 3 classes", "add 'background' as the first line"),
         ("a\n", 2, "1 labels for a model with 2 classes", "name both classes, first the one"),
         ("a\n\nb\n\n\n", 2, "; line 2 blank", "delete the blank lines"),
         ("1 a\n2 b\n", 4, "2 labels for a model with 4 classes", "one label"),
@@ -75,7 +77,10 @@ def test_a_class_by_its_number_has_the_name_that_the_file_gives_it(text, names):
 def test_one_name_for_one_column_is_that_of_the_second_class_and_told():
     found = parse("cat\n", "f").fit(2, is_one_column=True)
     assert found == ("not cat", "cat")
-    assert found.remarks == ("f: class 1 is 'cat', class 0 is not",)
+    assert found.remarks == (
+        "f: class 1 is 'cat', class 0 is everything else (change: name both classes in it, that of "
+        "class 0 first)",
+    )
     assert parse("a\nb\n", "f").fit(2, is_one_column=True) == ("a", "b")
 
 
@@ -213,14 +218,14 @@ def test_what_only_looks_numbered_or_tabular_is_a_name(lines):
         ('{"0": "rot", "2": "blau"}', "from 0 to 2, and 1 is missing"),
         ('{"rot": 0, "blau": 0}', "several names have the index 0"),
         ('{"rot": -1, "blau": 0}', "the index -1, which is below 0"),
-        ('{"5": "rot", "6": "blau"}', "from 5 to 6, and 1, 2, 3, 4 is missing"),
+        ('{"5": "rot", "6": "blau"}', "from 5 to 6, and 1, 2, 3, 4 are missing"),
         ('{"0": "rot", "4000000000": "blau"}', "and 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and"),
         ('[{"id": 0, "name": "rot"}, {"name": "blau"}]', "'blau' has no index"),
         ('{"id2label": {"0": "rot", "1": "blau"}, "label2id": {"rot": 1, "blau": 0}}',
          "do not say the same"),
         ("0 rot\n1 grün\n3 blau", "from 0 to 3, and 2 is missing"),
         ("0,rot\n1,grün\n1,blau", "several names have the index 1"),
-        ("index,name\n0,rot\n7,blau", "and 1, 2, 3, 4, 5, 6 is missing"),
+        ("index,name\n0,rot\n7,blau", "and 1, 2, 3, 4, 5, 6 are missing"),
         ("1,0\n0,1", "its columns 1, 2 are numbers"),
         ("item { id: 1 name: 'rot' } item { id: 2", "breaks off at 'item { id: 2'"),
         ("item { name: 'rot' }", "no name or no id"),
@@ -245,13 +250,16 @@ def test_what_does_not_say_which_class_has_which_name_is_refused(text, fault):
     ],
 )
 def test_a_name_of_several_classes_is_told(text):
-    assert parse(text, "f").remarks == ("f: several classes have the name 'crane': 0, 2",)
+    assert parse(text, "f").remarks == (
+        "f: several classes have the name 'crane': 0, 2 (change: rename them in it)",
+    )
 
 
 def test_header_is_told():
     found = parse("index,name\n0,rot\n1,grün\n", "f.csv")
     assert found.remarks == (
-        "f.csv: the first line is a header; 'index' as the index and 'name' as the name",
+        "f.csv: the first line is a header; 'index' as the index and 'name' as the name (change: "
+        "give a file of lines with the names alone, in the order of the classes)",
     )
 
 
@@ -333,3 +341,31 @@ def test_any_text_is_read_or_refused(text):
         return
     assert len(found) >= 1
     assert found.fit(len(found)) == found
+
+
+# One label on each line
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (b"cat\ndog\n", ("cat", "dog")),
+        (b"cat\ndog", ("cat", "dog")),
+        (b"cat\ndog\n\n\n", ("cat", "dog")),
+        (b"cat\r\ndog\r\n", ("cat", "dog")),
+        (b"\xef\xbb\xbfcat\n", ("cat",)),
+        (b"cat\n\ndog\n", ("cat", "", "dog")),
+        ("grüner Hund\n".encode(), ("grüner Hund",)),
+    ],
+)
+def test_label_file_has_a_label_on_each_line(tmp_path, content, labels):
+    (tmp_path / "labels.txt").write_bytes(content)
+    assert read(tmp_path / "labels.txt") == labels
+
+
+def test_label_file_that_cannot_be_read_is_refused_by_name(tmp_path):
+    (tmp_path / "latin1.txt").write_bytes(b"gr\xfcn\n")
+    for name in ("latin1.txt", "missing.txt"):
+        with pytest.raises(UsageError) as caught:
+            read(tmp_path / name)
+        assert caught.value.message.startswith(f"cannot read the labels in {tmp_path / name}: ")

@@ -104,9 +104,9 @@ def test_note_may_split_a_flat_input_in_its_own_way():
     [
         (signature(y=tensor("float", (None, 8, 8, 3))), NO_NOTE, "has 2 inputs (x float [?, 2, 2"),
         (Signature("s", {}, {}, ""), NO_NOTE, "has 0 inputs (none)"),
-        (signature("bool", (None, 8, 8, 3)), NO_NOTE, "is not a picture"),
-        (signature(None, (None, 8, 8, 3)), NO_NOTE, "is not a picture"),
-        (signature("float", (None, 4, 8, 8, 3)), NO_NOTE, "is not a picture"),
+        (signature("bool", (None, 8, 8, 3)), NO_NOTE, ", not a picture"),
+        (signature(None, (None, 8, 8, 3)), NO_NOTE, ", not a picture"),
+        (signature("float", (None, 4, 8, 8, 3)), NO_NOTE, ", not a picture"),
         (signature("float", None), NO_NOTE, "is not known"),
         (signature("string", (None, 2)), NO_NOTE, "more than one element for each picture"),
         (signature("float", (None, None, 8, 3)), NO_NOTE, "is not known"),
@@ -117,8 +117,8 @@ def test_note_may_split_a_flat_input_in_its_own_way():
         (signature(), Preprocessing(width=3), "2x3 with 3 channels does not fit"),
         (signature(), Preprocessing(channels=1), "2x2 with 1 channels does not fit"),
         (signature("float", (None, 784)), Preprocessing(height=29), "29x28 with 1 channels"),
-        (signature("float", (None, 8, 8, 4)), NO_NOTE, "8x8 with 4 channels"),
-        (signature("float", (None, 8, 8, 2)), NO_NOTE, "8x8 with 2 channels"),
+        (signature("float", (None, 8, 8, 4)), NO_NOTE, "takes 4 channels, but a"),
+        (signature("float", (None, 8, 8, 2)), NO_NOTE, "takes 2 channels, but a"),
         (signature("float", (None, None, 8, 3)), Preprocessing(height=0), "0x8 with 3 channels"),
         (signature("float", (None, 8, None, 3)), Preprocessing(width=-1), "8x-1 with 3 channels"),
         (signature(), Preprocessing(value_range=(1,)), "--range has 1 values"),
@@ -136,6 +136,28 @@ def test_signature_or_note_that_takes_no_picture_is_refused(given, note, text):
     with pytest.raises(UsageError) as caught:
         image_input(given, note)
     assert text in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "text", "options"),
+    [
+        ((None, None, None, 3), {}, "the picture size for", "give --size HEIGHTxWIDTH; else"),
+        ((None, 8, 8, None), {}, "the picture size for", "give --channels 1 or 3; else"),
+        (None, {}, "the shape of", "give --size HEIGHTxWIDTH and --channels 1 or 3; else"),
+        ((None, 8, 8, None), {"channels": 4}, "input 'x' (float", "give its --size and --channels"),
+    ],
+)
+def test_only_options_for_what_the_shape_leaves_open_are_offered(shape, asked, text, options):
+    with pytest.raises(UsageError) as caught:
+        image_input(signature("float", shape), NO_NOTE, options=Preprocessing(**asked))
+    assert caught.value.message.startswith(text)
+    assert f"for a picture, {options}" in caught.value.remedy
+
+
+def test_options_are_not_offered_where_the_shape_is_fixed():
+    with pytest.raises(UsageError) as caught:
+        image_input(signature("float", (None, 8, 8, 4)), NO_NOTE)
+    assert "--channels" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("value_range", [(-128, 127), (127, -128), (0, 0)])

@@ -173,7 +173,7 @@ class TestSignaturesThatCannotAnswer:
         told = [each for each in remarks(verdict) if each.path in broken]
         assert bool(against) is refuses
         assert bool(told) is not refuses
-        assert "model.export()" in (against or told)[0].remedy
+        assert "model.export(FOLDER)" in (against or told)[0].remedy
 
     def test_model_without_signatures_is_refused(self, tmp_path):
         folder = self.model(tmp_path / "m", broken=[])

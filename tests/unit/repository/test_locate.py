@@ -55,7 +55,7 @@ def model_in(folder):
         (["graph.pbtxt"], "", "graph.pbtxt, a graph by itself", "simple_save"),
         (["net.tflite"], "", "TensorFlow Lite", "{place}/1/model.tflite"),
         (["m.tar.gz"], "", "an archive, m.tar.gz", "tfkit push-model {place}/m.tar.gz"),
-        (["m.onnx"], "", "an ONNX model", "convert it"),
+        (["m.onnx"], "", "an ONNX model", "then onnx2tf -i "),
         (["pytorch_model.pt"], "", "a PyTorch model", "convert it"),
         (["notes.txt"], "notes.txt", "is a file", "one folder per version"),
     ],
@@ -63,8 +63,8 @@ def model_in(folder):
 def test_place_is_told_with_what_to_do(place, files, inner, what, serve):
     root = place(*files)
     found = look_around(root / inner)
-    assert what.format(place=root) in found.what
-    assert serve.format(place=root) in found.serve
+    assert what.format(place=root) in found.message
+    assert serve.format(place=root) in found.remedy
 
 
 @pytest.mark.parametrize("files", [[], ["notes.txt"], [".hidden.keras"], ["sub/notes.txt"]])
@@ -74,14 +74,14 @@ def test_nothing_is_told_of_what_says_nothing(place, files):
 
 def test_missing_place_is_told_by_its_likes(place):
     root = place("digits/1/saved_model.pb")
-    assert look_around(root / "digit").serve == "did you mean digits?"
+    assert look_around(root / "digit").remedy == "did you mean digits?"
     assert look_around(root / "something") is None
     assert look_around(root / "none" / "none") is None
 
 
 def test_paths_in_commands_are_quoted(place):
     root = place("my model.keras")
-    assert f"tfkit push-model '{root}/my model.keras'" in look_around(root).serve
+    assert f"tfkit push-model '{root}/my model.keras'" in look_around(root).remedy
 
 
 def test_a_version_is_never_renamed_to_one_that_is_there(place):

@@ -130,7 +130,7 @@ class TestSuccess:
         store.pipe_file("/bucket/models/half/3/variables/x", b"half a version")
         store.pipe_file("/bucket/models/half/.tfkit-claim-4", claim())
         text = refusal("/nowhere", version=number)
-        assert f"version {number} exists already in {BASE}" in text
+        assert f"version {number} already exists in {BASE}" in text
 
     def test_gate_compares_with_the_version_in_service(self, store, source, models):
         push(source, BASE)
@@ -167,8 +167,8 @@ class TestVersions:
         store.pipe_file("/bucket/models/half/2/variables/x", b"x")
         store.pipe_file("/bucket/models/half/v3/saved_model.pb", b"x")
         assert object_store.remote_versions(BASE) == [
-            object_store.RemoteVersion(1, f"{BASE}/1", complete=True),
-            object_store.RemoteVersion(2, f"{BASE}/2", complete=False),
+            (1, f"{BASE}/1", True),
+            (2, f"{BASE}/2", False),
         ]
         assert object_store.remote_versions("memory://bucket/none") == []
 
@@ -248,7 +248,7 @@ class TestAtOnce:
                 store, "/bucket/models/half/.tfkit-claim-9", claim()
             )
         }
-        assert "version 9 exists already" in refusal(source, version=9)
+        assert "version 9 already exists" in refusal(source, version=9)
 
     def test_store_without_exclusive_creation_serves_as_well(self, store, source, monkeypatch):
         def pipe_file(self, path, value, mode="overwrite", **options):

@@ -18,7 +18,7 @@ import pytest
 from tfserve_kit import processes
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Gate, parse_version, push
-from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest, differences
+from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest, differences, verify
 
 SHARD = "variables/variables.data-00000-of-00001"
 
@@ -196,14 +196,14 @@ class TestRefusedVersions:
         (base / existing).mkdir()
         before = tree(base)
         text = refusal(source, base, version=7)
-        assert "version 7 exists" in text
+        assert "version 7 already exists" in text
         assert str(base) in text
         assert "--version 8" in text
         assert tree(base) == before
 
     def test_plain_file_with_the_number_counts_as_existing(self, source, base):
         (base / "7").touch()
-        assert "version 7 exists" in refusal(source, base, version=7)
+        assert "version 7 already exists" in refusal(source, base, version=7)
 
     @pytest.mark.parametrize("version", [0, -1, 2**63, True, 1.0, "7", "latest", "", None, [1]])
     def test_version_that_is_no_positive_int64_is_refused(self, source, base, version):
@@ -251,7 +251,7 @@ DAMAGE = {
     "no shard": (lambda model: (model / SHARD).unlink(), SHARD),
     "cut shard": (lambda model: shorten(model / SHARD), "224 bytes"),
     "no variables": (lambda model: shutil.rmtree(model / "variables"), "variables"),
-    "no folder": (shutil.rmtree, "there is no "),
+    "no folder": (shutil.rmtree, "No such file or directory"),
     "dangling link": (lambda model: (model / "vocab").symlink_to("nowhere"), "vocab"),
     "pipe": (lambda model: os.mkfifo(model / "pipe"), "pipe"),
     "circle": (lambda model: (model / "circle").symlink_to(model), "circle"),
@@ -347,7 +347,7 @@ class TestFailures:
     def test_number_that_another_push_takes_meanwhile_is_refused(self, source, base):
         before = tree(base)
         text = refusal(source, base, version=4, progress=self.taker(base, "4"))
-        assert "version 4 exists already" in text
+        assert "version 4 already exists" in text
         assert tree(base) == before | {"4": None, "4/saved_model.pb": b"theirs"}
 
     def test_next_number_that_another_push_takes_meanwhile_leads_to_the_one_after(
@@ -607,3 +607,15 @@ class TestLeftOvers:
         assert len(list(base.glob(".tfkit-staging-*"))) == 1
         assert push(source, base).version == 4
         assert not list(base.glob(".*"))
+
+
+def test_version_is_verified_against_its_manifest_or_nothing_is_told(tmp_path, models):
+    pushed = push(models / "half_plus_two" / "1", tmp_path / "base")
+    manifest, found = verify(pushed.path)
+    assert manifest is not None and found == []
+    (pushed.path / "saved_model.pb").write_bytes(b"other")
+    assert [each.path for each in verify(pushed.path)[1]] == ["saved_model.pb"]
+    (pushed.path / MANIFEST_PATH).write_text("{")
+    assert [each.path for each in verify(pushed.path)[1]] == ["manifest"]
+    (pushed.path / MANIFEST_PATH).unlink()
+    assert verify(pushed.path) == (None, [])

@@ -20,7 +20,6 @@ import pytest
 from tfserve_kit import savedmodel
 from tfserve_kit.errors import PushRefused
 from tfserve_kit.repository import Source, locate, push, sources
-from tfserve_kit.repository.downloads import download
 from tfserve_kit.repository.intake import Limits
 from tfserve_kit.repository.manifest import MANIFEST_PATH, Manifest
 
@@ -325,7 +324,7 @@ class TestWeb:
         web.answers["/it"] = 200, {"Content-Length": len(data)}, drip()
         assert_is(fetch(web.url("/it")), fetch.folder, half)
 
-    def test_server_that_falls_silent_is_given_up(self, web, tmp_path):
+    def test_server_that_falls_silent_is_given_up(self, fetch, web, monkeypatch):
         go_on = threading.Event()
 
         def silent():
@@ -333,8 +332,8 @@ class TestWeb:
             go_on.wait(30)
 
         web.answers["/it"] = 200, {"Content-Length": 100}, silent()
-        with pytest.raises(PushRefused, match="timeout"):
-            download(web.url("/it"), tmp_path / "it", Limits(), progress=Listener(), timeout_s=0.2)
+        monkeypatch.setattr(sources, "_TIMEOUTS_S", (0.2, 0.2))
+        assert "timeout" in refused(fetch, web.url("/it"))
         go_on.set()
 
     def test_server_that_is_not_there_is_told(self, fetch, web):
@@ -519,6 +518,18 @@ class TestKerasExport:
     def test_model_is_exported(self, fetch, saved, tmp_path, name):
         shutil.copy(saved / name, tmp_path / "model.bin")
         fetched = fetch(tmp_path / "model.bin")
+        assert savedmodel.problems(fetched[0]) == []
+        (shape,) = [spec.shape for spec in serving(fetched[0]).inputs.values()]
+        assert shape == (None, 3)
+        assert fetched[1].keys() == tree(fetched[0]).keys()
+
+    @pytest.mark.parametrize("pack", [None, zipped, tgz])
+    def test_model_that_mlflow_saved_is_exported(self, fetch, models, tmp_path, pack):
+        place = models.parent / "mlflow" / "keras"
+        if pack is not None:
+            (tmp_path / "packed").write_bytes(pack(place))
+            place = tmp_path / "packed"
+        fetched = fetch(place)
         assert savedmodel.problems(fetched[0]) == []
         (shape,) = [spec.shape for spec in serving(fetched[0]).inputs.values()]
         assert shape == (None, 3)

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfserve_kit.errors import PushRefused
+from tfserve_kit.errors import PushRefused, UsageError
 from tfserve_kit.repository import Version, list_versions, parse_version
-from tfserve_kit.repository import versions as retention
+from tfserve_kit.repository.versions import (
+    choose_versions,
+    prune,
+    restore,
+    retire,
+    retired,
+    rollback,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 BLANK = st.text(st.sampled_from(" \t\n\v\f\r"), max_size=2)
@@ -203,27 +210,27 @@ def failing_fsync(monkeypatch):
 
 def test_retired_version_is_hidden_and_keeps_its_content(base):
     base_path = base(6, 7)
-    place = retention.retire(base_path, 7)
+    place = retire(base_path, 7)
     assert place == base_path / ".tfkit-retired-7"
     assert (place / SHARD).is_file()
     assert visible(base_path) == [6]
-    assert retention.retired(base_path) == [7]
+    assert retired(base_path) == [7]
 
 
 def test_restored_version_is_as_before(base):
     base_path = base(6, 7)
-    retention.retire(base_path, 7)
-    assert retention.restore(base_path, 7) == base_path / "7"
+    retire(base_path, 7)
+    assert restore(base_path, 7) == base_path / "7"
     assert names(base_path) == ["6", "7"]
-    assert retention.retired(base_path) == []
+    assert retired(base_path) == []
 
 
 def test_every_spelling_of_a_number_goes_and_comes_back(base):
     base_path = base("7", "007")
-    retention.retire(base_path, 7)
+    retire(base_path, 7)
     assert visible(base_path) == []
-    assert retention.retired(base_path) == [7]
-    retention.restore(base_path, 7)
+    assert retired(base_path) == [7]
+    restore(base_path, 7)
     assert names(base_path) == ["007", "7"]
 
 
@@ -231,10 +238,10 @@ def test_what_is_no_version_is_never_taken_for_one(base):
     base_path = base(1)
     for name in (".tfkit-retired-x", ".tfkit-retired-", ".tfkit-staging-1.2.host.x", "notes"):
         (base_path / name).mkdir()
-    assert retention.retired(base_path) == []
+    assert retired(base_path) == []
 
 
-@pytest.mark.parametrize("move", [retention.retire, retention.restore])
+@pytest.mark.parametrize("move", [retire, restore])
 def test_version_that_is_not_there_is_refused(base, move):
     with pytest.raises(PushRefused, match="version 9 in"):
         move(base(1), 9)
@@ -242,7 +249,7 @@ def test_version_that_is_not_there_is_refused(base, move):
 
 def test_number_that_is_in_service_and_retired_moves_neither_way(base):
     base_path = base(7, ".tfkit-retired-7")
-    for move in (retention.retire, retention.restore):
+    for move in (retire, restore):
         with pytest.raises(PushRefused, match="holds version 7 twice"):
             move(base_path, 7)
     assert names(base_path) == [".tfkit-retired-7", "7"]
@@ -252,18 +259,18 @@ def test_retiring_that_cannot_be_made_durable_is_taken_back(base, failing_fsync)
     base_path = base("7", "007")
     failing_fsync(2)  # the first spelling was renamed already
     with pytest.raises(PushRefused, match="Input/output error"):
-        retention.retire(base_path, 7)
+        retire(base_path, 7)
     assert names(base_path) == ["007", "7"]
 
 
 def test_base_path_that_is_missing_is_refused(tmp_path):
-    for act in (retention.retire, retention.restore):
+    for act in (retire, restore):
         with pytest.raises(PushRefused, match="No such file or directory"):
             act(tmp_path / "none", 1)
     with pytest.raises(PushRefused, match="cannot roll back"):
-        retention.rollback(tmp_path / "none")
+        rollback(tmp_path / "none")
     with pytest.raises(PushRefused, match="cannot prune"):
-        retention.prune(tmp_path / "none", 1)
+        prune(tmp_path / "none", 1)
 
 
 # Rolling back
@@ -271,15 +278,15 @@ def test_base_path_that_is_missing_is_refused(tmp_path):
 
 def test_rollback_goes_to_the_second_highest(base):
     base_path = base(2, 9, 10)
-    assert retention.rollback(base_path) == [10]
+    assert rollback(base_path) == [10]
     assert visible(base_path) == [2, 9]
 
 
 def test_rollback_past_several_shows_the_highest_until_the_last_rename(base, looks):
     base_path = base(1, 2, 3, 4)
-    assert retention.rollback(base_path, to=1) == [2, 3, 4]
+    assert rollback(base_path, to=1) == [2, 3, 4]
     assert looks == [[1, 3, 4], [1, 4], [1]]
-    assert retention.retired(base_path) == [2, 3, 4]
+    assert retired(base_path) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
@@ -287,14 +294,14 @@ def test_rollback_that_fails_halfway_restores_what_was_retired(base, failing_fsy
     base_path = base(1, 2, 3, 4)
     failing_fsync(nth)
     with pytest.raises(PushRefused, match="Input/output error"):
-        retention.rollback(base_path, to=1)
+        rollback(base_path, to=1)
     assert names(base_path) == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(
     ("versions", "to", "text"),
     [
-        ([7], None, "no older version to go back to: .* holds 7"),
+        ([7], None, "no older version to go back to: .* holds only version 7"),
         ([], None, "no older version to go back to: .* holds no version"),
         ([6, 7], 5, "no version 5 to go back to: .* holds 6, 7"),
         ([6, 7], 7, "version 7 is the highest"),
@@ -305,7 +312,7 @@ def test_rollback_to_what_is_not_there_is_refused(base, tmp_path, versions, to, 
     for version in versions:
         base(version)
     with pytest.raises(PushRefused, match=text):
-        retention.rollback(tmp_path / "half", to)
+        rollback(tmp_path / "half", to)
     assert visible(tmp_path / "half") == versions
 
 
@@ -313,15 +320,15 @@ def test_rollback_to_a_damaged_version_is_refused(base):
     base_path = base(6, 7)
     damage(base_path, 6)
     with pytest.raises(PushRefused, match="version 6 is not a complete SavedModel"):
-        retention.rollback(base_path)
+        rollback(base_path)
     assert visible(base_path) == [6, 7]
 
 
 def test_rollback_to_a_retired_version_says_how_it_comes_back(base):
     base_path = base(6, 7, 8)
-    retention.retire(base_path, 6)
+    retire(base_path, 6)
     with pytest.raises(PushRefused) as caught:
-        retention.rollback(base_path, to=6)
+        rollback(base_path, to=6)
     assert "--restore 6" in caught.value.remedy
 
 
@@ -330,14 +337,14 @@ def test_rollback_to_a_retired_version_says_how_it_comes_back(base):
 
 def test_prune_keeps_the_highest_and_deletes_the_rest(base):
     base_path = base(1, 2, 9, 10)
-    assert retention.prune(base_path, 2) == [1, 2]
+    assert prune(base_path, 2) == [1, 2]
     assert names(base_path) == ["10", "9"]
-    assert retention.prune(base_path, 2) == []
+    assert prune(base_path, 2) == []
 
 
 def test_prune_spares_the_protected_and_deletes_no_other_for_it(base):
     base_path = base(1, 2, 3, 4)
-    assert retention.prune(base_path, 1, {1, 3}) == [2]
+    assert prune(base_path, 1, {1, 3}) == [2]
     assert visible(base_path) == [1, 3, 4]
 
 
@@ -345,23 +352,23 @@ def test_prune_neither_counts_nor_deletes_what_is_incomplete(base):
     base_path = base(1, 2, 3, 4)
     damage(base_path, 1)
     damage(base_path, 4)
-    assert retention.prune(base_path, 1) == [2]
+    assert prune(base_path, 1) == [2]
     assert visible(base_path) == [1, 3, 4]
 
 
 def test_prune_deletes_retired_ones_older_than_what_it_keeps(base):
     base_path = base(1, 2, 3, 4, 5)
     for number in (1, 2, 5):
-        retention.retire(base_path, number)
-    assert retention.prune(base_path, 2, {2}) == [1]
+        retire(base_path, number)
+    assert prune(base_path, 2, {2}) == [1]
     assert names(base_path) == [".tfkit-retired-2", ".tfkit-retired-5", "3", "4"]
 
 
 def test_prune_with_dry_run_changes_nothing(base):
     base_path = base(1, 2, 3)
-    retention.retire(base_path, 1)
+    retire(base_path, 1)
     before = names(base_path)
-    assert retention.prune(base_path, 1, dry_run=True) == [1, 2]
+    assert prune(base_path, 1, dry_run=True) == [1, 2]
     assert names(base_path) == before
 
 
@@ -374,7 +381,7 @@ def test_prune_shows_no_server_half_a_version(base, monkeypatch):
         rmtree(path, **options)
 
     monkeypatch.setattr(shutil, "rmtree", watched)
-    retention.prune(base_path, 1)
+    prune(base_path, 1)
     assert sorted(seen) == [(".tfkit-pruned-1", [3]), (".tfkit-pruned-2", [3])]
 
 
@@ -387,10 +394,10 @@ def test_prune_finishes_what_an_interrupted_one_left(base, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            retention.prune(base_path, 1)
+            prune(base_path, 1)
     assert names(base_path) == [".tfkit-pruned-1", "2"]
     base(1)  # the same number again, before anybody cleaned up
-    assert retention.prune(base_path, 1) == [1]
+    assert prune(base_path, 1) == [1]
     assert names(base_path) == ["2"]
 
 
@@ -398,7 +405,7 @@ def test_prune_takes_files_and_links_for_what_they_are(base, tmp_path):
     base_path = base(2, 3)
     outside = shutil.copytree(base_path / "2", tmp_path / "outside")
     (base_path / "1").symlink_to(outside)
-    assert retention.prune(base_path, 1) == [1, 2]
+    assert prune(base_path, 1) == [1, 2]
     assert (outside / SHARD).is_file()
     assert names(base_path) == ["3"]
 
@@ -406,7 +413,7 @@ def test_prune_takes_files_and_links_for_what_they_are(base, tmp_path):
 def test_prune_that_would_keep_nothing_is_refused(base):
     base_path = base(1)
     with pytest.raises(PushRefused, match="cannot keep 0 versions"):
-        retention.prune(base_path, 0)
+        prune(base_path, 0)
     assert visible(base_path) == [1]
 
 
@@ -421,7 +428,28 @@ def test_prune_deletes_exactly_the_unprotected_below_the_kept(
     base_path = tmp_path_factory.mktemp("base")
     for number in versions:
         (base_path / str(number)).symlink_to(models / "half_plus_two" / "1")
-    gone = retention.prune(base_path, keep, protected)
+    gone = prune(base_path, keep, protected)
     kept = sorted(versions)[-keep:]
     assert gone == sorted(versions - set(kept) - protected)
     assert visible(base_path) == sorted(versions - set(gone))
+
+
+def test_versions_are_chosen_by_their_numbers_or_all_of_them(tmp_path):
+    for number in ("1", "02", "7"):
+        (tmp_path / number).mkdir()
+    every = list_versions(tmp_path)
+    assert choose_versions(tmp_path) == every
+    assert [each.number for each in every] == [1, 2, 7]
+    assert [each.number for each in choose_versions(tmp_path, [7, 2])] == [7, 2]
+
+
+def test_number_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    (tmp_path / "3").mkdir()
+    with pytest.raises(UsageError, match="there is no version 99 in") as caught:
+        choose_versions(tmp_path, [99])
+    assert "3" in caught.value.remedy
+
+
+def test_base_path_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot read"):
+        choose_versions(tmp_path / "none")

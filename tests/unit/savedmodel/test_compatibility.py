@@ -5,7 +5,7 @@ import pytest
 from tests.unit.saved_models import FLOAT, STRING, tensor
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.errors import Severity
-from tfserve_kit.savedmodel.compatibility import changes
+from tfserve_kit.savedmodel.signatures import changes
 
 INT64 = 9
 

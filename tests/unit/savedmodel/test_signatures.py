@@ -6,7 +6,15 @@ import pytest
 from tests.unit import saved_models
 from tests.unit.signatures import NESTED, RAGGED, SPARSE, made
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.savedmodel.signatures import Composite, batch_axes, obstacles, of_any_rows
+from tfserve_kit.errors import InvalidRequest, UsageError
+from tfserve_kit.savedmodel.signatures import (
+    Composite,
+    Signature,
+    batch_axes,
+    choose_signature,
+    obstacles,
+    of_any_rows,
+)
 
 ROW, SCALAR = ("float", (None, 2)), ("float", ())
 
@@ -74,8 +82,16 @@ def test_fixed_rows_can_be_opened():
         ({"x": ("float", (4,))}, {"y": ("float", (4,))}, ["must have 4 rows"]),
         ({"x": ("float", (1,))}, {"y": ("float", (1,))}, ["must have 1 row,"]),
         ({}, None, ["has no input"]),
-        (RAGGED, None, ["inputs 'r' and 'r_1' are the parts of one ragged tensor"]),
-        (SPARSE, None, ["'s' and 's_1', 's_2' are the parts of one sparse tensor"]),
+        (
+            RAGGED,
+            None,
+            ["inputs 'r' (values) and 'r_1' (row_splits) are the parts of one ragged tensor"],
+        ),
+        (
+            SPARSE,
+            None,
+            ["'s_1' (values) and 's_2' (dense_shape) are the parts of one sparse tensor"],
+        ),
     ],
 )
 def test_obstacles_to_batching_are_told(inputs, outputs, told):
@@ -176,3 +192,26 @@ def test_metadata_tells_which_inputs_are_optional():
     message.defaults["b"].dtype = 1
     found = savedmodel.parse_signatures({"s": message})["s"]
     assert found.optional == {"b"}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", "serving_default"), ("other", "other")])
+def test_signature_is_chosen_by_name(name, expected):
+    found = {key: Signature(key, {}, {}, "") for key in ("other", "serving_default")}
+    assert choose_signature(found, name).name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("servin_default", "did you mean serving_default? (--signature)"),
+        ("zzz", "choose one of: serving_default (--signature)"),
+    ],
+)
+def test_unknown_signature_is_refused_with_the_known_ones(name, remedy):
+    found = {"serving_default": Signature("serving_default", {}, {}, "")}
+    with pytest.raises(UsageError) as caught:
+        choose_signature(found, name)
+    assert caught.value.message == f"the model has no signature {name!r}"
+    assert caught.value.remedy == remedy
+    with pytest.raises(InvalidRequest, match=f"m has no signature '{name}'"):
+        choose_signature(found, name, of="m", error=InvalidRequest)

@@ -12,7 +12,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
 )
 from tfserve_kit.serving import swap
-from tfserve_kit.serving.waiting import Readiness, ask, readiness
+from tfserve_kit.serving.waiting import ask, readiness
 
 
 class FakeClock:
@@ -154,7 +154,7 @@ def test_version_that_stays_is_an_error():
         wait_gone((0, [(2, "AVAILABLE")]))
 
 
-READY, NOT_YET, FAILED = Readiness.READY, Readiness.NOT_YET, Readiness.FAILED
+READY, NOT_YET, FAILED = True, None, False
 
 
 def status(version, state, error=""):
@@ -224,3 +224,34 @@ def test_ask_tells_no_answer_from_an_empty_one(answer, expected):
 def test_ask_lets_errors_pass_that_waiting_does_not_mend(error):
     with pytest.raises(type(error)):
         ask(OneAnswerClient(error), "m")
+
+
+def wait_each(found=None, **stories):
+    clock = FakeClock()
+    clients = {name: Story(clock, *chapters) for name, chapters in stories.items()}
+    return swap.wait_each(clients, "m", 2, timeout_s=10.0, clock=clock, found=found)
+
+
+NEW = (2, "AVAILABLE")
+
+
+def test_version_is_awaited_on_every_replica_and_each_time_is_told():
+    found = wait_each(b=[(0, [OLD]), (3, [NEW])], a=[(0, [OLD]), (1, [NEW])])
+    assert list(found) == ["b", "a"]
+    assert found["b"].available_s == pytest.approx(3, abs=0.1)
+    assert found["a"].available_s == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ([OLD], "on replica b was not AVAILABLE after 10 s"),
+        ([(2, "END", "checksum"), OLD], "on replica b: checksum"),
+        (ServerUnreachable("away"), "the server does not answer"),
+    ],
+)
+def test_replica_that_does_not_have_the_version_is_named_and_the_others_are_known(says, message):
+    found = {}
+    with pytest.raises(ServerFailed, match=message):
+        wait_each(found, b=[(0, says)], a=[(0, [OLD]), (2, [NEW])])
+    assert list(found) == ["a"]

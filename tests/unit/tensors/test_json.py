@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tfserve_kit.tensors import TensorError, dtypes
-from tfserve_kit.tensors.json import answer, column_request, from_value, row_request, to_value
+from tfserve_kit.tensors.json import answer, from_value, to_value
 
 FLOAT, INT32, INT64 = (dtypes.by_name(name) for name in ("float", "int32", "int64"))
 STRING = dtypes.STRING
@@ -165,33 +165,6 @@ class TestFromValue:
     def test_refusal_names_value_and_type(self):
         with pytest.raises(TensorError, match=r"\[1.5\].*int32"):
             from_value([1.5], INT32)
-
-
-class TestRequests:
-    def test_single_input_gives_plain_rows(self):
-        assert row_request({"x": np.array([[1, 2], [3, 4]])}) == {"instances": [[1, 2], [3, 4]]}
-
-    def test_several_inputs_give_named_rows(self):
-        document = row_request({"a": np.array([1, 2]), "b": strings([b"x", "y"], (2,))})
-        assert document == {"instances": [{"a": 1, "b": {"b64": "eA=="}}, {"a": 2, "b": "y"}]}
-
-    @pytest.mark.parametrize(
-        ("inputs", "words"),
-        [
-            ({"a": [1, 2], "b": [1]}, "same batch size"),
-            ({"a": [1], "b": 1}, "batch dimension"),
-            ({"a": 1}, "batch dimension"),
-            ({"a": strings([b"x"], ())}, "batch dimension"),
-            ({}, "batch size"),
-        ],
-    )
-    def test_inputs_without_common_batch_size_are_refused_in_row_form(self, inputs, words):
-        with pytest.raises(TensorError, match=words):
-            row_request(inputs)
-
-    def test_columns_take_inputs_of_any_shape(self):
-        document = column_request({"a": np.array([[1, 2]]), "b": 3.5, "c": "x"})
-        assert document == {"inputs": {"a": [[1, 2]], "b": 3.5, "c": "x"}}
 
 
 class TestAnswer:

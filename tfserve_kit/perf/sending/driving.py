@@ -271,8 +271,15 @@ class Pool(Protocol):
     """
 
     sends_at_once: bool  # whether `start` sends, rather than `flush`
-    notes: dict[int, str]  # what the server said with the first answer of each status but OK
     judges: Judges  # of what answers hold
+
+    @property
+    def notes(self) -> dict[int, str]:
+        """What the server said with the first answer of each status but OK."""
+
+    @property
+    def replicas(self) -> "array[int] | None":
+        """Of a fleet, which server each request went to, by key."""
 
     def open(self, timeout_s: float) -> None:
         """Connect, before the start; raises ServerUnreachable."""
@@ -489,6 +496,9 @@ class Driver:
         for name, column in columns.items():
             found[name] = _as_numpy(column)
         found["status"] = np.frombuffer(self._status, np.int16) if len(found) else 0
+        if (replicas := self._pool.replicas) is not None:
+            found["replica"] = -1  # of those that were due, and never sent
+            found["replica"][: len(replicas)] = np.frombuffer(replicas, np.int16)
         sizes = np.array(self._sizes, np.int64)
         found["sent_bytes"] = sizes[found["sequence"] % len(sizes)]
         return found

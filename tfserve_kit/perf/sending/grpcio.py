@@ -26,6 +26,8 @@ class GrpcioPool:
         now_ns: a monotonic clock in nanoseconds.
     """
 
+    replicas = None
+
     def __init__(
         self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:

@@ -90,6 +90,8 @@ class Http1Pool:
         now_ns: a monotonic clock in nanoseconds.
     """
 
+    replicas = None
+
     def __init__(
         self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
@@ -132,7 +134,8 @@ class Http1Pool:
             if self._retry_ns or self._now_ns() > end_ns:
                 raise ServerUnreachable(
                     f"no connection to {self._address[1]}: {self.notes.get(CONNECTION_LOST)}",
-                    remedy="check that this is a model server's REST port, usually 8501",
+                    remedy="check that this is a model server's REST port, usually 8501; for its "
+                    "gRPC port write grpc://",
                 )
 
     def start(self, keys: Sequence[int]) -> None:
@@ -165,6 +168,10 @@ class Http1Pool:
             self._deal()
         found, self._finished = self._finished, []
         return found
+
+    def fileno(self) -> int:
+        """Return the file that can be read when `wait` has something to do."""
+        return self._readiness.fileno()
 
     def cancel(self, keys: set[int]) -> None:
         """Close the connections of requests; see `Pool.cancel`."""

@@ -485,7 +485,7 @@ class Connection:
         self._outbox.reply(frames.reset(stream_id, frames.PROTOCOL_ERROR))
 
     def _is_open(self, stream_id: int) -> bool:
-        """Say whether a stream is open; frames on their way to one that was are no fault."""
+        """Say whether a stream is open; frames for one that was open are allowed."""
         if stream_id in self._keys:
             return True
         if stream_id % 2 == 0 or stream_id >= self._next_id:
@@ -648,6 +648,8 @@ class Http2Pool:
         now_ns: a monotonic clock in nanoseconds.
     """
 
+    replicas = None
+
     def __init__(
         self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
@@ -674,8 +676,9 @@ class Http2Pool:
         while not all(line.connection.is_greeted for line in self._lines):
             if self._now_ns() > end_ns or any(line.link is None for line in self._lines):
                 raise ServerUnreachable(
-                    f"{self._where} does not speak HTTP/2 in plain text",
-                    remedy="check that this is a model server's gRPC port, usually 8500",
+                    f"{self._where} does not speak gRPC (HTTP/2 in plain text)",
+                    remedy="check that this is a model server's gRPC port, usually 8500; for its "
+                    "REST port write http://",
                 )
             self.flush()
             self.wait(_POLL_S)
@@ -725,6 +728,10 @@ class Http2Pool:
         self.flush()
         found, self._finished = self._finished, []
         return found
+
+    def fileno(self) -> int:
+        """Return the file that can be read when `wait` has something to do."""
+        return self._readiness.fileno()
 
     def cancel(self, keys: set[int]) -> None:
         """Reset the streams of requests; see `Pool.cancel`."""

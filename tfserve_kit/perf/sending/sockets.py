@@ -31,8 +31,12 @@ class Readiness:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        number = getattr(self._selector, "fileno", lambda: _SELECTABLE)()
-        self._is_precise = number < _SELECTABLE
+        self._is_precise = self.fileno() < _SELECTABLE
+
+    def fileno(self) -> int:
+        """Return the file that can be read when something is ready."""
+        number: int = getattr(self._selector, "fileno", lambda: _SELECTABLE)()
+        return number
 
     def watch(self, link: "Link", events: int) -> None:
         """Tell about a connection from now on."""

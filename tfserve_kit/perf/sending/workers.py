@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfserve_kit.clients import server_messages
-from tfserve_kit.errors import TfkitError, UsageError
+from tfserve_kit.errors import RequestError, TfkitError
 from tfserve_kit.perf.load import Load, Open, Payload, Tally, dealt
 from tfserve_kit.perf.samples import Samples, status_name
 from tfserve_kit.perf.sending.driving import (
@@ -99,6 +100,11 @@ def _opened(load: Load, payloads: Sequence[Payload]) -> Iterator[Pool]:
 
 
 def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
+    if len(load.urls) > 1:
+        from tfserve_kit.perf.sending.fleet import FleetPool
+
+        each = [replace(load, url=url) for url in load.urls]
+        return FleetPool(load.urls, [_pool(one, payloads) for one in each])
     if load.protocol == "rest":
         from tfserve_kit.perf.sending.http1 import Http1Pool
 
@@ -258,14 +264,16 @@ def _answer(worker: "subprocess.Popen[bytes]") -> Any:
 
     Raises:
         TfkitError: it failed, in the way it says.
-        UsageError: it was killed.
+        RequestError: it was killed.
     """
     try:
         found = _read(worker.stdout)
     except EOFError as error:
-        raise UsageError(
-            "a sending process was killed before it finished",
-            remedy="use fewer processes, or fewer requests at once",
+        if (code := worker.wait()) >= 0:  # its traceback stands on stderr
+            raise RuntimeError(f"a sending process exited with status {code}") from error
+        raise RequestError(
+            f"a sending process was killed before it finished ({signal.strsignal(-code)})",
+            remedy="free memory, or use fewer processes or fewer requests at once",
         ) from error
     if isinstance(found, TfkitError):
         raise found
