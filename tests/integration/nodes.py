@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -236,9 +237,11 @@ def place(folder):
             each.seek(0)
             _remove_left(Path(each.name).name, each.read())
             each.truncate(0)
-        for each in set(places) - {free[0]}:
+        # Where the folder of files is another's, or what was removed is not yet gone, the network tells.
+        networks = {name for _, name in socket.if_nameindex()}
+        mine = next(each for each in free if f"{PREFIX}{Path(each.name).name}xh" not in networks)
+        for each in set(places) - {mine}:
             each.close()
-        mine = free[0]
         print(folder, end="", file=mine, flush=True)
     with mine:
         yield Path(mine.name).name

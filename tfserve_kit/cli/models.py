@@ -1,6 +1,5 @@
 """Commands about models on the disk, and what a server says of one."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit import processes, savedmodel
+from tfserve_kit import processes, savedmodel, strict_json
 from tfserve_kit.cli import exit_codes, options, output
 from tfserve_kit.cli.options import (
     ServerChoice,
@@ -756,7 +755,7 @@ def metadata_command(
 
         url = where.url if where.url.startswith("http") else ""
         described = document(target, found.version, found.signatures, url)
-        text = json.dumps(described, indent=2)
+        text = strict_json.dumps(described, indent=2)
         output.result("openapi", described, as_json=as_json, text=text)
         return
     rows = [row for signature in found.signatures.values() for row in _metadata_rows(signature)]

@@ -352,6 +352,8 @@ class TestEntrypoint:
         [
             ("echo ready; exec sleep 60", 128 + signal.SIGTERM),
             ("trap 'sleep 0.2; echo done; exit 0' TERM; echo ready; sleep 60 & wait", 0),
+            ("trap 'exit 3' TERM; echo ready; while :; do :; done", 3),
+            ("echo ready; kill $PPID; exec sleep 60", 128 + signal.SIGTERM),
         ],
     )
     def test_signal_reaches_the_server_whose_end_is_awaited(self, entrypoint, behaviour, status):
