@@ -237,7 +237,7 @@ def place(folder):
             each.seek(0)
             _remove_left(Path(each.name).name, each.read())
             each.truncate(0)
-        # Where the folder of files is another's, or what was removed is not yet gone, the network tells.
+        # The network tells of those whose files are elsewhere, or that are not quite gone yet.
         networks = {name for _, name in socket.if_nameindex()}
         mine = next(each for each in free if f"{PREFIX}{Path(each.name).name}xh" not in networks)
         for each in set(places) - {mine}:

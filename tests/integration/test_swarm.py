@@ -23,6 +23,7 @@ import pytest
 from tests.integration import images, nodes
 from tfserve_kit import connect, doctor
 from tfserve_kit.cli import exit_codes
+from tfserve_kit.clients import addresses
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import Phase
 from tfserve_kit.engines.swarm import SwarmEngine
@@ -440,6 +441,18 @@ def test_worker_is_refused_with_the_remedy(swarm, state_dir, monkeypatch, deploy
     with pytest.raises(EngineUnavailable, match="worker of a swarm") as caught:
         launch.up(deployment(), SwarmEngine())
     assert "on a manager" in caught.value.remedy
+
+
+def test_without_a_gateway_it_is_called_on_the_nodes_that_have_a_replica(swarm, deployment, start):
+    elsewhere = {"constraints": ["node.role == worker"]}
+    handle = start(deployment(replicas=2, gateway=False, swarm=elsewhere))
+    workers = {each.address for each in swarm[1:]}
+    for url in (handle.endpoints.grpc, handle.endpoints.rest):
+        assert {each.host for each in addresses.read(url).members} == workers
+        with connect(url, retries=0) as client:
+            for _ in workers:
+                answer = client.predict(MODEL, {"x": np.ones(1, np.float32)}, timeout_s=10)
+                assert answer.outputs["y"].tolist() == [2.5]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tfserve_kit.cli.target import destination, look_at
 from tfserve_kit.clients import addresses
 from tfserve_kit.engines import RunningServer
 from tfserve_kit.errors import UsageError, file_error
-from tfserve_kit.serving.access import ServedModel, server_at
+from tfserve_kit.serving.access import ServedModel, replica_at, server_at
 
 if TYPE_CHECKING:
     from tfserve_kit.clients.options import OptionNames
@@ -277,13 +277,15 @@ def _watch(url: str, metrics_url: str | None, client: "OptionNames") -> Callable
     from tfserve_kit.clients.options import Options
     from tfserve_kit.perf import metrics
 
-    if addresses.read(url).is_fleet and not metrics_url:
+    address = addresses.read(url)
+    if address.is_fleet and not metrics_url:
         return lambda: metrics.Watch(lambda: None, None)  # of which server?
     mine, options = serving(url), Options(**client)
     look = metrics.with_gpus(look_at(mine.home)) if mine else None
     if metrics_url:  # perhaps another server, which our headers are not for
         options = replace(options, headers={})
-    read = metrics.reader(metrics_url or (mine.endpoints.rest if mine else url), options)
+    own = replica_at(mine.endpoints, address).rest if mine else url
+    read = metrics.reader(metrics_url or own, options)
     return lambda: metrics.Watch(read, look)
 
 

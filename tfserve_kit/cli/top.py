@@ -15,10 +15,10 @@ from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
 from tfserve_kit.engines import Phase, ServerHandle, registry
 from tfserve_kit.errors import TfkitError, UsageError
-from tfserve_kit.serving.access import Access, server_at
+from tfserve_kit.serving.access import Access, replica_at, server_at
 
 if TYPE_CHECKING:
-    from tfserve_kit.engines import RunningServer
+    from tfserve_kit.engines import Endpoints, RunningServer
     from tfserve_kit.perf.top import Watched
 
 _COLUMNS = ("SERVER", "MODEL", "VERSIONS", "REQ/S", "ERR/S", "P50", "P99", "BATCH", "FILL", "PAD",
@@ -62,7 +62,7 @@ def top_command(
     """
     watched = [each for url in urls for each in _at(url, access)]
     if not urls:
-        watched = [_own(each, access) for each in registry.servers()]
+        watched = [replica for each in registry.servers() for replica in _own(each, access)]
     if not watched:
         raise UsageError(
             "tfkit runs no server", remedy="start one with `tfkit serve`, or give its --url"
@@ -90,7 +90,8 @@ def _at(url: str, access: Access) -> Iterator["Watched"]:
         server = server_at(address)
         reached = reaching(server, access)
         if server:
-            yield _watched(server, reached, name=address.url)
+            where = replica_at(server.endpoints, address)
+            yield _watched(server, where, reached, name=address.url)
         else:
             yield _foreign(address.url, reached)
 
@@ -103,14 +104,21 @@ def _foreign(url: str, reached: Access) -> "Watched":
     return Watched(url, url, "", (), read, partial(_versions, url, reached))
 
 
-def _own(handle: ServerHandle, access: Access) -> "Watched":
-    """Return a server as `tfkit ps` lists it; one that has ended is not asked."""
-    phase = handle.state().phase
-    state = "" if phase in {Phase.STARTING, Phase.RUNNING} else phase.value
-    return _watched(handle, reaching(handle, access), name=handle.server_name, state=state)
+def _own(handle: ServerHandle, access: Access) -> Iterator["Watched"]:
+    """Yield a server as `tfkit ps` lists it, of several replicas each; none that ended is asked."""
+    reached, found = reaching(handle, access), handle.replicas()
+    each = [(one.name, one.state, one.endpoints) for one in found if one.endpoints]
+    if len(each) < 2:  # noqa: PLR2004 (it is one, or all are reached in one place)
+        each = [(handle.server_name, handle.state(), handle.endpoints)]
+    for name, state, where in each:
+        is_up = state.phase in {Phase.STARTING, Phase.RUNNING}
+        told = "" if is_up else state.phase.value
+        yield _watched(handle, where, reached, name=name, state=told)
 
 
-def _watched(server: "RunningServer", reached: Access, *, name: str, state: str = "") -> "Watched":
+def _watched(
+    server: "RunningServer", where: "Endpoints", reached: Access, *, name: str, state: str = ""
+) -> "Watched":
     from tfserve_kit.perf import metrics
     from tfserve_kit.perf.top import Watched
     from tfserve_kit.serving import reload
@@ -120,7 +128,7 @@ def _watched(server: "RunningServer", reached: Access, *, name: str, state: str 
     except TfkitError:
         spec = None  # of another tfkit, or gone meanwhile
     page = spec and spec.monitoring and spec.monitoring.path
-    rest = server.endpoints.rest
+    rest = where.rest
     most = (spec.batching.max_batch_size or _MOST_ROWS) if spec and spec.batching else None
     return Watched(
         name=name,
@@ -130,7 +138,7 @@ def _watched(server: "RunningServer", reached: Access, *, name: str, state: str 
         read=metrics.reader(
             rest, Options(**reached.options(rest)), page or metrics.PROMETHEUS_PATH
         ),
-        versions=partial(_versions, server.endpoints.grpc, reached),
+        versions=partial(_versions, where.grpc, reached),
         look=look_at(server.home),
         max_batch_size=most,
     )

@@ -210,8 +210,18 @@ class ServiceHandle(Home):
 
     @property
     def endpoints(self) -> Endpoints:
-        """Where it answers: the gateway, or each node that has a replica."""
-        return services.endpoints_of(self._deployment())
+        """Where it answers: the gateway, or each node on which a replica runs."""
+        deployment = self._deployment()
+        planned = services.endpoints_of(deployment)
+        if deployment.gateway:
+            return planned
+        running = [each.endpoints for each in self.replicas() if each.state.phase is Phase.RUNNING]
+        found = [each for each in running if each]
+        if not found:
+            return planned
+        return Endpoints(
+            ",".join(each.grpc for each in found), ",".join(each.rest for each in found)
+        )
 
     def state(self) -> State:
         """Look at the replicas: one that runs is enough."""
@@ -222,26 +232,36 @@ class ServiceHandle(Home):
         """Return what each slot is doing; see `ServerHandle.replicas`."""
         with _asked(f"cannot ask for server {self.server_name!r}") as api:
             nodes = {each["ID"]: each for each in api.nodes()}
+            here = nodes.get(api.info()["Swarm"]["NodeID"])
             found = _tasks(api, self.service_id)
-        return [self._replica(slot, task, nodes) for slot, task in _slots(found or []).items()]
+        return [
+            self._replica(slot, task, nodes.get(task.get("NodeID", ""), {}), here)
+            for slot, task in _slots(found or []).items()
+        ]
 
-    def _replica(self, slot: int, task: Mapping[str, Any], nodes: Mapping[str, Any]) -> Replica:
-        node = nodes.get(task.get("NodeID", ""), {})
+    def _replica(
+        self,
+        slot: int,
+        task: Mapping[str, Any],
+        node: Mapping[str, Any],
+        here: Mapping[str, Any] | None,
+    ) -> Replica:
         return Replica(
             name=f"{self.server_name}.{slot}",
             node=node.get("Description", {}).get("Hostname", ""),
             state=_task_state(task),
-            endpoints=self._own_endpoints(_address(node)),
+            endpoints=self._own_endpoints(node, is_here=node is here),
             reason=_reason(task),
             address=_address_in(task, services.service_name(self.server_name)),
         )
 
-    def _own_endpoints(self, address: str) -> Endpoints | None:
-        deployment = self._deployment()
+    def _own_endpoints(self, node: Mapping[str, Any], *, is_here: bool) -> Endpoints | None:
+        """Return where a replica answers: the only one, on this machine, as its clients know it."""
+        deployment, address = self._deployment(), _address(node)
         if deployment.gateway or not address:
             return None
-        is_only = deployment.server.replicas == 1
-        host = deployment.server.host if is_only else address
+        is_known = is_here and deployment.server.replicas == 1
+        host = deployment.server.host if is_known else address
         return endpoints(deployment.server.model_copy(update={"host": host}))
 
     def _deployment(self) -> Spec:
@@ -403,7 +423,8 @@ def _tasks(api: Any, service_id: str) -> list[Mapping[str, Any]] | None:
 def _slots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """Return by slot the task that says how it fares.
 
-    That is one that runs; else, while its successor waits to be started, the one that failed.
+    That is one that runs; else the last one that ended by itself, for as long as none that was
+    started in its place has come to run; else the one that is to run.
     """
     by_slot: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for each in tasks:
@@ -413,10 +434,16 @@ def _slots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
         wanted = [each for each in mine if each["DesiredState"] in _WANTED]
         if wanted:
             running = [each for each in wanted if _is_running(each)]
-            broken = [each for each in mine if _is_broken(each)]
-            is_waiting = wanted[-1]["Status"]["State"] not in _COMING
-            found[slot] = (running or (broken if is_waiting else []) or wanted)[-1]
+            broken = [each for each in mine if _is_broken(each) and _is_alike(each, wanted[-1])]
+            found[slot] = (running or broken or wanted)[-1]
     return found
+
+
+def _is_alike(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether one task was started as the other was; a label has the rest (`services.HASH`)."""
+    mine, others = task["Spec"], other["Spec"]
+    is_forced_alike = mine.get("ForceUpdate", 0) == others.get("ForceUpdate", 0)
+    return is_forced_alike and bool(mine["ContainerSpec"] == others["ContainerSpec"])
 
 
 def _is_running(task: Mapping[str, Any]) -> bool:
@@ -605,15 +632,9 @@ def _is_same(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def _is_current(task: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
-    """Say whether a task runs what its service says now; a label has the rest (`services.HASH`)."""
-    wanted = service["Spec"]["TaskTemplate"]
-    of = task["Spec"]
-    return (
-        _is_running(task)
-        and task["DesiredState"] == "running"
-        and of["ContainerSpec"] == wanted["ContainerSpec"]
-        and of.get("ForceUpdate", 0) == wanted.get("ForceUpdate", 0)
-    )
+    """Say whether a task runs what its service says now."""
+    is_wanted = _is_running(task) and task["DesiredState"] == "running"
+    return is_wanted and _is_alike(task, {"Spec": service["Spec"]["TaskTemplate"]})
 
 
 def _lasting(

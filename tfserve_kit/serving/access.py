@@ -217,6 +217,13 @@ def at(server: Endpoints, address: addresses.Address) -> bool:
     return any((each.scheme, _place(each)) in own for each in address.members)
 
 
+def replica_at(server: Endpoints, address: addresses.Address) -> Endpoints:
+    """Return the endpoints of the replica at an address; of all where it is at none."""
+    grpc, rest = (addresses.read(url).members for url in (server.grpc, server.rest))
+    each = (Endpoints(one.url, other.url) for one, other in zip(grpc, rest, strict=True))
+    return next((found for found in each if at(found, address)), server)
+
+
 def server_at(address: addresses.Address) -> RunningServer | None:
     """Return the server at an address, of a fleet the first; None if tfkit runs none there."""
     return next((each for each in registry.running() if at(each.endpoints, address)), None)
