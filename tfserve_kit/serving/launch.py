@@ -5,7 +5,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tfserve_kit.clients import Client, Target
+from tfserve_kit.clients import Client, Target, addresses
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import lint
@@ -220,7 +220,10 @@ def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clo
             timeout_s=timeout_s,
             clock=clock,
             progress=progress,
-            is_listening=lambda: _require_running(handle, spec) and _listens(handle.endpoints.grpc),
+            is_listening=lambda: (
+                _require_running(handle, spec)
+                and all(map(_listens, addresses.read(handle.endpoints.grpc).members))
+            ),
         )
         if waited.failed:
             raise _failed(handle, spec, f"could not load {waited.model!r}: {waited.failed.error}")
@@ -268,13 +271,17 @@ def _last_words(handle: ServerHandle, client: Client) -> str:
     return ""
 
 
-def _listens(url: str) -> bool:
+def _all_listen(handle: ServerHandle) -> bool:
+    return all(map(_listens, addresses.read(handle.endpoints.grpc).members))
+
+
+def _listens(address: addresses.Address) -> bool:
     """Say whether a server listens; a gRPC channel that failed once waits seconds to try again.
 
     Docker's own proxy opens the port of a container at once, and hangs up while the server in it
     does not listen yet; a server speaks first, or waits.
     """
-    parts = urlsplit(url)
+    parts = urlsplit(address.url)
     try:
         with socket.create_connection((parts.hostname or "", parts.port or 0), 1.0) as connection:
             connection.settimeout(_HANGS_UP_WITHIN_S)
