@@ -15,11 +15,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.embedded: pyproject.toml | $(BIN)/python
+# An installation tells the version that it was made with.
+$(VENV)/.embedded: pyproject.toml tfserve_kit/version.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[embedded]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml tfserve_kit/version.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.embedded
 

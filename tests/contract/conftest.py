@@ -41,35 +41,57 @@ def fake_engine(state_dir):
     return process.ProcessEngine(*arguments, **options)
 
 
+def _fake(request):
+    return request.getfixturevalue("fake_engine")
+
+
+def _embedded(request):
+    del request
+    return process.embedded()
+
+
+def _native(request):
+    return process.native(request.getfixturevalue("native_binary"))
+
+
+def _docker(request):
+    request.getfixturevalue("docker_image")
+    return DockerEngine()
+
+
+def _swarm(request):
+    manager = request.getfixturevalue("swarm")[0]
+    request.getfixturevalue("monkeypatch").setenv("DOCKER_HOST", manager.url)
+    return SwarmEngine()
+
+
+def _kubernetes(request):
+    current = request.getfixturevalue("cluster")
+    request.getfixturevalue("monkeypatch").setenv("KUBECONFIG", str(current.config))
+    return KubernetesEngine()
+
+
+# What makes each engine, by the name of the parameter.
+ENGINES = {
+    "fake": _fake,
+    "embedded": _embedded,
+    "native": _native,
+    "docker": _docker,
+    "swarm": _swarm,
+    "kubernetes": _kubernetes,
+}
+NEED_TENSORFLOW = {"embedded"}
+
+
 @pytest.fixture(
     params=[
-        "fake",
-        pytest.param("embedded", marks=pytest.mark.tensorflow),
-        "native",
-        "docker",
-        "swarm",
-        "kubernetes",
+        pytest.param(name, marks=[pytest.mark.tensorflow] if name in NEED_TENSORFLOW else [])
+        for name in ENGINES
     ]
 )
 def engine(request, state_dir):
     """Every engine."""
-    if request.param == "fake":
-        return request.getfixturevalue("fake_engine")
-    if request.param == "native":
-        return process.native(request.getfixturevalue("native_binary"))
-    if request.param == "docker":
-        request.getfixturevalue("docker_image")
-        return DockerEngine()
-    if request.param == "swarm":
-        manager = request.getfixturevalue("swarm")[0]
-        request.getfixturevalue("monkeypatch").setenv("DOCKER_HOST", manager.url)
-        return SwarmEngine()
-    if request.param == "kubernetes":
-        current = request.getfixturevalue("cluster")
-        request.getfixturevalue("monkeypatch").setenv("KUBECONFIG", str(current.config))
-        return KubernetesEngine()
-    assert request.param == "embedded"
-    return process.embedded()
+    return ENGINES[request.param](request)
 
 
 @pytest.fixture

@@ -596,7 +596,8 @@ def test_engine_that_cannot_run_is_refused_with_a_remedy(state_dir):
 def test_engine_that_nobody_knows_is_refused_with_the_known_ones(state_dir):
     with pytest.raises(UsageError) as caught:
         registry.choose("podman")
-    assert caught.value.remedy == "choose auto, native, docker, embedded, swarm, kubernetes"
+    known = [each.name for each in registry.engines()]
+    assert caught.value.remedy == f"choose {', '.join(['auto', *known])}"
 
 
 def test_server_is_found_by_name_whichever_engine_runs_it(state_dir):

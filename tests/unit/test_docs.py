@@ -54,7 +54,9 @@ def test_names_of_the_package_and_of_tests_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_site_leads_to_every_page(page):
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
-    assert re.search(rf"\s{page.relative_to(ROOT)}$", navigation, re.MULTILINE), "name it there"
+    assert re.search(rf"\s{page.relative_to(ROOT)}$", navigation, re.MULTILINE), (
+        "name the page in `nav` of mkdocs.yml"
+    )
 
 
 def _is_there(name):

@@ -45,7 +45,7 @@ def test_drawn_error_has_the_drawn_parent(name, parent):
 
 def test_every_error_is_drawn():
     own = {kind.__name__ for kind in subclasses(TfkitError) if kind.__module__ == errors.__name__}
-    assert {name for name, _ in drawn_tree()} == own
+    assert {name for name, _ in drawn_tree()} == own, "draw it in the docstring of errors.py"
 
 
 def test_remedy_follows_the_message_on_a_line_of_its_own():

@@ -31,6 +31,7 @@ _RESTORE_S = 10.0
 # What a reload applies, and the name, by which its server was found. All else a server reads once,
 # when it starts: where that differs, the models may depend on it, or the difference is told.
 _APPLIED = {"models", "client", "server.name", "server.ready_timeout_s"}
+# What the new models may have been made for: a reload is refused where it differs.
 _DEPENDED_ON = {"server.flags", "batching", "monitoring"}
 _OF_ENGINE = {"server.binary": "native", "docker": "docker", "swarm": "swarm", "gateway": "swarm",
               "kubernetes": "kubernetes"}  # fmt: skip
