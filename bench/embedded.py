@@ -1,5 +1,6 @@
 """The embedded engine against what else would answer: E3 to E6, F1 to F6, F8 and F9."""
 
+import gc
 import json
 import subprocess
 import threading
@@ -246,10 +247,16 @@ def _made(scratch: Path, what: str) -> Path:
 
 @contextmanager
 def _json(dtype: type[np.generic], scratch: Path) -> Iterator[Sides]:
-    """Read one picture from a predict request, in this process."""
+    """Read one picture from a predict request, in this process, beside tensorflow as in a server.
+
+    The lists of the baseline wake the garbage collector, which looks at all of tensorflow; a row
+    shows it without that.
+    """
     del scratch
+    require_tensorflow()
     try:
         import orjson
+        import tensorflow as tf  # noqa: F401 (it is to be there)
 
         from tfserve_kit.embedded.json_reader import PredictBody
         from tfserve_kit.embedded.ledger import Call
@@ -266,9 +273,22 @@ def _json(dtype: type[np.generic], scratch: Path) -> Iterator[Sides]:
     yield Sides(
         _timed(lambda: usual(orjson.loads)),
         _timed(lambda: PredictBody(body, lambda _: info, account)),
-        {"json + numpy": _timed(lambda: usual(json.loads))},
+        {
+            "json + numpy": _timed(lambda: usual(json.loads)),
+            "orjson + numpy, no garbage collection": _timed(
+                lambda: _uncollected(usual, orjson.loads)
+            ),
+        },
         {"body": f"{len(body):,} bytes"},
     )
+
+
+def _uncollected(read: Callable[..., object], *arguments: object) -> object:
+    gc.disable()
+    try:
+        return read(*arguments)
+    finally:
+        gc.enable()
 
 
 def _timed(call: Callable[[], object]) -> Side:
