@@ -217,11 +217,15 @@ def test_status_lists_versions_from_the_highest_down(world):
     assert [status.number for status in manager.status("m")] == [10, 9, 1]
 
 
-def test_readings_count_versions_by_state_and_name_those_that_answer(world):
+def test_readings_of_a_model_without_versions_are_zero_for_every_state(world):
     manager = world.start(policy="all {}")
     states = ("START", "LOADING", "AVAILABLE", "UNLOADING")
     assert manager.readings() == [(VERSIONS, ("m", state), 0) for state in states]
+
+
+def test_readings_count_versions_by_state_and_name_those_that_answer(world):
     world.put("m/1", "m/2")
+    manager = world.start(policy="all {}")
     world.settles({1: "AVAILABLE", 2: "AVAILABLE"})
     found = manager.readings()
     counts = {labels[1]: value for metric, labels, value in found if metric is VERSIONS}
