@@ -129,10 +129,12 @@ def test_run_leaves_to_the_second_nothing_but_failed_tests(tmp_path, code, setti
         f"import pytest\npytestmark = [pytest.mark.slow, pytest.mark.alone]\n{code}"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow: s\n  alone: a\n")
-    (tmp_path / "venv").mkdir()
-    for file in ("pyproject.toml", "venv/.dev"):
+    for folder in ("tfserve_kit", "venv"):
+        (tmp_path / folder).mkdir()
+    for file in ("pyproject.toml", "tfserve_kit/version.py", "venv/.dev"):
         (tmp_path / file).touch()
     variables = (f"BIN={Path(sys.executable).parent}", "VENV=venv", setting, "ARGS=test_it.py")
     command = ["make", "-f", ROOT / "Makefile", *variables, "check-alone"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert b"No rule" not in done.stderr, done  # that ends with 2, too, and runs no test
     assert done.returncode == status, done
