@@ -1,7 +1,8 @@
 """Servers on a real Kubernetes cluster: no request is lost, whatever is changed.
 
 Skipped where $TFKIT_TEST_KUBECONFIG names no cluster; $TFKIT_TEST_IMAGE is what its node has.
-What needs none is refused here with a real kubectl.
+What needs none is refused here with a real kubectl. Clients repeat nothing, so a pod that gets no
+processor loses requests: the tests under load need a machine that has nothing else to do.
 """
 
 import contextlib
@@ -15,10 +16,11 @@ import pytest
 
 from tests.integration.clusters import MODELS, names_of_services
 from tests.integration.test_swarm import Load
+from tests.unit.engines.test_manifests import EVERYTHING, KSERVE, spec
 from tfserve_kit import connect
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.deployment import build
-from tfserve_kit.engines import Phase, kubectl
+from tfserve_kit.engines import Phase, kubectl, manifests
 from tfserve_kit.engines.kubernetes import KubernetesEngine
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, SpecError
 from tfserve_kit.serving import launch, reload
@@ -98,7 +100,32 @@ def all_run(handle, number):
 
 
 def told(load):
-    return f"{len(load.lost)} of {load.answered + len(load.lost)} lost: {load.lost[:5]}"
+    lost = f"{len(load.lost)} of {load.answered + len(load.lost)} lost: {load.lost[:5]}"
+    return f"{lost}; load averages {os.getloadavg()}"
+
+
+# What is rendered
+
+
+@pytest.mark.parametrize(
+    ("target", "sections"),
+    [("kubernetes", {}), ("kubernetes", EVERYTHING), ("kserve", {}), ("kserve", KSERVE)],
+    ids=["plain", "everything", "kserve-plain", "kserve-everything"],
+)
+def test_api_server_takes_what_is_rendered(cluster, target, sections, tmp_path):
+    crds = cluster.kubectl("get", "crds", "--output=name")
+    if target == "kserve" and "inferenceservices.serving.kserve.io" not in crds:
+        pytest.skip("the cluster does not have KServe")
+    of = dict(sections.get("kubernetes", {"claim": "models"}))
+    if "namespace" in of:
+        of["namespace"] = cluster.namespace
+    texts = manifests.files(spec(**{**sections, "kubernetes": of}), target)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    taken = cluster.kubectl(
+        "apply", "--dry-run=server", "--server-side", "--validate=strict", "--kustomize", tmp_path
+    )
+    assert len(taken.splitlines()) == len(texts) - 1  # all but the list of them
 
 
 # Life

@@ -267,13 +267,20 @@ _REMEDIES = {
 }
 
 
+_USUAL = {"MissingClusterDNS", "DNSConfigForming"}
+
+
 def _events(cluster: Cluster, pod: str) -> list[str]:
-    """Return what the cluster warned of a pod, oldest first; nothing if it may not be asked."""
+    """Return what the cluster warned of a pod, oldest first; nothing if it may not be asked.
+
+    What concerns every pod of a cluster prevents none from running.
+    """
     chosen = f"--field-selector=involvedObject.name={pod},type=Warning"
     try:
         found = cluster.items("cannot look at events", "events", chosen)
     except TfkitError:
         return []
+    found = [each for each in found if each.get("reason") not in _USUAL]
     found.sort(key=lambda each: str(each.get("lastTimestamp") or each.get("eventTime") or ""))
     return [" ".join(str(each.get("message", "")).split())[:400] for each in found]
 

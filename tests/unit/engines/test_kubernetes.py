@@ -8,7 +8,7 @@ import pytest
 from tests.unit.engines.kubectls import FakeKubectl, objects
 from tfserve_kit.clock import SystemClock
 from tfserve_kit.deployment import build, render
-from tfserve_kit.engines import Phase, State, kubernetes, pods
+from tfserve_kit.engines import Phase, State, kubectl, kubernetes, pods
 from tfserve_kit.engines.kubernetes import KubernetesEngine
 from tfserve_kit.engines.records import is_pods
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, SpecError, UsageError
@@ -567,3 +567,16 @@ def test_autoscaled_server_is_not_scaled_by_hand(fake, handle):
     with pytest.raises(UsageError, match="its autoscaler's business, from 1 to 9"):
         reload.scale(server, 3)
     assert fake.calls == []
+
+
+def test_cause_is_told_by_what_concerns_the_pod_and_not_all_of_the_cluster(fake):
+    world = World(planned()).counts(1, 1, 0)
+    told = [
+        {"reason": "FailedCreatePodSandBox", "message": "no sandbox", "lastTimestamp": "1"},
+        {"reason": "MissingClusterDNS", "message": "no DNS", "lastTimestamp": "2"},
+    ]
+    fake.forget()
+    fake.says("get", world.seen(pod(ready=False)))
+    fake.says("get:events", {"items": told})
+    fake.says("logs")
+    assert "no sandbox" in pods.failed(kubectl.Cluster(), "web", "does not start").message
