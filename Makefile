@@ -68,21 +68,21 @@ report = $(if $(REPORTS),--junitxml=$(REPORTS)/$@.xml -rfExX) $(if $(FAILED),-o 
 # What failed is then left to check-again: all but a run that ended otherwise than by tests that fail.
 later  = $(if $(FAILED),|| { [ $$? = 1 ] && [ -s $(FAILED)/$@/v/cache/lastfailed ]; })
 
-# Four at a time share the machine, as many of their tests wait for something; then come those that
+# All sets of tests share the machine, as many of their tests wait for something; then come those that
 # measure time or need it for themselves, and last, once more, those that failed. A failure of the
 # ones keeps nobody from seeing what becomes of the others.
 shared = slow and not alone and not swarm
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
 	@rm -rf build/failed
-	@$(MAKE) FAILED=build/failed --keep-going -j4 --output-sync \
+	@$(MAKE) FAILED=build/failed --keep-going -j5 --output-sync \
 	  check-pages check-swarm check-integration test check-beside; beside=$$?; \
 	$(MAKE) FAILED=build/failed check-alone; alone=$$?; \
 	$(MAKE) check-again && [ $$beside$$alone = 00 ]
 
 .PHONY: check-examples check-pages check-swarm check-integration check-beside check-alone check-again
-check-examples: lint types protos-check
-	$(MAKE) examples
+check-examples: $(VENV)/.dev
+	$(MAKE) lint types protos-check examples
 check-pages check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
 check-pages: check-examples
 	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/system $(ARGS) $(later)
