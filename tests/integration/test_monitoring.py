@@ -24,7 +24,8 @@ from tests.integration.prometheus import checked, until
 from tests.ports import free_port
 from tfserve_kit import connect
 from tfserve_kit.clients import Target
-from tfserve_kit.deployment import build, monitoring
+from tfserve_kit.deployment import build, monitoring, render
+from tfserve_kit.deployment.flags import FILE_FLAGS, MODEL_CONFIG
 from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.server import EmbeddedServer
 from tfserve_kit.engines import process
@@ -371,20 +372,24 @@ def test_panels_for_the_official_server_ask_for_what_it_has():
 
 
 @contextlib.contextmanager
-def watched(tmp_path, models, monitored, **flags):
+def watched(tmp_path, models, monitored, batching=None, hour_s=HOUR_S, **flags):
     """Run a server and a Prometheus with short windows for a `with` block."""
-    (tmp_path / "monitoring").write_text("prometheus_config { enable: true path: '/metrics' }")
-    file = str(tmp_path / "monitoring")
-    with EmbeddedServer.of(models, monitoring_config_file=file, **flags) as server:
+    sections = {"monitoring": {"path": "/metrics"} | monitored}
+    if batching:
+        sections["batching"] = {"num_batch_threads": 1, **batching}
+        flags["enable_batching"] = True
+    for name, text in render.render(spec(**sections)).items():
+        (tmp_path / name).write_text(text)
+        if name != MODEL_CONFIG:
+            flags[FILE_FLAGS[name]] = str(tmp_path / name)
+    with EmbeddedServer.of(models, **flags) as server:
         files = monitoring.render(
-            spec(
-                server={"rest_port": server.rest_port}, monitoring={"path": "/metrics"} | monitored
-            ),
+            spec(server={"rest_port": server.rest_port}, **sections),
             scrape_s=SCRAPE_S,
-            hour_s=HOUR_S,
+            hour_s=hour_s,
         )
         with prometheus.running(files, tmp_path / "prometheus") as found:
-            until(lambda: found.query("up == 1"), "the first page")
+            until(lambda: found.query("up == 1") and not found.firing(), "the first page")
             yield server, found
 
 
@@ -416,15 +421,10 @@ def put(models, name, number=1):
 
 def test_errors_fire_the_alert_of_errors_and_no_other(tmp_path):
     """A queue for one batch refuses what comes beside it."""
-    batching = tmp_path / "batching"
-    batching.write_text(
-        "max_batch_size { value: 1 } num_batch_threads { value: 1 } "
-        "max_enqueued_batches { value: 1 }"
-    )
-    flags = {"enable_batching": True, "batching_parameters_file": str(batching)}
+    batching = {"max_batch_size": 1, "max_enqueued_batches": 1}
     models = {"half_plus_two": DATA / "half_plus_two"}
     with (
-        watched(tmp_path, models, {"slo_latency_ms": 60_000}, **flags) as (server, found),
+        watched(tmp_path, models, {"slo_latency_ms": 60_000}, batching) as (server, found),
         connect(server.grpc_url, retries=0) as client,
     ):
         call = partial(client.predict, Target("half_plus_two"), X)
@@ -468,3 +468,23 @@ def test_requests_beyond_the_memory_fire_the_alert_of_capacity_and_no_other(tmp_
         call = partial(client.predict, Target("half_plus_two"), {"x": np.ones(300_000, np.float32)})
         with Load(*[call] * 4):
             assert alerts_during(found, {"ResourceExhausted"}) == {"ResourceExhausted"}
+
+
+@pytest.mark.parametrize(
+    ("alert", "batching", "slo_ms"),
+    [
+        ("QueueSaturated", {"max_batch_size": 8, "batch_timeout_micros": 70_000}, 100),
+        ("PaddingWaste", {"max_batch_size": 8, "allowed_batch_sizes": [8]}, 60_000),
+    ],
+)
+def test_batches_that_wait_or_are_mostly_padding_fire_their_alert_and_no_other(
+    tmp_path, alert, batching, slo_ms
+):
+    """One row at a time: it waits for seven others, or seven that nobody asked for are computed."""
+    models = {"half_plus_two": DATA / "half_plus_two"}
+    with (
+        watched(tmp_path, models, {"slo_latency_ms": slo_ms}, batching, 120) as (server, found),
+        connect(server.grpc_url) as client,
+        Load(partial(client.predict, Target("half_plus_two"), X)),
+    ):
+        assert alerts_during(found, {alert}) == {alert}
