@@ -239,7 +239,9 @@ class Fleet:
 
     def started_s(self):
         """Return when the newest replica began to answer, as time.time() has it."""
-        told = self.manager.docker("service", "logs", "--timestamps", "--raw", f"tfkit-{self.name}")
+        service = f"tfkit-{self.name}"
+        # It also fails, having told the rest, where a replica of before never found a node.
+        told = self.manager.docker("service", "logs", "--timestamps", "--raw", service, check=False)
         return max(
             datetime.fromisoformat(line.split()[0][:26] + "+00:00").timestamp()
             for line in told.splitlines()
