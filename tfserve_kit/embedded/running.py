@@ -36,12 +36,17 @@ MOST_BYTES_ON_THE_SPOT = 1 << 20
 # What computes for long: so much of the processor, in the mean.
 LONG_S = 0.02
 # What sends a kind of calls back to the threads: a mean on the spot; one call that takes so much of
-# the processor; or one that keeps the loop for so long. On a busy machine it may have been kept by
-# others itself, so no call counts for more than a few short ones in the mean, and the time in which
-# the system let others run is not its own: in a thread it would have to wait even longer.
+# the processor, unless it keeps within bounds and a thousand before it were short (Python collects
+# garbage at times); or one that keeps the loop for so long. On a busy machine it may have been kept
+# by others itself, so no call counts for more than a few short ones in the mean, and the time in
+# which the system let others run is not its own: in a thread it would have to wait even longer.
 _TOO_LONG_S = 2 * SHORT_S
+_FORGIVEN_S = 10 * SHORT_S
 _FAR_TOO_LONG_S = 125 * SHORT_S
 _MOST_COUNTED_S = 4 * SHORT_S
+# Calls in a row may all take so many times as long as in the mean, such as after a pause in which
+# the processor's caches have got cold: that is no long one among them.
+_TIMES_USUAL = 3
 _WEIGHT = 1 / 8
 # How long it stays there: the first time, and at most.
 _FIRST_PAUSE_S = 1.0
@@ -58,6 +63,7 @@ class Kind:
 
     Attributes:
         calls: how many were measured since they were last found too long.
+        overran: the number of the last one that was forgiven.
         least_s: the shortest of those in threads, where others get in between.
         mean_s: a moving mean of those on the spot.
         worked_s: a moving mean of how long those in threads were at work.
@@ -67,6 +73,7 @@ class Kind:
     """
 
     calls: int = 0
+    overran: int = 0
     least_s: float = math.inf
     mean_s: float = 0.0
     worked_s: float = 0.0
@@ -90,13 +97,21 @@ class Kind:
             self.worked_s += (processor_s - self.worked_s) * (1.0 if is_first else _WEIGHT)
             return
         self.mean_s += (min(wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
-        is_long = processor_s > _TOO_LONG_S or wall_s > _FAR_TOO_LONG_S
-        if is_long or self.mean_s > _TOO_LONG_S:
-            self.calls, self.least_s, self.mean_s = 0, math.inf, 0.0
+        if self._is_too_long(wall_s, processor_s):
+            self.calls, self.overran, self.least_s, self.mean_s = 0, 0, math.inf, 0.0
             self.long_until_s = now_s + self.pause_s
             self.pause_s = min(2 * self.pause_s, _MOST_PAUSE_S)
         elif self.calls > _CALLS_OF_A_SHORT_KIND:
             self.pause_s = _FIRST_PAUSE_S
+
+    def _is_too_long(self, wall_s: float, processor_s: float) -> bool:
+        if wall_s > _FAR_TOO_LONG_S or self.mean_s > _TOO_LONG_S:
+            return True
+        if processor_s <= _TOO_LONG_S:
+            return False
+        is_rare = self.calls - self.overran > _CALLS_OF_A_SHORT_KIND
+        self.overran = self.calls
+        return not is_rare or processor_s > _FORGIVEN_S
 
 
 class Work:
@@ -363,9 +378,9 @@ class Runner:
     def note_here(self, kind: Kind, wall_s: float, calls: int = 1) -> None:
         """Take into account how long some calls of a kind took together, made here just now.
 
-        What they took longer than usual counts for one of them.
+        What they took longer than usual counts for one of them, but for what may befall all.
         """
-        usual_s = (calls - 1) * min(kind.mean_s, wall_s / calls)
+        usual_s = (calls - 1) * min(_TIMES_USUAL * kind.mean_s, wall_s / calls)
         longest_s, worked_s = wall_s - usual_s, 0.0
         if longest_s > _TOO_LONG_S:
             wall_s, worked_s = self._own_s(time.perf_counter() - wall_s, wall_s)

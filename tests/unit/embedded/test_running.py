@@ -112,6 +112,33 @@ def test_short_call_that_others_interrupt_now_and_then_stays():
         assert belongs_on_the_spot(kind, 10, 0.0)
 
 
+def test_long_call_among_a_thousand_short_ones_is_forgiven_but_no_second_one():
+    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
+
+    def take(*processor_s):
+        for each_s in processor_s:
+            kind.note(each_s, each_s, 0.0, on_the_spot=True)
+        return belongs_on_the_spot(kind, 10, 0.0)
+
+    short, long = SHORT_S / 8, 3 * SHORT_S
+    assert take(*[short] * 1001, long, *[short] * 1001, long, *[short] * 500)
+    assert not take(long)
+
+
+def test_very_long_call_is_not_forgiven():
+    kind = Kind(calls=5000, least_s=SHORT_S)
+    kind.note(0.005, 0.005, 0.0, on_the_spot=True)
+    assert not belongs_on_the_spot(kind, 10, 0.0)
+
+
+def test_row_of_calls_that_all_take_longer_has_no_long_one(runner, monkeypatch):
+    monkeypatch.setattr(runner, "_own_s", lambda _, wall_s: (wall_s, wall_s))
+    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, mean_s=0.000015)
+    runner.note_here(kind, 32 * 0.00004, 32)
+    assert kind.mean_s < 0.00003
+    assert belongs_on_the_spot(kind, 10, 0.0)
+
+
 def test_kind_that_was_short_for_long_is_trusted_again():
     kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
     for _ in range(1100):
