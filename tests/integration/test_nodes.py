@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,9 @@ def test_nothing_is_left_of_nodes_whose_run_was_ended(require, tmp_path_factory,
         run.send_signal(number)
         run.wait()
     with nodes.place(folder):  # as the next run begins
+        end_s = time.monotonic() + 5  # what was killed may take a moment to end
+        while left(folder, name) and time.monotonic() < end_s:
+            time.sleep(0.1)
         assert left(folder, name) == set()
 
 
