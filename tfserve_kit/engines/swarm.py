@@ -58,7 +58,6 @@ _ENDED = re.compile(r"task: non-zero exit \(\d+\)")  # by itself; else the cause
 _OVER = {"complete", "failed", "shutdown", "rejected", "remove", "orphaned"}
 _BROKEN = {"failed", "rejected", "complete"}  # a server has no reason to complete
 _WANTED = {"running", "ready", "accepted"}  # states that the swarm has in mind for a task
-_COMING = {"preparing", "starting", "running"}
 _GOING_ON = {"updating", "rollback_started"}
 _TAKEN_BACK = {"rollback_completed", "rollback_paused", "paused"}
 
@@ -232,25 +231,21 @@ class ServiceHandle(Home):
         """Return what each slot is doing; see `ServerHandle.replicas`."""
         with _asked(f"cannot ask for server {self.server_name!r}") as api:
             nodes = {each["ID"]: each for each in api.nodes()}
-            here = nodes.get(api.info()["Swarm"]["NodeID"])
+            here = api.info()["Swarm"]["NodeID"]
             found = _tasks(api, self.service_id)
         return [
-            self._replica(slot, task, nodes.get(task.get("NodeID", ""), {}), here)
-            for slot, task in _slots(found or []).items()
+            self._replica(slot, task, nodes, here) for slot, task in _slots(found or []).items()
         ]
 
     def _replica(
-        self,
-        slot: int,
-        task: Mapping[str, Any],
-        node: Mapping[str, Any],
-        here: Mapping[str, Any] | None,
+        self, slot: int, task: Mapping[str, Any], nodes: Mapping[str, Any], here: str
     ) -> Replica:
+        node = nodes.get(task.get("NodeID", ""), {})
         return Replica(
             name=f"{self.server_name}.{slot}",
             node=node.get("Description", {}).get("Hostname", ""),
             state=_task_state(task),
-            endpoints=self._own_endpoints(node, is_here=node is here),
+            endpoints=self._own_endpoints(node, is_here=node.get("ID") == here),
             reason=_reason(task),
             address=_address_in(task, services.service_name(self.server_name)),
         )
@@ -434,16 +429,16 @@ def _slots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
         wanted = [each for each in mine if each["DesiredState"] in _WANTED]
         if wanted:
             running = [each for each in wanted if _is_running(each)]
-            broken = [each for each in mine if _is_broken(each) and _is_alike(each, wanted[-1])]
+            alike = [each for each in mine if _is_alike(each["Spec"], wanted[-1]["Spec"])]
+            broken = [each for each in alike if _is_broken(each)]
             found[slot] = (running or broken or wanted)[-1]
     return found
 
 
-def _is_alike(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Say whether one task was started as the other was; a label has the rest (`services.HASH`)."""
-    mine, others = task["Spec"], other["Spec"]
-    is_forced_alike = mine.get("ForceUpdate", 0) == others.get("ForceUpdate", 0)
-    return is_forced_alike and bool(mine["ContainerSpec"] == others["ContainerSpec"])
+def _is_alike(spec: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether tasks are started alike; a label has the rest (`services.HASH`)."""
+    is_forced_alike = spec.get("ForceUpdate", 0) == other.get("ForceUpdate", 0)
+    return is_forced_alike and bool(spec["ContainerSpec"] == other["ContainerSpec"])
 
 
 def _is_running(task: Mapping[str, Any]) -> bool:
@@ -529,28 +524,27 @@ def _update(api: Any, now: Mapping[str, Any], wanted: Mapping[str, Any]) -> None
         now["ID"],
         now["Version"]["Index"],
         task_template=wanted["TaskTemplate"],
-        name=wanted["Name"],
-        labels=wanted["Labels"],
-        mode=wanted["Mode"],
-        update_config=wanted["UpdateConfig"],
-        rollback_config=wanted["RollbackConfig"],
-        endpoint_spec=wanted["EndpointSpec"],
+        **_beside_task(wanted),
     )
+
+
+def _beside_task(service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a service is besides its task, as the daemon's client takes it."""
+    return {
+        "name": service["Name"],
+        "labels": service["Labels"],
+        "mode": service["Mode"],
+        "update_config": service["UpdateConfig"],
+        "rollback_config": service["RollbackConfig"],
+        "endpoint_spec": service["EndpointSpec"],
+    }
 
 
 def _create(api: Any, service: Mapping[str, Any]) -> None:
     import docker
 
     try:
-        api.create_service(
-            _with_ids(api, service, 0),
-            name=service["Name"],
-            labels=service["Labels"],
-            mode=service["Mode"],
-            update_config=service["UpdateConfig"],
-            rollback_config=service["RollbackConfig"],
-            endpoint_spec=service["EndpointSpec"],
-        )
+        api.create_service(_with_ids(api, service, 0), **_beside_task(service))
     except docker.errors.APIError as error:
         raise ServerFailed(
             f"the swarm does not take service {service['Name']}: {error.explanation}",
@@ -634,7 +628,7 @@ def _is_same(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _is_current(task: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
     """Say whether a task runs what its service says now."""
     is_wanted = _is_running(task) and task["DesiredState"] == "running"
-    return is_wanted and _is_alike(task, {"Spec": service["Spec"]["TaskTemplate"]})
+    return is_wanted and _is_alike(task["Spec"], service["Spec"]["TaskTemplate"])
 
 
 def _lasting(

@@ -220,10 +220,7 @@ def _wait_ready(handle: ServerHandle, spec: Spec, progress: Progress, clock: Clo
             timeout_s=timeout_s,
             clock=clock,
             progress=progress,
-            is_listening=lambda: (
-                _require_running(handle, spec)
-                and all(map(_listens, addresses.read(handle.endpoints.grpc).members))
-            ),
+            is_listening=lambda: _require_running(handle, spec) and _all_listen(handle),
         )
         if waited.failed:
             raise _failed(handle, spec, f"could not load {waited.model!r}: {waited.failed.error}")
