@@ -226,6 +226,8 @@ class _Shared:
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self.is_draining = False
         self._rests: dict[str, float] = {}  # until when, by client
+        # A server speaks first: what begins a connection is always the same.
+        self.greeting = GrpcProtocol(ledger, "", options.limits).take(_WRITE_BYTES)
         self.lane = lru_cache(_MOST_PATHS)(self._lane_of)
 
     def rest(self, client: str, wasted: int) -> float:
@@ -357,6 +359,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername") or ("",)
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         transport.set_write_buffer_limits(_WRITE_BYTES)
+        transport.write(self._shared.greeting)
         self._shared.connections.add(self)
         self._shared.loop.call_soon(self._rest, 0)  # uvloop begins to read after this
         self._is_leaving = self._shared.is_draining
@@ -413,6 +416,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
     def _begin(self) -> GrpcProtocol:
         shared = self._shared
         protocol = GrpcProtocol(shared.ledger, self._client, shared.options.limits)
+        protocol.take(_WRITE_BYTES)  # the greeting, which was sent
         self._protocol = protocol
         if self._is_leaving:
             protocol.announce_end()

@@ -103,6 +103,19 @@ def test_port_of_zero_asks_the_system_for_one(server):
     assert 0 < server.port < 65536
 
 
+def test_server_speaks_first_and_says_its_settings_once(server):
+    with socket.create_connection(("localhost", server.port), PATIENCE_S) as connection:
+        connection.settimeout(PATIENCE_S)
+        settings = connection.recv(1 << 16)
+        assert settings[3:9] == b"\x04" + bytes(5)
+        connection.sendall(PREFACE)
+        answered = connection.recv(1 << 16)
+        connection.sendall(frame(6, 0, 0, bytes(8)))
+        while not answered.endswith(frame(6, 1, 0, bytes(8))):
+            answered += connection.recv(1 << 16)
+    assert answered == frame(4, 1, 0, b"") + frame(6, 1, 0, bytes(8))
+
+
 @pytest.mark.parametrize("method", ["/a.B/C", "/tensorflow.serving.PredictionService/Predict"])
 def test_every_method_reaches_the_surface_as_bytes(server, method):
     with calling(server, method) as call:
