@@ -36,12 +36,16 @@ MOST_BYTES_ON_THE_SPOT = 1 << 20
 # What computes for long: so much of the processor, in the mean.
 LONG_S = 0.02
 # What sends a kind of calls back to the threads: a mean on the spot; one call that takes so much of
-# the processor, unless it keeps within bounds and a thousand before it were short (Python collects
-# garbage at times); or one that keeps the loop for so long. On a busy machine it may have been kept
-# by others itself, so no call counts for more than a few short ones in the mean, and the time in
-# which the system let others run is not its own: in a thread it would have to wait even longer.
+# the processor, unless it keeps within bounds and such calls are rare (Python collects garbage at
+# times, and a virtual machine is stopped for a moment); or one that keeps the loop for so long. On
+# a busy machine it may have been kept by others itself, so no call counts for more than a few short
+# ones in the mean, and the time in which the system let others run is not its own: in a thread it
+# would have to wait even longer.
 _TOO_LONG_S = 2 * SHORT_S
 _FORGIVEN_S = 10 * SHORT_S
+# Rare: they take so much of the time at most, and so much at once if there were none before.
+_RARE = 1 / 50
+_MOST_SPARE_S = 2 * _FORGIVEN_S
 _FAR_TOO_LONG_S = 125 * SHORT_S
 _MOST_COUNTED_S = 4 * SHORT_S
 # Calls in a row may all take so many times as long as in the mean, such as after a pause in which
@@ -63,7 +67,8 @@ class Kind:
 
     Attributes:
         calls: how many were measured since they were last found too long.
-        overran: the number of the last one that was forgiven.
+        spare_s: what long ones may take on the spot, as of `spared_s`.
+        spared_s: when that was reckoned.
         least_s: the shortest of those in threads, where others get in between.
         mean_s: a moving mean of those on the spot.
         worked_s: a moving mean of how long those in threads were at work.
@@ -73,7 +78,8 @@ class Kind:
     """
 
     calls: int = 0
-    overran: int = 0
+    spare_s: float = 0.0
+    spared_s: float = 0.0
     least_s: float = math.inf
     mean_s: float = 0.0
     worked_s: float = 0.0
@@ -92,26 +98,27 @@ class Kind:
         """
         self.calls += 1
         if not on_the_spot:
+            self.spare_s, self.spared_s = 0.0, now_s
             self.least_s = min(self.least_s, wall_s)
             is_first = not self.worked_s
             self.worked_s += (processor_s - self.worked_s) * (1.0 if is_first else _WEIGHT)
             return
         self.mean_s += (min(wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
-        if self._is_too_long(wall_s, processor_s):
-            self.calls, self.overran, self.least_s, self.mean_s = 0, 0, math.inf, 0.0
+        if self._is_too_long(wall_s, processor_s, now_s):
+            self.calls, self.least_s, self.mean_s = 0, math.inf, 0.0
             self.long_until_s = now_s + self.pause_s
             self.pause_s = min(2 * self.pause_s, _MOST_PAUSE_S)
         elif self.calls > _CALLS_OF_A_SHORT_KIND:
             self.pause_s = _FIRST_PAUSE_S
 
-    def _is_too_long(self, wall_s: float, processor_s: float) -> bool:
+    def _is_too_long(self, wall_s: float, processor_s: float, now_s: float) -> bool:
         if wall_s > _FAR_TOO_LONG_S or self.mean_s > _TOO_LONG_S:
             return True
         if processor_s <= _TOO_LONG_S:
             return False
-        is_rare = self.calls - self.overran > _CALLS_OF_A_SHORT_KIND
-        self.overran = self.calls
-        return not is_rare or processor_s > _FORGIVEN_S
+        spare_s = min(self.spare_s + _RARE * (now_s - self.spared_s), _MOST_SPARE_S)
+        self.spare_s, self.spared_s = spare_s - processor_s, now_s
+        return self.spare_s < 0 or processor_s > _FORGIVEN_S
 
 
 class Work:

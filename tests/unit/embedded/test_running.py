@@ -112,17 +112,36 @@ def test_short_call_that_others_interrupt_now_and_then_stays():
         assert belongs_on_the_spot(kind, 10, 0.0)
 
 
-def test_long_call_among_a_thousand_short_ones_is_forgiven_but_no_second_one():
+LONG = 3 * SHORT_S
+
+
+@pytest.mark.parametrize(
+    ("long_at_s", "stays"),
+    [
+        ([0.01], False),  # only just here
+        ([0.07], True),
+        ([0.07, 0.08], False),
+        ([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06], True),  # a busy moment
+        ([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07], False),
+        ([100.0, *(100.01 + n / 100 for n in range(7))], False),  # no more is saved up
+        ([0.07 * n for n in range(1, 1000)], True),
+        ([0.05 * n for n in range(2, 1000)], False),
+    ],
+)
+def test_long_calls_are_forgiven_while_they_take_little_of_the_time(long_at_s, stays):
+    kind, short = Kind(calls=MEASUREMENTS, least_s=SHORT_S), SHORT_S / 8
+    for at_s in long_at_s:
+        for _ in range(20):
+            kind.note(short, short, at_s, on_the_spot=True)
+        kind.note(LONG, LONG, at_s, on_the_spot=True)
+    assert belongs_on_the_spot(kind, 10, at_s) is stays
+
+
+def test_time_in_threads_saves_nothing_up_for_long_calls():
     kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
-
-    def take(*processor_s):
-        for each_s in processor_s:
-            kind.note(each_s, each_s, 0.0, on_the_spot=True)
-        return belongs_on_the_spot(kind, 10, 0.0)
-
-    short, long = SHORT_S / 8, 3 * SHORT_S
-    assert take(*[short] * 1001, long, *[short] * 1001, long, *[short] * 500)
-    assert not take(long)
+    kind.note(SHORT_S, SHORT_S, 100.0, on_the_spot=False)
+    kind.note(LONG, LONG, 100.01, on_the_spot=True)
+    assert not belongs_on_the_spot(kind, 10, 100.01)
 
 
 def test_very_long_call_is_not_forgiven():
