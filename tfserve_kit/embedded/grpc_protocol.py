@@ -5,8 +5,9 @@ No socket, no thread, no look at a clock. Source: PROTOCOL-HTTP2.md of gRPC.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
+
+import numpy as np
 
 from tfserve_kit.embedded import http2
 from tfserve_kit.embedded.http2 import (
@@ -18,7 +19,7 @@ from tfserve_kit.embedded.http2 import (
     RequestReceived,
     StreamClosed,
 )
-from tfserve_kit.embedded.ledger import Account, Ledger
+from tfserve_kit.embedded.ledger import Account, Ledger, Sent
 from tfserve_kit.embedded.limits import MOST_MESSAGE_BYTES
 from tfserve_kit.embedded.status import Code, ServingError, encoded
 
@@ -27,6 +28,11 @@ _PREFIX_BYTES = 5
 SMALL_BYTES = 1 << 16
 # Memory for a message that arrives in pieces: so many times what has arrived.
 _GROWTH = 4
+# tensorflow computes on numbers where they lie if they begin on such a line of memory, as other
+# numbers it copies. Those of a message mostly end it, and fill whole lines; so it ends on one.
+_LINE_BYTES = 64
+# Larger ones it copies: where they lie it would hold them until its next call.
+_MOST_IN_LINE_BYTES = 16 << 20
 _LONGEST_PATH_BYTES = 1024
 _MOST_DETAILS_BYTES = 1024
 _CUT = b"...TRUNCATED"
@@ -79,6 +85,45 @@ class GrpcLimits:
     most_ping_strikes: int = 2
 
 
+class _Body:
+    """A message that arrives in pieces.
+
+    Attributes:
+        prefix: what goes before it and says how long it is, as far as that has arrived.
+        wanted_bytes: how long it will be; -1 while that is not known.
+        arrived_bytes: how much of it is there.
+        room_bytes: what there is memory for, and the call's account is charged with.
+    """
+
+    __slots__ = ("_begin", "_memory", "arrived_bytes", "prefix", "room_bytes", "wanted_bytes")
+
+    def __init__(self) -> None:
+        self.prefix = b""
+        self.wanted_bytes = -1
+        self.arrived_bytes = self.room_bytes = self._begin = 0
+        self._memory = memoryview(bytearray())
+
+    def make_room(self, room_bytes: int) -> None:
+        """Get more memory."""
+        memory = np.empty(room_bytes + _LINE_BYTES, np.uint8)
+        end = memory.__array_interface__["data"][0] + self.wanted_bytes
+        begin = -end % _LINE_BYTES if self.wanted_bytes <= _MOST_IN_LINE_BYTES else 0
+        old, self._memory, self._begin = self.content, memory.data, begin
+        self._memory[begin : begin + len(old)] = old
+        self.room_bytes = room_bytes
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece for which there is room."""
+        at = self._begin + self.arrived_bytes
+        self._memory[at : at + len(piece)] = piece
+        self.arrived_bytes += len(piece)
+
+    @property
+    def content(self) -> memoryview:
+        """What has arrived."""
+        return self._memory[self._begin : self._begin + self.arrived_bytes].toreadonly()
+
+
 class GrpcStream:
     """One call.
 
@@ -87,6 +132,7 @@ class GrpcStream:
         deadline_s: until when the client waits for the answer; None for ever.
         account: what it makes the server hold.
         message: the request, once all of it is there and until somebody takes it.
+        body: what there is of it before.
         is_whole: all of the request has come.
         is_compressed: whether the message is.
         is_gone: the client has left.
@@ -110,8 +156,6 @@ class GrpcStream:
         "message",
         "number",
         "path",
-        "room_bytes",
-        "wanted_bytes",
     )
 
     def __init__(self, number: int, account: Account) -> None:
@@ -120,10 +164,8 @@ class GrpcStream:
         self.path = ""
         self.deadline_s: float | None = None
         self.encoding: bytes | None = None
-        self.message: bytes | None = None
-        self.body: BytesIO | None = None
-        self.wanted_bytes = -1  # not known yet
-        self.room_bytes = 0  # what there is memory for, and the account is charged with
+        self.message: Sent | None = None
+        self.body: _Body | None = None
         self.is_compressed = self.is_gone = self.is_answered = self.is_working = False
         self.is_whole = False
         self.has_ended = False  # the client sends no more
@@ -306,8 +348,8 @@ class GrpcProtocol:
             stream.has_ended = True
         elif len(data) < _LEAST_PIECE_BYTES:
             self._small(data)
-        elif body is not None and body.tell() + len(data) < stream.room_bytes:
-            body.write(data)  # one of many pieces
+        elif body is not None and body.arrived_bytes + len(data) < body.room_bytes:
+            body.add(data)  # one of many pieces
             return
         if stream.is_answered or stream.is_whole:
             return  # one message is all that is wanted
@@ -328,44 +370,37 @@ class GrpcProtocol:
 
     def _collect(self, stream: GrpcStream, data: bytes) -> bool:
         """Add a piece to a message that comes in several; say whether it is whole."""
-        if stream.body is None:
-            stream.body = BytesIO()
         body = stream.body
-        if stream.wanted_bytes < 0:
-            missing = _PREFIX_BYTES - body.tell()
-            body.write(data[:missing])
-            if body.tell() < _PREFIX_BYTES:
+        if body is None:
+            body = stream.body = _Body()
+        if body.wanted_bytes < 0:
+            missing = _PREFIX_BYTES - len(body.prefix)
+            body.prefix, data = body.prefix + data[:missing], data[missing:]
+            if len(body.prefix) < _PREFIX_BYTES:
                 return False
-            prefix, data = body.getvalue(), data[missing:]
-            size = int.from_bytes(prefix[1:], "big")
-            if not self._accepts(stream, prefix[0], size):
+            size = int.from_bytes(body.prefix[1:], "big")
+            if not self._accepts(stream, body.prefix[0], size):
                 return False
-            stream.wanted_bytes = size
-            body = stream.body = BytesIO()
-        arrived = body.tell()
-        if arrived + len(data) > stream.wanted_bytes:
-            data = data[: stream.wanted_bytes - arrived]
-        if arrived + len(data) > stream.room_bytes and not self._make_room(stream, body, len(data)):
+            body.wanted_bytes = size
+        data = data[: body.wanted_bytes - body.arrived_bytes]
+        arrived_bytes = body.arrived_bytes + len(data)
+        if arrived_bytes > body.room_bytes and not self._make_room(stream, body, arrived_bytes):
             return False
-        body.write(data)
-        if arrived + len(data) == stream.wanted_bytes:
-            stream.message, stream.is_whole, stream.body = body.getvalue(), True, None
+        body.add(data)
+        if arrived_bytes == body.wanted_bytes:
+            stream.message, stream.is_whole, stream.body = body.content, True, None
         return stream.is_whole
 
-    def _make_room(self, stream: GrpcStream, body: BytesIO, size: int) -> bool:
+    def _make_room(self, stream: GrpcStream, body: _Body, arrived_bytes: int) -> bool:
         """Get memory for a piece and some of what will follow, or answer that there is no room.
 
         What a client says will come is not believed before a part of it has; and memory that grows
         little by little would be copied again and again.
         """
-        arrived = body.tell()
-        room_bytes = min(stream.wanted_bytes, max(SMALL_BYTES, _GROWTH * (arrived + size)))
-        if not self._charge(stream, room_bytes - stream.room_bytes):
+        room_bytes = min(body.wanted_bytes, max(SMALL_BYTES, _GROWTH * arrived_bytes))
+        if not self._charge(stream, room_bytes - body.room_bytes):
             return False
-        stream.room_bytes = room_bytes
-        body.seek(room_bytes - 1)
-        body.write(b"\0")
-        body.seek(arrived)
+        body.make_room(room_bytes)
         return True
 
     def _accepts(self, stream: GrpcStream, flag: int, size: int) -> bool:

@@ -20,7 +20,7 @@ from tfserve_kit.embedded.handlers import (
     Predicted,
     Regressed,
 )
-from tfserve_kit.embedded.ledger import Account, Call
+from tfserve_kit.embedded.ledger import Account, Call, Sent
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.messages import KnownRequests, PredictInputs, status_message
 from tfserve_kit.embedded.metrics import Metrics
@@ -73,7 +73,7 @@ class GrpcSurface:
         self._health = health
         self._as_content = as_content
         self._known = KnownRequests()
-        methods: dict[str, Callable[[bytes, Any, Call], Awaitable[bytes]]] = {
+        methods: dict[str, Callable[[Sent, Any, Call], Awaitable[bytes]]] = {
             "Predict": self._predict,
             "GetModelMetadata": self._metadata,
             "GetModelStatus": self._status,
@@ -84,11 +84,11 @@ class GrpcSurface:
         }
         self._methods = {protos.METHODS[name].path: (name, run) for name, run in methods.items()}
 
-    def answer(self, path: str, request: bytes, call: Call | None = None) -> Answer:
+    def answer(self, path: str, request: Sent, call: Call | None = None) -> Answer:
         """Answer one request, in this thread; see `begin`."""
         return completed(self.begin(path, request, call))
 
-    async def begin(self, path: str, request: bytes, call: Call | None = None) -> Answer:
+    async def begin(self, path: str, request: Sent, call: Call | None = None) -> Answer:
         """Answer one request; never raises.
 
         Args:
@@ -117,7 +117,8 @@ class GrpcSurface:
                     asked, known.signature, inputs, known.output_filter, call
                 )
             else:
-                message = protos.message_class(protos.METHODS[name].request).FromString(request)
+                kind = protos.message_class(protos.METHODS[name].request)
+                message = kind.FromString(bytes(request))
                 if name in _COUNTED:
                     model = message.model_spec.name
                 body = await run(request, message, call)
@@ -134,7 +135,7 @@ class GrpcSurface:
             self._metrics.count_request(model, name, "GRPC", status, started_ns)
         return answer
 
-    def repeat(self, request: bytes, account: Account) -> Answer | None:
+    def repeat(self, request: Sent, account: Account) -> Answer | None:
         """Answer a Predict that only its numbers tell apart from one before; never raises.
 
         The same as `begin`, in a third of the time.
@@ -167,7 +168,7 @@ class GrpcSurface:
         self._metrics.count_request(name, _PREDICT, "GRPC", status, started_ns)
         return answer
 
-    async def _predict(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _predict(self, sent: Sent, request: Any, call: Call) -> bytes:
         model = _model(request)
         inputs = PredictInputs(request, call.account)
         signature = request.model_spec.signature_name
@@ -194,7 +195,7 @@ class GrpcSurface:
         spec = _encoded_spec(model, version, signature)
         return predict_response(outputs, spec, as_content=self._as_content)
 
-    async def _metadata(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _metadata(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent, call
         _require_spec(request)
         if not request.metadata_field:
@@ -211,7 +212,7 @@ class GrpcSurface:
         response.metadata["signature_def"].Pack(signatures)
         return _serialized(response)
 
-    async def _status(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _status(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent, call
         _require_spec(request)
         response = protos.GetModelStatusResponse()
@@ -219,13 +220,13 @@ class GrpcSurface:
             response.model_version_status.append(status_message(status))
         return _serialized(response)
 
-    async def _classify(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _classify(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent
         return await self._infer(
             request, call, self._handlers.classify, protos.ClassificationResponse()
         )
 
-    async def _regress(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _regress(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent
         return await self._infer(request, call, self._handlers.regress, protos.RegressionResponse())
 
@@ -247,7 +248,7 @@ class GrpcSurface:
         _fill_result(response.result, found)
         return _serialized(response)
 
-    async def _multi_inference(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _multi_inference(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent
         if not (request.tasks and request.tasks[0].model_spec.name):
             raise invalid(_UNNAMED)
@@ -268,7 +269,7 @@ class GrpcSurface:
             )
         return _serialized(response)
 
-    async def _reload(self, sent: bytes, request: Any, call: Call) -> bytes:
+    async def _reload(self, sent: Sent, request: Any, call: Call) -> bytes:
         del sent
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -321,13 +322,13 @@ def _fill_result(result: Any, found: Classified | Regressed) -> None:
             classifications.classes.add(label=label.decode("utf-8", "replace"), score=score)
 
 
-def _health(request: bytes) -> Answer:
+def _health(request: Sent) -> Answer:
     """Answer grpc.health.v1.Health/Check: field 1 of the request is the service's name.
 
     Source: grpc/src/cpp/server/health/default_health_check_service.cc.
     """
     try:
-        name = protos.message_class("google.protobuf.StringValue").FromString(request).value
+        name = protos.message_class("google.protobuf.StringValue").FromString(bytes(request)).value
     except protos.DecodeError:
         name = None
     if name is None or len(name.encode()) > _LONGEST_SERVICE_BYTES:

@@ -19,7 +19,7 @@ from tfserve_kit.embedded.grpc_surface import Answer
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
 from tfserve_kit.embedded.lanes import Lane, Lanes
-from tfserve_kit.embedded.ledger import Account, Call, Ledger
+from tfserve_kit.embedded.ledger import Account, Call, Ledger, Sent
 from tfserve_kit.embedded.limits import (
     MOST_INFLATED_BYTES,
     MOST_INFLATED_TIMES,
@@ -35,10 +35,10 @@ from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import varint
 
-# (method path, request bytes, call) -> what makes the Answer
-Surface = Callable[[str, bytes, Call], Flow[Answer]]
-# (bytes of a Predict request, account) -> Answer, or None where the surface has to make it
-Repeat = Callable[[bytes, Account], Answer | None]
+# (method path, request, call) -> what makes the Answer
+Surface = Callable[[str, Sent, Call], Flow[Answer]]
+# (Predict request, account) -> Answer, or None where the surface has to make it
+Repeat = Callable[[Sent, Account], Answer | None]
 
 _log = logging.getLogger(__name__)
 
@@ -483,7 +483,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._read_on()
         return False
 
-    def _ask(self, stream: GrpcStream, message: bytes) -> None:
+    def _ask(self, stream: GrpcStream, message: Sent) -> None:
         shared, path, size_bytes = self._shared, stream.path, len(message)
         runner, asked_for, lane = shared.runner, _asked_for(message), shared.lane(path)
         name = (path, asked_for, size_bytes.bit_length())
@@ -503,7 +503,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         if not work.has_ended:
             self._watch_over(work, stream)
 
-    def _repeat(self, stream: GrpcStream, message: bytes, kind: Kind) -> bool:
+    def _repeat(self, stream: GrpcStream, message: Sent, kind: Kind) -> bool:
         """Answer what only its numbers tell apart from a call before; say whether it was one."""
         shared, began_s = self._shared, time.perf_counter()
         if kind.waits:
@@ -665,7 +665,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
                 protocol.reset(stream)
             self._before[-number] = unsent
         elif stream.body is not None:
-            arrived = stream.body.tell()
+            arrived = stream.body.arrived_bytes
             if number in before and arrived - before[number] < STEADY_BYTES:
                 text = "The message did not arrive in time"
                 self.answer(stream, Answer(Code.DEADLINE_EXCEEDED, text))
@@ -813,18 +813,18 @@ class GrpcTransport:
         await asyncio.sleep(0)  # lets the transports say goodbye
 
 
-def _asked_for(message: bytes) -> tuple[str, str] | None:
+def _asked_for(message: Sent) -> tuple[str, str] | None:
     """Return the model and signature, if they are told as usual; all others are one."""
     if message[:1] != _FIRST_FIELD or len(message) < _LEAST_BYTES:
         return None
     size = message[1]
     if size < _LONG:
-        return _named(message[2 : 2 + size])
+        return _named(bytes(message[2 : 2 + size]))
     try:
         size, begin = varint.decode(message[:11], 1)
     except ValueError:
         return None
-    return None if size > _LONGEST_SPEC_BYTES else _named(message[begin : begin + size])
+    return None if size > _LONGEST_SPEC_BYTES else _named(bytes(message[begin : begin + size]))
 
 
 @lru_cache(maxsize=128)
@@ -837,7 +837,7 @@ def _named(spec: bytes) -> tuple[str, str] | None:
     return found.name, found.signature_name
 
 
-def _inflated(message: bytes, account: Account) -> bytes:
+def _inflated(message: Sent, account: Account) -> bytes:
     """Return a compressed message as it was meant.
 
     Raises:

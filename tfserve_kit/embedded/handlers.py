@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import ledger
 from tfserve_kit.embedded.batching import BatchingServable, Waiting
-from tfserve_kit.embedded.ledger import Account, Call
+from tfserve_kit.embedded.ledger import Account, Call, Sent
 from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
 from tfserve_kit.embedded.metrics import (
     RUNTIME_LATENCY,
@@ -304,7 +304,7 @@ class Plan:
         return feeds, outputs
 
     def recipe(
-        self, known: "KnownRequest", request: bytes, *, check_method: bool
+        self, known: "KnownRequest", request: Sent, *, check_method: bool
     ) -> "_Recipe | None":
         """Return how to run a request again; None where it leaves inputs out. Raises as above."""
         inputs = known.inputs(request)
@@ -545,7 +545,7 @@ class KnownRequest:
     around: tuple[tuple[int, int, bytes], ...]
     recipe: "_Recipe | None" = None
 
-    def inputs(self, request: bytes) -> dict[str, NDArray[Any]]:
+    def inputs(self, request: Sent) -> dict[str, NDArray[Any]]:
         """Return the array per input alias of such a request; they share its memory."""
         return {
             alias: np.ndarray(shape, dtype, request, begin)
@@ -725,7 +725,7 @@ class Handlers:
             self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
             return found
 
-    def repeat(self, known: KnownRequest, request: bytes, account: Account) -> Predicted | None:
+    def repeat(self, known: KnownRequest, request: Sent, account: Account) -> Predicted | None:
         """Do as `predict`, at once, what only its numbers tell apart from a request before.
 
         Args:

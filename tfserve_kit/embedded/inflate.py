@@ -5,7 +5,7 @@ import zlib
 from contextlib import ExitStack
 from io import BytesIO
 
-from tfserve_kit.embedded.ledger import Account
+from tfserve_kit.embedded.ledger import Account, Sent
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -19,7 +19,7 @@ _large = threading.Lock()
 
 
 def inflated(
-    data: bytes, account: Account, *, wbits: int = GZIP, most_bytes: int | None = None
+    data: Sent, account: Account, *, wbits: int = GZIP, most_bytes: int | None = None
 ) -> bytes | None:
     """Return what was compressed; None where that is damaged or cut.
 

@@ -32,6 +32,9 @@ from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import varint
 
+# A message as it was sent; what came in pieces is not copied once more to be bytes.
+Sent = bytes | memoryview
+
 TIMES_WHAT_IS_FREE = 4
 _SET_ASIDE = 16  # a sixteenth
 _NEXT_TO_NOTHING = 1024  # a thousandth
@@ -264,7 +267,7 @@ _MESSAGES = {
 }
 
 
-def cost_of_message(method: str, body: bytes) -> int:
+def cost_of_message(method: str, body: Sent) -> int:
     """Return what a serialized request becomes when it is parsed and its tensors are read.
 
     Args:
@@ -291,7 +294,7 @@ def cost_of_message(method: str, body: bytes) -> int:
     return cost
 
 
-def field_at(body: bytes, at: int, end: int) -> tuple[int, int, int]:
+def field_at(body: Sent, at: int, end: int) -> tuple[int, int, int]:
     """Return a field's number, and where its content begins and ends; all of the rest if bad."""
     try:
         tag, begin = varint.decode(body, at, bits=32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import handlers, json_reader
 from tfserve_kit.embedded.json_writer import echo, members
-from tfserve_kit.embedded.ledger import Account, field_at
+from tfserve_kit.embedded.ledger import Account, Sent, field_at
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.manager import State, VersionStatus
 from tfserve_kit.embedded.status import encoded, invalid
@@ -106,7 +106,7 @@ class KnownRequests:
     def __init__(self) -> None:
         self._by_length: dict[int, tuple[handlers.KnownRequest, ...]] = {}
 
-    def find(self, request: bytes) -> handlers.KnownRequest | None:
+    def find(self, request: Sent) -> handlers.KnownRequest | None:
         """Return what is known of a request."""
         for known in self._by_length.get(len(request), ()):
             for begin, end, text in known.around:
@@ -116,7 +116,7 @@ class KnownRequests:
                 return known
         return None
 
-    def learn(self, request: bytes, message: Any, model: handlers.ModelRef) -> None:
+    def learn(self, request: Sent, message: Any, model: handlers.ModelRef) -> None:
         """Remember a request that was answered, if it is one that can be told by its bytes.
 
         Args:
@@ -129,10 +129,10 @@ class KnownRequests:
             return
         around, at = [], 0
         for begin, array in sorted(numbers.values(), key=itemgetter(0)):
-            around.append((at, begin, request[at:begin]))
+            around.append((at, begin))
             at = begin + array.nbytes
-        around.append((at, len(request), request[at:]))
-        if sum(len(text) for *_, text in around) > _MOST_AROUND_BYTES:
+        around.append((at, len(request)))
+        if sum(end - begin for begin, end in around) > _MOST_AROUND_BYTES:
             return
         if len(self._by_length) >= _MOST_LENGTHS:
             self._by_length = {}
@@ -144,13 +144,13 @@ class KnownRequests:
                 (alias, array.dtype, array.shape, begin)
                 for alias, (begin, array) in numbers.items()
             ),
-            tuple(each for each in around if each[2]),
+            tuple((begin, end, bytes(request[begin:end])) for begin, end in around if begin < end),
         )
         others = self._by_length.get(len(request), ())
         self._by_length[len(request)] = (known, *others[: _MOST_OF_A_LENGTH - 1])
 
 
-def _numbers_within(request: bytes, message: Any) -> dict[str, tuple[int, NDArray[Any]]] | None:
+def _numbers_within(request: Sent, message: Any) -> dict[str, tuple[int, NDArray[Any]]] | None:
     """Return where each input's numbers begin in a request, and the numbers.
 
     None unless every input has plain numbers, once, and as many as its shape says.
@@ -163,7 +163,7 @@ def _numbers_within(request: bytes, message: Any) -> dict[str, tuple[int, NDArra
         (key,), (value,) = entry[_KEY], entry[_VALUE]
         tensor = _fields(request, *value)
         spans = [span for number in _PLAIN_FIELDS for span in tensor.get(number, ())]
-        alias = request[slice(*key)].decode()
+        alias = bytes(request[slice(*key)]).decode()
         array = from_proto(message.inputs[alias]) if len(spans) == 1 else None
         if array is None or alias in found or array.dtype.kind not in _PLAIN_KINDS:
             return None
@@ -174,7 +174,7 @@ def _numbers_within(request: bytes, message: Any) -> dict[str, tuple[int, NDArra
     return found if len(found) == len(message.inputs) else None
 
 
-def _fields(body: bytes, at: int, end: int) -> dict[int, list[tuple[int, int]]]:
+def _fields(body: Sent, at: int, end: int) -> dict[int, list[tuple[int, int]]]:
     """Return where the fields of a part of a message begin and end, by number; {} if many."""
     found: dict[int, list[tuple[int, int]]] = {}
     for _ in range(_MOST_FIELDS):

@@ -1,7 +1,7 @@
 """Variable-length integers, as protobuf and TensorFlow's files write them: seven bits a byte."""
 
 
-def decode(data: bytes, at: int, *, bits: int = 64) -> tuple[int, int]:
+def decode(data: bytes | memoryview, at: int, *, bits: int = 64) -> tuple[int, int]:
     """Return the number of at most `bits` bits that begins at `at`, and where it ends.
 
     Raises:

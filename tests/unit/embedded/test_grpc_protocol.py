@@ -3,6 +3,7 @@
 import gzip
 
 import ngh2
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -595,6 +596,7 @@ def test_large_message_arrives_as_it_was_sent_and_is_charged_once(client, size):
     client.talk()
     (stream,) = client.calls
     assert stream.message == sent
+    assert np.frombuffer(stream.message, np.uint8).ctypes.data % 64 == -size % 64
     assert client.ledger.held_bytes == size
     client.server.answer(stream, Code.OK, body=b"")
     client.talk()

@@ -67,6 +67,7 @@ class EchoSurface:
         self.asked = []
 
     def __call__(self, path, request, call):
+        request = bytes(request)
         self.asked.append(request)
         if request == b"wait":
             self.entered.set()
