@@ -351,7 +351,7 @@ def _e3(name: str, batch: int) -> Benchmark:
         f"E3-{name}-{batch}",
         f"Predict of the embedded server, {name}, batch {batch}",
         "the same calls in one process without a server",
-        Goal(0.9, Compare.SPEED, equality=True),
+        Goal(0.95, Compare.SPEED, equality=True),
         partial(_network, name, batch),
     )
 
