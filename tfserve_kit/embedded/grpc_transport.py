@@ -221,7 +221,7 @@ class _Shared:
         self.repeat = repeat
         self.options = options
         self.unheard = Unheard()
-        self.connections: set[GrpcConnection] = set()
+        self.connections: set[_Connection] = set()
         # A view: with TLS, asyncio fills it slice by slice, and a slice of a bytearray is a copy.
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self.is_draining = False
@@ -259,7 +259,7 @@ class _Asked(Work):
 
     timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, connection: "GrpcConnection", stream: GrpcStream, kind: Hashable) -> None:
+    def __init__(self, connection: "_Connection", stream: GrpcStream, kind: Hashable) -> None:
         super().__init__(kind)
         self._connection, self._stream = connection, stream
 
@@ -309,7 +309,7 @@ class _Asked(Work):
             self._stream.settle()
 
 
-class GrpcConnection(asyncio.BufferedProtocol):
+class _Connection(asyncio.BufferedProtocol):
     """A client connection; lives in the event loop.
 
     Args:
@@ -746,8 +746,8 @@ class GrpcTransport:
             raise _unusable(f"unix:{path}") from error
 
     def _add(self, listener: Any, tls: Any) -> None:
-        def protocol() -> GrpcConnection:
-            return GrpcConnection(self._shared)
+        def protocol() -> _Connection:
+            return _Connection(self._shared)
 
         self._listeners.append(Listener(self._loop, listener, protocol, tls))
 

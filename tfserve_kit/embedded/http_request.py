@@ -141,7 +141,7 @@ class KnownHeads:
         self._heads[data[:head_bytes]] = request.head, len(request.body)
 
 
-class Owner(Protocol):
+class _Owner(Protocol):
     """What a reader tells, and asks: its connection."""
 
     def take(self, request: Request) -> None:
@@ -172,7 +172,7 @@ class Reader:
         unread: what has arrived and is not parsed yet.
     """
 
-    def __init__(self, ledger: Ledger, client: str, owner: Owner, heads: KnownHeads) -> None:
+    def __init__(self, ledger: Ledger, client: str, owner: _Owner, heads: KnownHeads) -> None:
         self._ledger, self._client, self._owner = ledger, client, owner
         self._heads = heads
         self._arrived = b""  # what a request begins with that is being parsed, if that is new

@@ -369,7 +369,7 @@ class Refused(ServingError):
         super().__init__(Code.ABORTED, "The server refused")
 
 
-class Info(NamedTuple):
+class _Info(NamedTuple):
     """What is read of a TensorInfo message."""
 
     dtype: int
@@ -394,10 +394,10 @@ class Server:
         """See `Account.give`."""
         self._ask("give", size_bytes)
 
-    def info(self, signature: str) -> Mapping[str, Info]:
+    def info(self, signature: str) -> Mapping[str, _Info]:
         """Return a signature's inputs by alias."""
         inputs = self._ask("info", signature)
-        return {alias: Info(*each) for alias, each in inputs.items()}
+        return {alias: _Info(*each) for alias, each in inputs.items()}
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         send(self._pipe, ("ask", (name, *arguments)))

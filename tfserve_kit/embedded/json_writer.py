@@ -153,7 +153,7 @@ _ESCAPES = {byte: f"\\u{byte:04X}" for byte in range(0x20)} | {
 }  # fmt: skip
 
 
-class Members(dict[str, Any]):
+class _Members(dict[str, Any]):
     """An object with a key more than once: the first of each counts, and `pairs` has them all."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
@@ -163,13 +163,13 @@ class Members(dict[str, Any]):
 
 def members(value: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return an object's members in the order of the text, also those whose key repeats."""
-    return value.pairs if isinstance(value, Members) else list(value.items())
+    return value.pairs if isinstance(value, _Members) else list(value.items())
 
 
 def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of some members."""
     found = dict(pairs)
-    return found if len(found) == len(pairs) else Members(pairs)
+    return found if len(found) == len(pairs) else _Members(pairs)
 
 
 def quoted(text: str) -> str:
