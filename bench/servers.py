@@ -60,16 +60,16 @@ def counting() -> int:
 
 def constant() -> int:
     """Answer every HTTP request with the same few bytes."""
-    from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
+    from tfserve_kit.embedded.http_transport import HttpServer, RestOptions
     from tfserve_kit.embedded.ledger import Ledger
-    from tfserve_kit.embedded.rest_surface import Reply
+    from tfserve_kit.embedded.rest_surface import RestAnswer
 
-    reply = Reply(200, b'{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}')
+    reply = RestAnswer(200, b'{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}')
 
-    async def answer(*_: Any) -> Reply:
+    async def answer(*_: Any) -> RestAnswer:
         return reply
 
-    transport = HttpTransport(
+    transport = HttpServer(
         answer,
         Ledger(1 << 30),
         ("127.0.0.1", 0),

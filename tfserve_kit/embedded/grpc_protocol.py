@@ -219,7 +219,7 @@ class _Head:
     refusal: http2.Headers = ()
 
 
-class GrpcProtocol:
+class GrpcSession:
     """The server's end of one connection.
 
     Args:

@@ -13,12 +13,12 @@ from tfserve_kit import protos
 from tfserve_kit.embedded import ledger, messages
 from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.handlers import (
-    Classified,
+    CLASSIFY,
     Handlers,
     InferenceTask,
+    Inferred,
     ModelRef,
     Predicted,
-    Regressed,
 )
 from tfserve_kit.embedded.ledger import Account, Call, Sent
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
@@ -37,7 +37,7 @@ _LONGEST_SERVICE_BYTES = 200
 _HEALTHY_SERVICES = frozenset({"", "ModelService", "PredictionService"})
 
 
-class Answer(NamedTuple):
+class GrpcAnswer(NamedTuple):
     """A gRPC answer: the serialized response, or a code and its details.
 
     In the details halves of characters stand for bytes that are no UTF-8, as `surrogateescape` has
@@ -84,11 +84,11 @@ class GrpcSurface:
         }
         self._methods = {protos.METHODS[name].path: (name, run) for name, run in methods.items()}
 
-    def answer(self, path: str, request: Sent, call: Call | None = None) -> Answer:
+    def answer(self, path: str, request: Sent, call: Call | None = None) -> GrpcAnswer:
         """Answer one request, in this thread; see `begin`."""
         return completed(self.begin(path, request, call))
 
-    async def begin(self, path: str, request: Sent, call: Call | None = None) -> Answer:
+    async def begin(self, path: str, request: Sent, call: Call | None = None) -> GrpcAnswer:
         """Answer one request; never raises.
 
         Args:
@@ -100,7 +100,7 @@ class GrpcSurface:
             return _health(request)
         method = self._methods.get(path)
         if method is None:
-            return Answer(Code.UNIMPLEMENTED)
+            return GrpcAnswer(Code.UNIMPLEMENTED)
         name, run = method
         started_ns = time.perf_counter_ns()
         call = call or Call.unbounded()
@@ -122,10 +122,10 @@ class GrpcSurface:
                 if name in _COUNTED:
                     model = message.model_spec.name
                 body = await run(request, message, call)
-            answer, status = Answer(_OK, "", body), "OK"
+            answer, status = GrpcAnswer(_OK, "", body), "OK"
         except protos.DecodeError:
             account.keep(held_bytes)
-            return Answer(Code.INTERNAL)
+            return GrpcAnswer(Code.INTERNAL)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             answer = _refusal(error, path)
             status = answer.code.name
@@ -135,7 +135,7 @@ class GrpcSurface:
             self._metrics.count_request(model, name, "GRPC", status, started_ns)
         return answer
 
-    def repeat(self, request: Sent, account: Account) -> Answer | None:
+    def repeat(self, request: Sent, account: Account) -> GrpcAnswer | None:
         """Answer a Predict that only its numbers tell apart from one before; never raises.
 
         The same as `begin`, in a third of the time.
@@ -159,7 +159,7 @@ class GrpcSurface:
             if found is None:
                 account.keep(held_bytes)
                 return None
-            answer, status = Answer(_OK, "", self._response(name, found, account)), "OK"
+            answer, status = GrpcAnswer(_OK, "", self._response(name, found, account)), "OK"
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             answer = _refusal(error, _PREDICT)
             status = answer.code.name
@@ -204,11 +204,11 @@ class GrpcSurface:
             if name != "signature_def":
                 raise invalid(f"Metadata field {name} is not supported")
         model = _model(request)
-        found = self._handlers.metadata(model)
+        version, definitions = self._handlers.metadata(model)
         response = protos.GetModelMetadataResponse()
         response.model_spec.name = model.name
-        response.model_spec.version.value = found.version
-        signatures = protos.SignatureDefMap(signature_def=found.signatures)
+        response.model_spec.version.value = version
+        signatures = protos.SignatureDefMap(signature_def=definitions)
         response.metadata["signature_def"].Pack(signatures)
         return _serialized(response)
 
@@ -234,7 +234,7 @@ class GrpcSurface:
         self,
         request: Any,
         call: Call,
-        handler: Callable[..., Awaitable[Classified | Regressed]],
+        handler: Callable[..., Awaitable[Inferred]],
         response: Any,
     ) -> bytes:
         model = _model(request)
@@ -245,7 +245,7 @@ class GrpcSurface:
             call=call,
         )
         _fill_spec(response.model_spec, model, found)
-        _fill_result(response.result, found)
+        _fill_result(response.result, found.rows)
         return _serialized(response)
 
     async def _multi_inference(self, sent: Sent, request: Any, call: Call) -> bytes:
@@ -260,12 +260,13 @@ class GrpcSurface:
             tasks, lambda: messages.examples_from_input(request.input, call.account), call=call
         )
         response = protos.MultiInferenceResponse()
-        for found in results:
+        for task, found in zip(tasks, results, strict=True):
             result = response.results.add()
             _fill_spec(result.model_spec, tasks[0].model, found)
-            classified = isinstance(found, Classified)
+            classified = task.method_name == CLASSIFY
             _fill_result(
-                result.classification_result if classified else result.regression_result, found
+                result.classification_result if classified else result.regression_result,
+                found.rows,
             )
         return _serialized(response)
 
@@ -286,10 +287,10 @@ class GrpcSurface:
         return _serialized(response)
 
 
-def _refusal(error: Exception, what: str) -> Answer:
+def _refusal(error: Exception, what: str) -> GrpcAnswer:
     refusal = told(error, what)
     text = encoded(refusal.message, errors="surrogateescape")
-    return Answer(refusal.code, text.decode("utf-8", "surrogateescape"))
+    return GrpcAnswer(refusal.code, text.decode("utf-8", "surrogateescape"))
 
 
 def _serialized(message: Any) -> bytes:
@@ -305,24 +306,24 @@ def _encoded_spec(name: str, version: int, signature: str) -> bytes:
     return encoded
 
 
-def _fill_spec(spec: Any, model: ModelRef, found: Classified | Regressed) -> None:
+def _fill_spec(spec: Any, model: ModelRef, found: Inferred) -> None:
     spec.name = model.name
     spec.version.value = found.version
     spec.signature_name = found.signature
 
 
-def _fill_result(result: Any, found: Classified | Regressed) -> None:
-    if isinstance(found, Regressed):
-        for value in found.values:
+def _fill_result(result: Any, rows: Sequence[Any]) -> None:
+    if isinstance(result, protos.RegressionResult):
+        for value in rows:
             result.regressions.add(value=value)
         return
-    for classes in found.classes:
+    for classes in rows:
         classifications = result.classifications.add()
         for label, score in classes:
             classifications.classes.add(label=label.decode("utf-8", "replace"), score=score)
 
 
-def _health(request: Sent) -> Answer:
+def _health(request: Sent) -> GrpcAnswer:
     """Answer grpc.health.v1.Health/Check: field 1 of the request is the service's name.
 
     Source: grpc/src/cpp/server/health/default_health_check_service.cc.
@@ -332,10 +333,10 @@ def _health(request: Sent) -> Answer:
     except protos.DecodeError:
         name = None
     if name is None or len(name.encode()) > _LONGEST_SERVICE_BYTES:
-        return Answer(Code.INVALID_ARGUMENT, "could not parse request")
+        return GrpcAnswer(Code.INVALID_ARGUMENT, "could not parse request")
     if name not in _HEALTHY_SERVICES:
-        return Answer(Code.NOT_FOUND, "service name unknown")
-    return Answer(body=b"\x08\x01")  # status: SERVING
+        return GrpcAnswer(Code.NOT_FOUND, "service name unknown")
+    return GrpcAnswer(body=b"\x08\x01")  # status: SERVING
 
 
 def _require_spec(request: Any) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from tfserve_kit import protos
 from tfserve_kit.embedded.batching import Flow
 from tfserve_kit.embedded.front import EventLoop, Listener, listening, listening_at, tls_context
-from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol, GrpcStream
-from tfserve_kit.embedded.grpc_surface import Answer
+from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcSession, GrpcStream
+from tfserve_kit.embedded.grpc_surface import GrpcAnswer
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
 from tfserve_kit.embedded.lanes import Lane, Lanes
@@ -30,15 +30,15 @@ from tfserve_kit.embedded.limits import (
     PATIENCE_S,
     STEADY_BYTES,
 )
-from tfserve_kit.embedded.running import Kind, Runner, Work, belongs_on_the_spot
+from tfserve_kit.embedded.running import CallKind, Runner, Work, belongs_on_the_spot
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors import varint
 
-# (method path, request, call) -> what makes the Answer
-Surface = Callable[[str, Sent, Call], Flow[Answer]]
-# (Predict request, account) -> Answer, or None where the surface has to make it
-Repeat = Callable[[Sent, Account], Answer | None]
+# (method path, request, call) -> what makes the GrpcAnswer
+Surface = Callable[[str, Sent, Call], Flow[GrpcAnswer]]
+# (Predict request, account) -> GrpcAnswer, or None where the surface has to make it
+Repeat = Callable[[Sent, Account], GrpcAnswer | None]
 
 _log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class _Shared:
         self.is_draining = False
         self._rests: dict[str, float] = {}  # until when, by client
         # A server speaks first: what begins a connection is always the same.
-        self.greeting = GrpcProtocol(ledger, "", options.limits).take(_WRITE_BYTES)
+        self.greeting = GrpcSession(ledger, "", options.limits).take(_WRITE_BYTES)
         self.lane = lru_cache(_MOST_PATHS)(self._lane_of)
 
     def rest(self, client: str, wasted: int) -> float:
@@ -263,7 +263,7 @@ class _Asked(Work):
         super().__init__(kind)
         self._connection, self._stream = connection, stream
 
-    def begin(self) -> Flow[Answer]:
+    def begin(self) -> Flow[GrpcAnswer]:
         """Return what makes the answer."""
         stream = self._stream
         message, stream.message = stream.message, None
@@ -277,15 +277,15 @@ class _Asked(Work):
         path = _CHECK if stream.path == _WATCH else stream.path
         return self._connection.surface(path, message, call)
 
-    def failed(self, error: ServingError | None) -> Answer:
+    def failed(self, error: ServingError | None) -> GrpcAnswer:
         """Return the answer for an error."""
-        return Answer(error.code, error.message) if error else Answer(Code.INTERNAL)
+        return GrpcAnswer(error.code, error.message) if error else GrpcAnswer(Code.INTERNAL)
 
-    def is_usual(self, result: Answer) -> bool:
+    def is_usual(self, result: GrpcAnswer) -> bool:
         """Say whether it went as others will; what was compressed can become anything."""
         return result.code is Code.OK and not self._stream.is_compressed
 
-    def done(self, result: Answer) -> None:
+    def done(self, result: GrpcAnswer) -> None:
         """Answer."""
         if self.timer:
             self.timer.cancel()
@@ -295,7 +295,7 @@ class _Asked(Work):
     def expire(self) -> None:
         """Answer that it is too late."""
         self._connection.answer(
-            self._stream, Answer(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"), is_late=True
+            self._stream, GrpcAnswer(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"), is_late=True
         )
         self.drop()
 
@@ -340,7 +340,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._shared = shared
         self._transport: Any = None
         self._client = ""
-        self._protocol: GrpcProtocol | None = None  # from the first byte on
+        self._protocol: GrpcSession | None = None  # from the first byte on
         self._ready: list[GrpcStream] = []
         self._is_full = False  # what was written is not taken
         self._is_flushing = self._is_stepping = self._is_leaving = self._has_left = False
@@ -413,9 +413,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._is_resting = False
         self._read_on()
 
-    def _begin(self) -> GrpcProtocol:
+    def _begin(self) -> GrpcSession:
         shared = self._shared
-        protocol = GrpcProtocol(shared.ledger, self._client, shared.options.limits)
+        protocol = GrpcSession(shared.ledger, self._client, shared.options.limits)
         protocol.take(_WRITE_BYTES)  # the greeting, which was sent
         self._protocol = protocol
         if self._is_leaving:
@@ -451,7 +451,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     # Calls
 
-    def _note(self, protocol: GrpcProtocol, calls: list[GrpcStream]) -> None:
+    def _note(self, protocol: GrpcSession, calls: list[GrpcStream]) -> None:
         """Keep an eye on calls whose message has not arrived, and forget those that have ended."""
         unheard = self._shared.unheard
         if self._client in unheard:
@@ -467,7 +467,7 @@ class _Connection(asyncio.BufferedProtocol):
         evicted = self._shared.unheard.add(self._client, stream, self)
         if evicted:
             silent, owner = evicted
-            owner.answer(silent, Answer(Code.CANCELLED, "Too many calls wait for their client"))
+            owner.answer(silent, GrpcAnswer(Code.CANCELLED, "Too many calls wait for their client"))
 
     def _step(self) -> bool:
         """Make one call; say whether there are more."""
@@ -503,7 +503,7 @@ class _Connection(asyncio.BufferedProtocol):
         if not work.has_ended:
             self._watch_over(work, stream)
 
-    def _repeat(self, stream: GrpcStream, message: Sent, kind: Kind) -> bool:
+    def _repeat(self, stream: GrpcStream, message: Sent, kind: CallKind) -> bool:
         """Answer what only its numbers tell apart from a call before; say whether it was one."""
         shared, began_s = self._shared, time.perf_counter()
         if kind.waits:
@@ -530,7 +530,7 @@ class _Connection(asyncio.BufferedProtocol):
         """What answers."""
         return self._shared.surface
 
-    def answer(self, stream: GrpcStream, answer: Answer, *, is_late: bool = False) -> None:
+    def answer(self, stream: GrpcStream, answer: GrpcAnswer, *, is_late: bool = False) -> None:
         """Answer a call."""
         if not self._protocol:
             return
@@ -541,7 +541,7 @@ class _Connection(asyncio.BufferedProtocol):
         if not self._is_stepping:
             self._flush_soon()
 
-    def _watch(self, protocol: GrpcProtocol, stream: GrpcStream, answer: Answer) -> None:
+    def _watch(self, protocol: GrpcSession, stream: GrpcStream, answer: GrpcAnswer) -> None:
         """Tell the health and stay in touch: it does not change before the server ends."""
         if answer.code is Code.NOT_FOUND:
             protocol.begin(stream, _SERVICE_UNKNOWN)
@@ -554,7 +554,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._is_leaving:
             self._end_watches(protocol)
 
-    def _end_watches(self, protocol: GrpcProtocol) -> None:
+    def _end_watches(self, protocol: GrpcSession) -> None:
         for stream in list(protocol.streams.values()):
             if stream.is_open and not stream.is_answered:
                 protocol.begin(stream, _NOT_SERVING)
@@ -656,7 +656,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._keep_alive(now_s)
         self._flush_soon()
 
-    def _look_at(self, protocol: GrpcProtocol, stream: GrpcStream, before: dict[Any, int]) -> None:
+    def _look_at(self, protocol: GrpcSession, stream: GrpcStream, before: dict[Any, int]) -> None:
         """End a call whose answer is not taken, or whose message does not come on."""
         number = stream.number
         if stream.is_answered:
@@ -668,7 +668,7 @@ class _Connection(asyncio.BufferedProtocol):
             arrived = stream.body.arrived_bytes
             if number in before and arrived - before[number] < STEADY_BYTES:
                 text = "The message did not arrive in time"
-                self.answer(stream, Answer(Code.DEADLINE_EXCEEDED, text))
+                self.answer(stream, GrpcAnswer(Code.DEADLINE_EXCEEDED, text))
                 self._shared.unheard.forget(self._client, stream)
             self._before[number] = arrived
 
@@ -685,11 +685,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._protocol.ping(_ALIVE)
 
 
-class GrpcTransport:
+class GrpcServer:
     """A gRPC server.
 
     Args:
-        surface: (method path, request bytes, call) -> what makes the Answer, in any thread.
+        surface: (method path, request bytes, call) -> what makes the GrpcAnswer, in any thread.
         lanes: how many calls are worked on in threads at once.
         ledger: what clients make the server hold.
         ports: where it listens.

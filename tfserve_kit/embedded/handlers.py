@@ -18,7 +18,7 @@ from tfserve_kit import protos
 from tfserve_kit.embedded import ledger
 from tfserve_kit.embedded.batching import BatchingServable, Waiting
 from tfserve_kit.embedded.ledger import Account, Call, Sent
-from tfserve_kit.embedded.manager import Lease, Manager, VersionStatus
+from tfserve_kit.embedded.manager import Lease, Manager, ServableStatus
 from tfserve_kit.embedded.metrics import (
     RUNTIME_LATENCY,
     VERSION_LATENCY,
@@ -220,7 +220,7 @@ def run_signature(
         The signature's name and array per output alias.
     """
     name = signature or DEFAULT_SIGNATURE
-    plan = Plan(_signature(signatures, name))
+    plan = SignaturePlan(_signature(signatures, name))
     feeds, outputs = plan.prepared(inputs, output_filter, check_method=check_method)
     values = run(feeds, list(outputs.values()))
     return name, dict(zip(outputs, values, strict=True))
@@ -253,7 +253,7 @@ class _Lone(NamedTuple):
         return cls(infos[0].name, dtype, tuple(outputs.values()), tuple(outputs), is_known)
 
 
-class Plan:
+class SignaturePlan:
     """How Predict runs a signature: what can be worked out once per version is.
 
     Args:
@@ -564,7 +564,7 @@ class _Recipe:
         aliases: what they are called in the answer.
     """
 
-    plan: Plan
+    plan: SignaturePlan
     feeds: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
     fetches: tuple[str, ...]
     aliases: tuple[str, ...]
@@ -578,22 +578,15 @@ class Predicted(NamedTuple):
     outputs: Arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """(label, score) per example and class, and the version and signature that made them."""
+class Inferred(NamedTuple):
+    """What there is for each example, and the version and signature that made it.
+
+    Of a classification (label, score) of each class, of a regression a number.
+    """
 
     version: int
     signature: str
-    classes: Sequence[Sequence[tuple[bytes, float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Regressed:
-    """A value per example, and the version and signature that made them."""
-
-    version: int
-    signature: str
-    values: Sequence[float]
+    rows: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,14 +596,6 @@ class InferenceTask:
     model: ModelRef
     signature: str
     method_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A version's SignatureDef messages by name."""
-
-    version: int
-    signatures: Mapping[str, Any]
 
 
 Examples = Callable[[], NDArray[Any]]
@@ -665,7 +650,9 @@ class Handlers:
         with self._manager.lease(model.name, model.version, model.label) as lease:
             plan = lease.plans.get(name)
             if plan is None:
-                plan = lease.plans[name] = Plan(_signature(lease.servable.signatures, name))
+                plan = lease.plans[name] = SignaturePlan(
+                    _signature(lease.servable.signatures, name)
+                )
             check_method = self._check_method_name
             feeds, outputs = plan.prepared(inputs, output_filter, check_method=check_method)
             started_ns = time.perf_counter_ns()
@@ -766,19 +753,19 @@ class Handlers:
         with self._lease(model) as lease:
             plan = lease.plans.get(signature)
             if plan is None and signature in lease.servable.signatures:
-                plan = lease.plans[signature] = Plan(lease.servable.signatures[signature])
+                plan = lease.plans[signature] = SignaturePlan(lease.servable.signatures[signature])
             return plan and plan.inputs
 
-    def metadata(self, model: ModelRef) -> Metadata:
-        """Return a version's signatures.
+    def metadata(self, model: ModelRef) -> tuple[int, Mapping[str, Any]]:
+        """Return a version's number, and its SignatureDef messages by name.
 
         Raises:
             ServingError: NOT_FOUND, no such servable.
         """
         with self._lease(model) as lease:
-            return Metadata(lease.version, lease.servable.signatures)
+            return lease.version, lease.servable.signatures
 
-    def status(self, model: ModelRef) -> list[VersionStatus]:
+    def status(self, model: ModelRef) -> list[ServableStatus]:
         """Return the state of a model's versions, or of one; a label is ignored.
 
         Raises:
@@ -801,7 +788,7 @@ class Handlers:
         examples: Examples,
         *,
         call: Call | None = None,
-    ) -> Classified:
+    ) -> Inferred:
         """Run a classification signature.
 
         Args:
@@ -816,8 +803,7 @@ class Handlers:
         """
         with self._lease(model) as lease:
             tasks = [self._single(lease, CLASSIFY, signature)]
-            found: list[Classified] = await self._inferred(lease, "Classify", tasks, examples, call)
-            return found[0]
+            return (await self._inferred(lease, "Classify", tasks, examples, call))[0]
 
     async def regress(
         self,
@@ -826,12 +812,11 @@ class Handlers:
         examples: Examples,
         *,
         call: Call | None = None,
-    ) -> Regressed:
+    ) -> Inferred:
         """Run a regression signature; as `classify`."""
         with self._lease(model) as lease:
             tasks = [self._single(lease, REGRESS, signature)]
-            found: list[Regressed] = await self._inferred(lease, "Regress", tasks, examples, call)
-            return found[0]
+            return (await self._inferred(lease, "Regress", tasks, examples, call))[0]
 
     async def multi_inference(
         self,
@@ -839,7 +824,7 @@ class Handlers:
         examples: Examples,
         *,
         call: Call | None = None,
-    ) -> list[Classified | Regressed]:
+    ) -> list[Inferred]:
         """Run several classify and regress tasks of one model on the same examples.
 
         Args:
@@ -882,8 +867,8 @@ class Handlers:
         tasks: Sequence[Inference],
         examples: Examples,
         call: Call | None,
-    ) -> list[Any]:
-        """Return the Classified or Regressed of each task."""
+    ) -> list[Inferred]:
+        """Return what came of each task."""
         rows = examples()
         feeds, wanted = _inference_feeds(tasks, rows)
         started_ns = time.perf_counter_ns()
@@ -896,9 +881,7 @@ class Handlers:
         by_name = dict(zip(wanted, values, strict=True))
         results = _inference_results(tasks, by_name, len(rows), account)
         return [
-            (Classified if task.method_name == CLASSIFY else Regressed)(
-                lease.version, task.signature, result
-            )
+            Inferred(lease.version, task.signature, result)
             for task, result in zip(tasks, results, strict=True)
         ]
 

@@ -29,7 +29,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 _MOST_HEADS = 256
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """What a request's head says.
 
     Attributes:
@@ -50,7 +50,7 @@ class Head(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class HttpRequest:
     """A request that has arrived; lives in the event loop, but for `take_body`.
 
     Attributes:
@@ -61,7 +61,7 @@ class Request:
         is_working: whether the answer is being made.
     """
 
-    head: Head
+    head: RequestHead
     body: bytes
     account: Account
     turn: Turn | None = None
@@ -121,9 +121,9 @@ class KnownHeads:
     """
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, tuple[Head, int]] = {}  # and how many bytes follow
+        self._heads: dict[bytes, tuple[RequestHead, int]] = {}  # and how many bytes follow
 
-    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+    def find(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """Return a known head and its body, where these are all there is."""
         head_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
         known = self._heads.get(data[:head_bytes])
@@ -131,7 +131,7 @@ class KnownHeads:
             return None
         return known[0], data[head_bytes:]
 
-    def learn(self, data: bytes, request: Request) -> None:
+    def learn(self, data: bytes, request: HttpRequest) -> None:
         """Remember the head of a request that was parsed, if nothing but it and its body came."""
         head_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
         if head_bytes > _REQUEST_BYTES or data[head_bytes:] != request.body:
@@ -144,7 +144,7 @@ class KnownHeads:
 class _Owner(Protocol):
     """What a reader tells, and asks: its connection."""
 
-    def take(self, request: Request) -> None:
+    def take(self, request: HttpRequest) -> None:
         """Take up a request that is whole."""
 
     def has_room(self) -> bool:
@@ -157,7 +157,7 @@ class _Owner(Protocol):
         """Tell the client to go on and send the body."""
 
 
-class Reader:
+class RequestReader:
     """Makes requests of bytes; called by the event loop, and by httptools' parser.
 
     Args:
@@ -210,7 +210,7 @@ class Reader:
         if self.open:
             self._owner.take(request)
 
-    def known(self, data: bytes) -> Request | None:
+    def known(self, data: bytes) -> HttpRequest | None:
         """Return the request that has arrived, if it is a whole one that need not be parsed.
 
         It is neither taken up nor counted.
@@ -218,7 +218,7 @@ class Reader:
         if self.begun or self._is_last:
             return None
         known = self._heads.find(data)
-        return Request(*known, Account(self._ledger, self._client)) if known else None
+        return HttpRequest(*known, Account(self._ledger, self._client)) if known else None
 
     def parse(self) -> None:
         """Go on as far as there is room."""
@@ -294,7 +294,7 @@ class Reader:
         if self._parser.should_upgrade() or not self.open or self._account is None:
             return  # an offer to upgrade is read again without the offer
         parser = self._parser
-        head = Head(
+        head = RequestHead(
             parser.get_method().decode("latin-1"),
             self._target.decode("latin-1"),
             (b"content-encoding", b"gzip") in self._headers,
@@ -302,7 +302,7 @@ class Reader:
             parser.get_http_version() == "1.0",
             self._origin(),
         )
-        request = Request(head, self._body.getvalue(), self._account)
+        request = HttpRequest(head, self._body.getvalue(), self._account)
         if self._arrived and self._is_plain(head):
             self._heads.learn(self._arrived, request)
         self._account = None
@@ -313,7 +313,7 @@ class Reader:
         self._forget()
         self._owner.take(request)
 
-    def _is_plain(self, head: Head) -> bool:
+    def _is_plain(self, head: RequestHead) -> bool:
         """Say whether a request is one to be answered, and nothing else follows from its head."""
         if not head.keep_alive or head.says_keep_alive or head.method == "OPTIONS":
             return False

@@ -16,18 +16,18 @@ from typing import Any
 
 from tfserve_kit.embedded.batching import Flow
 from tfserve_kit.embedded.front import EventLoop, Listener, listening
-from tfserve_kit.embedded.http_request import KnownHeads, Reader, Request
+from tfserve_kit.embedded.http_request import HttpRequest, KnownHeads, RequestReader
 from tfserve_kit.embedded.lanes import Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, PATIENCE_S, STEADY_BYTES
-from tfserve_kit.embedded.rest_surface import JSON, Reply, page, timed_out
-from tfserve_kit.embedded.running import Kind, Runner, Work, belongs_on_the_spot
+from tfserve_kit.embedded.rest_surface import JSON, RestAnswer, page, timed_out
+from tfserve_kit.embedded.running import CallKind, Runner, Work, belongs_on_the_spot
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
-# (method, target, body, call) -> what makes the Reply; for OPTIONS there may be an origin
-Surface = Callable[..., Flow[Reply]]
-# (target, (body, account) of each) -> Reply to short POSTs, None where the surface has to answer
-AtOnce = Callable[[str, Sequence[tuple[bytes, Account]]], Sequence[Reply | None]]
+# (method, target, body, call) -> what makes the RestAnswer; for OPTIONS there may be an origin
+Surface = Callable[..., Flow[RestAnswer]]
+# (target, (body, account) of each) -> answers to short POSTs, None where the surface has to do it
+AtOnce = Callable[[str, Sequence[tuple[bytes, Account]]], Sequence[RestAnswer | None]]
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _Shared:
     """What the connections of a server have in common; lives in the event loop.
 
     Attributes:
-        surface: (method, target, body, call) -> what makes the Reply, in any thread.
+        surface: (method, target, body, call) -> what makes the RestAnswer, in any thread.
         at_once: a short cut of the surface, for short requests; None where there is none.
         runner: does the work of requests.
         loop: the event loop.
@@ -68,7 +68,7 @@ class _Shared:
     ledger: Ledger
     timeout_s: float
     patience_s: float
-    connections: "set[Connection]" = field(default_factory=set)
+    connections: "set[_Connection]" = field(default_factory=set)
     is_draining: bool = False
     known_heads: KnownHeads = field(default_factory=KnownHeads)
     row: "_Row" = field(init=False)
@@ -83,7 +83,7 @@ class _Shared:
         """How many requests are worked on in threads at once."""
         return self.runner.lanes
 
-    def head(self, reply: Reply) -> bytes:
+    def head(self, reply: RestAnswer) -> bytes:
         """Return a reply's head up to the number of its body's bytes; made once a second."""
         now_s = int(time.time())
         if self._heads_s != now_s:
@@ -99,7 +99,7 @@ class _Shared:
             head = self._heads[key] = "\r\n".join(lines).encode("latin-1")
         return head
 
-    def short_kind(self, request: Request) -> Kind | None:
+    def short_kind(self, request: HttpRequest) -> CallKind | None:
         """Return what is known of requests of its kind where it is answered on the spot."""
         if request.head.method != "POST" or request.head.is_zipped:
             return None
@@ -107,7 +107,7 @@ class _Shared:
         is_short = belongs_on_the_spot(known, len(request.body), time.monotonic())
         return known if is_short else None
 
-    def lane(self, request: Request) -> Lane:
+    def lane(self, request: HttpRequest) -> Lane:
         """Return whose turns a request takes."""
         lanes = self.runner.lanes
         return lanes.predictions if request.head.method == "POST" else lanes.others
@@ -118,11 +118,11 @@ class _Asked(Work):
 
     timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, connection: "Connection", shared: _Shared, request: Request) -> None:
+    def __init__(self, connection: "_Connection", shared: _Shared, request: HttpRequest) -> None:
         super().__init__(request.kind)
         self._connection, self._shared, self._request = connection, shared, request
 
-    def begin(self) -> Flow[Reply]:
+    def begin(self) -> Flow[RestAnswer]:
         """Return what makes the answer."""
         request = self._request
         if not request.is_wanted:  # it waited too long for its turn, or its client has gone
@@ -133,15 +133,15 @@ class _Asked(Work):
         origin = {"origin": head.origin} if head.origin else {}
         return shared.surface(head.method, head.target, request.take_body(), call, **origin)
 
-    def failed(self, error: ServingError | None) -> Reply:
+    def failed(self, error: ServingError | None) -> RestAnswer:
         """Return the answer for an error."""
-        return page(503) if error else Reply(HTTPStatus.INTERNAL_SERVER_ERROR, close=True)
+        return page(503) if error else RestAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, close=True)
 
-    def is_usual(self, result: Reply) -> bool:
+    def is_usual(self, result: RestAnswer) -> bool:
         """Say whether it went as others will; what was compressed can become anything."""
         return result.status == _OK and not self._request.head.is_zipped
 
-    def done(self, result: Reply) -> None:
+    def done(self, result: RestAnswer) -> None:
         """Answer."""
         if self.timer:
             self.timer.cancel()
@@ -160,10 +160,10 @@ class _Row:
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._asked: dict[Kind, list[tuple[Connection, Request]]] = {}
+        self._asked: dict[CallKind, list[tuple[_Connection, HttpRequest]]] = {}
         self._is_due = False
 
-    def add(self, connection: "Connection", request: Request, kind: Kind) -> None:
+    def add(self, connection: "_Connection", request: HttpRequest, kind: CallKind) -> None:
         """Have a request answered, once all that has arrived is read."""
         others = self._asked.get(kind)
         if others is None:
@@ -195,8 +195,8 @@ class _Row:
         return goes_on
 
     def _replies(
-        self, row: "Sequence[tuple[Connection, Request]]", kind: Kind
-    ) -> Sequence[Reply | None]:
+        self, row: "Sequence[tuple[_Connection, HttpRequest]]", kind: CallKind
+    ) -> Sequence[RestAnswer | None]:
         at_once = self._shared.at_once
         if at_once is None or kind.waits:
             return [None] * len(row)
@@ -208,7 +208,7 @@ class _Row:
         return replies
 
 
-class Connection(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """A client connection; lives in the event loop.
 
     Args:
@@ -218,13 +218,13 @@ class Connection(asyncio.Protocol):
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
         self._transport: Any = None
-        self._reader: Reader
-        self._waiting: deque[Request] = deque()
-        self._asked: Request | None = None
+        self._reader: RequestReader
+        self._waiting: deque[HttpRequest] = deque()
+        self._asked: HttpRequest | None = None
         self._has_ended = False  # the client sends no more
         self._is_to_encourage = False  # the client waits to be told to send the body
-        self._refusal: Reply | None = None  # the last answer, once all others are given
-        self._unsent: Request | None = None  # whose answer is on its way
+        self._refusal: RestAnswer | None = None  # the last answer, once all others are given
+        self._unsent: HttpRequest | None = None  # whose answer is on its way
         self._unsent_bytes = 0
         self._overdue: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
@@ -235,7 +235,9 @@ class Connection(asyncio.Protocol):
         """Begin, with an asyncio transport."""
         self._transport = transport
         peer = transport.get_extra_info("peername") or ("",)
-        self._reader = Reader(self._shared.ledger, str(peer[0]), self, self._shared.known_heads)
+        self._reader = RequestReader(
+            self._shared.ledger, str(peer[0]), self, self._shared.known_heads
+        )
         # Any answer that the system does not take at once counts as not taken.
         transport.set_write_buffer_limits(0)
         self._shared.connections.add(self)
@@ -286,7 +288,7 @@ class Connection(asyncio.Protocol):
 
     # Called by the reader
 
-    def take(self, request: Request) -> None:
+    def take(self, request: HttpRequest) -> None:
         """Queue a request that is whole."""
         self._is_to_encourage = False
         self._expect_no_more()
@@ -364,7 +366,7 @@ class Connection(asyncio.Protocol):
 
     # Answers
 
-    def _ask(self, request: Request) -> None:
+    def _ask(self, request: HttpRequest) -> None:
         shared = self._shared
         kind = shared.short_kind(request)
         if kind:
@@ -376,23 +378,23 @@ class Connection(asyncio.Protocol):
         request.turn = work.turn
         self._watch_over(work, request)
 
-    def _ask_in_row(self, request: Request, kind: Kind) -> None:
+    def _ask_in_row(self, request: HttpRequest, kind: CallKind) -> None:
         self._asked, request.is_working = request, True
         self._shared.row.add(self, request, kind)
 
-    def ask_here(self, request: Request) -> None:
+    def ask_here(self, request: HttpRequest) -> None:
         """Have the surface answer a short request on the spot, as far as it can be."""
         work = _Asked(self, self._shared, request)
         self._shared.runner.do_here(work, self._shared.lane(request))
         self._watch_over(work, request)
 
-    def _watch_over(self, work: _Asked, request: Request) -> None:
+    def _watch_over(self, work: _Asked, request: HttpRequest) -> None:
         """Let a client wait no longer than it may."""
         if not work.has_ended:
             shared = self._shared
             work.timer = shared.loop.call_later(shared.timeout_s, self._give_up, request)
 
-    def take_reply(self, request: Request, reply: Reply) -> None:
+    def take_reply(self, request: HttpRequest, reply: RestAnswer) -> None:
         """Pass a reply on if somebody still waits for it."""
         request.is_working = False
         if request.is_wanted:
@@ -400,11 +402,11 @@ class Connection(asyncio.Protocol):
         else:
             request.account.close()
 
-    def _give_up(self, request: Request) -> None:
+    def _give_up(self, request: HttpRequest) -> None:
         request.drop()
         self._answer(request, timed_out())
 
-    def _answer(self, request: Request, reply: Reply) -> None:
+    def _answer(self, request: HttpRequest, reply: RestAnswer) -> None:
         self._asked = None
         if self._transport.is_closing():
             request.drop()
@@ -434,7 +436,9 @@ class Connection(asyncio.Protocol):
             return True
         return not self._reader.open or not self._transport.is_reading()
 
-    def _write(self, reply: Reply, *, is_last: bool, request: Request | None = None) -> None:
+    def _write(
+        self, reply: RestAnswer, *, is_last: bool, request: HttpRequest | None = None
+    ) -> None:
         body, end = reply.body, b"\r\n\r\n"
         if is_last:
             end = b"\r\nConnection: close\r\n\r\n"
@@ -495,7 +499,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _afforded(request: Request, reply: Reply) -> Reply:
+def _afforded(request: HttpRequest, reply: RestAnswer) -> RestAnswer:
     """Return the reply, or an error where there is no room to hold it until it is taken."""
     try:
         request.account.take(len(reply.body) - request.account.held_bytes, "the answer")
@@ -527,11 +531,11 @@ class RestOptions:
     processors: Lane | None = None
 
 
-class HttpTransport:
+class HttpServer:
     """A REST server.
 
     Args:
-        surface: (method, target, body, call) -> what makes the Reply, in any thread.
+        surface: (method, target, body, call) -> what makes the RestAnswer, in any thread.
         ledger: what clients make the server hold.
         address: where to listen, and the TCP port; 0 asks the system for a free one.
         options: how it treats its requests.
@@ -598,8 +602,8 @@ class HttpTransport:
         if self._owns_loop:
             self._front.stop()
 
-    def _connection(self) -> Connection:
-        return Connection(self._shared)
+    def _connection(self) -> _Connection:
+        return _Connection(self._shared)
 
     async def _drain(self, grace_s: float) -> None:
         """Let in who has knocked, answer what is asked, and tell everybody to come no more."""

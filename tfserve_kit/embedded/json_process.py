@@ -376,7 +376,7 @@ class _Info(NamedTuple):
     name: str
 
 
-class Server:
+class _Server:
     """The server that asks, as an account and as what knows the signatures.
 
     Args:
@@ -407,18 +407,18 @@ class Server:
         return value
 
 
-def _predict(server: Server, body: Any) -> Any:
+def _predict(server: _Server, body: Any) -> Any:
     request = json_reader.PredictBody(bytes(body), server.info, cast("Account", server))
     return request.signature, request.row_format, packed(request.inputs)
 
 
-def _examples(server: Server, body: Any) -> Any:
+def _examples(server: _Server, body: Any) -> Any:
     document = json_reader.parse_object(bytes(body), cast("Account", server))
     signature = json_reader.signature_name(document)
     return signature, packed({"": messages.examples_from_json(document, cast("Account", server))})
 
 
-def _answer(server: Server, outputs: Any, row_format: bool) -> Any:  # noqa: FBT001
+def _answer(server: _Server, outputs: Any, row_format: bool) -> Any:  # noqa: FBT001
     del server
     answer = json_writer.predictions(unpacked(outputs), row_format=row_format)
     return np.frombuffer(answer, np.uint8)
@@ -433,7 +433,7 @@ _TASKS: dict[str, Callable[..., Any]] = {
 
 def work(pipe: socket.socket) -> None:
     """Do what the server asks for, until it goes."""
-    server = Server(pipe)
+    server = _Server(pipe)
     with suppress(EOFError, OSError):
         send(pipe, ("ready", None))
         while True:
@@ -442,7 +442,7 @@ def work(pipe: socket.socket) -> None:
                 ctypes.CDLL(None).malloc_trim(0)
 
 
-def _done(server: Server, name: str, *arguments: Any) -> tuple[str, Any]:
+def _done(server: _Server, name: str, *arguments: Any) -> tuple[str, Any]:
     try:
         return "done", _TASKS[name](server, *arguments)
     except Refused:

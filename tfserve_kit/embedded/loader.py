@@ -55,7 +55,7 @@ from tfserve_kit.embedded.servable import (
     compiled_call,
     translated,
 )
-from tfserve_kit.embedded.settings import Batching, SessionOptions, read_text_proto
+from tfserve_kit.embedded.settings import BatchSettings, SessionOptions, read_text_proto
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX, WARMUP_FILE
 from tfserve_kit.savedmodel.warmup import MAX_RECORDS
@@ -383,7 +383,7 @@ class PreparingLoader:
         loader: Loader,
         metrics: Metrics,
         *,
-        batching: Batching | None = None,
+        batching: BatchSettings | None = None,
         scheduler: BatchScheduler | None = None,
         warmup_passes: int = 0,
     ) -> None:

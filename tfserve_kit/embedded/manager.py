@@ -26,7 +26,12 @@ from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.metrics import VERSION_AVAILABLE, VERSIONS, Reading
 from tfserve_kit.embedded.servable import Loader, Servable
-from tfserve_kit.embedded.settings import Settings, check_changes, check_logging, check_platforms
+from tfserve_kit.embedded.settings import (
+    ServerSettings,
+    check_changes,
+    check_logging,
+    check_platforms,
+)
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.repository.versions import list_versions
 
@@ -153,7 +158,7 @@ class Poller:
             return name, config
 
 
-class State(IntEnum):
+class VersionState(IntEnum):
     """Life of a version; the numbers are those of ModelVersionStatus.State."""
 
     UNKNOWN = 0
@@ -164,11 +169,11 @@ class State(IntEnum):
     END = 50
 
 
-_AVAILABLE, _UNLOADING = State.AVAILABLE, State.UNLOADING  # quicker to find
+_AVAILABLE, _UNLOADING = VersionState.AVAILABLE, VersionState.UNLOADING  # quicker to find
 
 
 # What has ended says nothing of what is served.
-_TOLD = (State.START, State.LOADING, State.AVAILABLE, State.UNLOADING)
+_TOLD = (VersionState.START, VersionState.LOADING, VersionState.AVAILABLE, VersionState.UNLOADING)
 
 # Versions of a model, and models, that have ended and are still known by their state.
 MOST_ENDED = 1000
@@ -181,7 +186,7 @@ class Entry:
     model: str
     number: int
     path: Path
-    state: State = State.START
+    state: VersionState = VersionState.START
     aspired: bool = True
     error: ServingError | None = None
     failures: int = 0
@@ -191,11 +196,11 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionStatus:
+class ServableStatus:
     """State of a version, and why its load failed if it did."""
 
     number: int
-    state: State
+    state: VersionState
     error: ServingError | None
 
 
@@ -225,7 +230,7 @@ class Lease:
         self._give_back()
 
 
-def next_step(entries: Iterable[Entry]) -> tuple[Entry, State] | None:
+def next_step(entries: Iterable[Entry]) -> tuple[Entry, VersionState] | None:
     """Return the next step towards the aspired versions, None if there is nothing to do now.
 
     Versions nobody aspires to are unloaded, lowest first, once an aspired one is available or none
@@ -236,11 +241,11 @@ def next_step(entries: Iterable[Entry]) -> tuple[Entry, State] | None:
     """
     by_number = sorted(entries, key=lambda entry: entry.number)
     aspired = [entry for entry in by_number if entry.aspired]
-    surplus = [e for e in by_number if not e.aspired and e.state is State.AVAILABLE]
-    if surplus and (not aspired or any(entry.state is State.AVAILABLE for entry in aspired)):
-        return surplus[0], State.UNLOADING
-    waiting = [entry for entry in aspired if entry.state is State.START]
-    return (waiting[-1], State.LOADING) if waiting else None
+    surplus = [e for e in by_number if not e.aspired and e.state is VersionState.AVAILABLE]
+    if surplus and (not aspired or any(entry.state is VersionState.AVAILABLE for entry in aspired)):
+        return surplus[0], VersionState.UNLOADING
+    waiting = [entry for entry in aspired if entry.state is VersionState.START]
+    return (waiting[-1], VersionState.LOADING) if waiting else None
 
 
 def mark_aspired(model: str, entries: dict[int, Entry], wanted: Mapping[int, Path]) -> None:
@@ -249,23 +254,27 @@ def mark_aspired(model: str, entries: dict[int, Entry], wanted: Mapping[int, Pat
         entry.aspired = entry.number in wanted
     for number, path in wanted.items():
         known = entries.get(number)
-        if known is None or (known.state is State.END and known.error is None):
+        if known is None or (known.state is VersionState.END and known.error is None):
             entries[number] = Entry(model, number, path)
     if len(entries) > MOST_ENDED:
-        ended = sorted(n for n, e in entries.items() if e.state is State.END and not e.aspired)
+        ended = sorted(
+            n for n, e in entries.items() if e.state is VersionState.END and not e.aspired
+        )
         for number in ended[:-MOST_ENDED]:
             del entries[number]
 
 
 def is_served(entries: Mapping[int, Entry]) -> bool:
     """Say whether a model can answer."""
-    return any(entry.aspired and entry.state is State.AVAILABLE for entry in entries.values())
+    return any(
+        entry.aspired and entry.state is VersionState.AVAILABLE for entry in entries.values()
+    )
 
 
 def load_failures(model: str, entries: Mapping[int, Entry]) -> list[str]:
     """Return what went wrong with each version, if all that a model needs have failed."""
     aspired = [entry for entry in entries.values() if entry.aspired]
-    if not all(entry.state is State.END and entry.error for entry in aspired):
+    if not all(entry.state is VersionState.END and entry.error for entry in aspired):
         return []
     return [
         f"{{{{name: {model} version: {entry.number}}} due to error: {entry.error}}}, "
@@ -333,7 +342,9 @@ class Manager:
     called from any thread.
     """
 
-    def __init__(self, settings: Settings, loader: Loader, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: ServerSettings, loader: Loader, *, clock: Clock | None = None
+    ) -> None:
         self._settings = settings
         self._loader = loader
         self._clock = clock or SystemClock()
@@ -387,10 +398,11 @@ class Manager:
         futures.wait(self._loading, timeout=grace_s)
         with self._changed:
             for entry in self._everything():
-                if entry.state is State.AVAILABLE:
+                if entry.state is VersionState.AVAILABLE:
                     self._submit_unload(entry)
             self._changed.wait_for(
-                lambda: all(e.state is not State.UNLOADING for e in self._everything()), grace_s
+                lambda: all(e.state is not VersionState.UNLOADING for e in self._everything()),
+                grace_s,
             )
         self._unloads.shutdown(wait=False)
 
@@ -430,17 +442,17 @@ class Manager:
     def _find_newest(self, model: str) -> Entry | None:
         """Return the highest available version of a model; the caller holds the lock."""
         entries = self._entries.get(model, {})
-        ready = [n for n, entry in entries.items() if entry.state is State.AVAILABLE]
+        ready = [n for n, entry in entries.items() if entry.state is VersionState.AVAILABLE]
         if not ready:
             return None
         newest = self._newest[model] = entries[max(ready)]
         return newest
 
-    def status(self, model: str) -> list[VersionStatus]:
+    def status(self, model: str) -> list[ServableStatus]:
         """Return the state of every version the manager has seen, highest first."""
         with self._changed:
             entries = sorted(self._entries.get(model, {}).values(), key=lambda e: -e.number)
-            return [VersionStatus(e.number, e.state, e.error) for e in entries]
+            return [ServableStatus(e.number, e.state, e.error) for e in entries]
 
     def readings(self) -> list[Reading]:
         """Return how many versions of each model are in each state, and which can answer."""
@@ -507,7 +519,9 @@ class Manager:
         for name in models:
             self._aspire(name, {})
         gone = [name for name in self._entries if name in models]
-        ended = [n for n in gone if all(e.state is State.END for e in self._entries[n].values())]
+        ended = [
+            n for n in gone if all(e.state is VersionState.END for e in self._entries[n].values())
+        ]
         for name in ended[:-MOST_ENDED]:
             del self._entries[name]
             self._troubled.discard(name)
@@ -535,7 +549,7 @@ class Manager:
         def is_available(model: str, version: int) -> bool:
             with self._changed:
                 entry = self._entries.get(model, {}).get(version)
-            return entry is not None and entry.state is State.AVAILABLE
+            return entry is not None and entry.state is VersionState.AVAILABLE
 
         lenient = self._settings.allow_labels_for_unavailable
         return assign_labels(configs, self._labels, is_available, allow_unavailable=lenient)
@@ -628,7 +642,9 @@ class Manager:
         if step is None:
             return None
         entry, state = step
-        return partial(self._submit_load if state is State.LOADING else self._submit_unload, entry)
+        return partial(
+            self._submit_load if state is VersionState.LOADING else self._submit_unload, entry
+        )
 
     def _due_retries(self) -> list[Entry]:
         with self._changed:
@@ -638,7 +654,7 @@ class Manager:
             return due
 
     def _submit_load(self, entry: Entry) -> None:
-        self._enter(entry, State.LOADING)
+        self._enter(entry, VersionState.LOADING)
         self._loading = {load for load in self._loading if not load.done()}
         try:
             self._loading.add(self._loads.submit(self._load, entry))
@@ -647,12 +663,12 @@ class Manager:
 
     def _submit_unload(self, entry: Entry) -> None:
         with self._changed:
-            self._enter(entry, State.UNLOADING)
+            self._enter(entry, VersionState.UNLOADING)
             self._unload_if_idle(entry)
 
     def _unload_if_idle(self, entry: Entry) -> None:
         """Unload once the last request is done; the unloads of others do not wait for it."""
-        if entry.state is State.UNLOADING and not entry.leases:
+        if entry.state is VersionState.UNLOADING and not entry.leases:
             try:
                 self._unloads.submit(self._unload, entry)
             except RuntimeError:  # stopped meanwhile: this request has outlasted its grace
@@ -661,7 +677,7 @@ class Manager:
     def _everything(self) -> list[Entry]:
         return [entry for entries in self._entries.values() for entry in entries.values()]
 
-    def _enter(self, entry: Entry, state: State) -> None:
+    def _enter(self, entry: Entry, state: VersionState) -> None:
         with self._changed:
             entry.state = state
             self._newest.pop(entry.model, None)
@@ -686,7 +702,7 @@ class Manager:
                 give_back = partial(self._give_back, entry)
                 entry.lease = Lease(entry.model, entry.number, servable, give_back)
                 entry.error = None
-                self._enter(entry, State.AVAILABLE)
+                self._enter(entry, VersionState.AVAILABLE)
 
     def _failed(self, entry: Entry, error: ServingError) -> None:
         with self._changed:
@@ -694,7 +710,7 @@ class Manager:
             entry.failures += 1
             if entry.failures > self._settings.max_load_retries or not entry.aspired:
                 self._troubled.add(entry.model)
-                self._enter(entry, State.END)
+                self._enter(entry, VersionState.END)
             else:
                 entry.retry_at_s = self._clock.now_s() + self._settings.load_retry_interval_s
                 self._retrying.add(entry)
@@ -706,4 +722,4 @@ class Manager:
             if lease is not None:
                 lease.servable.close()
         finally:
-            self._enter(entry, State.END)
+            self._enter(entry, VersionState.END)

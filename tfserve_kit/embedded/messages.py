@@ -17,7 +17,7 @@ from tfserve_kit.embedded import handlers, json_reader
 from tfserve_kit.embedded.json_writer import echo, members
 from tfserve_kit.embedded.ledger import Account, Sent, field_at
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
-from tfserve_kit.embedded.manager import State, VersionStatus
+from tfserve_kit.embedded.manager import ServableStatus, VersionState
 from tfserve_kit.embedded.status import encoded, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import from_proto, varint
@@ -72,11 +72,11 @@ class PredictInputs(Mapping[str, Any]):
             self._account.take(size_bytes, "values that were left out")
 
 
-def status_message(status: VersionStatus) -> Any:
+def status_message(status: ServableStatus) -> Any:
     """Return a ModelVersionStatus message."""
     message = protos.ModelVersionStatus(version=status.number, state=int(status.state))
     message.status.SetInParent()
-    if status.error is not None and status.state is State.END:
+    if status.error is not None and status.state is VersionState.END:
         message.status.error_code = int(status.error.code)
         message.status.error_message = encoded(status.error.message).decode()
     return message

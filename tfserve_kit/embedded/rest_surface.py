@@ -68,7 +68,7 @@ _PAGES = {
 }
 
 
-class Reply(NamedTuple):
+class RestAnswer(NamedTuple):
     """An HTTP answer. `close` asks the transport to close the connection after it."""
 
     status: int
@@ -77,17 +77,17 @@ class Reply(NamedTuple):
     close: bool = False
 
 
-def page(status: int) -> Reply:
+def page(status: int) -> RestAnswer:
     """Return the HTML page that the official server's HTTP library answers with."""
     title = _PAGES[status]
     html = (
         f"<HTML><HEAD>\n<TITLE>{status} {title}</TITLE>\n</HEAD><BODY>\n"
         f"<H1>{title}</H1>\n</BODY></HTML>\n"
     )
-    return Reply(status, html.encode(), {"Content-Type": "text/html"}, close=True)
+    return RestAnswer(status, html.encode(), {"Content-Type": "text/html"}, close=True)
 
 
-def timed_out() -> Reply:
+def timed_out() -> RestAnswer:
     """Return the answer to a request that took too long."""
     error = ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
     return _failure(error)
@@ -123,13 +123,13 @@ class RestSurface:
 
     def reply(
         self, method: str, target: str, body: bytes, call: Call | None = None, *, origin: str = ""
-    ) -> Reply:
+    ) -> RestAnswer:
         """Answer one request, in this thread; see `begin`."""
         return completed(self.begin(method, target, body, call, origin=origin))
 
     async def begin(
         self, method: str, target: str, body: bytes, call: Call | None = None, *, origin: str = ""
-    ) -> Reply:
+    ) -> RestAnswer:
         """Answer one request; never raises.
 
         Args:
@@ -151,7 +151,7 @@ class RestSurface:
 
     def at_once(
         self, target: str, asked: Sequence[tuple[bytes, Account]]
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[RestAnswer | None]:
         """Answer short POSTs, each of one regular list of numbers to be predicted; never raises.
 
         The same as `begin`, in a fraction of the time.
@@ -190,7 +190,7 @@ class RestSurface:
         account: Account,
         *,
         row_format: bool,
-    ) -> tuple[Reply, str] | None:
+    ) -> tuple[RestAnswer, str] | None:
         """Return the answer and the name of its code, for what came of a request."""
         if result is None:
             return None
@@ -204,7 +204,7 @@ class RestSurface:
         return reply, status
 
     def _count(
-        self, model: str, replies: Sequence[tuple[Reply, str] | None], started_ns: int
+        self, model: str, replies: Sequence[tuple[RestAnswer, str] | None], started_ns: int
     ) -> None:
         """Count requests; each took its share of the time."""
         share_us = micros_since(started_ns) / len(replies)
@@ -218,21 +218,21 @@ class RestSurface:
                 self._metrics.count_request(model, "predict", "REST", each[1], started_ns)
         self._metrics.count_requests(model, "predict", "REST", [share_us] * succeeded)
 
-    def _page(self, route: "_Route") -> Reply | None:
+    def _page(self, route: "_Route") -> RestAnswer | None:
         """Return the answer to what is not asked of a model."""
         if route.path == self._metrics_path and route.status != HTTPStatus.BAD_REQUEST:
             text = self._metrics.page().encode("utf-8", "replace")
-            return Reply(200, text, {"Content-Type": "text/plain"})
+            return RestAnswer(200, text, {"Content-Type": "text/plain"})
         return None if route.status is None else page(route.status)
 
-    async def _asked(self, route: "_Route", body: bytes, call: Call, origin: str) -> Reply:
+    async def _asked(self, route: "_Route", body: bytes, call: Call, origin: str) -> RestAnswer:
         if route.method == "OPTIONS":
-            reply = Reply(200 if _ORIGIN.search(origin) else 400, b"", HTML)
+            reply = RestAnswer(200 if _ORIGIN.search(origin) else 400, b"", HTML)
         else:
             reply = await self._counted(route, body, call)
         return reply._replace(headers={**_CORS, **reply.headers}) if self._cors else reply
 
-    async def _counted(self, route: "_Route", body: bytes, call: Call) -> Reply:
+    async def _counted(self, route: "_Route", body: bytes, call: Call) -> RestAnswer:
         started_ns, code = time.perf_counter_ns(), Code.OK
         try:
             is_predict = route.verb == "predict" and route.refusal is None
@@ -243,7 +243,7 @@ class RestSurface:
         self._metrics.count_request(route.model.name, route.verb, "REST", code.name, started_ns)
         return reply
 
-    async def _other(self, route: "_Route", body: bytes, call: Call) -> Reply:
+    async def _other(self, route: "_Route", body: bytes, call: Call) -> RestAnswer:
         if route.refusal is not None:
             raise invalid(route.refusal)
         model = route.model
@@ -252,11 +252,11 @@ class RestSurface:
         signature, rows = self._json.examples(body, call)
         if route.verb == "classify":
             classified = await self._handlers.classify(model, signature, lambda: rows, call=call)
-            return Reply(200, json_writer.classifications(classified.classes))
+            return RestAnswer(200, json_writer.classifications(classified.rows))
         regressed = await self._handlers.regress(model, signature, lambda: rows, call=call)
-        return Reply(200, json_writer.regressions(regressed.values))
+        return RestAnswer(200, json_writer.regressions(regressed.rows))
 
-    async def _predict(self, route: "_Route", body: bytes, call: Call) -> Reply:
+    async def _predict(self, route: "_Route", body: bytes, call: Call) -> RestAnswer:
         model = route.model
         request = self._json.predict_body(body, partial(self._inputs, model), call)
         result = await self._handlers.predict(model, request.signature, request.inputs, call=call)
@@ -264,13 +264,15 @@ class RestSurface:
 
     def _answer(
         self, outputs: Arrays, account: Account, call: Call | None = None, *, row_format: bool
-    ) -> Reply:
+    ) -> RestAnswer:
         cost_bytes = ledger.cost_of_answer(outputs.values(), as_text=True)
         if not cost_bytes:
-            return Reply(200, json_writer.predictions(outputs, row_format=row_format))
+            return RestAnswer(200, json_writer.predictions(outputs, row_format=row_format))
         account.take(cost_bytes, "the answer")
         call = call or Call(account)
-        return Reply(200, self._json.predictions(outputs, cost_bytes, call, row_format=row_format))
+        return RestAnswer(
+            200, self._json.predictions(outputs, cost_bytes, call, row_format=row_format)
+        )
 
     def _inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any]:
         inputs = self._handlers.inputs(model, signature)
@@ -278,21 +280,21 @@ class RestSurface:
             raise invalid(f'Serving signature name: "{signature}" not found in signature def')
         return inputs
 
-    def _status(self, model: ModelRef) -> Reply:
+    def _status(self, model: ModelRef) -> RestAnswer:
         message = protos.GetModelStatusResponse()
         for status in self._handlers.status(model):
             message.model_version_status.append(status_message(status))
-        return Reply(200, _indented(protos.to_json(message)))
+        return RestAnswer(200, _indented(protos.to_json(message)))
 
-    def _metadata(self, model: ModelRef) -> Reply:
-        found = self._handlers.metadata(model)
-        signatures = protos.SignatureDefMap(signature_def=found.signatures)
-        spec = protos.ModelSpec(name=model.name, version={"value": found.version})
+    def _metadata(self, model: ModelRef) -> RestAnswer:
+        version, definitions = self._handlers.metadata(model)
+        signatures = protos.SignatureDefMap(signature_def=definitions)
+        spec = protos.ModelSpec(name=model.name, version={"value": version})
         body = (
             b'{\n"model_spec":' + _indented(protos.to_json(spec)) + b',\n"metadata": '
             b'{"signature_def": ' + _indented(protos.to_json(signatures)) + b"}\n}\n"
         )
-        return Reply(200, body)
+        return RestAnswer(200, body)
 
 
 def _sound(result: Predicted | Exception) -> Predicted:
@@ -301,11 +303,11 @@ def _sound(result: Predicted | Exception) -> Predicted:
     return result
 
 
-def _failure(error: ServingError) -> Reply:
+def _failure(error: ServingError) -> RestAnswer:
     body = json_writer.error_body(error.message) if error.message else b""
     if isinstance(error, BudgetExceeded):
-        return Reply(503 if error.is_passing else 413, body)
-    return Reply(_HTTP_STATUS.get(error.code, 500), body)
+        return RestAnswer(503 if error.is_passing else 413, body)
+    return RestAnswer(_HTTP_STATUS.get(error.code, 500), body)
 
 
 _NO_MODEL = ModelRef("")

@@ -62,7 +62,7 @@ _SLICE_S = 0.002
 
 
 @dataclass(slots=True, eq=False)
-class Kind:
+class CallKind:
     """How long the calls of one kind have taken.
 
     Attributes:
@@ -125,7 +125,7 @@ class Work:
     """The work of one request: a flow that goes on wherever it best does. A protocol says which.
 
     Attributes:
-        kind: what kind of calls it is of, see `Kinds`.
+        kind: what kind of calls it is of, see `CallKinds`.
         wall_s: how long it has taken, without the time in which it waited for others, or could
             have gone on if the system had let it.
         processor_s: how much of that its thread was at work; on the spot it is told only where it
@@ -189,7 +189,7 @@ class Work:
         return None
 
 
-def belongs_on_the_spot(kind: Kind | None, size_bytes: int, now_s: float) -> bool:
+def belongs_on_the_spot(kind: CallKind | None, size_bytes: int, now_s: float) -> bool:
     """Say whether a call is made in the event loop's thread.
 
     Args:
@@ -203,7 +203,7 @@ def belongs_on_the_spot(kind: Kind | None, size_bytes: int, now_s: float) -> boo
     return is_known and kind.least_s <= SHORT_S
 
 
-def computes_for_long(kind: Kind | None) -> bool:
+def computes_for_long(kind: CallKind | None) -> bool:
     """Say whether a call needs a processor of its own; what only waits does not, however long.
 
     Args:
@@ -212,13 +212,13 @@ def computes_for_long(kind: Kind | None) -> bool:
     return kind is not None and kind.worked_s >= LONG_S
 
 
-class Kinds:
+class CallKinds:
     """What is known of calls, by kind: method, model, signature and magnitude."""
 
     def __init__(self) -> None:
-        self._kinds: dict[Hashable, Kind] = {}
+        self._kinds: dict[Hashable, CallKind] = {}
 
-    def find(self, name: Hashable) -> Kind | None:
+    def find(self, name: Hashable) -> CallKind | None:
         """Return what is known of a kind, None for nothing."""
         return self._kinds.get(name)
 
@@ -230,7 +230,7 @@ class Kinds:
             if len(self._kinds) >= _MOST_KINDS:
                 for old in list(self._kinds)[: _MOST_KINDS // 2]:
                     del self._kinds[old]
-            kind = self._kinds[name] = Kind()
+            kind = self._kinds[name] = CallKind()
         kind.waits = work.has_waited
         kind.note(work.wall_s, work.processor_s, now_s, on_the_spot=work.is_on_the_spot)
 
@@ -314,7 +314,7 @@ class Runner:
 
     def __init__(self, front: EventLoop, lanes: Lanes, name: str) -> None:
         self.lanes = lanes
-        self.kinds = Kinds()
+        self.kinds = CallKinds()
         self._front = front
         self._post = front.post  # the same for all: those of a batch are posted together
         self._threads = {
@@ -382,7 +382,7 @@ class Runner:
         self._look()
         return max(0.0, self._worked_s - before_s - others_s)
 
-    def note_here(self, kind: Kind, wall_s: float, calls: int = 1) -> None:
+    def note_here(self, kind: CallKind, wall_s: float, calls: int = 1) -> None:
         """Take into account how long some calls of a kind took together, made here just now.
 
         What they took longer than usual counts for one of them, but for what may befall all.

@@ -14,9 +14,9 @@ from tfserve_kit.embedded import limits
 from tfserve_kit.embedded.batching import BatchScheduler
 from tfserve_kit.embedded.front import EventLoop
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
-from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports, options_of
+from tfserve_kit.embedded.grpc_transport import GrpcServer, Ports, options_of
 from tfserve_kit.embedded.handlers import Handlers
-from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions
+from tfserve_kit.embedded.http_transport import HttpServer, RestOptions
 from tfserve_kit.embedded.lanes import Lanes, processors
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import PreparingLoader, SavedModelLoader, TfLiteLoader
@@ -24,7 +24,7 @@ from tfserve_kit.embedded.manager import Manager
 from tfserve_kit.embedded.metrics import Metrics, process_readings
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.servable import Loader
-from tfserve_kit.embedded.settings import Settings, in_process, prometheus_path, read_models
+from tfserve_kit.embedded.settings import ServerSettings, in_process, prometheus_path, read_models
 from tfserve_kit.embedded.status import Code, ServingError
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class EmbeddedServer:
     """
 
     def __init__(
-        self, settings: Settings, *, loader: Loader | None = None, grace_s: float = 10.0
+        self, settings: ServerSettings, *, loader: Loader | None = None, grace_s: float = 10.0
     ) -> None:
         self._settings = settings
         self._grace_s = grace_s
@@ -75,8 +75,8 @@ class EmbeddedServer:
         self._front = EventLoop()
         # As many as the official server runs operations at once, which none of its calls avoids.
         self._processors = processors(settings.session.config.inter_op_parallelism_threads)
-        self._grpc: GrpcTransport | None = None
-        self._http: HttpTransport | None = None
+        self._grpc: GrpcServer | None = None
+        self._http: HttpServer | None = None
         self._rest: RestSurface | None = None
 
     @classmethod
@@ -195,7 +195,7 @@ class EmbeddedServer:
         address = f"{settings.bind_address}:{settings.grpc_port}"
         if settings.grpc_port is None:
             address = ""
-        self._grpc = GrpcTransport(
+        self._grpc = GrpcServer(
             surface.begin,
             Lanes(settings.grpc_threads, self._processors),
             self._ledger,
@@ -217,7 +217,7 @@ class EmbeddedServer:
             cors=settings.cors,
             metrics_path=prometheus_path(settings.monitoring_config_file),
         )
-        self._http = HttpTransport(
+        self._http = HttpServer(
             self._rest.begin,
             self._ledger,
             (settings.bind_address, settings.rest_port),

@@ -177,7 +177,7 @@ class SessionOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Batching:
+class BatchSettings:
     """How requests are batched; `per_model` reads options from each version's own folder."""
 
     options: BatchOptions = field(default_factory=BatchOptions)
@@ -197,7 +197,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """Everything the embedded engine can be told.
 
     Attributes:
@@ -235,7 +235,7 @@ class Settings:
     load_retry_interval_s: float = 60.0
     load_threads: int = 1
     allow_labels_for_unavailable: bool = False
-    batching: Batching | None = None
+    batching: BatchSettings | None = None
     warmup_passes: int = 1
     monitoring_config_file: str = ""
     health: bool = False
@@ -245,7 +245,7 @@ class Settings:
     session: SessionOptions = field(default_factory=SessionOptions)
 
 
-def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Settings:
+def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> ServerSettings:
     """Return the settings that parsed flags stand for.
 
     Raises:
@@ -271,7 +271,7 @@ def from_flags(values: Mapping[str, FlagValue], *, bind_address: str) -> Setting
     )
 
 
-def in_process(models: Mapping[str, str | os.PathLike[str]], **given: FlagValue) -> Settings:
+def in_process(models: Mapping[str, str | os.PathLike[str]], **given: FlagValue) -> ServerSettings:
     """Return the settings of a server for this machine alone, on free ports unless they are given.
 
     Args:
@@ -299,9 +299,9 @@ def in_process(models: Mapping[str, str | os.PathLike[str]], **given: FlagValue)
     )
 
 
-def _settings(flags: Mapping[str, Any], models: tuple[Any, ...]) -> Settings:
+def _settings(flags: Mapping[str, Any], models: tuple[Any, ...]) -> ServerSettings:
     platform = _platform(flags["platform_config_file"])
-    return Settings(
+    return ServerSettings(
         models=models,
         model_config_file=flags["model_config_file"],
         config_poll_s=flags["model_config_file_poll_wait_seconds"],
@@ -391,7 +391,7 @@ def _interpreters(flags: Mapping[str, Any]) -> int:
     return max(1, int(flags["num_tflite_pools"] * flags["num_tflite_interpreters_per_pool"]))
 
 
-def _batching(flags: Mapping[str, Any]) -> Batching | None:
+def _batching(flags: Mapping[str, Any]) -> BatchSettings | None:
     file = flags["batching_parameters_file"]
     if not flags["enable_batching"]:
         if file:
@@ -405,19 +405,19 @@ def _batching(flags: Mapping[str, Any]) -> Batching | None:
     return _batching_from(message, per_model=per_model)
 
 
-def _from_message(bundle: Any) -> Batching | None:
+def _from_message(bundle: Any) -> BatchSettings | None:
     if not bundle.HasField("batching_parameters"):
         return None
     return _batching_from(bundle.batching_parameters, per_model=False)
 
 
-def _batching_from(message: Any, *, per_model: bool) -> Batching:
-    default = Batching()
+def _batching_from(message: Any, *, per_model: bool) -> BatchSettings:
+    default = BatchSettings()
     set_threads = message.HasField("num_batch_threads")
     threads = message.num_batch_threads.value if set_threads else default.threads
     if threads <= 0:
         raise invalid(f"num_batch_threads must be positive; was {threads}")
-    return Batching(
+    return BatchSettings(
         batch_options(message),
         threads,
         message.thread_pool_name.value or default.thread_pool_name,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tfserve_kit import protos
 from tfserve_kit.embedded.grpc_surface import GrpcSurface
 from tfserve_kit.embedded.handlers import Handlers
-from tfserve_kit.embedded.manager import Lease, State, VersionStatus
+from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH, Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
@@ -96,7 +96,7 @@ class OneModelManager:
         yield Lease(model, 1, EchoServable(), bool)
 
     def status(self, model):
-        return [VersionStatus(1, State.AVAILABLE, None)] if model == "m" else []
+        return [ServableStatus(1, VersionState.AVAILABLE, None)] if model == "m" else []
 
     def reload(self, configs, *, call=None):
         assert call is not None

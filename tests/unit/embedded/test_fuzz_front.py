@@ -19,8 +19,8 @@ from tests.unit.embedded import test_http2, test_http_request
 from tests.unit.embedded.flows import flowing
 from tests.unit.embedded.test_http2 import END_HEADERS, END_STREAM, MAGIC, block, message
 from tests.unit.embedded.test_http_transport import EchoSurface, serving
-from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol
-from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports
+from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcSession
+from tfserve_kit.embedded.grpc_transport import GrpcServer, Ports
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
@@ -41,7 +41,7 @@ class GrpcMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger(1 << 30)
         limits = GrpcLimits(Http2Limits(most_streams=20), most_message_bytes=150_000)
-        self.server = GrpcProtocol(self.ledger, "client", limits)
+        self.server = GrpcSession(self.ledger, "client", limits)
         self.now_s, self.next, self.left = 0.0, 1, b""
         self.open, self.calls, self.watches, self.met, self.ended = set(), [], [], set(), set()
         # What the client has granted and the server has used; a stream's window by its number.
@@ -230,7 +230,7 @@ def changed(content, others, dice):
 
 
 def grpc_server():
-    return GrpcTransport(
+    return GrpcServer(
         flowing(test_http2.Surface()), Lanes(2), Ledger(1 << 30), Ports("127.0.0.1:0")
     )
 

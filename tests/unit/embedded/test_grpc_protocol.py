@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.torture.attackers import begun
 from tfserve_kit.embedded import grpc_protocol
-from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcProtocol
+from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcSession
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.status import Code
@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self, limits=LIMITS, ledger=None, config=None):
         self.ledger = ledger or Ledger(1 << 30)
-        self.server = GrpcProtocol(self.ledger, "client", limits)
+        self.server = GrpcSession(self.ledger, "client", limits)
         self.http = ngh2.Connection(ngh2.Role.CLIENT, config)
         self.http.initiate_connection({ngh2.Setting.INITIAL_WINDOW_SIZE: 1 << 24})
         self.http.set_local_window_size(1 << 24)
@@ -532,7 +532,7 @@ def test_headers_that_become_large_end_the_connection():
     ],
 )  # fmt: skip
 def test_breach_of_the_protocol_ends_the_connection(sent):
-    server = GrpcProtocol(Ledger(1 << 30), "client", LIMITS)
+    server = GrpcSession(Ledger(1 << 30), "client", LIMITS)
     assert server.receive(sent, 0.0) == []
     server.take(MOST)
     server.take(MOST)

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 
 from tfserve_kit import protos, tensors
-from tfserve_kit.embedded.grpc_surface import Answer, GrpcSurface
-from tfserve_kit.embedded.handlers import (
-    Classified,
-    Handlers,
-    Metadata,
-    ModelRef,
-    Predicted,
-    Regressed,
-)
+from tfserve_kit.embedded.grpc_surface import GrpcAnswer, GrpcSurface
+from tfserve_kit.embedded.handlers import Handlers, Inferred, ModelRef, Predicted
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import Lease, State, VersionStatus
+from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import from_proto, to_proto
@@ -52,23 +45,26 @@ class EchoHandlers:
 
     def metadata(self, model):
         self._note(model)
-        return Metadata(7, SIGNATURES)
+        return 7, SIGNATURES
 
     def status(self, model):
         self._note(model)
         broken = ServingError(Code.OUT_OF_RANGE, "cut off")
-        return [VersionStatus(9, State.END, broken), VersionStatus(7, State.AVAILABLE, None)]
+        return [
+            ServableStatus(9, VersionState.END, broken),
+            ServableStatus(7, VersionState.AVAILABLE, None),
+        ]
 
     async def classify(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("classify", model, signature, len(examples()))
         classes = [[(b"a", 0.5), (b"b\xff", 1.0)] for _ in examples()]
-        return Classified(7, signature or "serving_default", classes)
+        return Inferred(7, signature or "serving_default", classes)
 
     async def regress(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("regress", model, signature, len(examples()))
-        return Regressed(7, signature or "serving_default", [2.5 for _ in examples()])
+        return Inferred(7, signature or "serving_default", [2.5 for _ in examples()])
 
     async def multi_inference(self, tasks, examples, *, call=None):
         self._note("multi", tasks)
@@ -164,7 +160,7 @@ def test_tensor_that_cannot_be_read_is_refused_by_name(surface, handlers, tensor
     request = predict_request()
     request.inputs["x"].CopyFrom(protos.from_text("TensorProto", tensor))
     answer = ask(surface, "Predict", request)
-    assert answer == Answer(Code.INVALID_ARGUMENT, "tensor parsing error: x")
+    assert answer == GrpcAnswer(Code.INVALID_ARGUMENT, "tensor parsing error: x")
 
 
 def test_metadata_holds_the_packed_signatures(surface):
@@ -191,7 +187,7 @@ def test_metadata_holds_the_packed_signatures(surface):
 )
 def test_metadata_without_a_known_field_is_refused(surface, fields, details):
     request = protos.GetModelMetadataRequest(model_spec={"name": "m"}, metadata_field=fields)
-    assert ask(surface, "GetModelMetadata", request) == Answer(Code.INVALID_ARGUMENT, details)
+    assert ask(surface, "GetModelMetadata", request) == GrpcAnswer(Code.INVALID_ARGUMENT, details)
 
 
 def test_status_lists_versions_with_the_error_of_the_ended_one(surface):
@@ -215,7 +211,7 @@ def test_status_lists_versions_with_the_error_of_the_ended_one(surface):
     ],
 )
 def test_request_without_a_model_name_is_refused(surface, name, message):
-    assert ask(surface, name, message) == Answer(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+    assert ask(surface, name, message) == GrpcAnswer(Code.INVALID_ARGUMENT, "Missing ModelSpec")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +229,9 @@ def test_request_without_a_model_name_is_refused(surface, name, message):
 )
 def test_errors_of_the_handlers_become_code_and_details(surface, handlers, name, message):
     handlers.fault = ServingError(Code.NOT_FOUND, "nothing there")
-    assert ask(surface, name, message) == Answer(Code.NOT_FOUND, "nothing there")
+    assert ask(surface, name, message) == GrpcAnswer(Code.NOT_FOUND, "nothing there")
     handlers.fault = ZeroDivisionError("by zero")
-    assert ask(surface, name, message) == Answer(Code.INTERNAL, "ZeroDivisionError: by zero")
+    assert ask(surface, name, message) == GrpcAnswer(Code.INTERNAL, "ZeroDivisionError: by zero")
 
 
 @pytest.mark.parametrize(
@@ -249,12 +245,12 @@ def test_errors_of_the_handlers_become_code_and_details(surface, handlers, name,
     ],
 )
 def test_unknown_method_is_unimplemented(surface, path):
-    assert surface.answer(path, b"") == Answer(Code.UNIMPLEMENTED)
+    assert surface.answer(path, b"") == GrpcAnswer(Code.UNIMPLEMENTED)
 
 
 @pytest.mark.parametrize("name", ["Predict", "GetModelMetadata", "GetModelStatus"])
 def test_bytes_that_are_no_message_are_an_internal_error(surface, name):
-    assert surface.answer(protos.METHODS[name].path, b"\xff\xff") == Answer(Code.INTERNAL)
+    assert surface.answer(protos.METHODS[name].path, b"\xff\xff") == GrpcAnswer(Code.INTERNAL)
 
 
 # Classify, regress and both at once
@@ -317,13 +313,13 @@ def test_multi_inference_answers_each_task_in_its_own_kind(surface, handlers):
 def test_inference_without_a_model_name_is_refused(surface, name, text):
     message = protos.from_text(protos.METHODS[name].request, text)
     answer = ask(surface, name, message)
-    assert answer == Answer(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+    assert answer == GrpcAnswer(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
 
 
 @pytest.mark.parametrize("name", ["Classify", "Regress"])
 def test_inference_without_examples_is_refused(surface, name):
     message = protos.from_text(protos.METHODS[name].request, "model_spec { name: 'm' }")
-    assert ask(surface, name, message) == Answer(Code.INVALID_ARGUMENT, "Input is empty.")
+    assert ask(surface, name, message) == GrpcAnswer(Code.INVALID_ARGUMENT, "Input is empty.")
 
 
 # Reload, health and metrics
@@ -359,22 +355,25 @@ HEALTH = "/grpc.health.v1.Health/Check"
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (b"", Answer(body=b"\x08\x01")),
-        (b"\x0a\x00", Answer(body=b"\x08\x01")),
-        (b"\x0a\x0cModelService", Answer(body=b"\x08\x01")),
-        (b"\x0a\x11PredictionService", Answer(body=b"\x08\x01")),
-        (b"\x0a\x04nope", Answer(Code.NOT_FOUND, "service name unknown")),
-        (b"\x0a\x0cmodelservice", Answer(Code.NOT_FOUND, "service name unknown")),
+        (b"", GrpcAnswer(body=b"\x08\x01")),
+        (b"\x0a\x00", GrpcAnswer(body=b"\x08\x01")),
+        (b"\x0a\x0cModelService", GrpcAnswer(body=b"\x08\x01")),
+        (b"\x0a\x11PredictionService", GrpcAnswer(body=b"\x08\x01")),
+        (b"\x0a\x04nope", GrpcAnswer(Code.NOT_FOUND, "service name unknown")),
+        (b"\x0a\x0cmodelservice", GrpcAnswer(Code.NOT_FOUND, "service name unknown")),
         (
             b"\x0a\x24tensorflow.serving.PredictionService",
-            Answer(Code.NOT_FOUND, "service name unknown"),
+            GrpcAnswer(Code.NOT_FOUND, "service name unknown"),
         ),
-        (b"\x0a\xc8\x01" + b"x" * 200, Answer(Code.NOT_FOUND, "service name unknown")),
-        (b"\x0a\xc9\x01" + b"x" * 201, Answer(Code.INVALID_ARGUMENT, "could not parse request")),
-        (b"\x0a\x04no\xffe", Answer(Code.INVALID_ARGUMENT, "could not parse request")),
-        (b"\x0a\x09nope", Answer(Code.INVALID_ARGUMENT, "could not parse request")),
-        (b"\x12\x01a", Answer(body=b"\x08\x01")),  # another field: the server as a whole
-        (b"\x0a\x04nope\x0a\x0cModelService", Answer(body=b"\x08\x01")),  # the last one counts
+        (b"\x0a\xc8\x01" + b"x" * 200, GrpcAnswer(Code.NOT_FOUND, "service name unknown")),
+        (
+            b"\x0a\xc9\x01" + b"x" * 201,
+            GrpcAnswer(Code.INVALID_ARGUMENT, "could not parse request"),
+        ),
+        (b"\x0a\x04no\xffe", GrpcAnswer(Code.INVALID_ARGUMENT, "could not parse request")),
+        (b"\x0a\x09nope", GrpcAnswer(Code.INVALID_ARGUMENT, "could not parse request")),
+        (b"\x12\x01a", GrpcAnswer(body=b"\x08\x01")),  # another field: the server as a whole
+        (b"\x0a\x04nope\x0a\x0cModelService", GrpcAnswer(body=b"\x08\x01")),  # the last one counts
     ],
 )
 def test_health_says_serving_for_the_services_there_are(handlers, request_, expected):
@@ -383,7 +382,7 @@ def test_health_says_serving_for_the_services_there_are(handlers, request_, expe
 
 
 def test_health_is_not_offered_unless_asked_for(surface):
-    assert surface.answer(HEALTH, b"") == Answer(Code.UNIMPLEMENTED)
+    assert surface.answer(HEALTH, b"") == GrpcAnswer(Code.UNIMPLEMENTED)
 
 
 INFERENCE = {

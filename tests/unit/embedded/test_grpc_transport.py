@@ -17,21 +17,21 @@ from tests.torture.attackers import PREFACE, frame
 from tests.unit.embedded.flows import flowing
 from tfserve_kit.embedded import grpc_transport
 from tfserve_kit.embedded.front import EventLoop
-from tfserve_kit.embedded.grpc_surface import Answer
+from tfserve_kit.embedded.grpc_surface import GrpcAnswer
 from tfserve_kit.embedded.grpc_transport import (
     GrpcOptions,
-    GrpcTransport,
+    GrpcServer,
     Ports,
     Unheard,
     options_of,
 )
 from tfserve_kit.embedded.http2 import Http2Limits
-from tfserve_kit.embedded.http_transport import HttpTransport
+from tfserve_kit.embedded.http_transport import HttpServer
 from tfserve_kit.embedded.lanes import Lanes, processors
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
-from tfserve_kit.embedded.rest_surface import Reply
-from tfserve_kit.embedded.running import Kind
+from tfserve_kit.embedded.rest_surface import RestAnswer
+from tfserve_kit.embedded.running import CallKind
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError
 
@@ -43,7 +43,7 @@ OPTIONS = GrpcOptions()
 def serving(surface, address, threads, *, options=OPTIONS, **more):
     """A transport on `address`, not started."""
     ports = Ports(address, **more)
-    return GrpcTransport(flowing(surface), Lanes(threads), Ledger(GIB), ports, options)
+    return GrpcServer(flowing(surface), Lanes(threads), Ledger(GIB), ports, options)
 
 
 def wait_until(condition):
@@ -73,8 +73,8 @@ class EchoSurface:
             self.entered.set()
             assert self.go.wait(PATIENCE_S)
         if request.decode("latin-1") in Code.__members__:
-            return Answer(Code[request.decode()], f"details of {request.decode()} é")
-        return Answer(body=path.encode() + b" " + request)
+            return GrpcAnswer(Code[request.decode()], f"details of {request.decode()} é")
+        return GrpcAnswer(body=path.encode() + b" " + request)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_code_and_details_arrive(server, code):
 )
 def test_details_are_cut_to_what_a_client_takes(details, arrives):
     server = serving(
-        lambda path, request, call: Answer(Code.NOT_FOUND, details),
+        lambda path, request, call: GrpcAnswer(Code.NOT_FOUND, details),
         "127.0.0.1:0",
         threads=1,
     )
@@ -252,7 +252,7 @@ def test_surface_is_told_how_long_the_client_will_wait():
 
     def surface(path, request, call):
         waits.append(call.timeout_s)
-        return Answer(body=b"ok")
+        return GrpcAnswer(body=b"ok")
 
     server = serving(surface, "127.0.0.1:0", threads=1)
     server.start()
@@ -412,7 +412,7 @@ def test_status_is_told_while_every_prediction_computes(server, surface):
 
 def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surface):
     lanes = Lanes(1)
-    server = GrpcTransport(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
+    server = GrpcServer(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         slow = call.future(b"wait", timeout=PATIENCE_S)
@@ -432,8 +432,8 @@ def test_call_that_is_cancelled_while_it_waits_for_its_turn_is_not_answered(surf
 @pytest.mark.parametrize("how", ["cancelled", "too late"])
 def test_call_that_waits_for_a_processor_until_nobody_wants_it_is_not_begun(surface, how):
     lanes = Lanes(8, processors(1))
-    server = GrpcTransport(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
-    runner, long = server._shared.runner, Kind(worked_s=1.0)
+    server = GrpcServer(flowing(surface), lanes, Ledger(GIB), Ports("127.0.0.1:0"))
+    runner, long = server._shared.runner, CallKind(worked_s=1.0)
     runner.kinds.find = lambda _: long
     server.start()
     with calling(server) as call:
@@ -473,7 +473,7 @@ def test_message_that_only_begins_like_a_compressed_one_passes_as_it_is(server, 
 
 def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_back(surface):
     ledger = Ledger(GIB)
-    server = GrpcTransport(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
+    server = GrpcServer(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     gzip = grpc.Compression.Gzip
     options = [("grpc.max_send_message_length", -1)]
@@ -490,7 +490,7 @@ def test_message_that_inflates_beyond_the_limit_is_refused_and_gives_everything_
 
 def test_message_for_which_there_is_no_room_is_refused_and_others_are_served(surface):
     ledger = Ledger(10_000_000)
-    server = GrpcTransport(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
+    server = GrpcServer(flowing(surface), Lanes(2), ledger, Ports("127.0.0.1:0"))
     server.start()
     with calling(server) as call:
         with pytest.raises(grpc.RpcError) as caught:
@@ -541,13 +541,13 @@ class Echo:
     """Answers with the request."""
 
     def __call__(self, path, request, call):
-        return Answer(body=request)
+        return GrpcAnswer(body=request)
 
 
 @contextmanager
 def echoing(options=OPTIONS, surface=None, ledger=None):
     """A server that answers with the request; it is stopped at the end."""
-    server = GrpcTransport(
+    server = GrpcServer(
         flowing(surface or Echo()), Lanes(2), ledger or Ledger(GIB), Ports("127.0.0.1:0"), options
     )
     server.start()
@@ -781,7 +781,7 @@ def test_call_that_has_sent_nothing_may_take_its_time():
 
 
 def large(size):
-    return lambda path, request, call: Answer(body=bytes(size))
+    return lambda path, request, call: GrpcAnswer(body=bytes(size))
 
 
 @pytest.mark.parametrize("window", [0, 1000])
@@ -850,10 +850,10 @@ class Health:
     def __call__(self, path, request, call):
         assert path == "/grpc.health.v1.Health/Check"
         if request == b"x":
-            return Answer(Code.NOT_FOUND, "service name unknown")
+            return GrpcAnswer(Code.NOT_FOUND, "service name unknown")
         if request == b"off":
-            return Answer(Code.UNIMPLEMENTED)
-        return Answer(body=b"\x08\x01")
+            return GrpcAnswer(Code.UNIMPLEMENTED)
+        return GrpcAnswer(body=b"\x08\x01")
 
 
 @pytest.mark.parametrize(("request_", "first"), [(b"", b"\x08\x01"), (b"x", b"\x08\x03")])
@@ -889,7 +889,7 @@ def test_quick_calls_are_made_on_the_spot_once_they_are_known():
 
     def quick(path, request, call):
         threads.append(threading.current_thread().name)
-        return Answer(body=b"")
+        return GrpcAnswer(body=b"")
 
     with echoing(surface=quick) as server, calling(server, PREDICT) as call:
         for _ in range(200):
@@ -904,7 +904,7 @@ def test_calls_that_may_wait_for_others_never_keep_the_loop(method):
 
     def quick(path, request, call):
         threads.add(threading.current_thread().name)
-        return Answer(body=b"")
+        return GrpcAnswer(body=b"")
 
     with echoing(surface=quick) as server, calling(server, method) as call:
         for _ in range(50):
@@ -923,7 +923,7 @@ def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
                 assert go.wait(PATIENCE_S)
             else:
                 time.sleep(0.2)
-        return Answer(body=b"")
+        return GrpcAnswer(body=b"")
 
     with echoing(surface=surface) as server, calling(server, PREDICT) as call:
         for _ in range(100):
@@ -942,9 +942,9 @@ def test_connections_beyond_the_limit_of_both_protocols_wait_for_room(monkeypatc
     monkeypatch.setattr("tfserve_kit.embedded.front.most_connections", lambda: 2)
     front, ledger = EventLoop(), Ledger(GIB)
     ping = frame(6, 0, 0, b"12345678")
-    grpc_server = GrpcTransport(flowing(Echo()), Lanes(1), ledger, Ports("127.0.0.1:0"), loop=front)
-    rest_server = HttpTransport(
-        flowing(lambda *asked: Reply(200)), ledger, ("127.0.0.1", 0), loop=front
+    grpc_server = GrpcServer(flowing(Echo()), Lanes(1), ledger, Ports("127.0.0.1:0"), loop=front)
+    rest_server = HttpServer(
+        flowing(lambda *asked: RestAnswer(200)), ledger, ("127.0.0.1", 0), loop=front
     )
     for server in (grpc_server, rest_server):
         server.start()

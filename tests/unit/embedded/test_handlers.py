@@ -14,7 +14,6 @@ from tfserve_kit.embedded.handlers import (
     Fetches,
     Handlers,
     InferenceTask,
-    Metadata,
     ModelRef,
     Predicted,
     class_scores,
@@ -23,7 +22,7 @@ from tfserve_kit.embedded.handlers import (
     regression_values,
 )
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import Lease, State, VersionStatus, resolve_label
+from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState, resolve_label
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
@@ -100,7 +99,10 @@ class OneModelManager:
             self.out -= 1
 
     def status(self, model):
-        states = [VersionStatus(4, State.AVAILABLE, None), VersionStatus(3, State.END, None)]
+        states = [
+            ServableStatus(4, VersionState.AVAILABLE, None),
+            ServableStatus(3, VersionState.END, None),
+        ]
         return states if model == "m" else []
 
     def reload(self, configs, *, call=None):
@@ -324,7 +326,7 @@ def test_inputs_are_those_of_the_signature(handlers, manager, servable, version)
 
 @pytest.mark.parametrize("version", [None, 4])
 def test_metadata_holds_the_signatures_of_the_version(handlers, manager, servable, version):
-    assert handlers.metadata(ModelRef("m", version)) == Metadata(4, servable.signatures)
+    assert handlers.metadata(ModelRef("m", version)) == (4, servable.signatures)
     assert manager.out == 0
 
 
@@ -435,7 +437,7 @@ def telling(teller):
 def test_classify_pairs_labels_with_scores(telling):
     found = telling.classify(M, "", lambda: EXAMPLES)
     assert (found.version, found.signature) == (4, "serving_default")
-    assert found.classes == [[(b"cat", 0.25), (b"dog", 0.75)], [(b"cat", 1), (b"dog", 0)]]
+    assert found.rows == [[(b"cat", 0.25), (b"dog", 0.75)], [(b"cat", 1), (b"dog", 0)]]
 
 
 @pytest.mark.parametrize(
@@ -447,14 +449,14 @@ def test_classify_pairs_labels_with_scores(telling):
 )
 def test_classify_does_with_labels_or_scores_alone(telling, teller, dropped, expected):
     del teller.signatures["serving_default"].outputs[dropped]
-    assert telling.classify(M, "", lambda: EXAMPLES).classes == expected
+    assert telling.classify(M, "", lambda: EXAMPLES).rows == expected
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_regress_gives_a_value_for_each_example(telling, teller, shape):
     teller.values["o:0"] = teller.values["o:0"].reshape(shape)
     found = telling.regress(M, "value", lambda: EXAMPLES)
-    assert (found.version, found.signature, found.values) == (4, "value", [1.5, 2.5])
+    assert (found.version, found.signature, found.rows) == (4, "value", [1.5, 2.5])
 
 
 @pytest.mark.parametrize(
@@ -560,8 +562,8 @@ def test_method_name_counts_only_where_it_is_checked(teller):
 def test_multi_inference_runs_each_task_in_order(telling):
     tasks = [InferenceTask(M, "value", REGRESS), InferenceTask(M, "", CLASSIFY)]
     regressed, classified = telling.multi_inference(tasks, lambda: EXAMPLES)
-    assert regressed.values == [1.5, 2.5]
-    assert len(classified.classes) == 2
+    assert regressed.rows == [1.5, 2.5]
+    assert len(classified.rows) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from tests.torture.attackers import frame
 from tests.unit.embedded.flows import flowing
 from tfserve_kit.embedded import http2
-from tfserve_kit.embedded.grpc_surface import Answer
-from tfserve_kit.embedded.grpc_transport import GrpcTransport, Ports
+from tfserve_kit.embedded.grpc_surface import GrpcAnswer
+from tfserve_kit.embedded.grpc_transport import GrpcServer, Ports
 from tfserve_kit.embedded.http2 import Http2, Http2Limits
 from tfserve_kit.embedded.lanes import Lanes
 from tfserve_kit.embedded.ledger import Ledger
@@ -723,21 +723,22 @@ class Surface:
     """Answers with path and message; of a large one with its size."""
 
     def __call__(self, path, request, call):
+        request = bytes(request)
         if request.startswith(b"fail "):
-            return Answer(Code.INVALID_ARGUMENT, request.decode()[5:])
+            return GrpcAnswer(Code.INVALID_ARGUMENT, request.decode()[5:])
         if request == b"slow":
             time.sleep(0.3)
         if request == b"large":
-            return Answer(body=bytes(1_000_000))
+            return GrpcAnswer(body=bytes(1_000_000))
         if len(request) > 1_000_000:
-            return Answer(body=b"%d" % len(request))
-        return Answer(body=path.encode() + b" " + request)
+            return GrpcAnswer(body=b"%d" % len(request))
+        return GrpcAnswer(body=path.encode() + b" " + request)
 
 
 @pytest.fixture(scope="module")
 def port():
     ledger = Ledger(1 << 30)
-    server = GrpcTransport(flowing(Surface()), Lanes(4), ledger, Ports("127.0.0.1:0"))
+    server = GrpcServer(flowing(Surface()), Lanes(4), ledger, Ports("127.0.0.1:0"))
     server.start()
     yield server.port
     server.stop(PATIENCE_S)

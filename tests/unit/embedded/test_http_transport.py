@@ -17,11 +17,11 @@ import pytest
 from tests.unit.embedded.flows import flowing
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.front import allow_many_connections
-from tfserve_kit.embedded.http_request import Head, Request
-from tfserve_kit.embedded.http_transport import HttpTransport, RestOptions, _Row
+from tfserve_kit.embedded.http_request import HttpRequest, RequestHead
+from tfserve_kit.embedded.http_transport import HttpServer, RestOptions, _Row
 from tfserve_kit.embedded.ledger import Ledger
-from tfserve_kit.embedded.rest_surface import Reply, page
-from tfserve_kit.embedded.running import Kind
+from tfserve_kit.embedded.rest_surface import RestAnswer, page
+from tfserve_kit.embedded.running import CallKind
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -47,7 +47,7 @@ class EchoSurface:
             assert self.go.wait(PATIENCE_S)
         if target == "/page":
             return page(404)
-        return Reply(200, b" ".join([method.encode(), target.encode("latin-1"), body]), TEXT)
+        return RestAnswer(200, b" ".join([method.encode(), target.encode("latin-1"), body]), TEXT)
 
 
 class LargeSurface(EchoSurface):
@@ -55,13 +55,13 @@ class LargeSurface(EchoSurface):
 
     def __call__(self, method, target, body, call):
         super().__call__(method, target, body, call)
-        return Reply(200, b"x" * 20_000_000, TEXT)
+        return RestAnswer(200, b"x" * 20_000_000, TEXT)
 
 
 def serving(surface, threads, *, port=0, ledger=None, **more):
     """A transport on the loopback address, not started."""
     options = RestOptions(threads, **more)
-    return HttpTransport(flowing(surface), ledger or Ledger(1 << 32), ("127.0.0.1", port), options)
+    return HttpServer(flowing(surface), ledger or Ledger(1 << 32), ("127.0.0.1", port), options)
 
 
 def serving_brisk_clients(surface, threads, patience_s):
@@ -253,7 +253,7 @@ def test_surface_is_told_the_first_origin_of_options_alone(method, headers, orig
 
     def surface(method, target, body, call, **more):
         told.append(more)
-        return Reply(200)
+        return RestAnswer(200)
 
     transport = serving(surface, threads=1)
     transport.start()
@@ -1061,11 +1061,11 @@ def test_short_requests_take_the_short_cut_once_known_and_others_the_usual_way(s
 
     def at_once(target, requests):
         asked.extend((target, body) for body, _ in requests)
-        return [Reply(200, b"at once", TEXT) if body == b"x" else None for body, _ in requests]
+        return [RestAnswer(200, b"at once", TEXT) if body == b"x" else None for body, _ in requests]
 
     ledger = Ledger(1 << 32)
     address = ("127.0.0.1", 0)
-    transport = HttpTransport(flowing(surface), ledger, address, at_once=at_once)
+    transport = HttpServer(flowing(surface), ledger, address, at_once=at_once)
     transport.start()
     try:
         with connected(transport) as wire:
@@ -1109,7 +1109,7 @@ def row():
 
     def at_once(target, requests):
         log.append(("asked", [body for body, _ in requests]))
-        return [None if body == b"odd" else Reply(200, body.upper()) for body, _ in requests]
+        return [None if body == b"odd" else RestAnswer(200, body.upper()) for body, _ in requests]
 
     runner = SimpleNamespace(step_soon=steps.append, note_here=lambda *_: None)
     found = _Row(SimpleNamespace(runner=runner, at_once=at_once))
@@ -1118,11 +1118,11 @@ def row():
 
 
 def short(body):
-    return Request(Head("POST", "/p"), body, Ledger(1).account("c"))
+    return HttpRequest(RequestHead("POST", "/p"), body, Ledger(1).account("c"))
 
 
 def test_all_of_a_row_are_answered_before_the_first_answer_is_sent(row, caplog):
-    kind = Kind(least_s=1e-4)
+    kind = CallKind(least_s=1e-4)
     for body in (b"a", b"odd", b"b"):
         row.add(Told(row.log, fails=body == b"a"), short(body), kind)
     (step,) = row.steps
@@ -1134,7 +1134,7 @@ def test_all_of_a_row_are_answered_before_the_first_answer_is_sent(row, caplog):
 
 
 def test_a_row_is_of_one_kind_and_as_long_as_its_calls_are_short(row):
-    kinds = Kind(mean_s=2e-4, least_s=1e-4), Kind(least_s=1e-4)
+    kinds = CallKind(mean_s=2e-4, least_s=1e-4), CallKind(least_s=1e-4)
     for body in (b"1", b"2", b"3", b"4", b"5"):
         row.add(Told(row.log), short(body), kinds[body == b"2"])
     (step,) = row.steps
@@ -1146,7 +1146,7 @@ def test_a_row_is_of_one_kind_and_as_long_as_its_calls_are_short(row):
 
 
 def test_many_that_are_tiny_are_several_rows(row):
-    kind = Kind(least_s=1e-4)
+    kind = CallKind(least_s=1e-4)
     for _ in range(100):
         row.add(Told(row.log), short(b"x"), kind)
     (step,) = row.steps
@@ -1157,6 +1157,6 @@ def test_many_that_are_tiny_are_several_rows(row):
 
 
 def test_calls_that_wait_for_others_go_the_usual_way(row):
-    row.add(Told(row.log), short(b"x"), Kind(waits=True))
+    row.add(Told(row.log), short(b"x"), CallKind(waits=True))
     row.steps[0]()
     assert row.log == [("the usual way", b"x")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tfserve_kit.embedded.http_request import KnownHeads, Reader
+from tfserve_kit.embedded.http_request import KnownHeads, RequestReader
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_PIPELINED
 
@@ -19,7 +19,7 @@ class Listener:
         self.told = []
         self.requests = []
         self.most = MOST_PIPELINED
-        self.reader = Reader(self.ledger, "client", self, heads)
+        self.reader = RequestReader(self.ledger, "client", self, heads)
 
     def arrived(self, data):
         if self.reader.open:

@@ -14,7 +14,7 @@ from tfserve_kit.embedded.batching import BatchingServable, BatchOptions, BatchS
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.loader import PreparingLoader
 from tfserve_kit.embedded.metrics import Metrics
-from tfserve_kit.embedded.settings import Batching
+from tfserve_kit.embedded.settings import BatchSettings
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
 from tfserve_kit.tfrecord import masked_crc
@@ -200,7 +200,7 @@ def test_options_are_the_versions_own_where_each_brings_its_own(
 ):
     if own:
         (version / "batching_params.pbtxt").write_text(own)
-    batching = Batching(BatchOptions(max_batch_size=5), per_model=per_model)
+    batching = BatchSettings(BatchOptions(max_batch_size=5), per_model=per_model)
     loaded = batched(version, servable, metrics, scheduler, batching)
     assert largest(loaded) == ((3 if own else None) if per_model else 5)
 
@@ -210,7 +210,7 @@ def test_without_batching_nothing_is_put_around(version, servable, metrics, sche
 
 
 def test_batches_are_told_to_the_metrics(version, servable, metrics, scheduler):
-    loaded = batched(version, servable, metrics, scheduler, Batching())
+    loaded = batched(version, servable, metrics, scheduler, BatchSettings())
     loaded.run({"x:0": np.float32([1])}, ["y:0", "z:0"])
     name = ":tensorflow:serving:batching_session:wrapped_run_count"
     assert values(metrics, name) == {"{}": 1}
@@ -219,7 +219,7 @@ def test_batches_are_told_to_the_metrics(version, servable, metrics, scheduler):
 def test_bad_options_of_a_version_fail_its_load_and_free_it(version, servable, metrics, scheduler):
     (version / "batching_params.pbtxt").write_text("max_batch_size { value: 0 }")
     with pytest.raises(ServingError, match="cannot work"):
-        batched(version, servable, metrics, scheduler, Batching(per_model=True))
+        batched(version, servable, metrics, scheduler, BatchSettings(per_model=True))
     assert servable.closed == 1
 
 
@@ -307,7 +307,8 @@ def test_warmup_goes_through_batching(version, servable, metrics, scheduler, war
     warm(PREDICT, passes=0)  # writes the file
     loader = PreparingLoader(
         lambda _: servable, metrics,
-        batching=Batching(BatchOptions(max_batch_size=1)), scheduler=scheduler, warmup_passes=1,
+        batching=BatchSettings(BatchOptions(max_batch_size=1)),
+        scheduler=scheduler, warmup_passes=1,
     )  # fmt: skip
     with pytest.raises(ServingError, match="larger than maximum input batch size 1"):
         loader(version)

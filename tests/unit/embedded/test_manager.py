@@ -18,13 +18,13 @@ from tfserve_kit.embedded.manager import (
     Entry,
     Manager,
     Poller,
-    State,
+    VersionState,
     aspired_versions,
     mark_aspired,
     next_step,
 )
 from tfserve_kit.embedded.metrics import VERSION_AVAILABLE, VERSIONS
-from tfserve_kit.embedded.settings import Settings
+from tfserve_kit.embedded.settings import ServerSettings
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0
@@ -136,7 +136,7 @@ class World:
         configs = tuple(self.config(model, more) for model in models or ("m",))
         defaults = {"poll_wait_s": POLL_S, "load_retry_interval_s": RETRY_S}
         self.manager = Manager(
-            Settings(configs, **defaults | settings), self.loader, clock=self.clock
+            ServerSettings(configs, **defaults | settings), self.loader, clock=self.clock
         )
         self._stack.callback(self.manager.stop)
         self.manager.start()
@@ -869,7 +869,7 @@ def test_version_that_cannot_be_closed_ends_all_the_same(world):
 
 
 def test_stop_is_idempotent_and_allowed_before_start(tmp_path):
-    manager = Manager(Settings(()), FakeLoader())
+    manager = Manager(ServerSettings(()), FakeLoader())
     manager.stop()
     manager.stop()
     assert manager.status("m") == []
@@ -1022,9 +1022,9 @@ def test_versions_that_have_ended_are_forgotten_one_day():
     entries = {}
     for number in range(1, 3000):
         mark_aspired("m", entries, {number: None})
-        entries[number].state = State.AVAILABLE
+        entries[number].state = VersionState.AVAILABLE
         if number > 1:
-            entries[number - 1].state = State.END
+            entries[number - 1].state = VersionState.END
     assert max(entries) == 2999
     assert len(entries) <= MOST_ENDED + 2
 
@@ -1238,8 +1238,8 @@ def test_model_that_is_removed_while_it_is_looked_at_is_not_looked_at_again(disk
 # The availability-preserving policy: what is served goes only after its replacement is there.
 
 
-START, LOADING, AVAILABLE = State.START, State.LOADING, State.AVAILABLE
-UNLOADING, END = State.UNLOADING, State.END
+START, LOADING, AVAILABLE = VersionState.START, VersionState.LOADING, VersionState.AVAILABLE
+UNLOADING, END = VersionState.UNLOADING, VersionState.END
 
 
 def entries(*rows):
@@ -1303,7 +1303,7 @@ def test_state_numbers_are_those_of_the_status_message():
     from tfserve_kit import protos
 
     official = protos.enum("ModelVersionStatus.State").values_by_name
-    assert {state.name: int(state) for state in State} == {
+    assert {state.name: int(state) for state in VersionState} == {
         name: value.number for name, value in official.items()
     }
 

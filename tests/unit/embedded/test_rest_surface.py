@@ -7,15 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.handlers import (
-    Classified,
-    Metadata,
-    ModelRef,
-    Predicted,
-    Regressed,
-)
+from tfserve_kit.embedded.handlers import Inferred, ModelRef, Predicted
 from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import State, VersionStatus
+from tfserve_kit.embedded.manager import ServableStatus, VersionState
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
@@ -73,25 +67,25 @@ class HalfPlusTwoHandlers:
 
     def metadata(self, model):
         self._note("metadata", model)
-        return Metadata(model.version or 7, SIGNATURES)
+        return model.version or 7, SIGNATURES
 
     async def classify(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("classify", model)
-        return Classified(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples()])
+        return Inferred(7, signature, [[(b"a", 0.5), (b'"', 1.0)] for _ in examples()])
 
     async def regress(self, model, signature, examples, *, call=None):
         self.call = call
         self._note("regress", model)
-        return Regressed(7, signature, [2.5, 0.1])
+        return Inferred(7, signature, [2.5, 0.1])
 
     def status(self, model):
         self._note("status", model)
         broken = ServingError(Code.OUT_OF_RANGE, "Read less bytes than requested")
         return [
-            VersionStatus(9, State.END, broken),
-            VersionStatus(8, State.LOADING, broken),
-            VersionStatus(7, State.AVAILABLE, None),
+            ServableStatus(9, VersionState.END, broken),
+            ServableStatus(8, VersionState.LOADING, broken),
+            ServableStatus(7, VersionState.AVAILABLE, None),
         ]
 
 

@@ -22,8 +22,8 @@ from tfserve_kit.embedded.running import (
     MEASUREMENTS,
     MOST_BYTES_ON_THE_SPOT,
     SHORT_S,
-    Kind,
-    Kinds,
+    CallKind,
+    CallKinds,
     Runner,
     Work,
     belongs_on_the_spot,
@@ -31,7 +31,7 @@ from tfserve_kit.embedded.running import (
 )
 from tfserve_kit.embedded.status import Code, ServingError
 
-SHORT = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
+SHORT = CallKind(calls=MEASUREMENTS, least_s=SHORT_S)
 PATIENCE_S = 10.0
 
 
@@ -39,14 +39,14 @@ PATIENCE_S = 10.0
     ("kind", "size_bytes", "now_s", "on_the_spot"),
     [
         (None, 10, 0.0, False),
-        (Kind(), 10, 0.0, False),
+        (CallKind(), 10, 0.0, False),
         (SHORT, 10, 0.0, True),
         (SHORT, MOST_BYTES_ON_THE_SPOT, 0.0, True),
         (SHORT, MOST_BYTES_ON_THE_SPOT + 1, 0.0, False),
-        (Kind(calls=MEASUREMENTS - 1, least_s=SHORT_S), 10, 0.0, False),
-        (Kind(calls=1000, least_s=SHORT_S * 1.01), 10, 0.0, False),
-        (Kind(calls=1000, least_s=SHORT_S, long_until_s=5.0), 10, 4.9, False),
-        (Kind(calls=1000, least_s=SHORT_S, long_until_s=5.0), 10, 5.0, True),
+        (CallKind(calls=MEASUREMENTS - 1, least_s=SHORT_S), 10, 0.0, False),
+        (CallKind(calls=1000, least_s=SHORT_S * 1.01), 10, 0.0, False),
+        (CallKind(calls=1000, least_s=SHORT_S, long_until_s=5.0), 10, 4.9, False),
+        (CallKind(calls=1000, least_s=SHORT_S, long_until_s=5.0), 10, 5.0, True),
     ],
 )
 def test_place_of_a_call(kind, size_bytes, now_s, on_the_spot):
@@ -66,7 +66,7 @@ def test_place_of_a_call(kind, size_bytes, now_s, on_the_spot):
     ],
 )
 def test_who_needs_a_processor(calls, needs_one):
-    kind = Kind()
+    kind = CallKind()
     for wall_s, processor_s in calls:
         kind.note(wall_s, processor_s, 0.0, on_the_spot=False)
     assert computes_for_long(kind) is needs_one
@@ -74,7 +74,7 @@ def test_who_needs_a_processor(calls, needs_one):
 
 
 def test_others_in_between_do_not_make_a_short_call_long():
-    kind = Kind()
+    kind = CallKind()
     for took_s in (0.1, SHORT_S / 2, 0.1, 0.1, 0.1):
         kind.note(took_s, 0.0, 0.0, on_the_spot=False)
     assert belongs_on_the_spot(kind, 10, 0.0)
@@ -90,7 +90,7 @@ def test_others_in_between_do_not_make_a_short_call_long():
     ],
 )
 def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(took, calls):
-    kind, now_s, pauses = Kind(), 0.0, []
+    kind, now_s, pauses = CallKind(), 0.0, []
     for _ in range(8):
         for _ in range(MEASUREMENTS):
             kind.note(SHORT_S / 2, 0.0, now_s, on_the_spot=False)
@@ -105,7 +105,7 @@ def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(
 
 
 def test_short_call_that_others_interrupt_now_and_then_stays():
-    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S)
     for number in range(3000):
         took_s = 100 * SHORT_S if number % 10 == 0 else SHORT_S / 4
         kind.note(took_s, SHORT_S / 4, 0.0, on_the_spot=True)
@@ -129,7 +129,7 @@ LONG = 3 * SHORT_S
     ],
 )
 def test_long_calls_are_forgiven_while_they_take_little_of_the_time(long_at_s, stays):
-    kind, short = Kind(calls=MEASUREMENTS, least_s=SHORT_S), SHORT_S / 8
+    kind, short = CallKind(calls=MEASUREMENTS, least_s=SHORT_S), SHORT_S / 8
     for at_s in long_at_s:
         for _ in range(20):
             kind.note(short, short, at_s, on_the_spot=True)
@@ -138,28 +138,28 @@ def test_long_calls_are_forgiven_while_they_take_little_of_the_time(long_at_s, s
 
 
 def test_time_in_threads_saves_nothing_up_for_long_calls():
-    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S)
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S)
     kind.note(SHORT_S, SHORT_S, 100.0, on_the_spot=False)
     kind.note(LONG, LONG, 100.01, on_the_spot=True)
     assert not belongs_on_the_spot(kind, 10, 100.01)
 
 
 def test_very_long_call_is_not_forgiven():
-    kind = Kind(calls=5000, least_s=SHORT_S)
+    kind = CallKind(calls=5000, least_s=SHORT_S)
     kind.note(0.005, 0.005, 0.0, on_the_spot=True)
     assert not belongs_on_the_spot(kind, 10, 0.0)
 
 
 def test_row_of_calls_that_all_take_longer_has_no_long_one(runner, monkeypatch):
     monkeypatch.setattr(runner, "_own_s", lambda _, wall_s: (wall_s, wall_s))
-    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, mean_s=0.000015)
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S, mean_s=0.000015)
     runner.note_here(kind, 32 * 0.00004, 32)
     assert kind.mean_s < 0.00003
     assert belongs_on_the_spot(kind, 10, 0.0)
 
 
 def test_kind_that_was_short_for_long_is_trusted_again():
-    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
     for _ in range(1100):
         kind.note(SHORT_S, 0.0, 0.0, on_the_spot=True)
     assert kind.pause_s == 1.0
@@ -167,7 +167,7 @@ def test_kind_that_was_short_for_long_is_trusted_again():
 
 def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(running, "_MOST_KINDS", 4)
-    kinds = Kinds()
+    kinds = CallKinds()
     for name in range(5):
         work = Work(name)
         work.wall_s = 0.1
@@ -536,8 +536,9 @@ def test_processor_time_of_long_work_is_told_from_that_before_it(runner, others_
         busy(0.005)
         time.sleep(0.05)
 
-    job = measured(runner, *(partial(busy, each_s) for each_s in others_s), long)
-    assert 0.002 <= job.processor_s <= 0.02
+    calls = [*(partial(busy, each_s) for each_s in others_s), long]
+    # Where others have the processor between two calls, less is found.
+    assert 0.002 <= max(measured(runner, *calls).processor_s for _ in range(3)) <= 0.02
 
 
 def test_work_that_has_waited_is_timed_by_what_it_computes(runner, loop):
@@ -577,7 +578,7 @@ class Many:
         self.now, self.most, self.told = {}, {}, []
 
     def ask(self, kind, *, worked_s, times, took_s=0.02):
-        self._runner.kinds._kinds[kind] = Kind(worked_s=worked_s)
+        self._runner.kinds._kinds[kind] = CallKind(worked_s=worked_s)
         for number in range(times):
             job = Job(flowing(partial(self._work, kind, took_s)), self.told)
             job.kind = kind
@@ -639,7 +640,7 @@ def test_processors_are_shared_by_all_who_are_given_them(front, loop):
 
 def test_work_that_fails_or_finds_no_thread_gives_its_processor_back(many, loop, monkeypatch):
     runner, told = many._runner, []
-    runner.kinds._kinds["kind"] = Kind(worked_s=1.0)
+    runner.kinds._kinds["kind"] = CallKind(worked_s=1.0)
 
     def none(self):
         raise RuntimeError("can't start new thread")
@@ -656,7 +657,7 @@ def test_work_that_fails_or_finds_no_thread_gives_its_processor_back(many, loop,
 
 def test_work_that_waits_for_its_batch_holds_no_processor(many, loop):
     runner, told, seen, others = many._runner, [], [], Others()
-    runner.kinds._kinds["kind"] = Kind(worked_s=1.0)
+    runner.kinds._kinds["kind"] = CallKind(worked_s=1.0)
     job = Job(waiting_for(others, seen=seen), told)
     runner.do_later(job, runner.lanes.predictions, "group")
     until(loop, lambda: seen and not runner.lanes.long._taken)
@@ -704,7 +705,7 @@ def test_what_a_row_of_calls_takes_longer_than_usual_counts_for_one(
     runner, wall_s, calls, is_long, monkeypatch
 ):
     monkeypatch.setattr(runner, "_own_s", lambda _, wall_s: (wall_s, 0.0))
-    kind = Kind(calls=MEASUREMENTS, least_s=SHORT_S, mean_s=0.00002)
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S, mean_s=0.00002)
     runner.note_here(kind, wall_s, calls)
     assert (kind.long_until_s > 0) is is_long
     assert is_long or kind.calls == MEASUREMENTS + calls

@@ -9,7 +9,7 @@ from tfserve_kit.deployment import flags
 from tfserve_kit.embedded.batching import BatchOptions
 from tfserve_kit.embedded.settings import (
     REFUSED,
-    Batching,
+    BatchSettings,
     SessionOptions,
     Tls,
     check_changes,
@@ -127,7 +127,7 @@ def test_defaults_are_those_of_the_official_server():
         ("allow_version_labels_for_unavailable_models", "allow_labels_for_unavailable", True),
         ("enable_model_warmup=false", "warmup_passes", 0),
         ("num_request_iterations_for_warmup=3", "warmup_passes", 3),
-        ("enable_batching", "batching", Batching()),
+        ("enable_batching", "batching", BatchSettings()),
         ("file_system_poll_wait_seconds=-1", "poll_wait_s", -1),
         ("file_system_poll_wait_seconds=0", "poll_wait_s", 0),
         ("max_num_load_retries=0", "max_load_retries", 0),
