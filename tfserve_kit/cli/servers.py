@@ -24,7 +24,8 @@ from tfserve_kit.clients import Client, Target, addresses
 from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clock import Clock
 from tfserve_kit.deployment import Spec
-from tfserve_kit.engines import Fleet, Phase, Plan, ServerHandle, process, registry
+from tfserve_kit.engines import Fleet, Plan, ServerHandle, process, registry
+from tfserve_kit.engines.base import ALIVE
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import (
     ModelNotFound,
@@ -195,7 +196,7 @@ def _attend(handle: ServerHandle, clock: Clock) -> None:
     """Show the log until Ctrl-C or until the server ends."""
     Thread(target=_show_log, args=(handle,), daemon=True).start()
     # A container with a restart policy may start again.
-    while (state := handle.state()).phase in {Phase.STARTING, Phase.RUNNING}:
+    while (state := handle.state()).phase in ALIVE:
         clock.sleep(_LOOK_FAR_S if handle.engine == "kubernetes" else _LOOK_S)
     raise ServerFailed(
         f"server {handle.server_name!r} ended by itself with {process.exit_text(state.exit_code)}",

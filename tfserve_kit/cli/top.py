@@ -13,7 +13,8 @@ from tfserve_kit.cli.options import access_options, json_option
 from tfserve_kit.cli.target import look_at, reaching, read_url
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
-from tfserve_kit.engines import Phase, ServerHandle, registry
+from tfserve_kit.engines import ServerHandle, registry
+from tfserve_kit.engines.base import ALIVE
 from tfserve_kit.errors import TfkitError, UsageError
 from tfserve_kit.serving.access import Access, replica_at, server_at
 
@@ -111,7 +112,7 @@ def _own(handle: ServerHandle, access: Access) -> Iterator["Watched"]:
     if len(each) < 2:  # noqa: PLR2004 (it is one, or all are reached in one place)
         each = [(handle.server_name, handle.state(), handle.endpoints)]
     for name, state, where in each:
-        is_up = state.phase in {Phase.STARTING, Phase.RUNNING}
+        is_up = state.phase in ALIVE
         told = "" if is_up else state.phase.value
         yield _watched(handle, where, reached, name=name, state=told)
 

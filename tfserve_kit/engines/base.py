@@ -32,6 +32,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from tfserve_kit.errors import ServerExists
 from tfserve_kit.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # `tfkit predict` reads records of servers and needs no deployment
@@ -46,6 +47,9 @@ class Phase(Enum):
     RUNNING = "running"
     EXITED = "exited"
     GONE = "gone"
+
+
+ALIVE = frozenset({Phase.STARTING, Phase.RUNNING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,48 @@ def alone(handle: ServerHandle) -> list[Replica]:
     if state.phase is Phase.GONE:
         return []
     return [Replica(handle.server_name, "", state, handle.endpoints)]
+
+
+def together(states: Sequence[State]) -> State | None:
+    """Return the state of a server from those of its replicas; None while none has come to run.
+
+    One that runs is enough; else one that ended tells more than those that start.
+    """
+    telling = (Phase.RUNNING, Phase.EXITED)
+    return next((each for phase in telling for each in states if each.phase is phase), None)
+
+
+def outlasting(
+    faults: Mapping[str, tuple[float, str]], since_s: dict[str, float], now_s: float
+) -> str | None:
+    """Return why replicas do not run, if that has lasted for too long; None if nothing has yet.
+
+    Args:
+        faults: by kind, how many seconds it may last, and why it is so.
+        since_s: since when each kind has lasted; to be given again at the next look.
+        now_s: the time of this look, of the same clock.
+    """
+    for gone in since_s.keys() - faults.keys():
+        del since_s[gone]
+    for kind, (patience_s, why) in faults.items():
+        if now_s - since_s.setdefault(kind, now_s) >= patience_s:
+            return why
+    return None
+
+
+def taken(server_name: str, by: str, *, is_fleet: bool = False) -> ServerExists:
+    """Return the error of a start under a name whose server runs already.
+
+    Args:
+        server_name: the name.
+        by: what the server is, such as `pid 7`.
+        is_fleet: whether it can be changed while it serves.
+    """
+    change = f"; `tfkit restart {server_name} --config FILE` changes it without a stop"
+    return ServerExists(
+        f"a server named {server_name!r} is already running ({by})",
+        remedy=f"`tfkit stop {server_name}`, or give another --name{change if is_fleet else ''}",
+    )
 
 
 class Engine(Protocol):

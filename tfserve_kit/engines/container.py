@@ -139,6 +139,18 @@ def container_name(server_name: str) -> str:
     return f"tfkit-{server_name}"
 
 
+def without_secrets(spec: Spec) -> Spec:
+    """Return a deployment that may be shown."""
+    env = dict.fromkeys(spec.docker.env, safe_text.HIDDEN)
+    headers = dict.fromkeys(spec.client.headers, safe_text.HIDDEN)
+    return spec.model_copy(
+        update={
+            "docker": spec.docker.model_copy(update={"env": env}),
+            "client": spec.client.model_copy(update={"headers": headers}),
+        }
+    )
+
+
 def _labels(name: str, folder: Path, where: Endpoints, models: Mapping[str, str]) -> dict[str, str]:
     return {
         SERVER: name,

@@ -22,7 +22,16 @@ from urllib.parse import urlsplit
 from tfserve_kit.clock import Clock
 from tfserve_kit.deployment.spec import Docker, Spec
 from tfserve_kit.engines import container, draining
-from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, Replica, State, alone
+from tfserve_kit.engines.base import (
+    Availability,
+    Endpoints,
+    Phase,
+    Plan,
+    Replica,
+    State,
+    alone,
+    taken,
+)
 from tfserve_kit.engines.container import ContainerPlan, default_user, hand_over, unreadable
 from tfserve_kit.engines.records import (
     CONFIG,
@@ -30,7 +39,7 @@ from tfserve_kit.engines.records import (
     Home,
     claimed,
     container_id,
-    is_containers,
+    owner,
     private_folder,
     state_folder,
     write_files,
@@ -210,7 +219,7 @@ class DockerEngine:
         try:
             found = self._list(f"{container.SERVER}={server_name}")
         except EngineUnavailable:
-            if is_containers(self._home(server_name)):
+            if owner(self._home(server_name)) == self.name:
                 raise
             return None
         return found[0] if found else None
@@ -247,10 +256,7 @@ class DockerEngine:
         for each in self._containers(client, f"{container.SERVER}={server_name}"):
             # One that was created and never started is nobody's: the name is ours now.
             if each.status != "created" and each.status in _PHASES:
-                raise ServerExists(
-                    f"a server named {server_name!r} is already running (container {each.name})",
-                    remedy=f"`tfkit stop {server_name}`, or give another --name",
-                )
+                raise taken(server_name, f"container {each.name}")
             each.remove(force=True)
 
 

@@ -4,7 +4,6 @@ The official server has no handler for SIGTERM and dies with its requests in fli
 waits for those: around the server in a container, beside it for a process of this machine.
 """
 
-import json
 import math
 import subprocess
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tfserve_kit.deployment import render
 from tfserve_kit.engines.base import Endpoints
-from tfserve_kit.engines.records import DEPLOYMENT
+from tfserve_kit.engines.records import deployed
 
 SCRIPT = "drain.sh"
 _SPARE_S = 5.0  # for a machine so busy that its shells are late
@@ -64,8 +63,8 @@ def wait(pid: int, endpoints: Endpoints, home: Path) -> None:
 def seconds(home: Path) -> float:
     """Return how long the server of a folder may go on with requests; 0 if that is not known."""
     try:
-        return float(json.loads((home / DEPLOYMENT).read_text("utf-8"))["server"]["drain_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(deployed(home, "server", "drain_s"))
+    except (ValueError, TypeError):
         return 0.0
 
 

@@ -18,12 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfserve_kit import safe_text
 from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import kubectl, manifests, pods
-from tfserve_kit.engines.base import Availability, Endpoints, Phase, Plan, Replica, State
-from tfserve_kit.engines.container import GRPC_PORT, REST_PORT
+from tfserve_kit.engines.base import (
+    ALIVE,
+    Availability,
+    Endpoints,
+    Plan,
+    Replica,
+    State,
+    taken,
+)
+from tfserve_kit.engines.container import GRPC_PORT, REST_PORT, without_secrets
 from tfserve_kit.engines.kubectl import Cluster, Object, reference
 from tfserve_kit.engines.records import (
     CLUSTER,
@@ -31,10 +38,9 @@ from tfserve_kit.engines.records import (
     Home,
     claimed,
     homes,
-    is_pods,
-    private_folder,
+    keep_copy,
+    owner,
     state_folder,
-    write_private,
 )
 from tfserve_kit.errors import (
     EngineUnavailable,
@@ -95,7 +101,8 @@ class KubernetesEngine:
         """Return the objects and the command that applies them; see `Engine.plan`."""
         cluster = _cluster(spec)
         objects, shown = (
-            _annotated(manifests.manifests(each, files), each) for each in (spec, _hidden(spec))
+            _annotated(manifests.manifests(each, files), each)
+            for each in (spec, without_secrets(spec))
         )
         text = kubectl.text_of(objects)
         return ObjectsPlan(
@@ -139,7 +146,9 @@ class KubernetesEngine:
         with claimed(self._folder, name), contextlib.ExitStack() as undo:
             found = next(iter(self._in(cluster, name)), None)
             if found is not None:
-                _refuse_running(found)
+                if found.state().phase in ALIVE:
+                    by = f"deployment {manifests.object_name(name)}"
+                    raise taken(name, by, is_fleet=True)
                 found.stop(grace_s=0)
             _refuse_foreign(cluster, plan)
             cluster.apply(what, plan.objects, is_trial=True)
@@ -160,12 +169,13 @@ class KubernetesEngine:
         It is looked for where it was started from here, or else in kubectl's current namespace.
         """
         home = self._home(server_name)
-        if not (is_pods(home) or kubectl.is_configured()):
+        is_known = owner(home) == self.name
+        if not (is_known or kubectl.is_configured()):
             return None
         try:
             return next(iter(self._in(_remembered(home), server_name)), None)
         except EngineUnavailable:
-            if is_pods(home):
+            if is_known:
                 raise
             return None
 
@@ -175,7 +185,8 @@ class KubernetesEngine:
         None where no cluster answers; see `Engine.list`.
         """
         places = {Cluster(): None} if kubectl.is_configured() else {}
-        places |= {_remembered(home): None for home in homes(self._folder) if is_pods(home)}
+        mine = (home for home in homes(self._folder) if owner(home) == self.name)
+        places |= {_remembered(home): None for home in mine}
         found: dict[str, DeploymentHandle] = {}
         for cluster in places:
             with contextlib.suppress(EngineUnavailable, ServerFailed):
@@ -260,7 +271,7 @@ class DeploymentHandle(Home):
             return  # the name was given anew
         if found.deployment is not None:
             _remove(self._cluster, self.server_name, _parts(found.deployment), grace_s=grace_s)
-        if is_pods(self._home):
+        if owner(self._home) == self.engine:
             shutil.rmtree(self._home, ignore_errors=True)
 
     def update(
@@ -320,26 +331,9 @@ def _handle(cluster: Cluster, deployment: Object, home: Path) -> DeploymentHandl
     """Return a handle of a Deployment, with a copy of what the cluster keeps of it."""
     made_of = deployment["metadata"]["annotations"][_MADE_OF]
     cluster = cluster.settled(deployment["metadata"]["namespace"])
-    if is_pods(home) or not home.exists():
-        private_folder(home.parent.parent)
-        private_folder(home.parent)
-        private_folder(home)
-        where = json.dumps({"namespace": cluster.namespace, "context": cluster.context})
-        for file, text in ((DEPLOYMENT, made_of), (CLUSTER, where)):
-            if not (home / file).is_file() or (home / file).read_text("utf-8") != text:
-                write_private(home / file, text)
+    where = json.dumps({"namespace": cluster.namespace, "context": cluster.context})
+    keep_copy(home, KubernetesEngine.name, {DEPLOYMENT: made_of, CLUSTER: where})
     return DeploymentHandle(cluster, deployment["metadata"]["uid"], made_of, home)
-
-
-def _refuse_running(found: DeploymentHandle) -> None:
-    if found.state().phase in {Phase.STARTING, Phase.RUNNING}:
-        name = found.server_name
-        raise ServerExists(
-            f"a server named {name!r} is already running "
-            f"(deployment {manifests.object_name(name)})",
-            remedy=f"`tfkit stop {name}`, or give another --name; `tfkit restart {name} --config "
-            "FILE` changes it without a stop",
-        )
 
 
 def _has_ended(handle: DeploymentHandle) -> bool:
@@ -378,18 +372,6 @@ def _annotated(objects: Sequence[Object], spec: Spec) -> list[dict[str, Any]]:
             metadata["annotations"] = metadata.get("annotations", {}) | noted
         found.append({**each, "metadata": metadata})
     return found
-
-
-def _hidden(spec: Spec) -> Spec:
-    """Return a deployment that may be shown."""
-    env = dict.fromkeys(spec.docker.env, safe_text.HIDDEN)
-    headers = dict.fromkeys(spec.client.headers, safe_text.HIDDEN)
-    return spec.model_copy(
-        update={
-            "docker": spec.docker.model_copy(update={"env": env}),
-            "client": spec.client.model_copy(update={"headers": headers}),
-        }
-    )
 
 
 def _references(objects: Sequence[Object]) -> list[str]:

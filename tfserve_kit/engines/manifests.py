@@ -92,11 +92,6 @@ def grpc_service(server_name: str) -> str:
     return f"{object_name(server_name)}-grpc"
 
 
-def rest_service(server_name: str) -> str:
-    """Return the name of the Service for REST."""
-    return f"{object_name(server_name)}-rest"
-
-
 def tls_secret(spec: Spec) -> str | None:
     """Return the name of the Secret with the `ssl_config_file`; None without TLS."""
     if not spec.server.flags.get(tls.FLAG):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from tfserve_kit.engines import kubectl, manifests
-from tfserve_kit.engines.base import Phase, State
+from tfserve_kit.engines.base import ALIVE, Phase, State, outlasting, together
 from tfserve_kit.engines.kubectl import Cluster, Object
 from tfserve_kit.errors import ServerFailed, TfkitError
 
@@ -70,11 +70,8 @@ class Look:
         """Return where the server is in its life: one pod that is ready is enough."""
         if self.deployment is None:
             return State(Phase.GONE)
-        states = [state_of(each) for each in self.pods]
-        for phase in (Phase.RUNNING, Phase.EXITED):
-            if found := next((each for each in states if each.phase is phase), None):
-                return found
-        return State(Phase.STARTING if self.wanted else Phase.EXITED)
+        before = State(Phase.STARTING if self.wanted else Phase.EXITED)
+        return together([state_of(each) for each in self.pods]) or before
 
     @property
     def wanted(self) -> int:
@@ -200,12 +197,7 @@ def lasting(found: Look, since_s: dict[str, float], now_s: float) -> str | None:
         reasons = filter(None, map(reason, found.newest()))
         return next(reasons, "the pods do not become ready before the deadline")
     faults = {kind: (patience_s, why) for kind, patience_s, why in _faults(found)}
-    for gone in since_s.keys() - faults.keys():
-        del since_s[gone]
-    for kind, (patience_s, why) in faults.items():
-        if now_s - since_s.setdefault(kind, now_s) >= patience_s:
-            return why
-    return None
+    return outlasting(faults, since_s, now_s)
 
 
 def _faults(found: Look) -> Iterator[tuple[str, float, str]]:
@@ -328,7 +320,7 @@ class Followed:
     def lines(self) -> Iterator[str]:
         """Yield lines as they come; what follows them ends with the iterator."""
         with self._end:
-            while (found := self._look()).state().phase in {Phase.STARTING, Phase.RUNNING}:
+            while (found := self._look()).state().phase in ALIVE:
                 self._follow(found)
                 yield from self._come()
             self._follow(found, is_last=True)

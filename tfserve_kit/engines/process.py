@@ -33,6 +33,7 @@ from tfserve_kit.engines.base import (
     State,
     alone,
     endpoints,
+    taken,
 )
 from tfserve_kit.engines.records import (
     CONFIG,
@@ -45,7 +46,7 @@ from tfserve_kit.engines.records import (
     state_folder,
     write_files,
 )
-from tfserve_kit.errors import ServerExists, ServerFailed
+from tfserve_kit.errors import ServerFailed
 from tfserve_kit.progress import SILENT, Progress
 
 NATIVE_BINARY = "tensorflow_model_server"
@@ -159,10 +160,7 @@ class ProcessEngine:
     def _refuse_taken(self, server_name: str) -> None:
         record = Record.read(self._home(server_name))
         if record is not None and _alive(record) is not None:
-            raise ServerExists(
-                f"a server named {server_name!r} is already running (pid {record.pid})",
-                remedy=f"`tfkit stop {server_name}`, or give another --name",
-            )
+            raise taken(server_name, f"pid {record.pid}")
 
     def _spawn(self, plan: Plan, log: Path) -> subprocess.Popen[bytes]:
         try:

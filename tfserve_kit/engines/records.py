@@ -152,37 +152,44 @@ def records(folder: Path | None = None) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-def is_containers(home: Path) -> bool:
-    """Say whether a server's folder is that of a container."""
-    is_other = Record.read(home) is not None or is_services(home) or is_pods(home)
-    return (home / DEPLOYMENT).is_file() and not is_other
+def owner(home: Path) -> str:
+    """Return the name of the engine that a server's folder belongs to; empty if it is none's."""
+    if (record := Record.read(home)) is not None:
+        return record.engine
+    signs = ((SERVICE, "swarm"), (CLUSTER, "kubernetes"), (DEPLOYMENT, "docker"))
+    return next((engine for file, engine in signs if (home / file).is_file()), "")
 
 
-def is_services(home: Path) -> bool:
-    """Say whether a server's folder is a copy of what a swarm keeps."""
-    return (home / SERVICE).is_file()
+def deployed(home: Path, *keys: str) -> Any:
+    """Return a part of what a server was last deployed with; empty if it is not known.
 
-
-def is_pods(home: Path) -> bool:
-    """Say whether a server's folder is a copy of what a Kubernetes cluster keeps."""
-    return (home / CLUSTER).is_file()
+    Args:
+        home: its folder.
+        keys: what leads to the part, from the top.
+    """
+    try:
+        found: Any = json.loads((home / DEPLOYMENT).read_text("utf-8"))
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found
 
 
 def deployed_models(home: Path) -> Mapping[str, str]:
     """Return what a server was last deployed with, base path by model name; empty if unknown."""
     try:
-        models = json.loads((home / DEPLOYMENT).read_text("utf-8"))["models"]
-        return {name: model["base_path"] for name, model in models.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {name: model["base_path"] for name, model in deployed(home, "models").items()}
+    except (KeyError, TypeError, AttributeError):
         return {}
 
 
 def deployed_labels(home: Path, model: str) -> Mapping[str, int]:
     """Return the labels that a server's model was last deployed with, version by label."""
     try:
-        labels = json.loads((home / DEPLOYMENT).read_text("utf-8"))["models"][model]["labels"]
+        labels = deployed(home, "models", model, "labels")
         return {str(label): int(version) for label, version in labels.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
@@ -247,6 +254,23 @@ def claimed(folder: Path, server_name: str) -> Iterator[None]:
             f"{error.strerror or error}",
             remedy="free some space, or set TFKIT_STATE_DIR to another folder of yours",
         ) from error
+
+
+def keep_copy(home: Path, engine: str, files: Mapping[str, str]) -> None:
+    """Write into a server's folder what is kept elsewhere, unless another server has the folder.
+
+    Args:
+        home: the folder, which need not be there.
+        engine: name of the engine.
+        files: text by name.
+    """
+    if home.exists() and owner(home) != engine:
+        return
+    for folder in (home.parent.parent, home.parent, home):
+        private_folder(folder)
+    for name, text in files.items():
+        if not (home / name).is_file() or (home / name).read_text("utf-8") != text:
+            write_private(home / name, text)
 
 
 def write_files(plan: Plan, home: Path) -> None:

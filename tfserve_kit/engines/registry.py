@@ -7,16 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfserve_kit.engines.base import Engine, Phase, RunningServer, ServerHandle
-from tfserve_kit.engines.records import (
-    Record,
-    homes,
-    is_containers,
-    is_pods,
-    is_services,
-    records,
-    state_folder,
-)
+from tfserve_kit.engines.base import ALIVE, Engine, RunningServer, ServerHandle
+from tfserve_kit.engines.records import homes, owner, records, state_folder
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -101,19 +93,22 @@ def servers() -> list[ServerHandle]:
 def running() -> list[RunningServer]:
     """Return the servers that run, by name; asks those alone that were told to run one."""
     found: list[RunningServer] = [record for record in records() if record.is_running()]
-    alive = {Phase.STARTING, Phase.RUNNING}
-    if any(map(is_containers, homes())):
+    owners = set(map(owner, homes()))
+    asked: list[Engine] = []
+    if "docker" in owners:
         from tfserve_kit.engines.docker import DockerEngine
 
-        found += [handle for handle in DockerEngine().list() if handle.state().phase in alive]
-    if any(map(is_services, homes())):
+        asked.append(DockerEngine())
+    if "swarm" in owners:
         from tfserve_kit.engines.swarm import SwarmEngine
 
-        found += [handle for handle in SwarmEngine().list() if handle.state().phase in alive]
-    if any(map(is_pods, homes())):
+        asked.append(SwarmEngine())
+    if "kubernetes" in owners:
         from tfserve_kit.engines.kubernetes import KubernetesEngine
 
-        found += [each for each in KubernetesEngine().list() if each.state().phase in alive]
+        asked.append(KubernetesEngine())
+    handles = (handle for each in asked for handle in each.list())
+    found += [handle for handle in handles if handle.state().phase in ALIVE]
     return sorted(found, key=lambda server: server.server_name)
 
 
@@ -134,17 +129,8 @@ def resolved(base_path: Path | str) -> str:
 
 def elsewhere(server_name: str, engine: str) -> ServerHandle | None:
     """Return the server of that name if another engine than this one has it."""
-    home = state_folder() / "servers" / server_name
-    record = Record.read(home)
-    if record is not None:
-        owner = record.engine
-    elif is_services(home):
-        owner = "swarm"
-    elif is_pods(home):
-        owner = "kubernetes"
-    else:
-        owner = "docker" if is_containers(home) else engine
-    others = (other for other in engines() if other.name == owner != engine)
+    found = owner(state_folder() / "servers" / server_name)
+    others = (other for other in engines() if other.name == found != engine)
     return next((other.find(server_name) for other in others), None)
 
 

@@ -382,14 +382,7 @@ def _private(spec: Spec) -> Iterator[tuple[str, str]]:
     """Yield arguments that hold secrets, and what is shown instead of them."""
     for key, value in spec.docker.env.items():
         yield f"--env={key}={value}", f"--env={key}={safe_text.HIDDEN}"
-    env = dict.fromkeys(spec.docker.env, safe_text.HIDDEN)
-    headers = dict.fromkeys(spec.client.headers, safe_text.HIDDEN)
-    shown = spec.model_copy(
-        update={
-            "docker": spec.docker.model_copy(update={"env": env}),
-            "client": spec.client.model_copy(update={"headers": headers}),
-        }
-    )
+    shown = container.without_secrets(spec)
     label = f"--label={DEPLOYMENT}="
     yield label + spec.model_dump_json(), label + safe_text.redacted(shown.model_dump_json())
 

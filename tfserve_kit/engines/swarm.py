@@ -24,6 +24,7 @@ from tfserve_kit.clock import Clock, SystemClock, wait_until
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import services
 from tfserve_kit.engines.base import (
+    ALIVE,
     Availability,
     Endpoints,
     Phase,
@@ -31,6 +32,9 @@ from tfserve_kit.engines.base import (
     Replica,
     State,
     endpoints,
+    outlasting,
+    taken,
+    together,
 )
 from tfserve_kit.engines.container import SERVER
 from tfserve_kit.engines.docker import TIMEOUT_S, connected, lines, require_readable, translated
@@ -39,13 +43,12 @@ from tfserve_kit.engines.records import (
     SERVICE,
     Home,
     claimed,
-    is_services,
-    private_folder,
+    keep_copy,
+    owner,
     state_folder,
-    write_private,
 )
 from tfserve_kit.engines.services import ServicePlan
-from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, UsageError
+from tfserve_kit.errors import EngineUnavailable, ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
 
 _LOOK_S = 0.25
@@ -143,7 +146,8 @@ class SwarmEngine:
             contextlib.ExitStack() as undo,
         ):
             if (found := self.find(name)) is not None:
-                _refuse_running(found)
+                if found.state().phase in ALIVE:
+                    raise taken(name, f"service {services.service_name(name)}", is_fleet=True)
                 found.stop(grace_s=0)
             undo.callback(_remove, api, name)
             undo.callback(shutil.rmtree, home, ignore_errors=True)
@@ -164,7 +168,7 @@ class SwarmEngine:
         try:
             found = self._all()
         except EngineUnavailable:
-            if is_services(self._home(server_name)):
+            if owner(self._home(server_name)) == self.name:
                 raise
             return None
         return next((each for each in found if each.server_name == server_name), None)
@@ -292,7 +296,7 @@ class ServiceHandle(Home):
             if found is not None and found["ID"] != self.service_id:
                 return  # the name was given anew
             _remove(api, self.server_name)
-        if is_services(self._home):
+        if owner(self._home) == self.engine:
             shutil.rmtree(self._home, ignore_errors=True)
 
     def update(
@@ -363,24 +367,9 @@ def _nodes_in_use() -> int:
 def _handle(service: Mapping[str, Any], home: Path) -> ServiceHandle:
     """Return a handle of a service, with a copy of what the swarm keeps of it."""
     labels = service["Spec"]["Labels"]
-    if is_services(home) or not home.exists():
-        private_folder(home.parent.parent)
-        private_folder(home.parent)
-        private_folder(home)
-        for file, text in ((DEPLOYMENT, labels[services.DEPLOYMENT]), (SERVICE, service["ID"])):
-            if not (home / file).is_file() or (home / file).read_text("utf-8") != text:
-                write_private(home / file, text)
+    files = {DEPLOYMENT: labels[services.DEPLOYMENT], SERVICE: service["ID"]}
+    keep_copy(home, SwarmEngine.name, files)
     return ServiceHandle(service["ID"], labels, home)
-
-
-def _refuse_running(found: ServiceHandle) -> None:
-    if found.state().phase in {Phase.STARTING, Phase.RUNNING}:
-        name = found.server_name
-        raise ServerExists(
-            f"a server named {name!r} is already running (service {services.service_name(name)})",
-            remedy=f"`tfkit stop {name}`, or give another --name; `tfkit restart {name} --config "
-            "FILE` changes it without a stop",
-        )
 
 
 # What runs
@@ -483,10 +472,7 @@ def _state(tasks: Sequence[Mapping[str, Any]] | None) -> State:
     if tasks is None:
         return State(Phase.GONE)
     states = [_task_state(each) for each in _slots(tasks).values()]
-    for phase in (Phase.RUNNING, Phase.EXITED):
-        if found := next((each for each in states if each.phase is phase), None):
-            return found
-    return State(Phase.STARTING)
+    return together(states) or State(Phase.STARTING)
 
 
 # What is changed
@@ -639,16 +625,11 @@ def _lasting(
     pending = [each for each in tasks if each["DesiredState"] in _WANTED and _is_pending(each)]
     broken = [each for each in _slots(tasks).values() if not status and _is_broken(each)]
     faults = {
-        reason: _PATIENCE_S[each["Status"]["State"]]
+        reason: (_PATIENCE_S[each["Status"]["State"]], reason)
         for each in (*pending, *broken)
         if (reason := _reason(each))
     }
-    for gone in since_s.keys() - faults.keys():
-        del since_s[gone]
-    for reason, patience_s in faults.items():
-        if now_s - since_s.setdefault(reason, now_s) >= patience_s:
-            return reason
-    return None
+    return outlasting(faults, since_s, now_s)
 
 
 def _first_fault(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from tfserve_kit import clients, strict_json
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.engines import Endpoints, RunningServer, registry
-from tfserve_kit.engines.records import DEPLOYMENT
+from tfserve_kit.engines.records import deployed
 from tfserve_kit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -237,9 +237,8 @@ def _place(address: addresses.Address) -> str:
 
 def _client_section(home: Path) -> Access:
     try:
-        deployment = json.loads((home / DEPLOYMENT).read_text("utf-8"))
-        return Access(**deployment.get("client", {}))
-    except (OSError, ValueError, TypeError, AttributeError):
+        return Access(**deployed(home, "client"))
+    except TypeError:
         return NOTHING
 
 

@@ -11,12 +11,11 @@ from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import lint
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import process, registry
-from tfserve_kit.engines.base import Engine, Fleet, Phase, Plan, ServerHandle
+from tfserve_kit.engines.base import ALIVE, Engine, Fleet, Phase, Plan, ServerHandle, taken
 from tfserve_kit.errors import (
     DeadlineExceeded,
     Problem,
     RequestError,
-    ServerExists,
     ServerFailed,
     ServerUnreachable,
     Severity,
@@ -154,11 +153,8 @@ def _make_room(server_name: str, engine: Engine) -> None:
     other = registry.elsewhere(server_name, engine.name)
     if other is None:
         return
-    if other.state().phase in {Phase.STARTING, Phase.RUNNING}:
-        raise ServerExists(
-            f"a server named {server_name!r} is already running (engine {other.engine})",
-            remedy=f"`tfkit stop {server_name}`, or give another --name",
-        )
+    if other.state().phase in ALIVE:
+        raise taken(server_name, f"engine {other.engine}")
     other.stop()
 
 

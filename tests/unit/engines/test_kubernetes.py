@@ -10,7 +10,7 @@ from tfserve_kit.clock import SystemClock
 from tfserve_kit.deployment import build, render
 from tfserve_kit.engines import Phase, State, kubectl, kubernetes, pods
 from tfserve_kit.engines.kubernetes import KubernetesEngine
-from tfserve_kit.engines.records import is_pods
+from tfserve_kit.engines.records import owner
 from tfserve_kit.errors import EngineUnavailable, ServerExists, ServerFailed, SpecError, UsageError
 from tfserve_kit.serving import reload
 
@@ -181,7 +181,7 @@ def test_start_tries_applies_waits_and_leaves_a_copy(fake, state_dir):
     assert handle.endpoints.grpc == "grpc://10.1.0.1:8500,grpc://10.1.0.2:8500"
     assert handle.endpoints.rest == "http://10.1.0.1:8501,http://10.1.0.2:8501"
     assert handle.models == {"m": "/models/m"}
-    assert is_pods(state_dir / "servers" / "web")
+    assert owner(state_dir / "servers" / "web") == "kubernetes"
 
 
 def test_refused_trial_leaves_nothing(fake, state_dir):
@@ -529,7 +529,7 @@ def test_polite_stop_waits_and_a_hurried_one_does_not(fake, handle):
         server.stop(grace_s=grace_s)
         deleted = [call for call in fake.calls if call[0] == "delete"]
         assert any("--grace-period=0" in call for call in deleted) == is_hurried
-        assert not is_pods(server.home)
+        assert owner(server.home) != "kubernetes"
         assert SystemClock
         fake.forget()
 
