@@ -172,6 +172,20 @@ def waited(condition, within_s):
     return time.monotonic() - began_s
 
 
+def returned(load, url, up_s):
+    """Wait until a replica answers again; return how long after it was up it did, in seconds."""
+    waited(lambda: load.answered_since(up_s, url), BACK_S + 1)
+    return load.answered_since(up_s, url) - up_s
+
+
+def unnoticed(load, what):
+    """Fail if a call was lost; return how long the slowest took, in seconds."""
+    slowest_s = max(took for _, took, _ in load.answers)
+    print(f"{what}, slowest {slowest_s:.3f}")
+    assert not load.errors
+    return slowest_s
+
+
 def test_killed_replica_costs_no_call_and_comes_back(nodes, protocol, kind):
     urls = [node.urls[protocol] for node in nodes]
     with Load(urls, kind) as load:
@@ -180,11 +194,8 @@ def test_killed_replica_costs_no_call_and_comes_back(nodes, protocol, kind):
         ejected_s = waited(lambda: load.is_out(urls[0]), EJECTED_S)
         nodes[0].start()
         up_s = nodes[0].wait(protocol)
-        waited(lambda: load.answered_since(up_s, urls[0]), BACK_S + 1)
-        back_s = load.answered_since(up_s, urls[0]) - up_s
-    slowest_s = max(took for _, took, _ in load.answers)
-    print(f"{protocol} {kind}: out {ejected_s:.3f} s, back {back_s:.3f} s, slowest {slowest_s:.3f}")
-    assert not load.errors
+        back_s = returned(load, urls[0], up_s)
+    unnoticed(load, f"{protocol} {kind}: out {ejected_s:.3f} s, back {back_s:.3f} s")
     assert back_s < BACK_S
 
 
@@ -197,11 +208,8 @@ def test_silent_replica_costs_no_call_and_comes_back(nodes, protocol, kind):
         time.sleep(2)
         nodes[1].send(signal.SIGCONT)
         up_s = time.monotonic()
-        waited(lambda: load.answered_since(up_s, urls[1]), BACK_S + 1)
-        back_s = load.answered_since(up_s, urls[1]) - up_s
-    slowest_s = max(took for _, took, _ in load.answers)
-    print(f"{protocol} {kind}: out {ejected_s:.3f} s, back {back_s:.3f} s, slowest {slowest_s:.3f}")
-    assert not load.errors
+        back_s = returned(load, urls[1], up_s)
+    slowest_s = unnoticed(load, f"{protocol} {kind}: out {ejected_s:.3f} s, back {back_s:.3f} s")
     assert back_s < BACK_S
     assert slowest_s < 2 * EJECTED_S
 

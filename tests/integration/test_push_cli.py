@@ -9,7 +9,7 @@ import pytest
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.repository import list_versions, push, versions
-from tfserve_kit.serving import launch, memory
+from tfserve_kit.serving import delivery, launch
 
 SHARD = "variables/variables.data-00000-of-00001"
 
@@ -181,7 +181,7 @@ class TestMemory:
     @pytest.fixture
     def free(self, monkeypatch):
         return lambda size_bytes: monkeypatch.setattr(
-            memory, "free_memory_bytes", lambda: size_bytes
+            delivery, "free_memory_bytes", lambda: size_bytes
         )
 
     def test_a_version_that_does_not_fit_is_told_and_pushed(self, tfkit, model, base, served, free):

@@ -28,8 +28,8 @@ from tfserve_kit.deployment import build
 from tfserve_kit.engines import Phase
 from tfserve_kit.engines.swarm import SwarmEngine
 from tfserve_kit.errors import EngineUnavailable, RequestError, ServerFailed, Severity
-from tfserve_kit.serving import launch, reload, replicas
-from tfserve_kit.serving.access import ServedModel
+from tfserve_kit.serving import launch, reload
+from tfserve_kit.serving.access import ServedModel, each_replica
 
 LONG = os.environ.get("TFKIT_TORTURE") == "1"
 REQUESTS = 10_000 if LONG else 2_000
@@ -294,7 +294,7 @@ def broken_model(folder):
 def served(handle):
     """Return the versions that are AVAILABLE, as each replica says."""
     found = set()
-    for each in replicas.of(ServedModel(handle.endpoints.grpc, MODEL)).values():
+    for each in each_replica(ServedModel(handle.endpoints.grpc, MODEL)).values():
         with each.connect() as client:
             rows = client.status(MODEL)
         found.add(tuple(row.version for row in rows if row.state == "AVAILABLE"))

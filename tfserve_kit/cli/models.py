@@ -52,7 +52,8 @@ from tfserve_kit.serving.access import Access, ServedModel
 if TYPE_CHECKING:  # they are slow to import, and not every command needs them
     from tfserve_kit.repository.push import Approve
     from tfserve_kit.repository.shells import Place
-    from tfserve_kit.serving.swap import Delivered, SwapReport, Traffic
+    from tfserve_kit.serving.delivery import Delivered
+    from tfserve_kit.serving.swap import SwapReport, Traffic
     from tfserve_kit.serving.waiting import SwapTime
 
 
@@ -246,18 +247,18 @@ def _deliver_far(
     pushing: Callable[..., object], far: _Far, watch: _Watch, progress: Progress
 ) -> "tuple[Mapping[Place, Delivered], str]":
     """Push through commands, and watch the servers behind them where that was asked for."""
-    from tfserve_kit.serving import places
+    from tfserve_kit.serving import delivery
 
     if watch.url is not None:
         raise UsageError("--url with --via", remedy="name the server of each --via with --at")
-    servers = places.pair(
+    servers = delivery.pair_places(
         far.commands,
         far.servers,
         far.base_path,
         lambda url: server_of(far.base_path, url, far.model, watch.access),
         is_watched=watch.is_wanted,
     )
-    return places.push_in_waves(
+    return delivery.push_in_waves(
         partial(pushing, list(servers)),
         servers,
         wave=far.wave,
@@ -297,10 +298,10 @@ def _trial(
 
 def _fitting(base_path: Path | str, approve: "Approve | None", is_required: bool) -> "Approve":
     """Return what looks for memory beside the running server, and then approves as before."""
-    from tfserve_kit.serving import memory
+    from tfserve_kit.serving.delivery import check_memory
 
     def both(version_dir: Path) -> tuple[Problem, ...]:
-        remarks = memory.check(version_dir, base_path, is_required=is_required)
+        remarks = check_memory(version_dir, base_path, is_required=is_required)
         return (*remarks, *((approve and approve(version_dir)) or ()))
 
     return both
@@ -314,14 +315,14 @@ def _deliver(
     progress: Progress,
 ) -> "Delivered":
     """Push, and watch a server take the version up if that was asked for: wait, or prove it."""
-    from tfserve_kit.serving import swap
+    from tfserve_kit.serving import delivery
 
     if watch.rollback and not watch.is_wanted:
         raise UsageError(
             "--rollback needs --wait or --verify",
             remedy="add --verify, which proves the new version under traffic, or --wait",
         )
-    return swap.deliver(
+    return delivery.deliver(
         pushing,
         server_of(base_path, watch.url, model, watch.access) if watch.is_wanted else None,
         watch.traffic(),

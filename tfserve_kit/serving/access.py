@@ -2,11 +2,16 @@
 
 A server that tfkit started is reached as its deployment says (`[client]`, and the certificate in
 its `ssl_config_file`); any other as the command line, the environment or tfkit.toml say.
+
+What all replicas of a server do is known only from all of them, so each is reached by itself. A
+fleet's servers have addresses. Replicas behind a gateway of ours have one between them; there a
+header says which one is asked, and the answer says who gave it (templates/haproxy.cfg.j2).
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 from tfserve_kit import clients, strict_json
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.options import OptionNames
-from tfserve_kit.engines import Endpoints, RunningServer, registry
+from tfserve_kit.clock import Clock, SystemClock, wait_until
+from tfserve_kit.engines import Endpoints, Fleet, Phase, Replica, RunningServer, registry
 from tfserve_kit.engines.records import deployed
-from tfserve_kit.errors import UsageError
+from tfserve_kit.errors import ServerFailed, UsageError
 
 if TYPE_CHECKING:
     from tfserve_kit.deployment.spec import Client as ClientSection
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
 ENVIRONMENT, FILE = "env:", "file:"
 _TRUSTED, _TLS = "trusted.pem", "tls.json"
 _TLS_KEYS = ("ca_file", "cert", "key", "server_name")
+_REPLICA = "tfkit-replica"  # the header
+_ASK_S = 5.0
+# How long the gateway may take to notice that a replica is in service, and between looks.
+_SETTLE_S, _LOOK_S = 10.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,103 @@ def _place(address: addresses.Address) -> str:
     place = address.url.partition("://")[2].lower()
     host, _, port = place.rpartition(":")
     return f"127.0.0.1:{port}" if host == "localhost" else place
+
+
+def each_replica(to: ServedModel, *, clock: Clock | None = None) -> dict[str, ServedModel]:
+    """Return a model on each replica of its server, by the replica's name.
+
+    A server that is alone is its own replica, and named by its address. Replicas behind what tfkit
+    does not run cannot be told from that.
+
+    Args:
+        to: the model.
+        clock: what waiting for the gateway measures with.
+
+    Raises:
+        ServerFailed: a replica does not run, or is not in service.
+        ServerUnreachable: a name of a fleet cannot be resolved.
+    """
+    address = addresses.read(to.url)
+    if address.is_fleet:
+        return {url: replace(to, url=url) for url in addresses.servers(address)}
+    server = server_at(address)
+    if server is None or not isinstance(server, Fleet):
+        return {to.url: to}
+    return {
+        each.name: replace(to, url=url, access=pin.over(to.access))
+        for each, url, pin in _reached(server, to, clock or SystemClock())
+    }
+
+
+@contextmanager
+def connect_each(
+    to: ServedModel, *, clock: Clock | None = None, **options: Any
+) -> Iterator[dict[str, clients.Client]]:
+    """Give a client of each replica, by its name; arguments and errors of `each_replica`.
+
+    Args:
+        to: the model.
+        clock: as there.
+        options: of the clients.
+    """
+    with ExitStack() as stack:
+        found = each_replica(to, clock=clock).items()
+        yield {name: stack.enter_context(each.connect(**options)) for name, each in found}
+
+
+def _reached(
+    server: RunningServer, to: ServedModel, clock: Clock
+) -> Iterator[tuple[Replica, str, Access]]:
+    """Yield each replica of a fleet, its address, and what takes requests to it alone."""
+    replicas = registry.find(server.server_name).replicas()
+    for each in replicas:
+        if each.state.phase is not Phase.RUNNING:
+            raise _unasked(each, server, f"is {each.state.phase.value} {each.reason}".rstrip())
+    behind = {each.address for each in replicas if each.endpoints is None}
+    names = _at_gateway(server, to, behind, clock) if behind else {}
+    for each in replicas:
+        if each.endpoints is not None:
+            yield each, each.endpoints.grpc, NOTHING
+        elif each.address in names:
+            yield each, server.endpoints.grpc, Access(headers={_REPLICA: names[each.address]})
+        else:
+            raise _unasked(each, server, "is not in service at the gateway")
+
+
+def _at_gateway(
+    server: RunningServer, to: ServedModel, wanted: Collection[str], clock: Clock
+) -> dict[str, str]:
+    """Return by address what the gateway calls the replicas that are in service."""
+    # Many commands import this module, and few need these.
+    from tfserve_kit.clients.grpc import GrpcProtocol
+    from tfserve_kit.clients.grpc_channel import GrpcTransport
+    from tfserve_kit.engines import services
+
+    url = server.endpoints.grpc
+    request: Any = GrpcProtocol(url).status(Target(to.model)).request
+    found: dict[str, str] = {}
+
+    def look() -> bool | None:
+        for slot in range(1, 1 + services.slots(len(wanted))):
+            asked = request._replace(headers=((_REPLICA, f"replica{slot}"),))
+            name = str(transport.answer_headers(asked, _ASK_S).get(_REPLICA, ""))
+            found[name.partition("/")[2]] = name
+            if found.keys() >= set(wanted):
+                return True
+        return None
+
+    with closing(GrpcTransport(url, clients.Options(**to.access.options(url)))) as transport:
+        wait_until(look, timeout_s=_SETTLE_S, interval_s=_LOOK_S, clock=clock)
+    return found
+
+
+def _unasked(replica: Replica, server: RunningServer, why: str) -> ServerFailed:
+    name = server.server_name
+    return ServerFailed(
+        f"replica {replica.name} of server {name!r} {why}, so it cannot be asked",
+        remedy=f"`tfkit status` shows the replicas; `tfkit restart {name}` replaces them, and the "
+        "gateway if it is of an older tfkit",
+    )
 
 
 def _client_section(home: Path) -> Access:

@@ -23,9 +23,16 @@ from tfserve_kit.engines.records import CONFIG, DEPLOYMENT
 from tfserve_kit.errors import Problem, RequestError, ServerFailed, Severity, UsageError
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
-from tfserve_kit.serving import launch, replicas
-from tfserve_kit.serving.access import NOTHING, Access, ServedModel, connect, of_server
-from tfserve_kit.serving.waiting import ask, wait_for_models
+from tfserve_kit.serving import launch
+from tfserve_kit.serving.access import (
+    NOTHING,
+    Access,
+    ServedModel,
+    connect,
+    connect_each,
+    of_server,
+)
+from tfserve_kit.serving.waiting import ask, available, wait_for_models
 
 _RESTORE_S = 10.0
 # What a reload applies, and the name, by which its server was found. All else a server reads once,
@@ -149,7 +156,7 @@ def _roll(
         new.endpoints.grpc, next(iter(spec.models)), access=access.over(of_server(new.home))
     )
     try:
-        with replicas.connected(to, clock=clock) as found:
+        with connect_each(to, clock=clock) as found:
             for name, client in found.items():
                 _await(client, f"replica {name}", spec, progress, clock)
     except (ServerFailed, RequestError) as error:
@@ -231,23 +238,18 @@ def _steps(client: Client, before: Spec, after: Spec) -> list[Spec]:
     """Return the configurations to send: first one that loads what labels will move to."""
     interim, is_needed = {}, False
     for name, model in after.models.items():
-        available = _available(client, name)
-        if not set(model.labels.values()) <= available:
+        there = available(ask(client, name) or [])
+        if not set(model.labels.values()) <= there:
             is_needed = True
         kept = before.models[name].labels if name in before.models else {}
-        both = sorted(available | set(_loaded(after, model)))
+        both = sorted(there | set(_loaded(after, model)))
         interim[name] = model.model_copy(
             update={
                 "versions": VersionPolicy(specific=tuple(both)) if both else model.versions,
-                "labels": {label: n for label, n in kept.items() if n in available},
+                "labels": {label: n for label, n in kept.items() if n in there},
             }
         )
     return [after.model_copy(update={"models": interim}), after] if is_needed else [after]
-
-
-def _available(client: Client, name: str) -> set[int]:
-    statuses = ask(client, name) or []
-    return {each.version for each in statuses if each.state == "AVAILABLE"}
 
 
 def _wanted(spec: Spec) -> dict[str, list[int]]:

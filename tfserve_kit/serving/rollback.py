@@ -36,9 +36,9 @@ from tfserve_kit.errors import (
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import list_versions
 from tfserve_kit.repository.versions import above, restore, rollback
-from tfserve_kit.serving import access, reload, replicas
-from tfserve_kit.serving.access import NOTHING, Access, ServedModel
-from tfserve_kit.serving.waiting import ask, wait_each, wait_gone
+from tfserve_kit.serving import access, reload
+from tfserve_kit.serving.access import NOTHING, Access, ServedModel, connect_each
+from tfserve_kit.serving.waiting import ask, available, wait_each, wait_gone
 
 CANARY, STABLE = "canary", "stable"
 
@@ -87,10 +87,9 @@ def canary(
         RequestError: the server refuses; it serves as before.
     """
     change = _Change(handle, model, access, progress)
-    spec, now = _current(handle, model)
-    _require_sound(spec, model, version)
-    labels = {**now.labels, CANARY: version}
-    return change.apply(spec, change.loaded() | {version}, labels)
+    change.require_sound(version)
+    labels = {**change.now.labels, CANARY: version}
+    return change.apply(change.loaded() | {version}, labels)
 
 
 def promote(  # noqa: PLR0913 (what is moved, and what stays)
@@ -123,17 +122,15 @@ def promote(  # noqa: PLR0913 (what is moved, and what stays)
         RequestError: the server refuses; it serves as before, or has yet to unload.
     """
     change = _Change(handle, model, access, progress)
-    spec, now = _current(handle, model)
-    version = _chosen(now, model, version)
-    _require_sound(spec, model, version)
-    others = {
-        name: number for name, number in now.labels.items() if name != CANARY or number != version
-    }
+    version = _chosen(change.now, model, version)
+    change.require_sound(version)
+    old = change.now.labels.items()
+    others = {name: number for name, number in old if name != CANARY or number != version}
     labels = {**others, label: version}
-    served = change.apply(spec, change.loaded() | {version}, labels)
+    served = change.apply(change.loaded() | {version}, labels)
     if keep_old or set(served.versions) == set(labels.values()):
         return served
-    return change.apply(spec, set(labels.values()), labels)
+    return change.apply(set(labels.values()), labels)
 
 
 def abort(
@@ -146,7 +143,7 @@ def abort(
         RequestError: the server refuses; it serves as before.
     """
     change = _Change(handle, model, access, progress)
-    spec, now = _current(handle, model)
+    now = change.now
     if CANARY not in now.labels:
         raise UsageError(
             f"model {model!r} of server {handle.server_name!r} has no canary",
@@ -159,17 +156,7 @@ def abort(
             f"version {now.labels[CANARY]}, the canary, is all that is loaded of {model!r}",
             remedy=f"`tfkit promote {model}` makes it {STABLE}",
         )
-    return change.apply(spec, staying, labels)
-
-
-def _current(handle: ServerHandle, model: str) -> tuple[Spec, Model]:
-    spec = reload.deployment(handle.home)
-    if model not in spec.models:
-        raise UsageError(
-            f"server {handle.server_name!r} has no model {model!r}",
-            remedy=did_you_mean(model, spec.models),
-        )
-    return spec, spec.models[model]
+    return change.apply(staying, labels)
 
 
 def _chosen(now: Model, model: str, version: int | None) -> int:
@@ -185,24 +172,6 @@ def _chosen(now: Model, model: str, version: int | None) -> int:
     return version
 
 
-def _require_sound(spec: Spec, model: str, version: int) -> None:
-    """Refuse a version that is not there in full; elsewhere it is the server's own affair."""
-    base_path = spec.models[model].base_path
-    if not spec.is_here(base_path):
-        return
-    there = _there(spec.models[model])
-    if version not in there:
-        raise UsageError(
-            f"there is no version {version} of {model!r} in {base_path}",
-            remedy=f"these are there: {', '.join(map(str, there)) or 'none'}",
-        )
-    tag = str(spec.server.flags.get("saved_model_tags", "serve"))
-    found = savedmodel.problems(there[version], tag=tag)
-    if found:
-        lines = listed(found)
-        raise UsageError(f"version {version} of {model!r} is not a complete SavedModel:{lines}")
-
-
 def _there(now: Model) -> dict[int, Path]:
     """Return the versions in a base path, number to directory; none known for a remote one."""
     try:
@@ -211,33 +180,57 @@ def _there(now: Model) -> dict[int, Path]:
         return {}
 
 
-@dataclass(frozen=True, slots=True)
 class _Change:
-    """A change of what a server serves of a model."""
+    """A change of what a server serves of a model; `now` is what its deployment says of that.
 
-    handle: ServerHandle
-    model: str
-    access: Access
-    progress: Progress
+    Raises:
+        UsageError: there is no such model.
+    """
+
+    def __init__(
+        self, handle: ServerHandle, model: str, access: Access, progress: Progress
+    ) -> None:
+        self._handle, self._model, self._access, self._progress = handle, model, access, progress
+        self._spec = reload.deployment(handle.home)
+        if model not in self._spec.models:
+            raise UsageError(
+                f"server {handle.server_name!r} has no model {model!r}",
+                remedy=did_you_mean(model, self._spec.models),
+            )
+        self.now = self._spec.models[model]
+
+    def require_sound(self, version: int) -> None:
+        """Refuse a version that is not there in full; elsewhere it is the server's own affair."""
+        base_path, model = self.now.base_path, self._model
+        if not self._spec.is_here(base_path):
+            return
+        there = _there(self.now)
+        if version not in there:
+            raise UsageError(
+                f"there is no version {version} of {model!r} in {base_path}",
+                remedy=f"these are there: {', '.join(map(str, there)) or 'none'}",
+            )
+        tag = str(self._spec.server.flags.get("saved_model_tags", "serve"))
+        if found := savedmodel.problems(there[version], tag=tag):
+            lines = listed(found)
+            raise UsageError(f"version {version} of {model!r} is not a complete SavedModel:{lines}")
 
     def loaded(self) -> set[int]:
         """Return the versions that are AVAILABLE now, on any replica."""
-        reached = self.access.over(access.of_server(self.handle.home))
-        place = ServedModel(self.handle.endpoints.grpc, self.model, access=reached)
-        with replicas.connected(place) as found:
-            statuses = [
-                each for client in found.values() for each in client.status(Target(self.model))
-            ]
-        return {each.version for each in statuses if each.state == "AVAILABLE"}
+        reached = self._access.over(access.of_server(self._handle.home))
+        place = ServedModel(self._handle.endpoints.grpc, self._model, access=reached)
+        with connect_each(place) as found:
+            each = [available(client.status(Target(self._model))) for client in found.values()]
+        return set().union(*each)
 
-    def apply(self, spec: Spec, versions: Collection[int], labels: Mapping[str, int]) -> Served:
+    def apply(self, versions: Collection[int], labels: Mapping[str, int]) -> Served:
         """Make the server serve these versions under these labels."""
-        served = Served(self.model, tuple(sorted({*versions, *labels.values()})), dict(labels))
+        served = Served(self._model, tuple(sorted({*versions, *labels.values()})), dict(labels))
         policy = VersionPolicy(specific=served.versions)
         update = {"versions": policy, "labels": dict(labels)}
-        models = {**spec.models, self.model: spec.models[self.model].model_copy(update=update)}
-        wanted = spec.model_copy(update={"models": models})
-        reload.reload(self.handle, wanted, access=self.access, progress=self.progress)
+        models = {**self._spec.models, self._model: self.now.model_copy(update=update)}
+        wanted = self._spec.model_copy(update={"models": models})
+        reload.reload(self._handle, wanted, access=self._access, progress=self._progress)
         return served
 
 
@@ -426,8 +419,7 @@ def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Ser
     for server, model in registry.sharing(base_path):
         reached = given.over(access.of_server(server.home))
         with suppress(RequestError), reached.connect(server.endpoints.grpc) as client:
-            statuses = ask(client, model) or []
-            served = {each.version for each in statuses if each.state == "AVAILABLE"}
+            served = available(ask(client, model) or [])
             if served & set(going) or (served and not going):
                 found.append(ServedModel(server.endpoints.grpc, model, base_path, reached))
     return found
@@ -436,7 +428,7 @@ def _serving(base_path: Path, going: Collection[int], given: Access) -> list[Ser
 def _await(
     place: ServedModel, version: int, gone: Collection[int], timeout_s: float, progress: Progress
 ) -> None:
-    with replicas.connected(place) as found:
+    with connect_each(place) as found:
         wait_each(found, place.model, version, timeout_s=timeout_s, progress=progress)
         for client in found.values():
             for each in gone:

@@ -1,4 +1,4 @@
-"""From a push to a version that serves: awaited, proven under traffic, or taken back."""
+"""A swap of versions under traffic: what every request met, and whether any of them noticed."""
 
 import itertools
 import math
@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.files import read_inputs
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import (
     ModelNotFound,
@@ -27,15 +25,10 @@ from tfserve_kit.errors import (
 from tfserve_kit.perf import payloads
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.stats import quantile
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import Pushed, list_versions
 from tfserve_kit.repository.versions import retire, rollback
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, choose_signature
-from tfserve_kit.serving import replicas
-from tfserve_kit.serving.access import ServedModel
-from tfserve_kit.serving.waiting import DEFAULT_WAIT_S, SwapTime, wait, wait_each, wait_gone
+from tfserve_kit.serving.waiting import SwapTime, wait, wait_each, wait_gone
 
 __all__ = ["SwapReport", "SwapTime", "Traffic", "verify", "wait", "wait_gone"]
 
@@ -659,137 +652,3 @@ def _reference(
             remedy="push without --verify",
         )
     return first.version, first.outputs
-
-
-Delivered = tuple[Pushed, Mapping[str, SwapTime], SwapReport | None]
-"""What was pushed, when each replica had it if that was awaited, and what traffic noticed."""
-
-
-def deliver(
-    push: Callable[[], Pushed],
-    to: ServedModel | None,
-    traffic: Traffic | None = None,
-    *,
-    roll_back: bool = False,
-    timeout_s: float = DEFAULT_WAIT_S,
-    progress: Progress = SILENT,
-) -> Delivered:
-    """Push a version, and see that it is served as far as that is wanted.
-
-    Arguments and errors are those of `push_under_traffic`, without traffic of `push_and_wait`; with
-    nothing that takes the version up those of `push`.
-    """
-    if to is None:
-        return push(), {}, None
-    if traffic is None:
-        pushed, times = push_and_wait(
-            push, to, roll_back=roll_back, timeout_s=timeout_s, progress=progress
-        )
-        return pushed, times, None
-    pushed, report = push_under_traffic(push, to, traffic, roll_back=roll_back, progress=progress)
-    return pushed, {}, report
-
-
-def push_and_wait(
-    push: Callable[[], Pushed],
-    to: ServedModel,
-    *,
-    roll_back: bool = False,
-    timeout_s: float = DEFAULT_WAIT_S,
-    progress: Progress = SILENT,
-) -> tuple[Pushed, dict[str, SwapTime]]:
-    """Push a version and wait until it is AVAILABLE, on all replicas of its server.
-
-    Args:
-        push: pushes.
-        to: what takes the version up.
-        roll_back: whether a version that does not load is retired again.
-        timeout_s: maximum wait, in seconds.
-        progress: told the steps.
-
-    Raises:
-        ServerFailed: it did not become available; says where it did, and whether it was rolled
-            back. Or a replica cannot be asked, and nothing was pushed.
-        TfkitError: whatever `push` raises, and what the server answers.
-    """
-    with replicas.connected(to, retries=0) as each:
-        pushed, found = push(), dict[str, SwapTime]()
-        awaiting = partial(wait_each, each, to.model, timeout_s=timeout_s, progress=progress)
-        try:
-            return pushed, awaiting(pushed.version, found=found)
-        except (ServerFailed, RequestError) as error:
-            if len(each) > 1:
-                error.message += f"; {len(found)} of {len(each)} replicas have it"
-            if not roll_back:
-                raise
-            outcome = _take_back(pushed, to.base_path, awaiting)
-            raise ServerFailed(f"{error.message}; {outcome}", remedy=error.remedy) from error
-
-
-def push_under_traffic(
-    push: Callable[[], Pushed],
-    to: ServedModel,
-    traffic: Traffic,
-    *,
-    roll_back: bool = False,
-    progress: Progress = SILENT,
-) -> tuple[Pushed, SwapReport]:
-    """Push a version while requests come in, and report whether any of them noticed.
-
-    Args:
-        push: pushes.
-        to: what takes the version up; a version must be served already, over gRPC.
-        traffic: what is sent.
-        roll_back: whether the version is retired again where there is any problem.
-        progress: told the steps.
-
-    Raises:
-        UsageError: no version is served, or the traffic cannot be made.
-        ServerFailed: a replica cannot be asked, and nothing was pushed.
-        TfkitError: whatever `push` raises, and what the server answers before it.
-    """
-    pushed: list[Pushed] = []
-
-    def once() -> int:
-        pushed.append(push())
-        return pushed[0].version
-
-    with to.connect(retries=0) as client, replicas.connected(to, retries=0) as each:
-        if traffic.files:
-            traffic = replace(traffic, inputs=_read(client, to, traffic))
-        report = verify(
-            client,
-            to.model,
-            once,
-            traffic=traffic,
-            roll_back_in=to.base_path if roll_back else None,
-            each=each,
-            progress=progress,
-        )
-    return pushed[0], report
-
-
-def _read(client: Client, to: ServedModel, traffic: Traffic) -> Mapping[str, NDArray[Any]]:
-    """Return what the files hold, as the version in service takes it."""
-    found = client.metadata(Target(to.model))
-    signature = choose_signature(found.signatures, traffic.signature)
-    version_dir = to.base_path / str(found.version) if to.base_path else None
-    note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
-    return read_inputs(
-        traffic.files, signature, note, graph=PictureGraph(version_dir, signature.name)
-    )
-
-
-def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int], Any]) -> str:
-    """Retire a version, wait for the one before it, and say what came of it."""
-    if base_path is None:
-        return f"version {pushed.version} stays in its object store; pin the one before"
-    try:
-        retire(base_path, pushed.version)
-        older = [version.number for version in list_versions(base_path)]
-        if not older:
-            return f"version {pushed.version} was retired, and no older one is there"
-        awaiting(older[-1])
-    except (PushRefused, ServerFailed, RequestError) as error:
-        return f"rolling back failed: {error.message}"
-    return f"it was retired again, and version {older[-1]} serves"

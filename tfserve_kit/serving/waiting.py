@@ -31,10 +31,15 @@ def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ())
         mine = [[each for each in statuses if each.version == version] for version in versions]
         verdicts = [readiness(each) for each in mine]
         return False if False in verdicts else None if None in verdicts else True
-    if any(status.state == "AVAILABLE" for status in statuses):
+    if available(statuses):
         return True
     failed = statuses and all(map(_has_failed, statuses))
     return False if failed else None
+
+
+def available(statuses: Sequence[VersionStatus]) -> set[int]:
+    """Return the versions that answer."""
+    return {each.version for each in statuses if each.state == "AVAILABLE"}
 
 
 def _has_failed(status: VersionStatus) -> bool:
