@@ -44,15 +44,15 @@ COMMANDS = {
     "predict": ("predict", "Classify pictures."),
     "playground": ("playground", "Serve a local page on which to try models."),
     "evaluate": ("evaluate", "Measure how good a model is on labelled examples."),
-    "request": ("request", "Call any signature with the contents of files and show its outputs."),
+    "request": ("predict", "Call any signature with the contents of files and show its outputs."),
     "perf": ("perf", "Measure latency and throughput."),
     "capacity": (
         "perf",
         "Say how many replicas keep a limit on latency, from runs of one of them.",
     ),
-    "tune": ("tune", "Find the batching parameters and thread flags that serve a model best."),
-    "doctor": ("doctor", "Check what this machine can run."),
-    "completion": ("doctor", "Print the shell completion script."),
+    "tune": ("perf", "Find the batching parameters and thread flags that serve a model best."),
+    "doctor": ("servers", "Check what this machine can run."),
+    "completion": ("options", "Print the shell completion script."),
 }
 
 

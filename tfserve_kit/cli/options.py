@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
+from tfserve_kit.cli import output
 from tfserve_kit.errors import UsageError, missing
 from tfserve_kit.serving.access import FILE, Access
 
@@ -297,3 +298,19 @@ def _named_model(text: str) -> tuple[str, dict[str, str]]:
             remedy="write --model NAME=BASE_PATH, such as --model digits=models/digits",
         )
     return name, {"base_path": base_path}
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print the shell completion script.
+
+    For bash: eval "$(tfkit completion bash)" in ~/.bashrc.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101 (the choices are click's own shells)
+    root = context.find_root()
+    output.line(kind(root.command, {}, "tfkit", "_TFKIT_COMPLETE").source())

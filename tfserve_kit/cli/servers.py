@@ -1,4 +1,4 @@
-"""Commands about the servers that tfkit runs."""
+"""Commands about the servers that tfkit runs, and about what can run them here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -23,7 +23,7 @@ from tfserve_kit.cli.target import destinations
 from tfserve_kit.clients import Client, Target, addresses
 from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clock import Clock
-from tfserve_kit.deployment import Spec
+from tfserve_kit.deployment import DEFAULT_FILE, Spec, load
 from tfserve_kit.engines import Fleet, Plan, ServerHandle, process, registry
 from tfserve_kit.engines.base import ALIVE
 from tfserve_kit.engines.process import shell_line
@@ -31,6 +31,8 @@ from tfserve_kit.errors import (
     ModelNotFound,
     RequestError,
     ServerFailed,
+    Severity,
+    SpecError,
     TfkitError,
     UsageError,
 )
@@ -522,3 +524,41 @@ def canary_command(
         else:
             served = rollback.canary(handle, model, version, access=access, progress=progress)
     show("canary", served, as_json=as_json)
+
+
+_CHECKED = ("check", "outcome", "found", "remedy")
+_OUTCOMES = {Severity.INFO: "ok", Severity.WARNING: "warning", Severity.ERROR: "failed"}
+
+
+@click.command("doctor")
+@click.option("--binary", envvar="TFKIT_MODEL_SERVER", metavar="PATH",
+              help="Path of tensorflow_model_server, for the native engine.")  # fmt: skip
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Deployment to serve here; default: tfkit.toml, if there is one.")  # fmt: skip
+@json_option
+def doctor_command(binary: str | None, config: Path | None, as_json: bool) -> int:
+    """Check what this machine can run.
+
+    Fails if no engine can run here.
+    """
+    from tfserve_kit import doctor
+
+    checks = doctor.examine(binary=binary, spec=load(config) if config else _valid())
+    rows = [(each.path, _OUTCOMES[each.severity], each.message, each.remedy) for each in checks]
+    text = output.table([column.upper() for column in _CHECKED], rows)
+    data = [dict(zip(_CHECKED, row, strict=True)) for row in rows]
+    output.result("checks", data, as_json=as_json, text=text)
+    if doctor.can_serve(checks):
+        return exit_codes.OK
+    return exit_codes.ENGINE_UNAVAILABLE
+
+
+def _valid() -> Spec | None:
+    """Return the deployment of this folder; None if there is none that is valid."""
+    try:
+        return load(Path(DEFAULT_FILE))
+    except OSError:
+        return None
+    except SpecError as error:
+        output.note(f"Note: {error.source} is not valid, so it does not count: see `tfkit lint`")
+        return None

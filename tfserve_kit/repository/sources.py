@@ -18,7 +18,7 @@ from tfserve_kit import processes, safe_text, savedmodel
 from tfserve_kit.errors import PushRefused, listed, missing
 from tfserve_kit.http import downloads
 from tfserve_kit.progress import SILENT, Progress
-from tfserve_kit.repository import archives, locate, mlflow
+from tfserve_kit.repository import archives, locate
 from tfserve_kit.repository.disk import checksums, copy_tree, require_room
 from tfserve_kit.repository.intake import Intake, Limits
 from tfserve_kit.repository.locate import look_around
@@ -223,7 +223,7 @@ class Source:
             return self._from_store(folder, progress)
         path = locate.local(self.place)
         if not path.exists():
-            raise missing(PushRefused, path, mlflow.remedy(self.place))
+            raise missing(PushRefused, path, locate.remedy_for(self.place))
         if path.is_file():
             return self._from_file(path, folder, progress)
         return self._from_directory(path, folder, tag, progress)
@@ -251,7 +251,7 @@ class Source:
         intake = Intake(root, self.limits)
         with store.talking():
             there = store.files()
-            is_mlflow = mlflow.is_among(there)
+            is_mlflow = locate.is_mlflow(there)
             models = locate.models_among(there)
             inner = (
                 ""
@@ -268,7 +268,7 @@ class Source:
     ) -> tuple[Path, Files]:
         self._require_no_checksum()
         progress.step(f"checking {path}")
-        if (inner := mlflow.model_in(path, str(path))) is not None:
+        if (inner := locate.mlflow_model(path, str(path))) is not None:
             progress.note(f"{path} is an MLflow model: taking {inner.relative_to(path)}")
             if inner.is_file():
                 return self._exported(inner, folder, progress)
@@ -303,7 +303,7 @@ class Source:
     ) -> tuple[Path, Files]:
         """Choose the model among files that came from an archive or from afar."""
         name = self.described()
-        if mlflow.is_among(files) and (found := mlflow.model_in(root, name)) is not None:
+        if locate.is_mlflow(files) and (found := locate.mlflow_model(root, name)) is not None:
             inner = found.relative_to(root).as_posix()
             progress.note(f"{name} is an MLflow model: taking {inner}")
             if found.is_file():
