@@ -183,8 +183,14 @@ API: dict[str, tuple[str, ...]] = {
     "tfserve_kit.perf.measuring": ("PerfOptions", "Session", "Bench"),
     "tfserve_kit.perf.stats": ("summarize",),
     "tfserve_kit.perf.gate": ("compare", "find_max"),
-    "tfserve_kit.perf.capacity": ("plan", "Need", "Plan", "Answer", "profile", "Profile"),
-    "tfserve_kit.perf.simulation": ("simulate", "Fleet", "Replica", "Arrivals", "Outcome"),
+    "tfserve_kit.perf.capacity": ("plan", "Need", "CapacityPlan", "Sizing", "profile", "Profile"),
+    "tfserve_kit.perf.simulation": (
+        "simulate",
+        "SimulatedFleet",
+        "SimulatedReplica",
+        "Arrivals",
+        "Outcome",
+    ),
     "tfserve_kit.tuning": (),
     "tfserve_kit.pytest_plugin": ("tfkit_server",),
 }

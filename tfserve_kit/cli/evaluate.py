@@ -134,7 +134,7 @@ def evaluate_command(
     """
     from tfserve_kit.evaluation import report
     from tfserve_kit.evaluation.datasets import open_dataset
-    from tfserve_kit.evaluation.run import Options, evaluate_versions
+    from tfserve_kit.evaluation.run import EvaluationOptions, evaluate_versions
     from tfserve_kit.evaluation.tables import CsvOptions
 
     if max_worse is not None and compare is None:
@@ -149,7 +149,7 @@ def evaluate_command(
     targets = [where.target(version, label, signature)]
     if compare:
         targets.append(_second(targets[0], compare))
-    options = Options(
+    options = EvaluationOptions(
         batch_size=batch_size,
         concurrency=concurrency,
         timeout_s=timeout_s,

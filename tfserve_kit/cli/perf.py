@@ -34,8 +34,8 @@ from tfserve_kit.serving.access import Access, ServedModel, reached_by, replica_
 
 if TYPE_CHECKING:
     from tfserve_kit.clients.options import OptionNames
-    from tfserve_kit.perf.capacity import Plan
-    from tfserve_kit.perf.gate import Gate, Verdict
+    from tfserve_kit.perf.capacity import CapacityPlan
+    from tfserve_kit.perf.gate import Condition, Verdict
     from tfserve_kit.perf.measuring import Command, Measurement
     from tfserve_kit.perf.metrics import Watch
     from tfserve_kit.perf.sending.driving import Snapshot
@@ -463,7 +463,7 @@ perf_command.add_command(report_command)
 perf_command.add_command(compare_command)
 
 
-def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> "Gate | None":
+def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> "Condition | None":
     """Return the limit that a latency such as `50ms` is for p99."""
     del ctx
     from tfserve_kit.perf import gate
@@ -503,8 +503,8 @@ def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> "Ga
 def capacity_command(
     files: tuple[Path, ...],
     rate: float,
-    p99: "Gate | None",
-    slo: "Gate | None",
+    p99: "Condition | None",
+    slo: "Condition | None",
     page_file: Path | None,
     as_json: bool,
     **asked: Any,
@@ -539,7 +539,7 @@ def capacity_command(
     return exit_codes.OK if found.kept else exit_codes.GATE_FAILED
 
 
-def _capacity_text(found: "Plan") -> str:
+def _capacity_text(found: "CapacityPlan") -> str:
     from tfserve_kit.perf import capacity
 
     name = found.need.limit.name

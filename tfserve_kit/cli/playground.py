@@ -63,7 +63,7 @@ def playground_command(
     ends it.
     """
     from tfserve_kit.playground.server import Playground, is_loopback
-    from tfserve_kit.playground.session import Choice, Session, Settings
+    from tfserve_kit.playground.session import PageChoice, PlaygroundSession, RequestSettings
 
     first = destinations(*server)[0]
     target = first.target(version, label, signature)
@@ -72,17 +72,17 @@ def playground_command(
     def models() -> list[ServedModel]:
         return destinations(first.url, server.protocol, named, server.access)
 
-    settings = Settings(
+    settings = RequestSettings(
         asked=asked,
         base_path=base_path.absolute() if base_path else None,
         timeout_s=timeout_s,
         rest_url=rest_url.rstrip("/") if rest_url else None,
-        start=Choice(target.model, target.version, target.label, signature, top),
+        start=PageChoice(target.model, target.version, target.label, signature, top),
         argv=given(),
         labels=_labels(),
     )
     warnings.filterwarnings("ignore", module="PIL")  # errors alone speak of a picture
-    with Playground(Session(models, settings), host, port) as page:
+    with Playground(PlaygroundSession(models, settings), host, port) as page:
         output.result("playground", None, as_json=False, text=f"Playground: {page.url}")
         if not is_loopback(host):
             output.note("Note: whoever can reach this address can use the models as you can.")

@@ -15,13 +15,13 @@ import numpy as np
 
 from tfserve_kit.errors import InvalidRequest
 from tfserve_kit.evaluation.examples import Dataset, Failure, thumbnail
-from tfserve_kit.evaluation.run import Answer, Outcome, Run
+from tfserve_kit.evaluation.run import Evaluation, ExampleAnswer, SubjectResult
 from tfserve_kit.evaluation.scores import (
     Calibration,
     ClassScores,
-    Comparison,
     Confusion,
     Interval,
+    ModelComparison,
     calibration,
     compare,
     confusion_matrix,
@@ -44,7 +44,7 @@ _NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class SubjectSummary:
     """How one subject fared.
 
     Attributes:
@@ -78,7 +78,7 @@ class Summary:
     matrix: list[list[int]] | None
     confused: list[Confusion]
     calibration: Calibration | None
-    worst: list[Answer]
+    worst: list[ExampleAnswer]
     failures: list[Failure]
 
     @property
@@ -98,9 +98,9 @@ class Report:
         comparison: the second against the first, None for one.
     """
 
-    run: Run
-    summaries: list[Summary]
-    comparison: Comparison | None
+    run: Evaluation
+    summaries: list[SubjectSummary]
+    comparison: ModelComparison | None
 
     @property
     def model(self) -> str:
@@ -113,7 +113,7 @@ class Report:
         return sum(len(each.failures) for each in self.summaries)
 
 
-def build(run: Run, top_k: int) -> Report:
+def build(run: Evaluation, top_k: int) -> Report:
     """Return what a run amounts to.
 
     Args:
@@ -125,7 +125,7 @@ def build(run: Run, top_k: int) -> Report:
     return Report(run, summaries, comparison)
 
 
-def summarize(outcome: Outcome, top_k: int) -> Summary:
+def summarize(outcome: SubjectResult, top_k: int) -> SubjectSummary:
     """Return how one subject fared; it has at least one answer."""
     answers, classes = outcome.answers, outcome.classes
     true = np.array([answer.true for answer in answers], np.int64)
@@ -134,7 +134,7 @@ def summarize(outcome: Outcome, top_k: int) -> Summary:
     scores = np.array([answer.score for answer in answers], np.float64)  # None becomes NaN
     right, wrong = true == predicted, int(np.count_nonzero(true != predicted))
     shows_matrix = classes <= MOST_MATRIX_CLASSES
-    return Summary(
+    return SubjectSummary(
         name=outcome.subject.name,
         versions=outcome.versions,
         answered=len(answers),
@@ -153,7 +153,7 @@ def summarize(outcome: Outcome, top_k: int) -> Summary:
     )
 
 
-def _compare(outcomes: Sequence[Outcome]) -> Comparison | None:
+def _compare(outcomes: Sequence[SubjectResult]) -> ModelComparison | None:
     first, second = ({each.index: each.is_right for each in o.answers} for o in outcomes)
     both = sorted(first.keys() & second.keys())
     if not both:
@@ -213,7 +213,7 @@ def as_data(report: Report) -> dict[str, Any]:
     }
 
 
-def _summary_data(summary: Summary) -> dict[str, Any]:
+def _summary_data(summary: SubjectSummary) -> dict[str, Any]:
     data = asdict(summary)
     names = data.pop("class_names")
     for each in data["classes"]:
@@ -239,7 +239,7 @@ def as_text(report: Report, *, with_assumed: bool = True) -> str:
     return "\n\n".join(parts)
 
 
-def _summary_text(report: Report, summary: Summary) -> str:
+def _summary_text(report: Report, summary: SubjectSummary) -> str:
     low, high = percent(summary.interval.low), percent(summary.interval.high)
     lines = [
         f"{report.model} {summary.title}, {summary.answered} examples of {report.run.source}",
@@ -258,7 +258,7 @@ def _summary_text(report: Report, summary: Summary) -> str:
     return "\n".join(lines + _mistakes(summary) + _class_table(summary))
 
 
-def _mistakes(summary: Summary) -> list[str]:
+def _mistakes(summary: SubjectSummary) -> list[str]:
     names = [_shown(name) for name in summary.class_names]
     if not summary.wrong:
         return []
@@ -275,7 +275,7 @@ def _mistakes(summary: Summary) -> list[str]:
     return [*_one_sided(summary), told, "Mistakes with the highest scores:", *worst]
 
 
-def _one_sided(summary: Summary) -> list[str]:
+def _one_sided(summary: SubjectSummary) -> list[str]:
     """Return a note where nearly all is taken for one class, as of a model that is fed wrongly."""
     most = max(summary.classes, key=lambda each: each.taken)
     if most.taken < _NEARLY_ALL * summary.answered or most.support > summary.answered / 2:
@@ -289,7 +289,7 @@ def _one_sided(summary: Summary) -> list[str]:
     return [told]
 
 
-def _class_table(summary: Summary) -> list[str]:
+def _class_table(summary: SubjectSummary) -> list[str]:
     if len(summary.classes) > _MOST_TEXT_CLASSES:
         return []
     names = [_shown(name) for name in summary.class_names]
@@ -318,7 +318,7 @@ def _shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def _comparison_text(report: Report, compared: Comparison) -> str:
+def _comparison_text(report: Report, compared: ModelComparison) -> str:
     first, second = (each.title for each in report.summaries)
     low, high = points(compared.interval.low), points(compared.interval.high)
     change = "the same"
@@ -397,7 +397,7 @@ def _data_uri(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
 
 
-def _listed(summary: Summary) -> list[ClassScores]:
+def _listed(summary: SubjectSummary) -> list[ClassScores]:
     """Return all classes, or the worst that have examples where they are many."""
     if len(summary.classes) <= MOST_MATRIX_CLASSES:
         return summary.classes
@@ -410,7 +410,7 @@ def _shade(count: int, of: int) -> float:
     return round(0.08 + 0.92 * count / of, 3) if count else 0.0
 
 
-def predictions(run: Run) -> list[dict[str, Any]]:
+def predictions(run: Evaluation) -> list[dict[str, Any]]:
     """Return what was predicted for each example that was answered, in the order of the set."""
     first = run.outcomes[0]
     return [
@@ -423,13 +423,13 @@ def predictions(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def predictions_text(run: Run) -> str:
+def predictions_text(run: Evaluation) -> str:
     """Return the predictions as lines of label, score and path."""
     first = run.outcomes[0]
     return "\n".join(" ".join((*_predicted(first, each), each.name)) for each in first.answers)
 
 
-def predictions_csv(run: Run) -> str:
+def predictions_csv(run: Evaluation) -> str:
     """Return a row for each example that was answered, as CSV.
 
     With two subjects there are two more columns, empty where the second gave no answer.
@@ -448,7 +448,7 @@ def predictions_csv(run: Run) -> str:
     return lines.getvalue()
 
 
-def _predicted(outcome: Outcome, answer: Answer | None) -> tuple[str, str]:
+def _predicted(outcome: SubjectResult, answer: ExampleAnswer | None) -> tuple[str, str]:
     """Return the predicted class and its score; both empty without an answer."""
     if answer is None:
         return "", ""

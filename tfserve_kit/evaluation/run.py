@@ -39,7 +39,7 @@ _TRIES = 16  # a picture or two may be damaged
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """How to evaluate.
 
     Attributes:
@@ -137,7 +137,9 @@ class Subject:
         return [*said, *self.classes.remarks()]
 
 
-def open_subject(client: Client, target: Target, dataset: Dataset, options: "Options") -> Subject:
+def open_subject(
+    client: Client, target: Target, dataset: Dataset, options: "EvaluationOptions"
+) -> Subject:
     """Find out what a served version takes and says, and check that the set goes with it.
 
     Args:
@@ -212,7 +214,7 @@ def _require_same_names(subject: Subject, outputs: Outputs, shape: tuple[int, ..
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ExampleAnswer:
     """What a model made of one example.
 
     Attributes:
@@ -240,7 +242,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SubjectResult:
     """What came of one subject.
 
     Attributes:
@@ -255,7 +257,7 @@ class Outcome:
     """
 
     subject: Subject
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ExampleAnswer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     versions: tuple[int, ...] = ()
     classes: int = 0
@@ -270,7 +272,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Evaluation:
     """What came of a set.
 
     Attributes:
@@ -284,7 +286,7 @@ class Run:
     source: str
     examples: int
     unusable: list[Failure]
-    outcomes: list[Outcome]
+    outcomes: list[SubjectResult]
     assumed: tuple[str, ...] = ()
 
 
@@ -307,9 +309,9 @@ def evaluate_versions(
     client: Client,
     targets: Sequence[Target],
     dataset: Dataset,
-    options: Options,
+    options: EvaluationOptions,
     progress: Progress = SILENT,
-) -> Run:
+) -> Evaluation:
     """Evaluate served versions on the same examples; what `tfkit evaluate` does.
 
     Args:
@@ -339,9 +341,9 @@ def evaluate(
     subjects: Sequence[Subject],
     dataset: Dataset,
     wanted: Sequence[int],
-    options: Options,
+    options: EvaluationOptions,
     progress: Progress = SILENT,
-) -> Run:
+) -> Evaluation:
     """Have each subject answer the same examples.
 
     Args:
@@ -371,7 +373,7 @@ def evaluate(
                 work.judge(example, found)
             done += len(batch)
             progress.advance(done, len(wanted))
-    run = Run(
+    run = Evaluation(
         dataset.source,
         len(wanted),
         [*dataset.left_out, *work.unusable.values()],
@@ -397,7 +399,7 @@ def assumed(subjects: Sequence[Subject]) -> tuple[str, ...]:
     )
 
 
-def _require_answers(run: Run) -> None:
+def _require_answers(run: Evaluation) -> None:
     for outcome in run.outcomes:
         if outcome.answers:
             continue
@@ -417,13 +419,13 @@ def _require_answers(run: Run) -> None:
         )
 
 
-def _count(outcome: Outcome) -> int:
+def _count(outcome: SubjectResult) -> int:
     """Return how many classes a model may have that only answers with some."""
     seen = (max(answer.true, answer.predicted) + 1 for answer in outcome.answers)
     return max(len(outcome.subject.classes.known), *seen)
 
 
-def _versions(client: Client, outcome: Outcome, timeout_s: float) -> tuple[int, ...]:
+def _versions(client: Client, outcome: SubjectResult, timeout_s: float) -> tuple[int, ...]:
     """Return the versions in the answers; over REST, that before and that after the run."""
     found = {answer.version for answer in outcome.answers if answer.version is not None}
     if not found:
@@ -436,8 +438,10 @@ def _versions(client: Client, outcome: Outcome, timeout_s: float) -> tuple[int, 
 class _Work:
     """What happens to an example: prepared and sent in threads, then judged in the order."""
 
-    def __init__(self, client: Client, subjects: Sequence[Subject], options: Options) -> None:
-        self.outcomes = [Outcome(subject) for subject in subjects]
+    def __init__(
+        self, client: Client, subjects: Sequence[Subject], options: EvaluationOptions
+    ) -> None:
+        self.outcomes = [SubjectResult(subject) for subject in subjects]
         self.unusable: dict[int, Failure] = {}
         self._client, self._subjects, self._timeout_s = client, subjects, options.timeout_s
         self._failed_in_a_row = 0
@@ -533,7 +537,7 @@ def _readings(subject: Subject, outputs: Outputs, rows: int, version: int | None
     return [_Reading(row, version, are_probabilities(row[np.newaxis])) for row in scores[:rows]]
 
 
-def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
+def _answer(outcome: SubjectResult, example: Example, reading: _Reading) -> ExampleAnswer:
     """Judge one row.
 
     Raises:
@@ -554,7 +558,7 @@ def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
                 remedy="number the classes of the set from 0, or from N with --first-class N",
             )
         rank = places.index(true) if true in places else _LAST
-        return Answer(example.index, example.name, true, best, score, rank, reading.version)
+        return ExampleAnswer(example.index, example.name, true, best, score, rank, reading.version)
     scores = reading.said
     classes.require(len(scores), is_one_column=subject.model.is_one_column)
     outcome.classes = len(scores)
@@ -570,4 +574,4 @@ def _answer(outcome: Outcome, example: Example, reading: _Reading) -> Answer:
     best = subject.predicted(scores)
     rank = rank_of(scores, true) if subject.threshold is None else int(best != true)
     score = float(scores[best])
-    return Answer(example.index, example.name, true, best, score, rank, reading.version)
+    return ExampleAnswer(example.index, example.name, true, best, score, rank, reading.version)

@@ -219,7 +219,7 @@ _DRAWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ModelComparison:
     """A first and a second model on the examples that both answered.
 
     Attributes:
@@ -248,7 +248,7 @@ class Comparison:
 
 def compare(
     first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], *, seed: int = 0
-) -> Comparison:
+) -> ModelComparison:
     """Compare two models.
 
     Args:
@@ -264,7 +264,7 @@ def compare(
     total = len(first_right)
     only_first = int(np.count_nonzero(first_right & ~second_right))
     only_second = int(np.count_nonzero(second_right & ~first_right))
-    return Comparison(
+    return ModelComparison(
         total,
         only_first,
         only_second,

@@ -12,9 +12,16 @@ import numpy as np
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import simulation
-from tfserve_kit.perf.gate import Gate
+from tfserve_kit.perf.gate import Condition
 from tfserve_kit.perf.samples import OK, Run, is_error, service_ns, succeeded
-from tfserve_kit.perf.simulation import Arrivals, Fleet, Floats, Outcome, Policy, Replica
+from tfserve_kit.perf.simulation import (
+    Arrivals,
+    Floats,
+    Outcome,
+    Policy,
+    SimulatedFleet,
+    SimulatedReplica,
+)
 from tfserve_kit.perf.stats import NamedRun, interval_ranks, measured, rank, share_of, values_needed
 from tfserve_kit.progress import SILENT, Progress
 
@@ -80,7 +87,7 @@ class Profile:
         assumptions: what was taken for granted, in sentences.
     """
 
-    replica: Replica
+    replica: SimulatedReplica
     parallelism: float
     is_full: bool
     tail_s: tuple[float, float, float]
@@ -89,7 +96,7 @@ class Profile:
     assumptions: tuple[str, ...]
 
 
-def profile(runs: Sequence[NamedRun], limit: Gate) -> Profile:
+def profile(runs: Sequence[NamedRun], limit: Condition) -> Profile:
     """Return what runs say of one replica.
 
     The service time is that of requests which found the server idle, or, where none did, of the
@@ -115,7 +122,7 @@ def profile(runs: Sequence[NamedRun], limit: Gate) -> Profile:
     parallelism = max(1.0, rate * mean_s)
     slots = max(1, round(parallelism))
     is_full = (heaviest.summary.service.mean_s or 0.0) > _SLOWER * mean_s
-    replica = Replica(service_s, slots, slots / parallelism)
+    replica = SimulatedReplica(service_s, slots, slots / parallelism)
     checks = tuple(_checked(each, replica, limit.name) for each in by_load)
     _require_batching_measured(runs, checks)
     opened = [each for each in runs if each.summary.loop == "open"]
@@ -229,7 +236,7 @@ def _gaps(run: Run) -> Floats:
     return found
 
 
-def _checked(named: NamedRun, replica: Replica, quantile: str) -> Check:
+def _checked(named: NamedRun, replica: SimulatedReplica, quantile: str) -> Check:
     """Return a run beside the simulation of the same requests at one replica."""
     latency, rate = named.summary.latency, _rate(named)
     seen = rate, _in_flight(named), latency.value_s("p50"), latency.value_s(quantile)
@@ -310,7 +317,7 @@ class Need:
     """
 
     rate: float
-    limit: Gate
+    limit: Condition
     arrivals: Kind = "poisson"
     unavailable: int = 1
     seed: int = 0
@@ -325,7 +332,7 @@ Situation = Literal["all in service", "one dead", "rollout"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Sizing:
     """How many replicas keep a limit in one situation.
 
     Attributes:
@@ -349,7 +356,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class CapacityPlan:
     """What was found.
 
     Attributes:
@@ -361,7 +368,7 @@ class Plan:
 
     profile: Profile
     need: Need
-    answers: tuple[Answer, ...]
+    answers: tuple[Sizing, ...]
     curves: Mapping[Policy, Mapping[int, Outcome]]
 
     @property
@@ -381,7 +388,7 @@ def plan(
     replicas: int | None = None,
     curves: bool = False,
     progress: Progress = SILENT,
-) -> Plan:
+) -> CapacityPlan:
     """Return how many replicas a need takes: with all, with one dead, and during a rollout.
 
     Args:
@@ -413,7 +420,7 @@ def plan(
         }
         for policy in policies
     }
-    return Plan(known, need, tuple(answers), found)
+    return CapacityPlan(known, need, tuple(answers), found)
 
 
 class _Search:
@@ -436,7 +443,7 @@ class _Search:
         key = policy, count
         if key not in self.outcomes:
             self._progress.step(f"Simulating {count:,} replicas, {policy}")
-            fleet = Fleet(self._known.replica, count, policy)
+            fleet = SimulatedFleet(self._known.replica, count, policy)
             self.outcomes[key] = simulation.simulate(
                 fleet, self._arrivals, self._need.q, limit_s=self._limit_s, seed=self._need.seed
             )
@@ -463,7 +470,7 @@ class _Search:
             low, high = (low, middle) if self._keeps(policy, middle) else (middle, high)
         return high
 
-    def answers(self, policy: Policy, replicas: int | None) -> list[Answer]:
+    def answers(self, policy: Policy, replicas: int | None) -> list[Sizing]:
         """Return how many replicas each situation takes, or what a given number does in it."""
         out: dict[Situation, int] = {
             "all in service": 0,
@@ -475,7 +482,7 @@ class _Search:
         fewest = self._fewest(policy)
         if fewest is None:
             outcome = Outcome(0.0, trouble=self._why_not())
-            return [Answer(policy, each, None, 0, outcome, None, kept=False) for each in out]
+            return [Sizing(policy, each, None, 0, outcome, None, kept=False) for each in out]
         return [self._answer(policy, each, fewest, out[each]) for each in out]
 
     def _why_not(self) -> str:
@@ -484,17 +491,17 @@ class _Search:
             return f"a request alone takes longer: {self._need.limit.name} {tail_s * 1e3:.3f} ms"
         return "no number of replicas that was tried keeps the limit"
 
-    def _answer(self, policy: Policy, situation: Situation, count: int, missing: int) -> Answer:
+    def _answer(self, policy: Policy, situation: Situation, count: int, missing: int) -> Sizing:
         if count < 1:
             outcome = Outcome(math.inf, trouble="no replica is in service")
-            return Answer(policy, situation, count + missing, 0, outcome, None, kept=False)
+            return Sizing(policy, situation, count + missing, 0, outcome, None, kept=False)
         outcome = self.outcome(policy, count)
         below = max((n for which, n in self.outcomes if which == policy and n < count), default=0)
         if 1 < count <= self._full + 1:
             below = count - 1
         fewer = (below, self.outcome(policy, below)) if below else None
         kept = outcome.keeps(self._limit_s)
-        return Answer(policy, situation, count + missing, count, outcome, fewer, kept)
+        return Sizing(policy, situation, count + missing, count, outcome, fewer, kept)
 
     def fill(self, policies: Sequence[Policy], counts: Sequence[int]) -> None:
         """Simulate fleets from those that are full to those with twice what they need."""
@@ -510,7 +517,7 @@ COLUMNS = ("policy", "situation", "replicas", "load", "p50 (ms)", "{} (ms)", "99
 CHECK_COLUMNS = ("run", "rate", "in flight", "p50 (ms)", "simulated", "{} (ms)", "simulated")
 
 
-def rows(found: Plan) -> list[list[str]]:
+def rows(found: CapacityPlan) -> list[list[str]]:
     """Return a row of COLUMNS for each answer."""
     return [
         [each.policy, each.situation, _UNKNOWN if each.replicas is None else f"{each.replicas:,}",
@@ -524,7 +531,7 @@ def rows(found: Plan) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _fewer(answer: Answer) -> str:
+def _fewer(answer: Sizing) -> str:
     if answer.fewer is None:
         return _UNKNOWN
     count, outcome = answer.fewer
@@ -532,7 +539,7 @@ def _fewer(answer: Answer) -> str:
     return f"{count:,}: {_ms(outcome.value_s) if outcome.value_s else unknown}"
 
 
-def check_rows(found: Plan) -> list[list[str]]:
+def check_rows(found: CapacityPlan) -> list[list[str]]:
     """Return a row of CHECK_COLUMNS for each run."""
     return [
         [each.name, f"{each.rate:,.1f}/s", f"{each.in_flight:.2f}", _ms(each.p50_s),
@@ -541,7 +548,7 @@ def check_rows(found: Plan) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def facts(found: Plan) -> list[str]:
+def facts(found: CapacityPlan) -> list[str]:
     """Return what one replica is, in lines."""
     known, name = found.profile, found.need.limit.name
     replica, least = known.replica, "" if known.is_full else "at least "
@@ -556,7 +563,7 @@ def facts(found: Plan) -> list[str]:
     ]
 
 
-def notes(found: Plan) -> list[str]:
+def notes(found: CapacityPlan) -> list[str]:
     """Return what was taken for granted, and what went wrong, in sentences."""
     need = found.need
     come = (
@@ -593,7 +600,7 @@ _INTERVAL = (
 )
 
 
-def conclusions(found: Plan) -> list[str]:
+def conclusions(found: CapacityPlan) -> list[str]:
     """Return for each policy how many replicas keep the limit in all situations."""
     lines = []
     for policy in found.curves:
@@ -612,7 +619,7 @@ def _ms(value_s: float | None) -> str:
     return _UNKNOWN if value_s is None else f"{value_s * 1e3:,.3f}"
 
 
-def as_data(found: Plan) -> dict[str, Any]:
+def as_data(found: CapacityPlan) -> dict[str, Any]:
     """Return all of it for JSON: times in seconds, None where unknown."""
     known, replica = found.profile, found.profile.replica
     return {

@@ -31,7 +31,7 @@ _LEAST_ANSWERED = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class Condition:
     """One condition.
 
     Attributes:
@@ -64,7 +64,7 @@ class Verdict:
         why: what a reader must know besides.
     """
 
-    gate: Gate
+    gate: Condition
     value: float | None
     passed: bool
     why: str = ""
@@ -75,7 +75,7 @@ class Verdict:
         return f"{word}: {self.gate.text}, it is {_shown(self.gate, self.value)}{reason}"
 
 
-def parse(text: str) -> Gate:
+def parse(text: str) -> Condition:
     """Return the condition that a text means.
 
     Raises:
@@ -94,10 +94,10 @@ def parse(text: str) -> Gate:
     if signed and name == "errors":
         raise UsageError(f"{text!r} compares errors", remedy="give their share: errors<0.1%")
     scale = 0.01 if unit == "%" else _SECONDS.get(unit, 1.0)
-    return Gate(text.strip(), name, found["sign"] == "<", float(number) * scale, signed)
+    return Condition(text.strip(), name, found["sign"] == "<", float(number) * scale, signed)
 
 
-def parse_slo(text: str) -> Gate:
+def parse_slo(text: str) -> Condition:
     """Return the limit that a text such as `p99=50ms` means; see `parse`."""
     try:
         return parse(text.replace("=", "<"))
@@ -126,7 +126,7 @@ def value_of(summary: Summary, name: str) -> float | None:
     return summary.latency.value_s(name)
 
 
-def judge(gate: Gate, after: Summary, before: Summary | None = None) -> Verdict:
+def judge(gate: Condition, after: Summary, before: Summary | None = None) -> Verdict:
     """Hold a condition against a run; a run that says nothing meets none.
 
     Args:
@@ -152,7 +152,7 @@ def judge(gate: Gate, after: Summary, before: Summary | None = None) -> Verdict:
     return Verdict(gate, value, gate.holds(value), unknown)
 
 
-def keeps(slo: Gate, summary: Summary) -> bool:
+def keeps(slo: Condition, summary: Summary) -> bool:
     """Say whether a server kept a limit on latency at the rate that was offered to it.
 
     It did if the limit holds, at most one request of a thousand failed, and answers came at no
@@ -164,7 +164,9 @@ def keeps(slo: Gate, summary: Summary) -> bool:
     return achieved >= _LEAST_ANSWERED * offered and judge(slo, summary).passed
 
 
-def trial(slo: Gate, measure: Callable[[float], Summary | None]) -> Callable[[float], bool | None]:
+def trial(
+    slo: Condition, measure: Callable[[float], Summary | None]
+) -> Callable[[float], bool | None]:
     """Return what tries a rate for `find_max`.
 
     Two INVALID runs one after the other end the search: a generator that lags twice lags at any
@@ -186,7 +188,7 @@ def trial(slo: Gate, measure: Callable[[float], Summary | None]) -> Callable[[fl
     return holds
 
 
-def _shown(gate: Gate, value: float | None) -> str:
+def _shown(gate: Condition, value: float | None) -> str:
     if value is None:
         return "unknown"
     if gate.is_change:

@@ -22,7 +22,7 @@ from tfserve_kit.clients import addresses
 from tfserve_kit.clients.options import OptionNames, Options
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, load, sending, stats
-from tfserve_kit.perf.gate import Gate
+from tfserve_kit.perf.gate import Condition
 from tfserve_kit.perf.load import Arrivals, Closed, Load, Open, Payload, Sender, Tally
 from tfserve_kit.perf.metrics import Watch
 from tfserve_kit.perf.payloads import Preparer
@@ -327,7 +327,7 @@ class PerfOptions:
     given: frozenset[str] = frozenset()
 
     @property
-    def limit(self) -> Gate | None:
+    def limit(self) -> Condition | None:
         """The limit on latency of a search."""
         return gate.parse_slo(self.slo) if self.slo else None
 
@@ -462,7 +462,7 @@ class Session:
         runs = list(_measured(bench, [self._load(each) for each in self._schedules()]))
         return Measurement(runs, runs)
 
-    def _find_max(self, bench: Bench, limit: Gate) -> Measurement:
+    def _find_max(self, bench: Bench, limit: Condition) -> Measurement:
         """Look for the highest rate that keeps a limit; a stop ends it at what was found."""
         options, runs = self._options, list[NamedRun]()
         enough = 2 * stats.values_needed(stats.share_of(limit.name) or 0.5)  # half may be warm-up

@@ -274,7 +274,7 @@ def _environment() -> "jinja2.Environment":
     return made
 
 
-def capacity_page(found: capacity.Plan) -> str:
+def capacity_page(found: capacity.CapacityPlan) -> str:
     """Return a page about how many replicas a need takes."""
     name = found.need.limit.name
     return (
@@ -296,7 +296,7 @@ def capacity_page(found: capacity.Plan) -> str:
     )  # fmt: skip
 
 
-def _by_replicas(found: capacity.Plan) -> _Figure:
+def _by_replicas(found: capacity.CapacityPlan) -> _Figure:
     """Return the quantile by replicas in service, for each policy, and the limit."""
     limit, lines, bands = found.need.limit, [], []
     full = math.floor(found.need.rate / found.profile.replica.full_rate)

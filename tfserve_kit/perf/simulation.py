@@ -40,7 +40,7 @@ _SIGMAS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Replica:
+class SimulatedReplica:
     """What one replica does with a request.
 
     Attributes:
@@ -122,7 +122,7 @@ class Arrivals:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fleet:
+class SimulatedFleet:
     """Replicas in service, and who gets a request.
 
     Attributes:
@@ -132,7 +132,7 @@ class Fleet:
             its turn.
     """
 
-    replica: Replica
+    replica: SimulatedReplica
     count: int
     policy: Policy
 
@@ -184,7 +184,7 @@ class _Queues(Protocol):
 
 
 def simulate(
-    fleet: Fleet, arrivals: Arrivals, q: float, *, limit_s: float = math.inf, seed: int = 0
+    fleet: SimulatedFleet, arrivals: Arrivals, q: float, *, limit_s: float = math.inf, seed: int = 0
 ) -> Outcome:
     """Return how long requests take, once that no longer changes.
 
@@ -231,7 +231,7 @@ def simulate(
         goal = min(2 * done, most)
 
 
-def _length(fleet: Fleet, arrivals: Arrivals) -> int:
+def _length(fleet: SimulatedFleet, arrivals: Arrivals) -> int:
     """Return how many requests, of all or of each replica in its turn, are simulated at least.
 
     Queues forget their beginning within some 2 (ca2 + cs2) / (1 - load)2 requests, where ca2 and
@@ -286,7 +286,7 @@ class _RoundRobin:
     """Replicas side by side, each with every n-th request: steps of all of them at once."""
 
     def __init__(
-        self, fleet: Fleet, arrivals: Arrivals, width: int, source: np.random.Generator
+        self, fleet: SimulatedFleet, arrivals: Arrivals, width: int, source: np.random.Generator
     ) -> None:
         self._replica, self._width, self._source = fleet.replica, width, source
         self._following = arrivals.every(fleet.count, width, source)
@@ -322,7 +322,9 @@ _SECOND_NS = 1e9
 class _LeastLoaded:
     """All replicas, request by request; among those with the fewest the one that waits longest."""
 
-    def __init__(self, fleet: Fleet, arrivals: Arrivals, source: np.random.Generator) -> None:
+    def __init__(
+        self, fleet: SimulatedFleet, arrivals: Arrivals, source: np.random.Generator
+    ) -> None:
         self._replica, self._source = fleet.replica, source
         self._following = arrivals.stream(source)
         self._free = [[0] * fleet.replica.slots for _ in range(fleet.count)]
@@ -391,7 +393,7 @@ class _LeastLoaded:
         return found[skipped:].reshape(2, _BLOCKS, -1)
 
 
-def replay(replica: Replica, due_s: Floats, seed: int = 0) -> Floats:
+def replay(replica: SimulatedReplica, due_s: Floats, seed: int = 0) -> Floats:
     """Return latencies at one replica of requests due at some times, float64 [requests]."""
     source = np.random.default_rng(seed)
     service = source.choice(replica.service_s, len(due_s))
@@ -403,7 +405,7 @@ def replay(replica: Replica, due_s: Floats, seed: int = 0) -> Floats:
     return found
 
 
-def closed_loop(replica: Replica, concurrency: int, count: int, seed: int = 0) -> Floats:
+def closed_loop(replica: SimulatedReplica, concurrency: int, count: int, seed: int = 0) -> Floats:
     """Return latencies at one replica that always has so many requests, float64 [count]."""
     source = np.random.default_rng(seed)
     free, ready, found = [0.0] * replica.slots, [0.0] * concurrency, np.empty(count)

@@ -35,7 +35,7 @@ from tfserve_kit.errors import (
     TfkitError,
     UsageError,
 )
-from tfserve_kit.playground.session import Choice, Session, of_error
+from tfserve_kit.playground.session import PageChoice, PlaygroundSession, of_error
 
 MAX_BODY_BYTES = 32 << 20
 MAX_PER_SECOND, MAX_BURST = 20.0, 40.0  # requests that do something
@@ -70,7 +70,7 @@ _STATUS: tuple[tuple[type[TfkitError], HTTPStatus], ...] = (
 )
 
 
-class Reply(NamedTuple):
+class PageReply(NamedTuple):
     """What is sent back."""
 
     status: HTTPStatus
@@ -109,14 +109,14 @@ class Page:
         token: what the page's own requests carry.
     """
 
-    def __init__(self, session: Session, host: str, clock: Clock | None = None) -> None:
+    def __init__(self, session: PlaygroundSession, host: str, clock: Clock | None = None) -> None:
         self._session, self._host = session, host.lower()
         self._clock = clock or SystemClock()
         self._guard = threading.Lock()
         self._tokens, self._filled_s = MAX_BURST, self._clock.now_s()
         self.token = secrets.token_urlsafe(32)
 
-    def answer(self, ask: Ask) -> Reply:
+    def answer(self, ask: Ask) -> PageReply:
         """Return what to send back; never raises what is expected to go wrong."""
         try:
             self._require_host(ask.headers)
@@ -134,11 +134,11 @@ class Page:
             )
             return _json(status, {"error": of_error(error)})
 
-    def _file(self, path: str) -> Reply:
+    def _file(self, path: str) -> PageReply:
         name, kind = _FILES[path]
         text = (files("tfserve_kit.playground") / name).read_text("utf-8")
         filled = text.replace("{token}", self.token).replace("{bytes}", str(MAX_BODY_BYTES))
-        return Reply(HTTPStatus.OK, kind, filled.encode() if path == "/" else text.encode())
+        return PageReply(HTTPStatus.OK, kind, filled.encode() if path == "/" else text.encode())
 
     def _done(self, ask: Ask, path: str, query: dict[str, list[str]]) -> Any:
         """Return the data of an answer."""
@@ -241,11 +241,11 @@ class _Query:
             raise UsageError(f"{name} cannot be {text!r:.40}", remedy=f"give 0 to {most}")
         return int(text)
 
-    def choice(self) -> Choice:
+    def choice(self) -> PageChoice:
         version, label = self.number("version", 2**63 - 1), self.text("label") or None
         if version is not None and label:
             raise UsageError("a version and a label were chosen", remedy="choose one of them")
-        return Choice(
+        return PageChoice(
             self.text("model"),
             version,
             label,
@@ -254,9 +254,9 @@ class _Query:
         )
 
 
-def _json(status: HTTPStatus, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+def _json(status: HTTPStatus, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> PageReply:
     body = strict_json.dumps(data).encode()
-    return Reply(status, "application/json", body, headers)
+    return PageReply(status, "application/json", body, headers)
 
 
 def is_loopback(host: str) -> bool:
@@ -278,7 +278,7 @@ class Playground:
         UsageError: that port cannot be had.
     """
 
-    def __init__(self, session: Session, host: str, port: int) -> None:
+    def __init__(self, session: PlaygroundSession, host: str, port: int) -> None:
         self._session = session
         handler = partial(_Handler, Page(session, host))
         try:
@@ -372,7 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = _answer  # noqa: N815 (the names that the library calls)
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, reply: PageReply) -> None:
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.kind)
         self.send_header("Content-Length", str(len(reply.body)))

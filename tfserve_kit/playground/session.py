@@ -46,7 +46,7 @@ _LOOKS, _LOOK_AGAIN_S = 5, 0.02  # a server may count a request after it has ans
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PageChoice:
     """What was chosen on the page.
 
     Attributes:
@@ -65,7 +65,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RequestSettings:
     """What the command line says of all requests.
 
     Attributes:
@@ -82,12 +82,12 @@ class Settings:
     base_path: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     rest_url: str | None = None
-    start: Choice = field(default_factory=lambda: Choice(""))
+    start: PageChoice = field(default_factory=lambda: PageChoice(""))
     argv: tuple[str, ...] = ()
     labels: tuple[str, str | None] | None = None
 
 
-class Session:
+class PlaygroundSession:
     """Asks a server for the page. Thread-safe; requests to the model go one after the other.
 
     Args:
@@ -96,9 +96,9 @@ class Session:
     """
 
     def __init__(
-        self, models: Callable[[], Sequence[ServedModel]], settings: Settings | None = None
+        self, models: Callable[[], Sequence[ServedModel]], settings: RequestSettings | None = None
     ) -> None:
-        self._models, self._settings = models, settings or Settings()
+        self._models, self._settings = models, settings or RequestSettings()
         self._turn, self._guard = threading.Lock(), threading.Lock()
         self._clients: dict[str, Client] = {}
         self._found: dict[tuple[Any, ...], Classifier] = {}
@@ -148,7 +148,7 @@ class Session:
         ]
         return found
 
-    def describe(self, choice: Choice) -> dict[str, Any]:
+    def describe(self, choice: PageChoice) -> dict[str, Any]:
         """Return the signatures of a model, and how the chosen one takes its input.
 
         Returns:
@@ -187,7 +187,7 @@ class Session:
             "classes": classifier.model.classes,
         }
 
-    def picture(self, choice: Choice, data: bytes, name: str) -> dict[str, Any]:
+    def picture(self, choice: PageChoice, data: bytes, name: str) -> dict[str, Any]:
         """Classify a picture, as `tfkit predict` does.
 
         Returns:
@@ -225,7 +225,7 @@ class Session:
         (found,), seen = self._watched(served, lambda: classifier.score([prepared], top=top))
         return prepared, found, seen
 
-    def values(self, choice: Choice, text: str, form: str) -> dict[str, Any]:
+    def values(self, choice: PageChoice, text: str, form: str) -> dict[str, Any]:
         """Send values, as `tfkit request` does.
 
         Args:
@@ -264,7 +264,7 @@ class Session:
             "commands": commands.for_values(self._where(served, choice, target), inputs),
         }
 
-    def body(self, choice: Choice, data: bytes, name: str) -> bytes:
+    def body(self, choice: PageChoice, data: bytes, name: str) -> bytes:
         """Return the REST request for a picture, for curl.
 
         Raises:
@@ -298,7 +298,7 @@ class Session:
             for each in said
         ]
 
-    def _reached(self, choice: Choice) -> tuple[ServedModel, Target, Client]:
+    def _reached(self, choice: PageChoice) -> tuple[ServedModel, Target, Client]:
         served = {each.model: each for each in self._models()}
         if choice.model not in served:
             raise UsageError(
@@ -342,7 +342,7 @@ class Session:
             self._found[target, version, ready, _noted(base_path, version)] = found
         return found, version
 
-    def _where(self, served: ServedModel, choice: Choice, target: Target) -> commands.Where:
+    def _where(self, served: ServedModel, choice: PageChoice, target: Target) -> commands.Where:
         settings = self._settings
         return commands.Where(
             served.url,

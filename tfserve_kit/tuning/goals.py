@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, stats
-from tfserve_kit.perf.gate import Gate, value_of
+from tfserve_kit.perf.gate import Condition, value_of
 from tfserve_kit.perf.stats import Summary
 
 Measure = Callable[[float], Summary]
@@ -124,7 +124,7 @@ class HighestRate:
         slo: the limit.
     """
 
-    slo: Gate
+    slo: Condition
     direction: ClassVar[Direction] = "maximize"
 
     @property
@@ -227,7 +227,7 @@ class LowestLatency:
         return f"{value * 1e3:,.4g} ms"
 
     def _point(self, summary: Summary) -> Point:
-        no_limit = Gate("", self.quantile, below=True, limit=math.inf, is_change=False)
+        no_limit = Condition("", self.quantile, below=True, limit=math.inf, is_change=False)
         at_ease = gate.keeps(no_limit, summary)
         point = Point.of(summary, self.quantile, held=at_ease)
         return point if at_ease else replace(point, latency_s=None)

@@ -5,7 +5,7 @@ import numpy as np
 from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset, Failure, row_reader
-from tfserve_kit.evaluation.run import Answer, Outcome, Subject
+from tfserve_kit.evaluation.run import ExampleAnswer, Subject, SubjectResult
 from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -72,9 +72,9 @@ class EchoClient:
 
 def answer(index, true, predicted, score=0.9, rank=None, name=None):
     place = (0 if true == predicted else 1) if rank is None else rank
-    return Answer(index, name or f"{index}.png", true, predicted, score, place, 1)
+    return ExampleAnswer(index, name or f"{index}.png", true, predicted, score, place, 1)
 
 
 def outcome(answers, *, classes=3, failures=0, probabilities=True, versions=(1,), **about):
     failed = [Failure(900 + i, f"lost{i}.png", "ServerFault: it broke") for i in range(failures)]
-    return Outcome(subject(**about), answers, failed, versions, classes, probabilities)
+    return SubjectResult(subject(**about), answers, failed, versions, classes, probabilities)

@@ -25,7 +25,7 @@ from tfserve_kit.evaluation.report import (
     percent,
     thumbnails,
 )
-from tfserve_kit.evaluation.run import Run
+from tfserve_kit.evaluation.run import Evaluation
 from tfserve_kit.pictures.preprocessing import Preprocessing
 
 ANSWERS = [
@@ -38,7 +38,7 @@ ANSWERS = [
 
 def report(*outcomes, unusable=(), top_k=2, source="set"):
     made = list(outcomes) or [outcome(ANSWERS)]
-    return build(Run(source, 5, list(unusable), made), top_k)
+    return build(Evaluation(source, 5, list(unusable), made), top_k)
 
 
 class TestNumbers:
@@ -114,7 +114,9 @@ class TestText:
 
     @pytest.mark.parametrize("with_assumed", [True, False])
     def test_what_was_assumed_is_told_unless_it_was_told_before(self, with_assumed):
-        run = Run("set", 5, [], [outcome(ANSWERS)], ("channels RGB (change: --channel-order)",))
+        run = Evaluation(
+            "set", 5, [], [outcome(ANSWERS)], ("channels RGB (change: --channel-order)",)
+        )
         text = as_text(build(run, 2), with_assumed=with_assumed)
         assert ("\n\nAssumed:\n  channels RGB (" in text) is with_assumed
 

@@ -22,7 +22,7 @@ from tfserve_kit.evaluation.examples import as_png, row_of, thumbnail
 from tfserve_kit.evaluation.report import as_data, as_text, build, page, predictions_csv
 from tfserve_kit.evaluation.run import (
     PATIENCE,
-    Options,
+    EvaluationOptions,
     Subject,
     evaluate,
     evaluate_versions,
@@ -38,7 +38,7 @@ LABELS = [0, 2, 1, 1, 1]
 
 
 def run(client, subjects=None, rows=SCORES, labels=LABELS, wanted=None, progress=None, **how):
-    options = Options(**{"batch_size": 2, "concurrency": 1, "timeout_s": 5.0, **how})
+    options = EvaluationOptions(**{"batch_size": 2, "concurrency": 1, "timeout_s": 5.0, **how})
     chosen = range(len(rows)) if wanted is None else wanted
     more = {} if progress is None else {"progress": progress}
     return evaluate(client, subjects or [subject()], dataset(rows, labels), chosen, options, **more)
@@ -199,7 +199,7 @@ class TestBadExamples:
 
         broken = rows_set(LABELS, rows, ready=True)
         with pytest.raises(UsageError, match="damaged"):
-            evaluate(EchoClient(), [subject()], broken, range(5), Options(concurrency=3))
+            evaluate(EchoClient(), [subject()], broken, range(5), EvaluationOptions(concurrency=3))
 
 
 class TestFailedRequests:
@@ -506,7 +506,7 @@ class TestInARun:
         labelled = dataset(TWO_ROWS, ["red", "blue"])
         classes = Classes.of(labelled, own_names(client, Target("m"), model(), labelled, 5.0))
         about = Subject("version 1", Target("m"), 1, model(), classes)
-        return evaluate(client, [about], labelled, range(2), Options(concurrency=1))
+        return evaluate(client, [about], labelled, range(2), EvaluationOptions(concurrency=1))
 
     def test_they_are_no_guess(self):
         found = self.evaluated(NamingClient())
@@ -565,7 +565,7 @@ def answered(truth, *, given=None, **outputs):
         from tfserve_kit.pictures.preprocessing import Preprocessing
 
         asked = replace(asked, options=Preprocessing(labels=given))
-    options = Options(batch_size=2, concurrency=1, asked=asked)
+    options = EvaluationOptions(batch_size=2, concurrency=1, asked=asked)
     return evaluate_versions(FixedClient(**outputs), [Target("m")], dataset(ROWS, truth), options)
 
 

@@ -1,8 +1,8 @@
 """Our own gRPC client: a few HTTP/2 connections in one thread.
 
-`Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of RFC
-9113 what a client needs that sends unary calls. Answers are thrown away when they have been judged;
-nothing a server sends makes it keep more of one than the limit, or raise anything but
+`Http2Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of
+RFC 9113 what a client needs that sends unary calls. Answers are thrown away when they have been
+judged; nothing a server sends makes it keep more of one than the limit, or raise anything but
 `ProtocolError`. `Http2Pool` drives connections over sockets. Why it is our own, in figures:
 docs/adr/0009-own-http2-sender.md.
 """
@@ -266,7 +266,7 @@ _Handler = Callable[[bytes, int, int], None]  # payload, flags, stream's id
 Answer = tuple[int, int, int, int, int]
 
 
-class Connection:
+class Http2Connection:
     """One connection, from its preface on. Not thread-safe.
 
     Args:
@@ -628,7 +628,7 @@ class _PooledConnection:
 
     __slots__ = ("connection", "link", "retry_ns")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Http2Connection) -> None:
         self.link: Link | None = None
         self.connection = connection
         self.retry_ns = 0
@@ -838,15 +838,15 @@ class Http2Pool:
                 except OSError:
                     self._lose(line, CONNECTION_LOST)
 
-    def _connection(self) -> Connection:
-        return Connection(self.judges, self._most_bytes)
+    def _connection(self) -> Http2Connection:
+        return Http2Connection(self.judges, self._most_bytes)
 
     def _say_goodbye(self, link: Link) -> None:
         with contextlib.suppress(OSError):  # it is lost anyway
             link.write([goaway(PROTOCOL_ERROR)])
 
 
-def _in_flight(connection: Connection) -> int:
+def _in_flight(connection: Http2Connection) -> int:
     return connection.in_flight
 
 
