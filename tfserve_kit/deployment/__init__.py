@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from tfserve_kit.deployment.spec import (
         DEFAULT_FILE,
         Batching,
-        Client,
+        ClientSection,
         Model,
         Monitoring,
         Server,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_FILE",
     "Batching",
-    "Client",
+    "ClientSection",
     "Model",
     "Monitoring",
     "Server",

@@ -221,7 +221,7 @@ class Server(_Section):
         return self
 
 
-class Client(_Section):
+class ClientSection(_Section):
     """How tfkit itself talks to the server: TLS, and headers with every request."""
 
     ca_file: str | None = Field(
@@ -484,7 +484,9 @@ class Spec(_Section):
         min_length=1, description="the served models, by name"
     )
     docker: Docker = Field(default_factory=Docker, description="how a container is run")
-    client: Client = Field(default_factory=Client, description="how tfkit talks to the server")
+    client: ClientSection = Field(
+        default_factory=ClientSection, description="how tfkit talks to the server"
+    )
     batching: Batching | None = Field(default=None, description="present: requests are batched")
     monitoring: Monitoring | None = Field(default=None, description="present: Prometheus page")
     swarm: Swarm = Field(default_factory=Swarm, description="where replicas run")
@@ -668,7 +670,7 @@ def build(document: dict[str, Any], *, source: str, folder: Path) -> Spec:
     return spec
 
 
-def load_client(file: Path) -> Client:
+def load_client(file: Path) -> ClientSection:
     """Read the section `[client]` of a deployment file alone; what else is in it does not count.
 
     Raises:
@@ -677,7 +679,7 @@ def load_client(file: Path) -> Client:
     """
     section = _document(file).get("client", {})
     try:
-        return _client_with_files(Client.model_validate(section), file.parent)
+        return _client_with_files(ClientSection.model_validate(section), file.parent)
     except ValidationError as error:
         details = [{**detail, "loc": ("client", *detail["loc"])} for detail in error.errors()]
         raise SpecError(str(file), [_problem(detail) for detail in details]) from None  # type: ignore[arg-type]
@@ -736,7 +738,7 @@ def _place(name: str, folder: Path) -> str:
     return name
 
 
-def _client_with_files(client: Client, folder: Path) -> Client:
+def _client_with_files(client: ClientSection, folder: Path) -> ClientSection:
     files = {
         key: str((folder / Path(value).expanduser()).absolute())
         for key in ("ca_file", "cert", "key")

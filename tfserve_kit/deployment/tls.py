@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.deployment.spec import Client, Spec
+from tfserve_kit.deployment.spec import ClientSection, Spec
 from tfserve_kit.errors import Problem, SpecError
 
 FLAG = "ssl_config_file"
@@ -64,7 +64,7 @@ def _read(file: Path) -> Any:
         ) from None
 
 
-def _require(config: Any, client: Client) -> None:
+def _require(config: Any, client: ClientSection) -> None:
     for field in ("server_key", "server_cert"):
         if not getattr(config, field).strip():
             raise _problem(f"names a file without {field}", "docs/tls.md shows how to make one")
@@ -75,7 +75,7 @@ def _require(config: Any, client: Client) -> None:
         )
 
 
-def _shaken(config: Any, client: Client) -> Mapping[str, Any]:
+def _shaken(config: Any, client: ClientSection) -> Mapping[str, Any]:
     """Let server and client shake hands, and return what the server's certificate says."""
     mine = _server_side(config)
     theirs = _client_side(config, client)
@@ -118,7 +118,7 @@ def _server_side(config: Any) -> ssl.SSLContext:
     return context
 
 
-def _client_side(config: Any, client: Client) -> ssl.SSLContext:
+def _client_side(config: Any, client: ClientSection) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_ciphers(_CIPHERS)
     context.check_hostname = client.server_name is not None

@@ -50,7 +50,7 @@ class RequestHead(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class HttpRequest:
+class RestRequest:
     """A request that has arrived; lives in the event loop, but for `take_body`.
 
     Attributes:
@@ -131,7 +131,7 @@ class KnownHeads:
             return None
         return known[0], data[head_bytes:]
 
-    def learn(self, data: bytes, request: HttpRequest) -> None:
+    def learn(self, data: bytes, request: RestRequest) -> None:
         """Remember the head of a request that was parsed, if nothing but it and its body came."""
         head_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
         if head_bytes > _REQUEST_BYTES or data[head_bytes:] != request.body:
@@ -144,7 +144,7 @@ class KnownHeads:
 class _Owner(Protocol):
     """What a reader tells, and asks: its connection."""
 
-    def take(self, request: HttpRequest) -> None:
+    def take(self, request: RestRequest) -> None:
         """Take up a request that is whole."""
 
     def has_room(self) -> bool:
@@ -210,7 +210,7 @@ class RequestReader:
         if self.open:
             self._owner.take(request)
 
-    def known(self, data: bytes) -> HttpRequest | None:
+    def known(self, data: bytes) -> RestRequest | None:
         """Return the request that has arrived, if it is a whole one that need not be parsed.
 
         It is neither taken up nor counted.
@@ -218,7 +218,7 @@ class RequestReader:
         if self.begun or self._is_last:
             return None
         known = self._heads.find(data)
-        return HttpRequest(*known, Account(self._ledger, self._client)) if known else None
+        return RestRequest(*known, Account(self._ledger, self._client)) if known else None
 
     def parse(self) -> None:
         """Go on as far as there is room."""
@@ -302,7 +302,7 @@ class RequestReader:
             parser.get_http_version() == "1.0",
             self._origin(),
         )
-        request = HttpRequest(head, self._body.getvalue(), self._account)
+        request = RestRequest(head, self._body.getvalue(), self._account)
         if self._arrived and self._is_plain(head):
             self._heads.learn(self._arrived, request)
         self._account = None

@@ -16,7 +16,7 @@ from typing import Any
 
 from tfserve_kit.embedded.batching import Flow
 from tfserve_kit.embedded.front import EventLoop, Listener, listening
-from tfserve_kit.embedded.http_request import HttpRequest, KnownHeads, RequestReader
+from tfserve_kit.embedded.http_request import KnownHeads, RequestReader, RestRequest
 from tfserve_kit.embedded.lanes import Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, PATIENCE_S, STEADY_BYTES
@@ -99,7 +99,7 @@ class _Shared:
             head = self._heads[key] = "\r\n".join(lines).encode("latin-1")
         return head
 
-    def short_kind(self, request: HttpRequest) -> CallKind | None:
+    def short_kind(self, request: RestRequest) -> CallKind | None:
         """Return what is known of requests of its kind where it is answered on the spot."""
         if request.head.method != "POST" or request.head.is_zipped:
             return None
@@ -107,7 +107,7 @@ class _Shared:
         is_short = belongs_on_the_spot(known, len(request.body), time.monotonic())
         return known if is_short else None
 
-    def lane(self, request: HttpRequest) -> Lane:
+    def lane(self, request: RestRequest) -> Lane:
         """Return whose turns a request takes."""
         lanes = self.runner.lanes
         return lanes.predictions if request.head.method == "POST" else lanes.others
@@ -118,7 +118,7 @@ class _Asked(Work):
 
     timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, connection: "_Connection", shared: _Shared, request: HttpRequest) -> None:
+    def __init__(self, connection: "_Connection", shared: _Shared, request: RestRequest) -> None:
         super().__init__(request.kind)
         self._connection, self._shared, self._request = connection, shared, request
 
@@ -160,10 +160,10 @@ class _Row:
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._asked: dict[CallKind, list[tuple[_Connection, HttpRequest]]] = {}
+        self._asked: dict[CallKind, list[tuple[_Connection, RestRequest]]] = {}
         self._is_due = False
 
-    def add(self, connection: "_Connection", request: HttpRequest, kind: CallKind) -> None:
+    def add(self, connection: "_Connection", request: RestRequest, kind: CallKind) -> None:
         """Have a request answered, once all that has arrived is read."""
         others = self._asked.get(kind)
         if others is None:
@@ -195,7 +195,7 @@ class _Row:
         return goes_on
 
     def _replies(
-        self, row: "Sequence[tuple[_Connection, HttpRequest]]", kind: CallKind
+        self, row: "Sequence[tuple[_Connection, RestRequest]]", kind: CallKind
     ) -> Sequence[RestAnswer | None]:
         at_once = self._shared.at_once
         if at_once is None or kind.waits:
@@ -219,12 +219,12 @@ class _Connection(asyncio.Protocol):
         self._shared = shared
         self._transport: Any = None
         self._reader: RequestReader
-        self._waiting: deque[HttpRequest] = deque()
-        self._asked: HttpRequest | None = None
+        self._waiting: deque[RestRequest] = deque()
+        self._asked: RestRequest | None = None
         self._has_ended = False  # the client sends no more
         self._is_to_encourage = False  # the client waits to be told to send the body
         self._refusal: RestAnswer | None = None  # the last answer, once all others are given
-        self._unsent: HttpRequest | None = None  # whose answer is on its way
+        self._unsent: RestRequest | None = None  # whose answer is on its way
         self._unsent_bytes = 0
         self._overdue: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
@@ -288,7 +288,7 @@ class _Connection(asyncio.Protocol):
 
     # Called by the reader
 
-    def take(self, request: HttpRequest) -> None:
+    def take(self, request: RestRequest) -> None:
         """Queue a request that is whole."""
         self._is_to_encourage = False
         self._expect_no_more()
@@ -366,7 +366,7 @@ class _Connection(asyncio.Protocol):
 
     # Answers
 
-    def _ask(self, request: HttpRequest) -> None:
+    def _ask(self, request: RestRequest) -> None:
         shared = self._shared
         kind = shared.short_kind(request)
         if kind:
@@ -378,23 +378,23 @@ class _Connection(asyncio.Protocol):
         request.turn = work.turn
         self._watch_over(work, request)
 
-    def _ask_in_row(self, request: HttpRequest, kind: CallKind) -> None:
+    def _ask_in_row(self, request: RestRequest, kind: CallKind) -> None:
         self._asked, request.is_working = request, True
         self._shared.row.add(self, request, kind)
 
-    def ask_here(self, request: HttpRequest) -> None:
+    def ask_here(self, request: RestRequest) -> None:
         """Have the surface answer a short request on the spot, as far as it can be."""
         work = _Asked(self, self._shared, request)
         self._shared.runner.do_here(work, self._shared.lane(request))
         self._watch_over(work, request)
 
-    def _watch_over(self, work: _Asked, request: HttpRequest) -> None:
+    def _watch_over(self, work: _Asked, request: RestRequest) -> None:
         """Let a client wait no longer than it may."""
         if not work.has_ended:
             shared = self._shared
             work.timer = shared.loop.call_later(shared.timeout_s, self._give_up, request)
 
-    def take_reply(self, request: HttpRequest, reply: RestAnswer) -> None:
+    def take_reply(self, request: RestRequest, reply: RestAnswer) -> None:
         """Pass a reply on if somebody still waits for it."""
         request.is_working = False
         if request.is_wanted:
@@ -402,11 +402,11 @@ class _Connection(asyncio.Protocol):
         else:
             request.account.close()
 
-    def _give_up(self, request: HttpRequest) -> None:
+    def _give_up(self, request: RestRequest) -> None:
         request.drop()
         self._answer(request, timed_out())
 
-    def _answer(self, request: HttpRequest, reply: RestAnswer) -> None:
+    def _answer(self, request: RestRequest, reply: RestAnswer) -> None:
         self._asked = None
         if self._transport.is_closing():
             request.drop()
@@ -437,7 +437,7 @@ class _Connection(asyncio.Protocol):
         return not self._reader.open or not self._transport.is_reading()
 
     def _write(
-        self, reply: RestAnswer, *, is_last: bool, request: HttpRequest | None = None
+        self, reply: RestAnswer, *, is_last: bool, request: RestRequest | None = None
     ) -> None:
         body, end = reply.body, b"\r\n\r\n"
         if is_last:
@@ -499,7 +499,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _afforded(request: HttpRequest, reply: RestAnswer) -> RestAnswer:
+def _afforded(request: RestRequest, reply: RestAnswer) -> RestAnswer:
     """Return the reply, or an error where there is no room to hold it until it is taken."""
     try:
         request.account.take(len(reply.body) - request.account.held_bytes, "the answer")

@@ -25,8 +25,7 @@ from tfserve_kit.engines.records import deployed
 from tfserve_kit.errors import ServerFailed, UsageError
 
 if TYPE_CHECKING:
-    from tfserve_kit.deployment.spec import Client as ClientSection
-    from tfserve_kit.deployment.spec import Spec
+    from tfserve_kit.deployment.spec import ClientSection, Spec
 
 ENVIRONMENT, FILE = "env:", "file:"
 _TRUSTED, _TLS = "trusted.pem", "tls.json"

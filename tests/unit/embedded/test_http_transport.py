@@ -17,7 +17,7 @@ import pytest
 from tests.unit.embedded.flows import flowing
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.front import allow_many_connections
-from tfserve_kit.embedded.http_request import HttpRequest, RequestHead
+from tfserve_kit.embedded.http_request import RequestHead, RestRequest
 from tfserve_kit.embedded.http_transport import HttpServer, RestOptions, _Row
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.rest_surface import RestAnswer, page
@@ -1118,7 +1118,7 @@ def row():
 
 
 def short(body):
-    return HttpRequest(RequestHead("POST", "/p"), body, Ledger(1).account("c"))
+    return RestRequest(RequestHead("POST", "/p"), body, Ledger(1).account("c"))
 
 
 def test_all_of_a_row_are_answered_before_the_first_answer_is_sent(row, caplog):
