@@ -46,7 +46,7 @@ def test_files_of_tls_are_for_addresses_with_tls_unless_they_were_asked_for():
 
 def test_what_may_be_secret_is_not_shown():
     assert SECRET not in repr(Access(headers={"x": SECRET}))
-    assert SECRET not in repr(deployment.Client(headers={"x": SECRET}))
+    assert SECRET not in repr(deployment.ClientSection(headers={"x": SECRET}))
 
 
 @pytest.mark.parametrize(
