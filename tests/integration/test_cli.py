@@ -12,6 +12,7 @@ import sys
 import termios
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from PIL import Image
@@ -95,6 +96,33 @@ def test_help_is_quick_it_imports_neither_tensorflow_nor_docker(arguments):
     assert heavy == "[]"
 
 
+def options_of(command):
+    """Every option of a command, and of the commands below it."""
+    yield from command.params
+    for each in getattr(command, "commands", {}).values():
+        yield from options_of(each)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_takes_nan_or_infinity_for_a_number(name):
+    for option in options_of(cli.get_command(None, name)):
+        if option.type.name.startswith("float"):
+            for given in ("nan", "inf", "-inf"):
+                with pytest.raises(click.BadParameter):
+                    option.type.convert(given, option, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("--range", "0,inf"), ("--mean", "nan"), ("--std", "1,nan,1"), ("--timeout", "nan")],
+)
+def test_number_that_is_none_is_named(tfkit, option, given):
+    done = tfkit("predict", "a.png", option, given)
+    assert done.code == 2
+    assert option in done.err
+    assert repr(given) in done.err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script_asks_tfkit_itself(tfkit, shell):
     done = tfkit("completion", shell)
@@ -164,7 +192,7 @@ def test_every_exit_code_has_one_meaning():
         (["render", "x.txt", "--model", "m=/m"], 2, "x.txt is not rendered here"),
         (["serve", "--engine", "natve", "--model", "m=/m"], 3, "server.engine"),
         (["serve", "--grpc-port", "70000", "--model", "m=/m"], 3, "server.grpc_port"),
-        (["serve", "--ready-timeout", "0", "--model", "m=/m"], 3, "server.ready_timeout_s"),
+        (["serve", "--ready-timeout", "0", "--model", "m=/m"], 2, "--ready-timeout"),
         (["serve", "--name", "a/b", "--model", "m=/m"], 3, "server.name"),
         (["serve", "--engine", "native", "--binary", "/none", "--model", "m=/m"], 4,
          "engine native cannot run here: /none is not on PATH"),

@@ -215,6 +215,39 @@ def test_reader_that_went_away_ends_a_command_quietly(arguments):
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["ps", "--json"], ["completion", "bash"]])
+def test_results_without_room_for_them_are_an_error(arguments, buffered):
+    command = [sys.executable, "-m", "tfserve_kit", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: cannot write standard output: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_remarks_without_room_for_them_do_not_end_a_command():
+    command = [sys.executable, "-m", "tfserve_kit", "init", "/dev/null/no"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_stream_that_is_closed_from_the_start_is_written_to_in_vain(closed):
+    code = (
+        "from tfserve_kit.cli import output; output.guard_streams(); output.note('a')\n"
+        "output.line('b'); output.TerminalProgress().step('c'); assert not output.is_one_terminal()"
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if closed.startswith(">") else "b\n")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1"])
 def test_terminal_of_few_characters_is_shown_the_numbers_of_others(encoding, models, tmp_path):
     shutil.copytree(models / "half_plus_two", tmp_path / "日本")

@@ -11,6 +11,7 @@ from tfserve_kit.cli import exit_codes, output
 from tfserve_kit.cli.options import (
     ServerChoice,
     base_path_option,
+    finite,
     json_option,
     server_options,
     signature_option,
@@ -66,7 +67,7 @@ _file = click.Path(path_type=Path)
 @picture_options
 @click.option("--first-class", type=click.IntRange(min=0), metavar="N",
               help="Number of the first class in the data; 0 if left out.")  # fmt: skip
-@click.option("--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
+@click.option("--threshold", type=finite(min=0, max=1), metavar="SCORE",
               help="Of two classes, predict the second above this; 0.5 if left out.")  # fmt: skip
 @click.option("--csv-header/--no-csv-header", default=None,
               help="Whether the first row of a CSV file names its columns.")  # fmt: skip

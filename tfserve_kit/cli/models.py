@@ -14,6 +14,7 @@ from tfserve_kit.cli.options import (
     ServerChoice,
     access_options,
     json_option,
+    positive,
     server_options,
     version_options,
 )
@@ -127,7 +128,7 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--max-size", "limits", callback=_limits, metavar="SIZE",
               help="Maximum size of an unpacked or downloaded model, such as 500M.")  # fmt: skip
 @click.option("--download-timeout", "download_s", default=3600.0, show_default=True,
-              type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              type=positive, metavar="SECONDS",
               help="Maximum time for a whole download.")  # fmt: skip
 @click.option("--tag", default="serve", show_default=True, help="Tag of the graph to load.")
 @click.option("--signature", "signatures", multiple=True, metavar="NAME",
@@ -147,12 +148,12 @@ def _file_options(*names: str, help: str) -> Callable[..., Any]:  # noqa: A002 (
 @click.option("--verify", is_flag=True,
               help="Send requests during the swap; fail if any is lost or wrong.")  # fmt: skip
 @_file_options("--input", "inputs", help="Input of --verify; default: random numbers.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=50.0,
+@click.option("--rate", type=positive, default=50.0,
               show_default=True, metavar="PER_SECOND", help="Rate of --verify.")  # fmt: skip
 @click.option("--rollback", is_flag=True,
               help="Roll back to the previous version if --wait or --verify fails.")  # fmt: skip
 @options.url_option("Server to watch, repeated for a fleet; default: that of the base path.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
+@click.option("--timeout", "timeout_s", type=positive,
               default=120.0, show_default=True, metavar="SECONDS",
               help="Maximum wait for the server, and for each smoke test.")  # fmt: skip
 @access_options
@@ -455,7 +456,7 @@ def _state(row: Mapping[str, Any]) -> str:
                     envvar=None)  # fmt: skip
 @click.option("--model", metavar="NAME",
               help="Name of the model at --url; default: the name of the folder.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
+@click.option("--timeout", "timeout_s", type=positive, default=120.0,
               show_default=True, metavar="SECONDS", help="Maximum wait.")  # fmt: skip
 @click.option("--force", is_flag=True,
               help="Also retire versions that a server labels or pins.")  # fmt: skip

@@ -1,5 +1,6 @@
 """Options that several commands share, and what a shell offers for them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import wraps
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
     from tfserve_kit.deployment import Spec
 
 _PATIENCE_S = 1.0  # somebody waits for the Tab key
+
+
+class _Number(click.FloatRange):
+    """A number within limits; what none of them keeps out, `nan` and `inf`, is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a number that can be counted with.", param, ctx)
+        return found
+
+
+def finite(**limits: Any) -> click.FloatRange:
+    """Return the type of an option that takes a number; `limits` are those of click's range."""
+    return _Number(**limits)
+
+
+positive = finite(min=0, min_open=True)
 
 
 def _offer_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -178,7 +198,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated = access_options(collected)
     for option in (
-        click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True),
+        click.option("--timeout", "timeout_s", type=positive,
                      default=30.0, show_default=True, metavar="SECONDS",
                      help="Maximum wait for an answer."),
         click.option("--protocol", type=click.Choice(["grpc", "rest"]), default="grpc",

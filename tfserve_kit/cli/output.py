@@ -5,6 +5,7 @@ click's own errors) meets the guarded streams: no character from outside acts on
 that results are written to replace none that somebody else wrote.
 """
 
+import errno
 import io
 import os
 import re
@@ -20,7 +21,7 @@ import click
 
 from tfserve_kit import safe_text, strict_json
 from tfserve_kit.cli import exit_codes
-from tfserve_kit.errors import Problem, TfkitError, UsageError
+from tfserve_kit.errors import Problem, TfkitError, UsageError, file_error
 from tfserve_kit.safe_text import one_line, printable, printable_json
 
 # Raised when a key of the JSON output changes its meaning or goes away.
@@ -42,8 +43,10 @@ class _GuardedStream:
 
     def write(self, text: str) -> int:
         """Write a text as it may be seen."""
-        with _quietly(self.stream):
-            self.stream.write(printable(text))
+        shown = printable(text)
+        if shown:  # click tries out a stream with an empty text, and passes over what it raises
+            with _quietly(self.stream):
+                self.stream.write(shown)
         return len(text)
 
     def flush(self) -> None:
@@ -64,9 +67,11 @@ def guard_streams() -> None:
     """Guard stdout and stderr of this process, for what is printed past this module."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # closed before the start: what is shown goes nowhere
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
         if isinstance(stream, io.TextIOWrapper):  # a terminal of few characters shows the numbers
             stream.reconfigure(errors="backslashreplace")
-        if stream is not None and not isinstance(stream, _GuardedStream):
+        if not isinstance(stream, _GuardedStream):
             setattr(sys, name, _GuardedStream(stream))
 
 
@@ -228,14 +233,20 @@ def _emit(text: str, *, err: bool = False) -> None:
 
 @contextmanager
 def _quietly(stream: TextIO) -> Iterator[None]:
-    """End the command when whoever reads has gone, as `head` does."""
+    """End the command when whoever reads has gone, as `head` does, or the results have no room."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # what is buffered is written at exit, too
         os.close(nowhere)
-        raise SystemExit(exit_codes.INTERRUPTED) from None
+        if error.errno in _NOBODY_READS:
+            raise SystemExit(exit_codes.INTERRUPTED) from None
+        if stream is getattr(sys.stdout, "stream", sys.stdout):  # remarks may be lost, not results
+            raise file_error(UsageError, "write", "standard output", error) from error
+
+
+_NOBODY_READS = {errno.EPIPE, errno.EIO}  # EIO: of a terminal that was closed
 
 
 # What stands in the first or last bytes of files that tfkit has written, of every kind.

@@ -1,6 +1,7 @@
 """Measurements: `tfkit perf`, what can be done with kept runs, and the search of `tfkit tune`."""
 
 import json
+import math
 import os
 import sys
 import threading
@@ -20,8 +21,10 @@ from tfserve_kit.cli.options import (
     access_options,
     deployment_options,
     engine_options,
+    finite,
     json_option,
     load_deployment,
+    positive,
     server_options,
     signature_option,
 )
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from tfserve_kit.perf.stats import NamedRun
 
 _file = click.Path(path_type=Path)
-_positive = click.FloatRange(min=0, min_open=True)
 _count = click.IntRange(min=1)
 
 
@@ -73,7 +75,7 @@ def _ramp(
         first, last = (float(part) for part in value.split(":"))
     except ValueError:
         first = last = 0.0
-    if first <= 0 or last <= 0:
+    if not (0 < first < math.inf and 0 < last < math.inf):
         raise click.BadParameter(f"{value!r} is not FROM:TO, such as 10:500")
     return first, last
 
@@ -94,18 +96,18 @@ _WHAT = (
     click.option("--replay", type=_file, metavar="LOG",
                  help="Send recorded requests, when they came: JSON Lines with \"at\"; or, with "
                  "--rate, a TFRecord file of PredictionLog."),
-    click.option("--speed", type=_positive, metavar="FACTOR",
+    click.option("--speed", type=positive, metavar="FACTOR",
                  help="Replay speed multiplier."),
 )  # fmt: skip
 _WHEN = (
-    click.option("--duration", "duration_s", type=_positive, default=10.0, show_default=True,
+    click.option("--duration", "duration_s", type=positive, default=10.0, show_default=True,
                  metavar="SECONDS", help="How long to send."),
     click.option("--requests", type=_count, metavar="N", help="Maximum number of requests."),
-    click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    click.option("--warmup", "warmup_s", type=finite(min=0), metavar="SECONDS",
                  help="Warm-up to exclude; detected if not given."),
     click.option("--concurrency", callback=_counts, default="8", show_default=True, metavar="N,...",
                  help="Requests in flight; several, such as 1,8,32, are run one by one."),
-    click.option("--rate", type=_positive, metavar="PER_SECOND",
+    click.option("--rate", type=positive, metavar="PER_SECOND",
                  help="Send at this rate, whatever the server does."),
     click.option("--arrivals", type=click.Choice(["constant", "poisson"]), default="constant",
                  show_default=True, help="Spacing of requests with a rate."),
@@ -418,7 +420,7 @@ def compare_command(
 
 @click.command("report")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_file)
-@click.option("--warmup", "warmup_s", type=click.FloatRange(min=0), metavar="SECONDS",
+@click.option("--warmup", "warmup_s", type=finite(min=0), metavar="SECONDS",
               help="Warm-up to exclude; as before if not given.")  # fmt: skip
 @click.option("--gate", "gates", multiple=True, metavar="CONDITION",
               help="Fail unless it is met, such as p99<50ms. Repeatable.")  # fmt: skip
@@ -478,7 +480,7 @@ def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> "Co
 
 @click.command("capacity")
 @click.argument("files", nargs=-1, required=True, metavar="RUN...", type=_file)
-@click.option("--rate", type=_positive, required=True, metavar="PER_SECOND",
+@click.option("--rate", type=positive, required=True, metavar="PER_SECOND",
               help="Requests per second that all replicas get together.")  # fmt: skip
 @click.option("--p99", callback=_limit, metavar="LATENCY",
               help="Limit on the 99th percentile, such as 50ms.")  # fmt: skip
@@ -563,12 +565,12 @@ _SENT = ("signature", "source", "batch", "protocol", "arrivals", "duration_s")
 @deployment_options
 @click.option("--slo", metavar="LIMIT",
               help="Look for the highest rate with this, such as p99=50ms.")  # fmt: skip
-@click.option("--rate", type=_positive, metavar="PER_SECOND",
+@click.option("--rate", type=positive, metavar="PER_SECOND",
               help="Look for the lowest latency at this rate instead.")  # fmt: skip
 @click.option("--quantile", default="p99", show_default=True, help="Latency quantile to minimise.")
 @click.option("--trials", type=_count, default=20, show_default=True, metavar="N",
               help="Total number of candidates to try.")  # fmt: skip
-@click.option("--duration", "duration_s", type=_positive, default=3.0, show_default=True,
+@click.option("--duration", "duration_s", type=positive, default=3.0, show_default=True,
               metavar="SECONDS", help="Minimum length of each run.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=0), default=6, show_default=True, metavar="N",
               help="Rounds of the proof; 0 for none.")  # fmt: skip

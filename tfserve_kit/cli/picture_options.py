@@ -1,5 +1,6 @@
 """Options that say how a picture becomes a model's input; they win over the stored note."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
+from tfserve_kit.cli.options import finite
 from tfserve_kit.pictures.preprocessing import (
     ChannelOrder,
     Encoding,
@@ -37,9 +39,12 @@ def _numbers(
     if value is None:
         return None
     try:
-        return tuple(float(part) for part in value.split(","))
+        found = tuple(float(part) for part in value.split(","))
+        if not all(map(math.isfinite, found)):
+            raise ValueError  # noqa: TRY301 (said below)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from None
+    return found
 
 
 def _assignments(
@@ -73,7 +78,7 @@ _OPTIONS = (
                  "out."),
     click.option("--framing", type=click.Choice(get_args(Framing)),
                  help="How to fit another aspect ratio; stretch if left out."),
-    click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), metavar="PART",
+    click.option("--crop-fraction", type=finite(min=0, max=1, min_open=True), metavar="PART",
                  help="Keep only the central part of height and width, such as 0.875."),
     click.option("--mode", type=click.Choice(get_args(Mode)),
                  help="Range, mean, std and channel order as in preprocess_input of Keras."),

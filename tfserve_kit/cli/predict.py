@@ -343,8 +343,9 @@ def request_command(
     """Call any signature with the contents of files and show its outputs.
 
     FILE is JSON (the body of a REST request: "instances", "inputs" or "examples"), .npy for a
-    signature's one input, .npz with an array per input, or a picture. Files with the same input
-    are joined, row after row. A signature without inputs takes no FILE.
+    signature's one input, .npz with an array per input, or a picture; - is JSON or a picture on
+    standard input. Files with the same input are joined, row after row. A signature without inputs
+    takes no FILE.
     """
     from tfserve_kit.clients.files import read_inputs, require_few, values, write_npz
 

@@ -15,8 +15,10 @@ from tfserve_kit.cli.interrupts import deferred
 from tfserve_kit.cli.options import (
     ServerChoice,
     access_options,
+    finite,
     json_option,
     name_argument,
+    positive,
     server_options,
 )
 from tfserve_kit.cli.target import destinations
@@ -114,7 +116,7 @@ _LOOK_FAR_S = 2.0  # where each look is a process and a request
               help="gRPC port; 0 finds a free one.")  # fmt: skip
 @click.option("--rest-port", type=int, envvar="TFKIT_REST_PORT",
               help="REST port; 0 finds a free one.")  # fmt: skip
-@click.option("--ready-timeout", "ready_timeout_s", type=float, metavar="SECONDS",
+@click.option("--ready-timeout", "ready_timeout_s", type=positive, metavar="SECONDS",
               help="Maximum wait until all models are available.")  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Leave the server running and return.")
 @click.option("--dry-run", is_flag=True, help="Show the command and its files; start nothing.")
@@ -319,7 +321,8 @@ def named_or_only(name: str | None) -> ServerHandle:
 @click.command("stop")
 @name_argument
 @click.option("--all", "everything", is_flag=True, help="Stop all servers.")
-@click.option("--grace", "grace_s", default=10.0, show_default=True, metavar="SECONDS",
+@click.option("--grace", "grace_s", type=finite(min=0), default=10.0,
+              show_default=True, metavar="SECONDS",
               help="Time to end, after its requests, before the server is killed.")  # fmt: skip
 @json_option
 def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.cli.options import access_options, json_option
+from tfserve_kit.cli.options import access_options, finite, json_option
 from tfserve_kit.cli.target import look_at, reaching, read_url
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
@@ -41,7 +41,7 @@ _PATIENCE_S = 2.0
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(min=0.1),
+    type=finite(min=0.1),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

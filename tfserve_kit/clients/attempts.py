@@ -1,5 +1,6 @@
 """One call until it has an answer: its deadline, the retries and the pauses between them."""
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tfserve_kit.clients.results import Target
 from tfserve_kit.clock import Clock
 from tfserve_kit.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     RequestError,
     ServerOverloaded,
     ServerUnreachable,
@@ -62,24 +64,36 @@ T = TypeVar("T")
 # The longest pause before the first repeated attempt; it doubles with each further one.
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_FOREVER_S = 1e8  # three years; sockets, gRPC and threads refuse more, or end at once
 
 
 class Deadline:
     """The moment by which a whole operation must have ended, however many requests it takes.
 
     Args:
-        timeout_s: how long it may take, in seconds.
+        timeout_s: how long it may take, in seconds; `math.inf` for as long as it takes.
         clock: what it is measured with.
         replica: address of the server that is asked.
 
     Attributes:
         replica: address of the server that answered last.
+
+    Raises:
+        InvalidRequest: the timeout is not a number.
     """
 
     __slots__ = ("_clock", "began_s", "replica", "timeout_s")
 
     def __init__(self, timeout_s: float, clock: Clock, replica: str = "") -> None:
-        self.timeout_s, self._clock, self.replica = timeout_s, clock, replica
+        try:
+            is_number = not math.isnan(timeout_s)
+        except TypeError:
+            is_number = False
+        if not is_number:
+            text = f"timeout_s cannot be {timeout_s!r}"
+            raise InvalidRequest(text, remedy="give seconds; math.inf waits as long as it takes")
+        self.timeout_s = min(timeout_s, _FOREVER_S)
+        self._clock, self.replica = clock, replica
         self.began_s = clock.now_s()
 
     def left_s(self) -> float:

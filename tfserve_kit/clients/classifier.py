@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import numpy as np
@@ -357,7 +358,8 @@ def find_model(
         others = sorted(found.signatures.keys() - {signature.name})
         if not others or error.message.startswith("--"):  # an option is wrong, not the signature
             raise
-        known = f"the model has other signatures: --signature {shown(others, ' or ')}"
+        quoted = shown([quote(each) for each in others], " or ")
+        known = f"the model has other signatures: --signature {quoted}"
         raise UsageError(error.message, remedy=f"{error.remedy}; {known}") from error
 
 

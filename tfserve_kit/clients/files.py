@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import require_float32
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean, file_error
-from tfserve_kit.pictures.files import read_file
+from tfserve_kit.pictures.files import JSON, kind_of, read_file
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.inputs import ImageInput, Keys, image_input, told
 from tfserve_kit.pictures.prepare import prepare, require_picture
@@ -41,14 +41,15 @@ def read_inputs(
 
     A parameter, an input without a batch axis, must be the same wherever it is given.
 
-    - `.json`: the body of a REST request, `{"instances": ...}` or `{"inputs": ...}`; or
-      `{"examples": ...}`, which becomes serialized tf.Example for the signature's one string input.
+    - `.json`, and JSON under any name: the body of a REST request, `{"instances": ...}` or
+      `{"inputs": ...}`; or `{"examples": ...}`, which becomes serialized tf.Example for the
+      signature's one string input.
     - `.npy`: the signature's one input; `.npz`: an input under each alias.
     - anything else: a picture, prepared as the note, the graph and the signature ask. A key beside
       it that no file holds is the picture's name.
 
     Args:
-        files: what to read, in order.
+        files: what to read, in order; `-` is standard input.
         signature: the one that will be called.
         note: how pictures are prepared.
         graph: the version's graph, which tells what the note leaves open.
@@ -70,8 +71,9 @@ def read_inputs(
     for file in files:
         if file.suffix.lower() in _READERS:
             arrays = _READERS[file.suffix.lower()](file, signature)
+        elif kind_of(data := read_file(file)) is JSON:  # standard input, say, which has no name
+            arrays = inputs_of_text(data, signature, str(file))
         else:
-            data = read_file(file)
             require_picture(data, str(file))
             wanted = wanted or image_input(signature, note, graph=graph)
             picture = prepare(data, wanted, name=str(file))

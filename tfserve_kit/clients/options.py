@@ -173,7 +173,7 @@ class Options:
             "retries": (self.retries < 0, "0 or more"),
             "retry_share": (not 0 <= self.retry_share <= 1, "a share from 0 to 1"),
             "hedge_after_s": (
-                self.hedge_after_s is not None and self.hedge_after_s <= 0,
+                self.hedge_after_s is not None and not self.hedge_after_s > 0,  # nor NaN
                 "seconds above 0, or None",
             ),
             "max_answer_bytes": (

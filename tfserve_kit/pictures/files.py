@@ -8,11 +8,12 @@ import binascii
 import os
 import re
 import shlex
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
@@ -244,13 +245,13 @@ MAX_FILE_BYTES = 1 << 30
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file; `-` is standard input.
 
     Raises:
         InvalidRequest: it cannot be read, or is too large for a request.
     """
     try:
-        with path.open("rb") as stream:
+        with nullcontext(sys.stdin.buffer) if str(path) == STDIN else path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
             data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
     except OSError as error:
@@ -349,6 +350,7 @@ def _table(start: bytes) -> bool:
     return len(lines) > 1 and any(len(count) == 1 and count != {0} for count in counts)
 
 
+JSON = Kind("JSON", "send it with tfkit request")
 _KINDS: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
     (_brand(_HEIC), Kind("a HEIC photograph", "heif-convert {name} {stem}.jpg, or "
                          "magick {name} {stem}.jpg")),
@@ -376,7 +378,7 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
                                    "cut -d, -f2 {name} | base64 -d > {stem}.picture")),
     (_json_lines, Kind("lines of JSON", "tfkit perf --replay {name} sends recorded requests; "
                        "tfkit request takes one as .json")),
-    (_json, Kind("JSON", "send it with tfkit request, in a file that ends in .json")),
+    (_json, JSON),
     (_base64, Kind("a picture in base64", "base64 -d {name} > {stem}.picture")),
     (_table, Kind("a table", "tfkit evaluate {name} takes rows of picture and label")),
 )  # fmt: skip

@@ -66,7 +66,9 @@ ARITHMETIC: Mapping[str, Callable[[Affine, NDArray[Any], int, str], Affine | Non
 }
 
 _WHOLE_RANGE, _UNIT, _SIGNED = (0.0, 255.0), (0.0, 1.0), (-1.0, 1.0)
-_SMALL_SCALE = 0.05  # 1/255, 1/127.5, 1/58: only bytes need it
+_SMALL_SCALE = 0.05  # 1/255, 1/127.5, 1/58: only whole numbers of pixels need it
+_DARKEST = 0.5  # white of 8 bits, after that scale; if less comes of it, pixels have more bits
+_WHITES = (4095.0, 65535.0)  # of 12 and of 16 bits
 _LARGE_SHIFT = 2.0  # a mean of pixels in 0-255; one of pixels in 0-1 is below 1
 _MOST_SCALE = 8.0  # 1/0.229 and the like, of a deviation of pixels in 0-1
 
@@ -78,7 +80,13 @@ def expected_range(affine: Affine) -> tuple[float, float] | None:
     trained on, 0 to 255. One that does nothing to them does not tell what it was trained on.
     """
     scale, offset = abs(affine.scale), affine.offset
-    if scale < _SMALL_SCALE or (scale == 1 and abs(offset) >= _LARGE_SHIFT):
+    if scale == 1 and abs(offset) >= _LARGE_SHIFT:
+        return _WHOLE_RANGE
+    if scale * _WHOLE_RANGE[1] < _DARKEST:
+        made = {white: scale * white for white in _WHITES}  # 0 to 1, or to 2 before a shift
+        fits = [white for white in _WHITES if np.isclose(made[white], (1, 2), 0.01).any()]
+        return (0.0, fits[0]) if fits else None
+    if scale < _SMALL_SCALE:
         return _WHOLE_RANGE
     for wanted_scale, wanted_offset, found in (
         (255.0, 0.0, _UNIT),  # to 0-255, from 0-1

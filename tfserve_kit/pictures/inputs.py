@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -226,7 +227,7 @@ def _instead(signature: Signature, alias: str, spec: TensorSpec) -> str:
 
 def body_of(aliases: Iterable[str]) -> str:
     """Return how the JSON of a request names its inputs."""
-    pairs = ", ".join(f'"{alias}": ...' for alias in aliases)
+    pairs = ", ".join(f"{json.dumps(alias, ensure_ascii=False)}: ..." for alias in aliases)
     return f'{{"inputs": {{{pairs}}}}}'
 
 
@@ -334,16 +335,16 @@ def _encoded_input(
 def _value_range(
     spec: TensorSpec, how: Preprocessing, said: _Said, facts: _Facts
 ) -> tuple[tuple[float, float], Choice]:
-    """Return what black and white become, and who says so: for floats, the graph or nobody."""
+    """Return what black and white become, and who says so: the graph or nobody, but for bytes."""
     is_float = spec.dtype is not None and spec.dtype.name in _FLOATS
     source, because = said.source("value_range"), ""
     found = how.value_range
-    if found is None and not is_float:
+    if found is None and spec.dtype is not None and spec.dtype.name == "uint8":
         found, source = (0.0, 255.0), "signature"
-    elif found is None and facts.found.value_range:
-        found, source, because = facts.found.value_range, "graph", facts.found.because
+    elif found is None and (shown := facts.found.value_range) and (is_float or shown[1] > 1):
+        found, source, because = shown, "graph", facts.found.because
     elif found is None:
-        found, source = (0.0, 1.0), "assumed"
+        found, source = (0.0, 1.0 if is_float else 255.0), "assumed"
     value = " to ".join(f"{each:g}" for each in found)
     if how.mean or how.std:
         value += ", then mean and std"
@@ -518,7 +519,7 @@ class Companions:
             if name not in signature.inputs:
                 text = f"--set {name}: signature {signature.name!r} has no input {name!r}"
                 others = signature.inputs.keys() - {picture}
-                leave = f"leave out --set {name}"
+                leave = f"leave out --set {quote(name)}"
                 known = f"{did_you_mean(name, others)}; or {leave}" if others else leave
                 alone = "" if others else ": the picture is the only input"
                 raise UsageError(text, remedy=known + alone)
@@ -535,8 +536,9 @@ class Companions:
             listed = ", ".join(f"{name} {rest[name]}" for name in sorted(missing))
             raise UsageError(
                 f"signature {signature.name!r} needs more than a picture: {listed}",
-                remedy=f"set {'it' if len(missing) == 1 else 'each'}: --set {min(missing)}=VALUE; "
-                "in VALUE, {name}, {stem} and {index} are replaced by the picture's",
+                remedy=f"set {'it' if len(missing) == 1 else 'each'}: --set "
+                f"{quote(min(missing))}=VALUE; in VALUE, {{name}}, {{stem}} and {{index}} are "
+                "replaced by the picture's",
             )
         self.values([("name", 0)])
 

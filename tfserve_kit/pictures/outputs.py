@@ -6,6 +6,7 @@ is shown as can be named.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
@@ -146,7 +147,7 @@ def _one_of(scores: Sequence[str], signature: Signature) -> str:
     raise UsageError(
         f"signature {signature.name!r} has {len(scores)} outputs that may be class scores: "
         f"{listed}",
-        remedy=f"choose one: {' or '.join(f'--output {alias}' for alias in scores)}",
+        remedy=f"choose one: {' or '.join(f'--output {quote(alias)}' for alias in scores)}",
     )
 
 
@@ -206,7 +207,7 @@ def _last(spec: TensorSpec) -> int | None:
 
 
 def _not_row_by_row(alias: str, signature: Signature) -> UsageError:
-    others = " or ".join(f"--output {each}" for each in signature.outputs if each != alias)
+    others = " or ".join(f"--output {quote(each)}" for each in signature.outputs if each != alias)
     choose = f"choose another, {others}; or " if others else ""
     return UsageError(
         f"output {alias!r} is {signature.outputs[alias]}: its first axis is fixed, so it has no "
@@ -423,7 +424,7 @@ def _sorted_remedy(head: Head, signature: Signature) -> str:
     """Return what to do about sorted scores: no other output can stand in for their classes."""
     others = [alias for alias, spec in signature.outputs.items()
               if alias != head.scores and _is_float(spec, 2 if head.batched else 1)]  # fmt: skip
-    choose = f"choose unsorted scores by --output {others[0]}; or " if others else ""
+    choose = f"choose unsorted scores by --output {quote(others[0])}; or " if others else ""
     return (
         f"{choose}export the model again, with the indices of tf.math.top_k as an output "
         "'classes' beside the scores, or with all scores unsorted; `tfkit request PICTURE` shows "

@@ -312,10 +312,8 @@ def decode(data: bytes, name: str, channels: int) -> NDArray[np.uint8]:
         raise InvalidRequest(text, remedy=remedy) from error
     except Exception as error:
         require_picture(data, name)
-        raise InvalidRequest(
-            f"{name} is not a picture that can be read: {_reason(data, error)}",
-            remedy="give a JPEG, PNG, WebP, BMP, GIF or TIFF file",
-        ) from error
+        text = f"{name} is not a picture that can be read: {_reason(data, error)}"
+        raise InvalidRequest(text, remedy=_remedy(data, error)) from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -336,12 +334,31 @@ def _reason(data: bytes, error: Exception) -> str:
     return "it starts with " + repr(data[:16]) if data else "it is empty"
 
 
+class _NoBlackAndWhite(ValueError):
+    """Nothing in the file says which values of its pixels are black and white."""
+
+
+def _remedy(data: bytes, error: Exception) -> str:
+    if isinstance(error, _NoBlackAndWhite):
+        return "convert it to 8 or 16 bits a channel, scaled as the model's pictures were"
+    if isinstance(error, UnidentifiedImageError) or not data:
+        return "give a JPEG, PNG, WebP, BMP, GIF or TIFF file"
+    return (
+        "it is cut off or damaged: copy or download it again, or save it anew with a program "
+        "that still opens it"
+    )
+
+
 def _load(data: bytes, *, grey: bool) -> Image.Image:
     """Decode fully, so that a truncated file is noticed here."""
     image = _opened(data)
     limit = Image.MAX_IMAGE_PIXELS  # at which Pillow only warns
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    if image.mode == "F":
+        raise _NoBlackAndWhite("its pixels are floating-point numbers")
+    if image.mode == "I" and image.format == "TIFF":  # of PGM it is 16 bits
+        raise _NoBlackAndWhite("its pixels are integers that are signed or of 32 bits")
     if grey:
         image.draft("L", image.size)  # the luma that a JPEG holds, as it is
     image.load()
@@ -369,8 +386,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Return a picture of 16 bits a pixel with the upper 8."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))

@@ -1,5 +1,8 @@
 """When a call is sent again, how long it waits, and when it gives up."""
 
+import math
+import threading
+
 import pytest
 
 from tests.unit.clients.scripts import FakeClock, Run, attempts, failed, lost
@@ -42,6 +45,19 @@ def test_first_answer_is_returned(clock):
     done = run(clock, [GOOD])
     assert (done.result, done.slept_s) == ("good", [])
     assert done.sent[0].timeout_s == 30
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300])
+def test_time_without_end_is_what_every_transport_takes(clock, timeout_s):
+    sent = run(clock, [GOOD], timeout_s=timeout_s).sent[0].timeout_s
+    assert 1e7 < sent < threading.TIMEOUT_MAX / 10
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, None, "3"])
+def test_time_that_is_no_number_is_refused(clock, timeout_s):
+    with pytest.raises(InvalidRequest, match=f"timeout_s cannot be {timeout_s!r}") as caught:
+        run(clock, [GOOD], timeout_s=timeout_s)
+    assert "give seconds" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

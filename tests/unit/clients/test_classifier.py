@@ -249,7 +249,9 @@ class Described:
     def metadata(self, target, *, timeout_s):
         rows = signature(y=tensor("float", (None,)))
         numbers = replace(rows, inputs={"x": tensor("float", (None,))})
-        return Metadata(1, {"serving_default": numbers, "pictures": rows, "others": rows})
+        return Metadata(1, {"serving_default": numbers, "pictures": rows, self.other: rows})
+
+    other = "others"
 
 
 def test_input_that_is_no_picture_is_told_with_the_request_and_the_other_signatures():
@@ -257,6 +259,24 @@ def test_input_that_is_no_picture_is_told_with_the_request_and_the_other_signatu
         find_model(Described(), TARGET, PictureOptions())
     assert "`tfkit request FILE.npy`, an array of shape [rows], float" in caught.value.remedy
     assert "--signature others or pictures" in caught.value.remedy
+
+
+def test_names_in_a_remedy_can_be_pasted_into_a_shell():
+    described = Described()
+    described.other = "other one"
+    with pytest.raises(UsageError) as caught:
+        find_model(described, TARGET, PictureOptions())
+    assert "--signature 'other one' or pictures" in caught.value.remedy
+    outputs = {"my scores": SCORES, "bright": tensor("float", (None, 2))}
+    with pytest.raises(UsageError) as caught:
+        classifier(FixedClient(), signature(**outputs))
+    assert caught.value.remedy == "choose one: --output 'my scores' or --output bright"
+    inputs = {"image": PIXELS, "keep it": tensor("float", ())}
+    with pytest.raises(UsageError) as caught:
+        classifier(
+            FixedClient(), signature(inputs, scores=SCORES), asked={"picture_input": "image"}
+        )
+    assert "--set 'keep it'=VALUE" in caught.value.remedy
 
 
 def test_fault_of_an_option_is_not_that_of_the_signature():

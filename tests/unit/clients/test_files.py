@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -249,6 +250,19 @@ def picture(tmp_path):
 
 
 GREY = signature(image=("float", (None, 1, 1, 1)))
+
+
+def test_json_without_a_name_that_says_so_is_read_as_such(write, tmp_path):
+    file = write("a.json", {"inputs": [1.5]}).rename(tmp_path / "63")
+    assert read(signature(x=("float", (None,))), file) == {"x": [1.5]}
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": [1.5]}', b'\xef\xbb\xbf {"instances": [1.5]}'])
+def test_dash_is_standard_input(body, tmp_path, monkeypatch):
+    (tmp_path / "in").write_bytes(body)
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert read(signature(x=("float", (None,))), Path("-")) == {"x": [1.5]}
 
 
 def test_pictures_become_rows(picture):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -169,6 +170,7 @@ def test_header_of_a_connection_that_cannot_be_sent_is_refused_at_once(server):
     "wrong",
     [
         {"retries": -1}, {"retry_share": 1.5}, {"retry_share": -0.1}, {"hedge_after_s": 0},
+        {"hedge_after_s": math.nan},
         {"max_answer_bytes": 0}, {"max_answer_bytes": 1 << 31},
         {"cert_file": "a"}, {"key_file": "a"},
         {"hedge_after_s": 1, "idempotent": False},

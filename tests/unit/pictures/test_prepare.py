@@ -5,6 +5,7 @@ import io
 import random
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tfserve_kit.errors import InvalidRequest, UsageError
 from tfserve_kit.pictures.files import read_file
+from tfserve_kit.pictures.graph import PictureFacts
 from tfserve_kit.pictures.inputs import image_input
 from tfserve_kit.pictures.prepare import prepare
 from tfserve_kit.pictures.preprocessing import Preprocessing
@@ -71,6 +73,23 @@ def test_size_and_range_are_taken_from_the_signature(dtype, shape, size, value_r
     how = wanted.how
     assert (wanted.alias, wanted.encoded) == ("x", False)
     assert ((how.height, how.width, how.channels), how.value_range) == (size, value_range)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found", "expected"),
+    [
+        ("uint8", None, ("0 to 255", "signature")),
+        ("int32", None, ("0 to 255", "assumed")),
+        ("uint16", None, ("0 to 255", "assumed")),
+        ("uint16", (0.0, 65535.0), ("0 to 65535", "graph")),
+        ("int32", (0.0, 255.0), ("0 to 255", "graph")),
+        ("int32", (0.0, 1.0), ("0 to 255", "assumed")),
+    ],
+)
+def test_range_of_integers_is_known_only_of_bytes(dtype, found, expected):
+    graph = SimpleNamespace(input=lambda alias: PictureFacts(found, because="mul"))
+    choices = image_input(signature(dtype, (None, 8, 8, 3)), NO_NOTE, graph=graph).choices
+    assert [each[1:3] for each in choices if each.what == "range"] == [expected]
 
 
 def test_string_input_takes_the_picture_as_it_is():
@@ -395,13 +414,6 @@ def test_sixteen_bit_picture_keeps_its_upper_byte():
     assert row.ravel().tolist() == [0, 0x12, 0x80, 0xFF]
 
 
-def test_picture_beyond_sixteen_bits_is_cut_to_them():
-    buffer = io.BytesIO()
-    Image.fromarray(np.int32([[-5, 256, 70_000]])).save(buffer, "TIFF")
-    row = prepared(buffer.getvalue(), "uint8", (None, 1, 3, 1))
-    assert row.ravel().tolist() == [0, 1, 255]
-
-
 @pytest.mark.parametrize(
     ("orientation", "expected"),
     [
@@ -453,11 +465,33 @@ def test_data_that_is_no_whole_picture_is_refused_by_name(data, encoded):
     assert caught.value.message.startswith("cat.jpg is not a picture that can be read")
 
 
-def test_picture_of_floating_point_pixels_is_refused():
+@pytest.mark.parametrize(
+    ("pixels", "text"),
+    [
+        (np.float32([[0.1, 0.9]]), "floating-point"),
+        (np.int32([[0, 200]]), "of 32 bits"),
+        (np.int32([[0, 70_000]]), "of 32 bits"),
+    ],
+)
+def test_picture_whose_black_and_white_nothing_tells_is_refused(pixels, text):
     buffer = io.BytesIO()
-    Image.fromarray(np.float32([[0.1, 0.9]])).save(buffer, "TIFF")
-    with pytest.raises(InvalidRequest, match="floating-point"):
+    Image.fromarray(pixels).save(buffer, "TIFF")
+    with pytest.raises(InvalidRequest, match=text) as caught:
         prepared(buffer.getvalue())
+    assert "8 or 16 bits" in caught.value.remedy
+
+
+def test_sixteen_bit_pgm_keeps_its_upper_byte():
+    row = prepared(b"P5 2 1 65535 \x12\x34\xff\xff", "uint8", (None, 1, 2, 1))
+    assert row.ravel().tolist() == [0x12, 0xFF]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF"])
+def test_remedy_for_a_cut_picture_is_not_the_format_that_it_has(form):
+    whole = encode(np.random.default_rng(1).integers(0, 256, (64, 64, 3)).tolist(), form)
+    with pytest.raises(InvalidRequest) as caught:
+        prepared(whole[: len(whole) // 2])
+    assert caught.value.remedy.startswith("it is cut off or damaged: copy or download it again")
 
 
 def bmp(width, height):
