@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.clients import json_text, server_messages
+from tfserve_kit.clients import server_messages
 from tfserve_kit.clients.inputs import to_json
-from tfserve_kit.clients.json_text import read_json, to_text
 from tfserve_kit.clients.protocol import Answer, Call, Inferred, Loss, Lost, Outcome
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
@@ -92,7 +91,7 @@ class RestProtocol:
             text = f"cannot send {target} a request without inputs over REST"
             raise InvalidRequest(text, remedy=server_messages.USE_GRPC)
         try:
-            columns = to_text(inputs)
+            columns = tensor_json.to_text(inputs)
         except TypeError as error:
             which = next((f" {each!r}" for each in inputs if np.iscomplexobj(inputs[each])), "")
             raise InvalidRequest(
@@ -116,7 +115,7 @@ class RestProtocol:
         call = self._call("POST", _path(target) + ":predict", target, read, body)
 
         def read_body(data: bytes) -> Answer:
-            found = json_text.read(data, dtypes)
+            found = tensor_json.read_columns(data, dtypes)
             return call.read(data) if found is None else chosen(found)
 
         return call._replace(read=read_body)
@@ -186,7 +185,7 @@ class RestProtocol:
         if isinstance(outcome, Lost):
             return self._lost(outcome, target, timeout_s)
         try:
-            details = read_json(outcome.body)["error"]
+            details = tensor_json.read_json(outcome.body)["error"]
         except _SHAPELESS:
             details = outcome.body[:800].decode("utf-8", "replace")[:200].strip() or outcome.text
         kind, remedy = _ERRORS.get(
@@ -243,7 +242,7 @@ class RestProtocol:
                 size = f"{len(data):,} bytes of metadata, more than the {most:,} allowed"
                 raise ServerFault(f"{self.url} sent {size}", remedy=_CHECK_PORT)
             try:
-                document = read_json(data)
+                document = tensor_json.read_json(data)
             except (ValueError, RecursionError) as error:
                 if _is_binary(data):
                     text = f"{self.url} answered with bytes that are not UTF-8 in a text output"

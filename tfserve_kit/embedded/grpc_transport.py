@@ -33,7 +33,7 @@ from tfserve_kit.embedded.limits import (
 from tfserve_kit.embedded.running import CallKind, Runner, Work, belongs_on_the_spot
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
-from tfserve_kit.tensors import varint
+from tfserve_kit.tensors.proto import decode_varint
 
 # (method path, request, call) -> what makes the GrpcAnswer
 Surface = Callable[[str, Sent, Call], Flow[GrpcAnswer]]
@@ -821,7 +821,7 @@ def _asked_for(message: Sent) -> tuple[str, str] | None:
     if size < _LONG:
         return _named(bytes(message[2 : 2 + size]))
     try:
-        size, begin = varint.decode(message[:11], 1)
+        size, begin = decode_varint(message[:11], 1)
     except ValueError:
         return None
     return None if size > _LONGEST_SPEC_BYTES else _named(bytes(message[begin : begin + size]))

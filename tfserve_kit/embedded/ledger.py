@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.tensors import varint
+from tfserve_kit.tensors.proto import decode_varint
 
 # A message as it was sent; what came in pieces is not copied once more to be bytes.
 Sent = bytes | memoryview
@@ -297,14 +297,14 @@ def cost_of_message(method: str, body: Sent) -> int:
 def field_at(body: Sent, at: int, end: int) -> tuple[int, int, int]:
     """Return a field's number, and where its content begins and ends; all of the rest if bad."""
     try:
-        tag, begin = varint.decode(body, at, bits=32)
+        tag, begin = decode_varint(body, at, bits=32)
         match tag & 7:
             case 0:
-                _, stop = varint.decode(body, begin, bits=64)
+                _, stop = decode_varint(body, begin, bits=64)
             case 1:
                 stop = begin + 8
             case 2:
-                size, begin = varint.decode(body, begin, bits=32)
+                size, begin = decode_varint(body, begin, bits=32)
                 stop = begin + size
             case 5:
                 stop = begin + 4

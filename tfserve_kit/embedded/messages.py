@@ -20,8 +20,8 @@ from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.manager import ServableStatus, VersionState
 from tfserve_kit.embedded.status import encoded, invalid
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
-from tfserve_kit.tensors import from_proto, varint
-from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError
+from tfserve_kit.tensors import from_proto
+from tfserve_kit.tensors.proto import MAX_FILLED_BYTES, ForeignTensorError, encode_varint
 
 
 class PredictInputs(Mapping[str, Any]):
@@ -268,7 +268,7 @@ def _example(value: Any) -> bytes:
 
 def _field(content: bytes, *, number: int = 1) -> bytes:
     """Return a field of an Example: features = 1, its entries = 1, key = 1 and value = 2."""
-    return varint.encode(number << 3 | 2) + varint.encode(len(content)) + content
+    return encode_varint(number << 3 | 2) + encode_varint(len(content)) + content
 
 
 def _add(feature: Any, name: str, element: Any) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import input_files, protos
-from tfserve_kit.tensors import dtypes, varint
+from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
+from tfserve_kit.tensors.proto import decode_varint
 
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
@@ -146,8 +147,8 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
     """Read a block handle; return the block's offset and size, and where the handle ends."""
-    offset, at = varint.decode(data, at)
-    size, at = varint.decode(data, at)
+    offset, at = decode_varint(data, at)
+    size, at = decode_varint(data, at)
     return offset, size, at
 
 
@@ -158,9 +159,9 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     (restarts,) = struct.unpack("<I", block[-4:])
     end, at, key = size - 4 * (restarts + 1), 0, b""
     while at < end:
-        shared, at = varint.decode(block, at)
-        own, at = varint.decode(block, at)
-        length, at = varint.decode(block, at)
+        shared, at = decode_varint(block, at)
+        own, at = decode_varint(block, at)
+        length, at = decode_varint(block, at)
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.tensors import dtypes, varint
+from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors.dtypes import DType
 
 # A tensor may name at most this many dimensions (tensorflow/core/framework/tensor_shape.h).
@@ -287,7 +287,7 @@ def _content_strings(content: bytes, count: int) -> list[bytes]:
 
 def _length(content: bytes, at: int) -> tuple[int, int]:
     try:
-        return varint.decode(content, at, bits=32)
+        return decode_varint(content, at, bits=32)
     except ValueError as error:
         raise TensorError("string content ends within a length") from error
 
@@ -354,7 +354,7 @@ def predict_response(
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + varint.encode(len(content)) + content
+    return tag + encode_varint(len(content)) + content
 
 
 def _entry(tag: bytes, alias: str, array: NDArray[Any], *, as_content: bool) -> list[Piece]:
@@ -394,11 +394,39 @@ def _numbers_start(
     size = math.prod(shape) * numpy.itemsize
     head: bytes = header(dtype.number, shape).SerializeToString()
     if size:
-        head += numbers + varint.encode(size)
+        head += numbers + encode_varint(size)
     return _entry_start(tag, alias, len(head) + size) + head
 
 
 def _entry_start(tag: bytes, alias: str, tensor_bytes: int) -> bytes:
     """Return the bytes of a map entry before its TensorProto."""
-    inner = _field(_KEY, alias.encode()) + _VALUE + varint.encode(tensor_bytes)
-    return tag + varint.encode(len(inner) + tensor_bytes) + inner
+    inner = _field(_KEY, alias.encode()) + _VALUE + encode_varint(tensor_bytes)
+    return tag + encode_varint(len(inner) + tensor_bytes) + inner
+
+
+def decode_varint(data: bytes | memoryview, at: int, *, bits: int = 64) -> tuple[int, int]:
+    """Return the varint of at most `bits` bits that begins at `at`, and where it ends.
+
+    Raises:
+        ValueError: the data ends within the number, or the number does not end.
+    """
+    value = 0
+    for shift in range(0, bits, 7):
+        if at >= len(data):
+            raise ValueError("the data ends within a number")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follows)
+            return value, at
+    raise ValueError("a number does not end")
+
+
+def encode_varint(value: int) -> bytes:
+    """Return a number >= 0 as protobuf and TensorFlow's files write it: seven bits a byte."""
+    encoded = bytearray()
+    while value > 0x7F:  # noqa: PLR2004 (seven bits a byte)
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -27,7 +27,8 @@ from tfserve_kit.embedded.ledger import (
 from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.rest_surface import RestSurface
 from tfserve_kit.embedded.status import Code, ServingError
-from tfserve_kit.tensors import to_proto, varint
+from tfserve_kit.tensors import to_proto
+from tfserve_kit.tensors.proto import encode_varint
 
 TOTAL = 1600
 A_LONE_CLIENTS = 1200  # four times what is then free, of fifteen sixteenths
@@ -203,7 +204,7 @@ PREDICT = protos.METHODS["Predict"].path
 
 
 def field(number, content):
-    return varint.encode(number << 3 | 2) + varint.encode(len(content)) + content
+    return encode_varint(number << 3 | 2) + encode_varint(len(content)) + content
 
 
 def predict_of(tensor):

@@ -25,7 +25,7 @@ from tfserve_kit.repository.intake import Limits, checked_name
 from tfserve_kit.repository.manifest import Manifest
 from tfserve_kit.savedmodel import checkpoint
 from tfserve_kit.savedmodel.scan import scan_graph
-from tfserve_kit.tensors import varint
+from tfserve_kit.tensors.proto import encode_varint
 
 DEEP = 100_000
 SIZE = 3 << 30
@@ -196,7 +196,7 @@ class TestIndex:
 
         def block(entries):
             data = b"".join(
-                varint.encode(shared) + varint.encode(len(key)) + varint.encode(len(value))
+                encode_varint(shared) + encode_varint(len(key)) + encode_varint(len(value))
                 + key + value
                 for shared, key, value in entries
             )  # fmt: skip
@@ -207,12 +207,12 @@ class TestIndex:
             found.append((len(out), len(block(entries))))
             out += block(entries) + bytes(5)
         index = [
-            (0, b"k", varint.encode(offset) + varint.encode(size))
+            (0, b"k", encode_varint(offset) + encode_varint(size))
             for offset, size in (handles(found) if handles else found)
         ]
         at, size = len(out), len(block(index))
         out += block(index) + bytes(5)
-        footer = varint.encode(0) * 2 + varint.encode(at) + varint.encode(size)
+        footer = encode_varint(0) * 2 + encode_varint(at) + encode_varint(size)
         return out + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
     def test_one_block_named_a_thousand_times(self, tmp_path):
@@ -337,7 +337,7 @@ class TestMemory:
 
     def test_graph_that_unfolds_is_refused_before_the_machine_is_full(self, model, tmp_path):
         def field(data):
-            return b"\x12" + varint.encode(len(data)) + data
+            return b"\x12" + encode_varint(len(data)) + data
 
         (model / "saved_model.pb").write_bytes(field(field(b"\x0a\x00" * 20_000_000)))
         code = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.tensors.drawn import arrays, string_array, string_arrays
 from tfserve_kit import protos
 from tfserve_kit.tensors import TensorError, dtypes, from_proto, proto, to_proto
-from tfserve_kit.tensors.proto import ForeignTensorError
+from tfserve_kit.tensors.proto import ForeignTensorError, decode_varint, encode_varint
 
 
 def tensor(dtype, shape, **fields):
@@ -299,3 +299,25 @@ class TestRefusals:
         for message in (tensor("double", [3]), tensor("string", [3])):
             with pytest.raises(TensorError):
                 from_proto(message)
+
+
+class TestVarint:
+    @given(st.integers(0, 2**64 - 1), st.binary(max_size=3), st.binary(max_size=3))
+    def test_what_is_encoded_decodes_wherever_it_stands(self, value, before, after):
+        data = before + encode_varint(value) + after
+        assert decode_varint(data, len(before)) == (value, len(data) - len(after))
+
+    @pytest.mark.parametrize(("value", "data"), [
+        (0, b"\x00"), (127, b"\x7f"), (128, b"\x80\x01"), (300, b"\xac\x02"),
+    ])  # fmt: skip
+    def test_bytes_are_protobuf_s(self, value, data):
+        assert encode_varint(value) == data
+
+    @pytest.mark.parametrize("data", [b"", b"\x80", b"\xff" * 9])
+    def test_number_that_the_data_cuts_off_is_refused(self, data):
+        with pytest.raises(ValueError, match="ends within"):
+            decode_varint(data, 0)
+
+    def test_number_that_does_not_end_is_refused(self):
+        with pytest.raises(ValueError, match="does not end"):
+            decode_varint(b"\xff" * 20, 0)

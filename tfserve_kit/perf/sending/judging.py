@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tfserve_kit import protos
-from tfserve_kit.clients.json_text import read_json
 from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Tally
 from tfserve_kit.perf.samples import (
@@ -22,8 +21,10 @@ from tfserve_kit.perf.samples import (
     UNREADABLE_ANSWER,
     WRONG_DTYPE,
 )
-from tfserve_kit.tensors import TensorError, dtypes, from_proto, varint
+from tfserve_kit.tensors import TensorError, dtypes, from_proto
 from tfserve_kit.tensors import json as tensor_json
+from tfserve_kit.tensors.json import read_json
+from tfserve_kit.tensors.proto import decode_varint
 
 _MOST_PATTERNS, _MOST_KEPT_BYTES = 64, 1 << 24  # of all patterns together
 _SAMPLED = 0x3FF  # every 1,024th
@@ -254,15 +255,15 @@ def _holes_of_tensor(body: bytes, start: int, end: int) -> Iterator[_Hole]:
 def _fields(body: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield number, start and end of each field that says its length."""
     while at < end:
-        tag, at = varint.decode(body, at, bits=64)
+        tag, at = decode_varint(body, at, bits=64)
         if tag & 7 == _LENGTH_KIND:
-            size, at = varint.decode(body, at, bits=64)
+            size, at = decode_varint(body, at, bits=64)
             yield tag >> 3, at, at + size
             at += size
         elif (width := _WIDTHS.get(tag & 7)) is not None:
             at += width
         else:
-            _, at = varint.decode(body, at, bits=64)
+            _, at = decode_varint(body, at, bits=64)
 
 
 class _RestJudge(_Judge):

@@ -9,15 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tfserve_kit.clients import json_text
-from tfserve_kit.clients.json_text import read, read_json, to_text
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import ServerFault
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 from tfserve_kit.tensors import json as tensor_json
-from tfserve_kit.tensors.json import answer, to_value
+from tfserve_kit.tensors.json import answer, read_columns, read_json, to_text, to_value
 
 NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64", "uint64"]
 
@@ -25,8 +23,8 @@ NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64",
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Read small bodies quickly too, in many pieces."""
-    monkeypatch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
-    monkeypatch.setattr("tfserve_kit.clients.json_text._PIECE_BYTES", 3)
+    monkeypatch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
+    monkeypatch.setattr("tfserve_kit.tensors.json._PIECE_BYTES", 3)
 
 
 def known(*names):
@@ -35,9 +33,9 @@ def known(*names):
 
 def agree(body, outputs):
     """Read a body in both ways, which must give the same arrays."""
-    found = read(body, outputs)
+    found = read_columns(body, outputs)
     assert found is not None
-    expected = answer(json_text.read_json(body), outputs)
+    expected = answer(read_json(body), outputs)
     assert found.keys() == expected.keys()
     for alias, array in found.items():
         np.testing.assert_array_equal(array, expected[alias], strict=True)
@@ -54,7 +52,7 @@ def drawn(name):
 def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
     name, array = one
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
         body = json.dumps({"outputs": to_value(array)}, indent=indent).encode()
         agree(body, known(name))
 
@@ -63,7 +61,7 @@ def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
 @given(drawn("float"), drawn("int64"))
 def test_several_outputs_are_read_by_their_names(first, second):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfserve_kit.clients.json_text.LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
         document = {"outputs": {"out1": to_value(second), "out0": to_value(first)}}
         agree(json.dumps(document).encode(), known("float", "int64"))
 
@@ -86,7 +84,7 @@ def test_several_outputs_are_read_by_their_names(first, second):
     ],
 )  # fmt: skip
 def test_what_is_not_regular_is_left_to_the_general_reader(outputs, names):
-    assert read(b'{"outputs": %s}' % outputs.encode(), known(*names)) is None
+    assert read_columns(b'{"outputs": %s}' % outputs.encode(), known(*names)) is None
 
 
 @pytest.mark.parametrize(
@@ -94,14 +92,14 @@ def test_what_is_not_regular_is_left_to_the_general_reader(outputs, names):
     [b"", b"[", b"{}", b'{"predictions": [1]}', b'{"error": "no"}', b'{"outputs": [1]', b"\xff"],
 )
 def test_other_bodies_are_left_too(body):
-    assert read(body, known("float")) is None
+    assert read_columns(body, known("float")) is None
 
 
 @given(st.binary(max_size=40) | st.text('[]{}",:0123456789.eE+-NaInfity "', max_size=40))
 def test_no_body_makes_it_stumble(noise):
     tail = noise.encode() if isinstance(noise, str) else noise
     for start in (b"", b'{"outputs":', b'{"outputs":['):
-        read(start + tail, known("float"))
+        read_columns(start + tail, known("float"))
 
 
 def test_words_that_are_numbers_are_read():
@@ -113,11 +111,11 @@ def test_outputs_of_a_dictionary_with_one_are_read():
 
 
 def test_memory_holds_little_beside_the_array(monkeypatch):
-    monkeypatch.setattr("tfserve_kit.clients.json_text._PIECE_BYTES", 1 << 14)
+    monkeypatch.setattr("tfserve_kit.tensors.json._PIECE_BYTES", 1 << 14)
     body = b'{"outputs": [%s]}' % b",".join([b"[" + b",".join([b"0.5"] * 1000) + b"]"] * 500)
     tracemalloc.start()
     try:
-        found = read(body, known("float"))
+        found = read_columns(body, known("float"))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -155,7 +153,7 @@ def test_what_is_no_json_at_all_is_said_to_be_none():
 def library(request, monkeypatch):
     """Both ways to write and read JSON."""
     if request.param == "json":
-        monkeypatch.setattr(json_text, "orjson", None)
+        monkeypatch.setattr(tensor_json, "orjson", None)
     else:
         pytest.importorskip("orjson")
 
