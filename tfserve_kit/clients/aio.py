@@ -5,11 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from tfserve_kit.clients.attempts import Attempts
 from tfserve_kit.clients.inputs import Features, Inputs
 from tfserve_kit.clients.operations import Batch, OnError, Operations
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
-from tfserve_kit.clients.protocol import Flow, Inferred, Outcome, Send, ServerProtocol, with_headers
+from tfserve_kit.clients.protocol import (
+    Attempts,
+    Flow,
+    Inferred,
+    Outcome,
+    Send,
+    ServerProtocol,
+    with_headers,
+)
 from tfserve_kit.clients.results import (
     BatchPrediction,
     Classification,

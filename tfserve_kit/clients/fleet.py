@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 from tfserve_kit.clients import addresses, server_messages
 from tfserve_kit.clients.addresses import Address
-from tfserve_kit.clients.attempts import Attempts, Deadline
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.protocol import (
+    Attempts,
     Call,
+    Deadline,
     Flow,
     Loss,
     Lost,

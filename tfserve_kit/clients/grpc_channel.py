@@ -177,7 +177,7 @@ def _arguments(options: Options, *, is_alone: bool) -> list[tuple[str, int | str
         ("grpc.max_send_message_length", -1),
         # A proxy for the web is none for the model server.
         ("grpc.enable_http_proxy", 0),
-        # What may be repeated is decided in `attempts.py` alone.
+        # What may be repeated is decided by `Attempts` alone.
         ("grpc.enable_retries", 0),
         # A server that comes back is found after a tenth of a second, not after one or more.
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tfserve_kit.clients import server_messages
-from tfserve_kit.clients.attempts import Attempts, Deadline
 from tfserve_kit.clients.inputs import (
     Features,
     Inputs,
@@ -20,7 +19,16 @@ from tfserve_kit.clients.inputs import (
     to_examples,
     unchecked,
 )
-from tfserve_kit.clients.protocol import Answer, Arrays, Call, Flow, Inferred, ServerProtocol
+from tfserve_kit.clients.protocol import (
+    Answer,
+    Arrays,
+    Attempts,
+    Call,
+    Deadline,
+    Flow,
+    Inferred,
+    ServerProtocol,
+)
 from tfserve_kit.clients.results import (
     BatchPrediction,
     Classification,

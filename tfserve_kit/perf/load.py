@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from tfserve_kit.clients import addresses
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import UsageError
-from tfserve_kit.perf.expectations import Expected
+
+if TYPE_CHECKING:
+    from tfserve_kit.perf.sending.judging import Expected
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class Payload(NamedTuple):
     path: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
-    expects: Expected | None = None
+    expects: "Expected | None" = None
 
 
 @dataclass(frozen=True, slots=True)

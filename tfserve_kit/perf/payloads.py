@@ -27,9 +27,9 @@ from tfserve_kit.clients.options import Headers, OptionNames, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.errors import InvalidRequest, UsageError, file_error
-from tfserve_kit.perf import expectations
-from tfserve_kit.perf.expectations import Expected
 from tfserve_kit.perf.load import Payload, Protocol
+from tfserve_kit.perf.sending import judging
+from tfserve_kit.perf.sending.judging import Expected
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.savedmodel import Signature, TensorSpec, choose_signature, warmup
@@ -482,7 +482,7 @@ class Preparer:
                 graph = PictureGraph(folder, chosen.name)
                 self._inputs = inputs_of(self._source, chosen, self._batch, note, graph)
             trial = client.predict(target, self._inputs[0], timeout_s=self._timeout_s)
-        expected = expectations.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
+        expected = judging.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
         headers = (options or {}).get("headers", {})
         made = encoded(_protocol(url), url, target, self._inputs, expected, headers)
         assumed = assumptions(chosen, drawn=self._source == RANDOM)
@@ -500,7 +500,7 @@ class Preparer:
         called = [
             (choose_signature(found.signatures, each.signature), each.inputs) for each in requests
         ]
-        expected = expectations.of_calls(called, trial.outputs)
+        expected = judging.of_calls(called, trial.outputs)
         protocol, headers = _protocol(url), (options or {}).get("headers", {})
         made = [
             predict_payload(protocol, url, *call, expects, headers)

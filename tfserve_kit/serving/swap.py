@@ -23,7 +23,7 @@ from tfserve_kit.errors import (
     UsageError,
 )
 from tfserve_kit.perf import payloads
-from tfserve_kit.perf.expectations import Expected
+from tfserve_kit.perf.sending.judging import Expected
 from tfserve_kit.perf.stats import quantile
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository.versions import retire, rollback

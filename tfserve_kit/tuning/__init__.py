@@ -1,7 +1,7 @@
 """Settings of a server found by trying them: which batching serves the most requests in time."""
 
-from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, HighestRate, LowestLatency
+from tfserve_kit.tuning.study import Candidate, Space
 from tfserve_kit.tuning.tune import CandidateServer, Effort, Tuned, tune, tune_deployment
 
 __all__ = [

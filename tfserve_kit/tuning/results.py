@@ -12,9 +12,8 @@ from tfserve_kit.deployment import DEFAULT_FILE, render
 from tfserve_kit.deployment.flags import BATCHING_CONFIG
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.errors import UsageError, file_error
-from tfserve_kit.tuning.candidate import Candidate
 from tfserve_kit.tuning.goals import CONFIDENCE, LEAST_ROUNDS, Goal, Point, Proof, front
-from tfserve_kit.tuning.study import Tried
+from tfserve_kit.tuning.study import Candidate, Tried
 from tfserve_kit.tuning.tune import DEFAULT, Tuned
 
 # Begins the files that are tfkit's own: a deployment file that is rewritten in its place is not.

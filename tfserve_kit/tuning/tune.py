@@ -25,9 +25,8 @@ from tfserve_kit.perf.payloads import RANDOM, Preparer
 from tfserve_kit.perf.stats import Summary
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access, launch
-from tfserve_kit.tuning.candidate import Candidate, Space
 from tfserve_kit.tuning.goals import Goal, Proof, Score
-from tfserve_kit.tuning.study import Study, Tried
+from tfserve_kit.tuning.study import Candidate, Space, Study, Tried
 
 _WARMUP_S = 1.0
 _WARMUP_IN_FLIGHT = 16

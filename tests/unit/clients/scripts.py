@@ -1,10 +1,9 @@
 """Flows run over scripts: a list of outcomes, a clock that only moves when it is told to."""
 
-from tfserve_kit.clients.attempts import Attempts
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.operations import Batch, Operations
 from tfserve_kit.clients.options import Options
-from tfserve_kit.clients.protocol import Lost, Reply, Send
+from tfserve_kit.clients.protocol import Attempts, Lost, Reply, Send
 from tfserve_kit.clients.rest import RestProtocol
 
 __all__ = ["Batch", "FakeClock", "Run", "attempts", "failed", "operations"]

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from tfserve_kit import protos
 from tfserve_kit.perf import samples
-from tfserve_kit.perf.expectations import Expected, of_calls
 from tfserve_kit.perf.load import Payload
-from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.judging import Expected, Judges, of_calls
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes, to_proto
 

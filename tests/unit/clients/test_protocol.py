@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from tests.unit.clients.scripts import FakeClock, Run, attempts, failed, lost
-from tfserve_kit.clients.attempts import RetryBudget
-from tfserve_kit.clients.protocol import Call, GrpcRequest, Loss, Reply
+from tfserve_kit.clients.protocol import Call, GrpcRequest, Loss, Reply, _RetryBudget
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -179,7 +178,7 @@ def test_hedge_is_allowed_as_long_as_there_are_tokens(clock):
 
 
 def test_bucket_holds_a_number_of_tokens_and_no_more():
-    budget = RetryBudget(share=0.5, most=2)
+    budget = _RetryBudget(share=0.5, most=2)
     for _ in range(9):
         budget.earn()
     assert [budget.spend() for _ in range(3)] == [True, True, False]
