@@ -35,7 +35,7 @@ from tfserve_kit.clients.protocol import (
     Sleep,
 )
 from tfserve_kit.clients.results import Target
-from tfserve_kit.clients.rotation import PROBE_S, Replica, Rotation, Sign
+from tfserve_kit.clients.rotation import PROBE_S, Replica, Rotation
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import RequestError, ServerUnreachable, UsageError
 from tfserve_kit.http.messages import HttpRequest
@@ -149,10 +149,10 @@ class Fleet:
 
     def gave(self, sent: "_Sent") -> None:
         """Note what came of a request; nothing is as good as a caller that stopped waiting."""
-        sign = Sign.NONE
+        is_alive = None
         if sent.outcome is not None and not sent.is_given_up:
-            sign = self.sign(sent.outcome)
-        self.rotation.gave(sent.replica, sign)
+            is_alive = self.is_sign_of_life(sent.outcome)
+        self.rotation.gave(sent.replica, is_alive=is_alive)
 
     def told(self, replica: Replica, transport: Any, asked_s: float, outcome: Outcome) -> None:
         """Note the answer to a probe; give up the connections of a replica that gives none.
@@ -160,24 +160,22 @@ class Fleet:
         One that was only silent is alive if it speaks HTTP at all, whatever it says to `/`.
         """
         speaks = isinstance(outcome, Reply) and outcome.status.isdigit() and not replica.is_out
-        is_alive = speaks or self.sign(outcome) is Sign.ALIVE
+        is_alive = speaks or bool(self.is_sign_of_life(outcome))
         if self.rotation.told(replica, is_alive=is_alive, asked_s=asked_s):
             if not self._is_closed and replica.url in self._sources:
                 replica.transport = self._transport(replica.url)
             self._discard(transport)
 
     @staticmethod
-    def sign(outcome: Outcome) -> Sign:
-        """Return what an outcome says of the replica."""
+    def is_sign_of_life(outcome: Outcome) -> bool | None:
+        """Say whether an outcome shows that the replica lives; None where it shows neither."""
         if outcome.ok:
-            return Sign.ALIVE
+            return True
         if isinstance(outcome, Lost):
-            if outcome.how is Loss.LATE:
-                return Sign.NONE
-            return Sign.ALIVE if outcome.how is Loss.TOO_LARGE else Sign.DEAD
+            return None if outcome.how is Loss.LATE else outcome.how is Loss.TOO_LARGE
         if outcome.status in {"DEADLINE_EXCEEDED", "CANCELLED"}:
-            return Sign.NONE
-        return Sign.DEAD if _is_away(outcome) else Sign.ALIVE
+            return None
+        return not _is_away(outcome)
 
     def _ask(self, replica: Replica) -> None:
         """Send a probe: any answer will do."""

@@ -6,7 +6,6 @@ Rules over outcomes and time, without input or output; `fleet.py` sends, `perf/`
 import random
 import threading
 from collections.abc import Callable, Collection, Iterable
-from enum import Enum
 from typing import Any
 
 from tfserve_kit.clock import Clock
@@ -17,14 +16,6 @@ QUIET_S = 0.2
 PROBE_S = 0.5
 # The longest pause before the first question to a replica that was left out; it doubles.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 1.0
-
-
-class Sign(Enum):
-    """What an outcome says of the replica that it came from."""
-
-    ALIVE = "it answered, if only to refuse"
-    DEAD = "it cannot be reached, or broke off"
-    NONE = "the caller stopped waiting"
 
 
 class Replica:
@@ -106,14 +97,20 @@ class Rotation:
             best.outstanding += 1
             return best
 
-    def gave(self, replica: Replica, sign: Sign) -> None:
-        """Note what came of a request that was outstanding."""
+    def gave(self, replica: Replica, *, is_alive: bool | None) -> None:
+        """Note what came of a request that was outstanding.
+
+        Args:
+            replica: the one that it was sent to.
+            is_alive: whether it answered, if only to refuse; False if it cannot be reached or broke
+                off, None if the caller stopped waiting.
+        """
         with self._lock:
             replica.outstanding -= 1
-            if sign is Sign.ALIVE:
+            if is_alive:
                 replica.failures, replica.retry_at_s, replica.owes = 0, None, False
                 replica.quiet_since_s = self._clock.now_s()
-            elif sign is Sign.NONE:
+            elif is_alive is None:
                 replica.owes = True
             elif replica.retry_at_s is None:
                 self._leave_out(replica)

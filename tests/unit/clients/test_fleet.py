@@ -22,7 +22,6 @@ from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.protocol import Call, GrpcRequest, HttpRequest, Loss, Reply
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
-from tfserve_kit.clients.rotation import Sign
 from tfserve_kit.clients.sync import run
 from tfserve_kit.errors import (
     InvalidRequest,
@@ -262,7 +261,7 @@ def test_page_of_a_proxy_is_a_sign_of_life_but_does_not_bring_a_replica_back():
     calls.clock.sleep(1.0)
     calls.fleet.tick()
     assert not replica.is_out
-    calls.fleet.rotation.gave(replica, Sign.DEAD)
+    calls.fleet.rotation.gave(replica, is_alive=False)
     calls.clock.sleep(1.0)
     calls.fleet.tick()
     assert replica.is_out

@@ -11,7 +11,6 @@ from tfserve_kit.clients.rotation import (
     PROBE_S,
     QUIET_S,
     Rotation,
-    Sign,
 )
 
 URLS = ("a", "b", "c")
@@ -31,17 +30,17 @@ def replicas(clock):
     return rotation(clock)
 
 
-def use(replicas, sign, tried=()):
+def use(replicas, is_alive, tried=()):
     """Send a request, have it end; return the replica."""
     taken = replicas.take(tried)
-    replicas.gave(taken, sign)
+    replicas.gave(taken, is_alive=is_alive)
     return taken
 
 
 def down(replicas, url):
     """Have a replica fail."""
     for each in [replicas.take() for _ in replicas.replicas]:
-        replicas.gave(each, Sign.DEAD if each.url == url else Sign.ALIVE)
+        replicas.gave(each, is_alive=each.url != url)
 
 
 def named(found):
@@ -49,24 +48,24 @@ def named(found):
 
 
 def test_replicas_take_turns_where_none_is_busier(replicas):
-    assert sorted(named(use(replicas, Sign.ALIVE) for _ in range(6))) == sorted(URLS * 2)
+    assert sorted(named(use(replicas, True) for _ in range(6))) == sorted(URLS * 2)
 
 
 def test_requests_that_alternate_with_others_are_spread_all_the_same(clock):
     replicas = Rotation("ab", clock)
-    every_second = [use(replicas, Sign.ALIVE) for _ in range(400)][::2]
+    every_second = [use(replicas, True) for _ in range(400)][::2]
     assert 60 < named(every_second).count("a") < 140
 
 
 def test_one_with_the_fewest_outstanding_requests_is_next(replicas):
     busy = [replicas.take() for _ in range(6)]
-    replicas.gave(busy[4], Sign.ALIVE)
+    replicas.gave(busy[4], is_alive=True)
     assert replicas.take() is busy[4]
 
 
 def test_one_that_fails_is_left_out_and_asked_after_a_pause(replicas, clock):
     down(replicas, "b")
-    assert "b" not in named(use(replicas, Sign.ALIVE) for _ in range(20))
+    assert "b" not in named(use(replicas, True) for _ in range(20))
     assert replicas.to_ask() == []
     clock.sleep(FIRST_PAUSE_S)
     assert named(replicas.to_ask()) == ["b"]
@@ -78,7 +77,7 @@ def test_one_that_answers_a_probe_takes_requests_again(replicas, clock):
     clock.sleep(FIRST_PAUSE_S)
     (asked,) = replicas.to_ask()
     assert not replicas.told(asked, is_alive=True, asked_s=clock.now_s())
-    assert "b" in named(use(replicas, Sign.ALIVE) for _ in range(3))
+    assert "b" in named(use(replicas, True) for _ in range(3))
 
 
 def test_pauses_grow_until_a_request_is_answered(replicas, clock):
@@ -92,7 +91,7 @@ def test_pauses_grow_until_a_request_is_answered(replicas, clock):
         replicas.told(asked[0], is_alive=True, asked_s=clock.now_s())
     assert pauses_s == pytest.approx([0.2, 0.4, 0.8, LONGEST_PAUSE_S, LONGEST_PAUSE_S], abs=0.051)
     for _ in range(3):
-        use(replicas, Sign.ALIVE)
+        use(replicas, True)
     down(replicas, "b")
     clock.sleep(FIRST_PAUSE_S)
     assert named(replicas.to_ask()) == ["b"]
@@ -101,7 +100,7 @@ def test_pauses_grow_until_a_request_is_answered(replicas, clock):
 def test_many_requests_that_fail_at_once_are_one_failure(replicas, clock):
     taken = [replicas.take() for _ in range(30)]
     for each in taken:
-        replicas.gave(each, Sign.DEAD if each.url == "b" else Sign.ALIVE)
+        replicas.gave(each, is_alive=each.url != "b")
     clock.sleep(FIRST_PAUSE_S)
     assert named(replicas.to_ask()) == ["b"]
 
@@ -146,39 +145,39 @@ def test_answer_that_comes_during_the_probe_counts(replicas, clock):
     replicas.to_ask()
     asked_s = clock.now_s()
     clock.sleep(0.1)
-    replicas.gave(slow, Sign.ALIVE)
+    replicas.gave(slow, is_alive=True)
     assert not replicas.told(slow, is_alive=False, asked_s=asked_s)
 
 
 def test_short_deadlines_do_not_hide_a_silent_one(replicas, clock):
     """Each caller stops waiting before the replica is asked."""
-    silent = use(replicas, Sign.NONE)
+    silent = use(replicas, None)
     for _ in range(3):
         clock.sleep(QUIET_S / 2)
         while replicas.take() is not silent:
             pass
-        replicas.gave(silent, Sign.NONE)
+        replicas.gave(silent, is_alive=None)
     assert silent in replicas.to_ask()
 
 
 def test_idle_replicas_are_left_in_peace(replicas, clock):
     for _ in range(3):
-        use(replicas, Sign.ALIVE)
+        use(replicas, True)
     clock.sleep(1000)
     assert replicas.to_ask() == []
 
 
 def test_another_one_is_taken_for_a_request_that_failed(replicas):
-    first = use(replicas, Sign.DEAD)
-    second = use(replicas, Sign.DEAD, [first])
-    third = use(replicas, Sign.DEAD, [first, second])
+    first = use(replicas, False)
+    second = use(replicas, False, [first])
+    third = use(replicas, False, [first, second])
     assert sorted(named([first, second, third])) == sorted(URLS)
     assert replicas.take([first, second, third]).is_out  # rather than none at all
 
 
 def test_full_one_is_asked_again_rather_than_one_left_out(replicas):
     down(replicas, "b")
-    full = [use(replicas, Sign.ALIVE), use(replicas, Sign.ALIVE)]
+    full = [use(replicas, True), use(replicas, True)]
     assert not replicas.take(full).is_out
 
 
@@ -192,7 +191,7 @@ def test_replicas_that_stay_keep_what_is_known_of_them(replicas):
 ACTIONS = st.lists(
     st.one_of(
         st.just("take"),
-        st.tuples(st.just("gave"), st.integers(0, 50), st.sampled_from(Sign)),
+        st.tuples(st.just("gave"), st.integers(0, 50), st.sampled_from([True, False, None])),
         st.tuples(st.just("sleep"), st.floats(0, 2)),
         st.just("ask"),
         st.tuples(st.just("told"), st.integers(0, 50), st.booleans()),
@@ -217,7 +216,7 @@ def test_whatever_happens_the_books_are_right(actions):
                 each.outstanding - (each is taken) for each in in_rotation or replicas.replicas
             )
         elif action == "gave" and owed:
-            replicas.gave(owed.pop(given_[0] % len(owed)), given_[1])
+            replicas.gave(owed.pop(given_[0] % len(owed)), is_alive=given_[1])
         elif action == "sleep":
             clock.sleep(given_[0])
         elif action == "ask":

@@ -39,7 +39,7 @@ def run(
             still in flight then is cancelled. Ctrl-C does the same, in the main thread; a second
             one raises KeyboardInterrupt.
         progress: is told how many requests have ended, and the first message of each failure; a
-            SnapshotListener is told more, see `snapshots`.
+            `driving.SnapshotListener` is told more.
         started: called once all connections stand, with the moment that the samples count from,
             on `time.monotonic_ns`'s clock.
 
@@ -51,8 +51,8 @@ def run(
 
     check(load, payloads)
     stop = stop or threading.Event()
-    parts, control = shares(load), workers.Control(stop, progress, started)
+    parts = shares(load)
     with workers.stopped_by_ctrl_c(stop):
         if len(parts) == 1:
-            return workers.alone(parts[0], payloads, control)
-        return workers.together(parts, payloads, control)
+            return workers.alone(parts[0], payloads, stop, progress, started)
+        return workers.together(parts, payloads, stop, progress, started)

@@ -1,6 +1,6 @@
 """The loop: sends what is due, notes what comes back, gives up what takes too long.
 
-Schedules are state machines without a clock of their own; connections are whatever fits `Pool`.
+Schedules are state machines without a clock of their own; connections fit `pools.Pool`.
 
 Times are kept in columns of 64-bit integers, which take a request's worth of memory each, and
 become samples at the end. Nothing here waits busily for long: the loop sleeps until 150 us before
@@ -13,9 +13,8 @@ import threading
 import time
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from queue import SimpleQueue
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from tfserve_kit.perf import samples, stats
 from tfserve_kit.perf.load import Closed, Open
 from tfserve_kit.perf.samples import CANCELLED_AT_END, OK, SAMPLE, Samples
-from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.pools import Pool
 from tfserve_kit.progress import Progress
 
 
@@ -71,78 +70,6 @@ class SnapshotListener(Progress, Protocol):
 
     def snapshot(self, seen: Snapshot) -> None:
         """Look at the run; called in a thread of its own, about twice a second."""
-
-
-class SnapshotThread:
-    """Passes snapshots on in a thread of its own, during a `with` block."""
-
-    def __init__(self, tell: Callable[[Snapshot], object]) -> None:
-        self._tell = tell
-        self._queue: SimpleQueue[Snapshot | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def put(self, seen: Snapshot) -> None:
-        """Take a snapshot; never waits."""
-        self._queue.put(seen)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (seen := self._queue.get()) is not None:
-            self._tell(seen)
-
-
-class SnapshotMerger:
-    """Puts the snapshots of several workers together, one of each.
-
-    Args:
-        count: number of workers.
-        tell: takes what they make together.
-    """
-
-    def __init__(self, count: int, tell: Callable[[Snapshot], object]) -> None:
-        self._count, self._tell = count, tell
-        self._last: dict[int, Snapshot] = {}
-        self._new: dict[int, Snapshot] = {}
-
-    def take(self, worker: int, seen: Snapshot) -> None:
-        """Take a worker's snapshot; one that has ended before the others is not waited for."""
-        if worker in self._new:
-            self._tell_all()
-        self._new[worker] = seen
-        if len(self._new) == self._count:
-            self._tell_all()
-
-    def _tell_all(self) -> None:
-        self._last |= self._new
-        all_ns = array("q")
-        for each in self._new.values():
-            all_ns.extend(each.latencies_ns)
-        seen = self._last.values()
-        self._tell(
-            Snapshot(
-                max(each.at_ns for each in seen),
-                _if_all(max, [each.end_ns for each in seen]),
-                sum(each.ended for each in seen),
-                _if_all(sum, [each.total for each in seen]),
-                sum(each.failed for each in seen),
-                sum(each.in_flight for each in seen),
-                _if_all(max, [each.late_ns for each in self._new.values()]),
-                all_ns,
-            )
-        )
-        self._new = {}
-
-
-def _if_all(combine: Callable[[Iterable[int]], int], values: list[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return combine(known) if len(known) == len(values) else None
 
 
 _SECOND_NS = 1_000_000_000
@@ -251,53 +178,6 @@ class OpenFeed:
 def feed(schedule: Closed | Open) -> ClosedFeed | OpenFeed:
     """Return a schedule at its beginning."""
     return ClosedFeed(schedule) if isinstance(schedule, Closed) else OpenFeed(schedule)
-
-
-# After an attempt to connect has failed, the next one waits this long.
-RETRY_NS = 100_000_000
-
-
-# The end of a request: key, status of a sample, when the first byte of the answer came, when the
-# last one did (both as the pool's clock gives it), and the length of its body or message.
-Finished = tuple[int, int, int, int, int]
-
-
-class Pool(Protocol):
-    """Connections that requests are sent over; used by one thread.
-
-    Requests that have no connection yet, or whose connection takes no more at once, wait inside.
-    Whatever happens, each request that was started is returned by `wait` once, unless it was
-    cancelled before.
-    """
-
-    sends_at_once: bool  # whether `start` sends, rather than `flush`
-    judges: Judges  # of what answers hold
-
-    @property
-    def notes(self) -> dict[int, str]:
-        """What the server said with the first answer of each status but OK."""
-
-    @property
-    def replicas(self) -> "array[int] | None":
-        """Of a fleet, which server each request went to, by key."""
-
-    def open(self, timeout_s: float) -> None:
-        """Connect, before the start; raises ServerUnreachable."""
-
-    def start(self, keys: Sequence[int]) -> None:
-        """Take requests; key modulo the number of payloads says which of them each sends."""
-
-    def flush(self) -> None:
-        """Hand over to the operating system what was started."""
-
-    def wait(self, timeout_s: float) -> list[Finished]:
-        """Return the requests that ended, as soon as there are any or the time is up."""
-
-    def cancel(self, keys: set[int]) -> None:
-        """Give requests up; what comes of them is ignored."""
-
-    def close(self) -> None:
-        """Close the connections."""
 
 
 _SPIN_NS = 150_000

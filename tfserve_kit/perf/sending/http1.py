@@ -16,8 +16,8 @@ from tfserve_kit.http.messages import Response, TooLarge, read_response
 from tfserve_kit.perf import samples
 from tfserve_kit.perf.load import Closed, Load, Payload
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
-from tfserve_kit.perf.sending.driving import RETRY_NS, Finished
 from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.pools import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
 
 _SECOND_NS = 1_000_000_000

@@ -19,9 +19,9 @@ from tfserve_kit.perf import samples
 from tfserve_kit.perf.load import Load, Payload
 from tfserve_kit.perf.samples import CONNECTION_LOST, UNREADABLE_ANSWER
 from tfserve_kit.perf.sending import frames
-from tfserve_kit.perf.sending.driving import RETRY_NS, Finished
 from tfserve_kit.perf.sending.frames import PROTOCOL_ERROR, ProtocolError, goaway
 from tfserve_kit.perf.sending.judging import Judges
+from tfserve_kit.perf.sending.pools import RETRY_NS, Finished
 from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
 
 Buffer = bytes | memoryview

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +28,8 @@ from tfserve_kit.clients import server_messages
 from tfserve_kit.errors import RequestError, TfkitError
 from tfserve_kit.perf.load import Load, Open, Payload, Tally, dealt
 from tfserve_kit.perf.samples import Samples, status_name
-from tfserve_kit.perf.sending.driving import (
-    Driver,
-    Pool,
-    Snapshot,
-    SnapshotListener,
-    SnapshotMerger,
-    SnapshotThread,
-    feed,
-)
+from tfserve_kit.perf.sending.driving import Driver, Snapshot, SnapshotListener, feed
+from tfserve_kit.perf.sending.pools import FleetPool, GrpcioPool, Pool
 from tfserve_kit.progress import SILENT, Progress, Silent
 
 _LEAST_OPEN_S, _MOST_OPEN_S = 1.0, 10.0
@@ -48,33 +43,36 @@ _WATCH_S = 0.05
 _Result = tuple[Samples, dict[int, str], Tally]  # of a worker, with the notes of its pool
 
 
-class Control(NamedTuple):
-    """How a run and its caller talk to each other; see `sending.run`."""
-
-    stop: threading.Event
-    progress: Progress
-    started: Callable[[int], object]
-
-
-def alone(load: Load, payloads: Sequence[Payload], control: Control) -> Samples:
+def alone(
+    load: Load,
+    payloads: Sequence[Payload],
+    stop: threading.Event,
+    progress: Progress,
+    started: Callable[[int], object],
+) -> Samples:
     """Send in this thread; see `sending.run`."""
     with _opened(load, payloads) as pool:
         start_ns = time.monotonic_ns()
-        control.started(start_ns)
-        samples = _drive(pool, load, payloads, control, start_ns)
+        started(start_ns)
+        samples = _drive(pool, load, payloads, start_ns, stop, progress)
         load.tally.add(pool.judges.tally())
-        _tell(pool.notes, control.progress)
+        _tell(pool.notes, progress)
     return samples
 
 
 def _drive(
-    pool: Pool, load: Load, payloads: Sequence[Payload], control: Control, start_ns: int
+    pool: Pool,
+    load: Load,
+    payloads: Sequence[Payload],
+    start_ns: int,
+    stop: threading.Event,
+    progress: Progress,
 ) -> Samples:
     schedule = feed(load.schedule)
     sizes = [len(payload.body) for payload in payloads]
     driver = Driver(pool, schedule, sizes, load.timeout_s, load.grace_s)
-    with _telling(driver, schedule.total, control.progress) as tell, _no_garbage_collection():
-        return driver.run(start_ns, control.stop, tell)
+    with _telling(driver, schedule.total, progress) as tell, _no_garbage_collection():
+        return driver.run(start_ns, stop, tell)
 
 
 @contextlib.contextmanager
@@ -85,8 +83,26 @@ def _telling(
     if not isinstance(progress, SnapshotListener):
         yield lambda ended, _: progress.advance(ended, total or ended)
         return
-    with SnapshotThread(progress.snapshot) as teller:
-        yield lambda _, now_ns: teller.put(driver.snapshot(now_ns))
+    with _in_a_thread(progress.snapshot) as take:
+        yield lambda _, now_ns: take(driver.snapshot(now_ns))
+
+
+@contextlib.contextmanager
+def _in_a_thread(tell: Callable[[Snapshot], object]) -> Iterator[Callable[[Snapshot], None]]:
+    """Give what takes snapshots, and never waits; a thread passes them on."""
+    seen: SimpleQueue[Snapshot | None] = SimpleQueue()
+
+    def pass_on() -> None:
+        while (each := seen.get()) is not None:
+            tell(each)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield seen.put
+    finally:
+        seen.put(None)
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -101,8 +117,6 @@ def _opened(load: Load, payloads: Sequence[Payload]) -> Iterator[Pool]:
 
 def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
     if len(load.urls) > 1:
-        from tfserve_kit.perf.sending.fleet import FleetPool
-
         each = [replace(load, url=url) for url in load.urls]
         return FleetPool(load.urls, [_pool(one, payloads) for one in each])
     if load.protocol == "rest":
@@ -110,8 +124,6 @@ def _pool(load: Load, payloads: Sequence[Payload]) -> Pool:
 
         return Http1Pool(load, payloads)
     if load.uses_grpcio:
-        from tfserve_kit.perf.sending.grpcio import GrpcioPool
-
         return GrpcioPool(load, payloads)
     from tfserve_kit.perf.sending.http2 import Http2Pool
 
@@ -158,9 +170,15 @@ def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
-def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Control) -> Samples:
+def together(
+    parts: Sequence[Load],
+    payloads: Sequence[Payload],
+    stop: threading.Event,
+    progress: Progress,
+    started: Callable[[int], object],
+) -> Samples:
     """Send from a process per part, all of which start at the same moment; see `sending.run`."""
-    is_watched = isinstance(control.progress, SnapshotListener)
+    is_watched = isinstance(progress, SnapshotListener)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(is_watched=is_watched)) for _ in parts]
         for number, (worker, part) in enumerate(zip(workers, parts, strict=True)):
@@ -168,17 +186,14 @@ def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Contro
         for worker in workers:
             _answer(worker)
         start_ns = time.monotonic_ns() + _HEAD_START_NS
-        control.started(start_ns)
+        started(start_ns)
         for worker in workers:
             _write(worker.stdin, start_ns)
-        with _passing_on(control.stop, workers):
-            found = _results(workers, control.progress)
+        with _passing_on(stop, workers):
+            found = _results(workers, progress)
     for _, _, tally in found:
         parts[0].tally.add(tally)  # all parts have that of the whole
-    _tell(
-        {code: text for _, notes, _ in reversed(found) for code, text in notes.items()},
-        control.progress,
-    )
+    _tell({code: text for _, notes, _ in reversed(found) for code, text in notes.items()}, progress)
     is_open = isinstance(parts[0].schedule, Open)
     return _merged([samples for samples, *_ in found], is_open=is_open)
 
@@ -186,7 +201,7 @@ def together(parts: Sequence[Load], payloads: Sequence[Payload], control: Contro
 def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -> list[_Result]:
     """Return what each worker found, and pass on how they stand until then."""
     together = (
-        SnapshotMerger(len(workers), progress.snapshot)
+        _SnapshotMerger(len(workers), progress.snapshot)
         if isinstance(progress, SnapshotListener)
         else None
     )
@@ -203,6 +218,53 @@ def _results(workers: Sequence["subprocess.Popen[bytes]"], progress: Progress) -
                 elif together:
                     together.take(key.data, said)
     return [found[number] for number in range(len(workers))]
+
+
+class _SnapshotMerger:
+    """Puts the snapshots of several workers together, one of each.
+
+    Args:
+        count: number of workers.
+        tell: takes what they make together.
+    """
+
+    def __init__(self, count: int, tell: Callable[[Snapshot], object]) -> None:
+        self._count, self._tell = count, tell
+        self._last: dict[int, Snapshot] = {}
+        self._new: dict[int, Snapshot] = {}
+
+    def take(self, worker: int, seen: Snapshot) -> None:
+        """Take a worker's snapshot; one that has ended before the others is not waited for."""
+        if worker in self._new:
+            self._tell_all()
+        self._new[worker] = seen
+        if len(self._new) == self._count:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        self._last |= self._new
+        all_ns = array("q")
+        for each in self._new.values():
+            all_ns.extend(each.latencies_ns)
+        seen = self._last.values()
+        self._tell(
+            Snapshot(
+                max(each.at_ns for each in seen),
+                _if_all(max, [each.end_ns for each in seen]),
+                sum(each.ended for each in seen),
+                _if_all(sum, [each.total for each in seen]),
+                sum(each.failed for each in seen),
+                sum(each.in_flight for each in seen),
+                _if_all(max, [each.late_ns for each in self._new.values()]),
+                all_ns,
+            )
+        )
+        self._new = {}
+
+
+def _if_all(combine: Callable[[Iterable[int]], int], values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return combine(known) if len(known) == len(values) else None
 
 
 def _merged(parts: Sequence[Samples], *, is_open: bool) -> Samples:
@@ -316,8 +378,7 @@ def main() -> None:
                 target=_stop_on_parent_signal, args=(source.fileno(), stop), daemon=True
             ).start()
             progress = _ParentReporter(sink) if _WATCHED in sys.argv else SILENT
-            control = Control(stop, progress, int)
-            samples = _drive(pool, load, payloads, control, start_ns)
+            samples = _drive(pool, load, payloads, start_ns, stop, progress)
             _write(sink, (samples, pool.notes))
             _write(sink, pool.judges.tally())
     except TfkitError as error:

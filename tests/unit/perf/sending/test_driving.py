@@ -15,12 +15,10 @@ from tfserve_kit.perf.sending.driving import (
     Driver,
     Snapshot,
     SnapshotListener,
-    SnapshotMerger,
-    SnapshotThread,
     feed,
 )
 from tfserve_kit.perf.sending.http1 import Heads, _most_connections
-from tfserve_kit.perf.sending.workers import _merged
+from tfserve_kit.perf.sending.workers import _in_a_thread, _merged, _SnapshotMerger
 from tfserve_kit.progress import SILENT, Silent
 
 MS = 1_000_000
@@ -327,9 +325,9 @@ class TestQuantile:
 class TestTeller:
     def test_tells_in_order_and_all_before_it_ends(self):
         told = []
-        with SnapshotThread(told.append) as teller:
+        with _in_a_thread(told.append) as take:
             for at_ns in range(50):
-                teller.put(EMPTY._replace(at_ns=at_ns))
+                take(EMPTY._replace(at_ns=at_ns))
         assert [each.at_ns for each in told] == list(range(50))
 
     def test_one_who_does_not_come_back_holds_up_nobody(self):
@@ -339,9 +337,9 @@ class TestTeller:
             assert may_end.wait(60)
             told.append(seen)
 
-        with SnapshotThread(slow) as teller:
+        with _in_a_thread(slow) as take:
             for _ in range(3):
-                teller.put(EMPTY)
+                take(EMPTY)
             assert not told
             may_end.set()
         assert len(told) == 3
@@ -362,7 +360,7 @@ class TestTogether:
 
     def test_a_round_of_all_workers_is_one_snapshot(self):
         told = []
-        together = SnapshotMerger(2, told.append)
+        together = _SnapshotMerger(2, told.append)
         together.take(0, self.seen(500, 10, [1, 2], total=50, end_ns=5, failed=1, in_flight=3,
                                    late_ns=7))  # fmt: skip
         assert not told
@@ -373,7 +371,7 @@ class TestTogether:
 
     def test_a_worker_that_has_ended_counts_but_is_not_waited_for(self):
         told = []
-        together = SnapshotMerger(2, told.append)
+        together = _SnapshotMerger(2, told.append)
         for worker, seen in (
             (0, self.seen(500, 10)), (1, self.seen(500, 20, [9])),
             (0, self.seen(1000, 15, [4])), (0, self.seen(1500, 18, [5])),

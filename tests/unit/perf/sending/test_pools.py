@@ -9,7 +9,7 @@ from tests.unit.clients.scripts import FakeClock
 from tfserve_kit.perf import report, report_html, samples, stats
 from tfserve_kit.perf.load import Closed, Load, Payload, Tally, check
 from tfserve_kit.perf.samples import CONNECTION_LOST, OK, SAMPLE, UNAVAILABLE, Run
-from tfserve_kit.perf.sending.fleet import FleetPool
+from tfserve_kit.perf.sending.pools import FleetPool
 from tfserve_kit.perf.stats import NamedRun
 
 URLS = ("grpc://a:1", "grpc://b:1", "grpc://c:1")
