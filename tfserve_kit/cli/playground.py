@@ -63,7 +63,7 @@ def playground_command(
     ends it.
     """
     from tfserve_kit.playground.server import Playground, is_loopback
-    from tfserve_kit.playground.session import PageChoice, PlaygroundSession, RequestSettings
+    from tfserve_kit.playground.session import PlaygroundSession, RequestSettings
 
     first = destinations(*server)[0]
     target = first.target(version, label, signature)
@@ -77,7 +77,8 @@ def playground_command(
         base_path=base_path.absolute() if base_path else None,
         timeout_s=timeout_s,
         rest_url=rest_url.rstrip("/") if rest_url else None,
-        start=PageChoice(target.model, target.version, target.label, signature, top),
+        start=target,
+        top=top,
         argv=given(),
         labels=_labels(),
     )

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
 from tfserve_kit import strict_json
+from tfserve_kit.clients import Target
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -35,7 +36,7 @@ from tfserve_kit.errors import (
     TfkitError,
     UsageError,
 )
-from tfserve_kit.playground.session import PageChoice, PlaygroundSession, of_error
+from tfserve_kit.playground.session import PlaygroundSession, of_error
 
 MAX_BODY_BYTES = 32 << 20
 MAX_PER_SECOND, MAX_BURST = 20.0, 40.0  # requests that do something
@@ -145,18 +146,18 @@ class Page:
         asked = _Query(query)
         reading: dict[str, Callable[[], Any]] = {
             "/api/overview": self._session.overview,
-            "/api/describe": lambda: self._session.describe(asked.choice()),
+            "/api/describe": lambda: self._session.describe(asked.chosen()[0]),
         }
         doing: dict[str, Callable[[bytes], Any]] = {
             "/api/picture": lambda data: self._session.picture(
-                asked.choice(), data, asked.text("name", "picture")
+                *asked.chosen(), data, asked.text("name", "picture")
             ),
             "/api/values": lambda data: self._session.values(
-                asked.choice(), data.decode("utf-8", "replace"), asked.text("form", "json")
+                *asked.chosen(), data.decode("utf-8", "replace"), asked.text("form", "json")
             ),
             "/api/body": lambda data: {
                 "body": self._session.body(
-                    asked.choice(), data, asked.text("name", "picture")
+                    asked.chosen()[0], data, asked.text("name", "picture")
                 ).decode()
             },
         }
@@ -241,17 +242,13 @@ class _Query:
             raise UsageError(f"{name} cannot be {text!r:.40}", remedy=f"give 0 to {most}")
         return int(text)
 
-    def choice(self) -> PageChoice:
+    def chosen(self) -> tuple[Target, int]:
+        """Return what was chosen on the page, and how many classes to show."""
         version, label = self.number("version", 2**63 - 1), self.text("label") or None
         if version is not None and label:
             raise UsageError("a version and a label were chosen", remedy="choose one of them")
-        return PageChoice(
-            self.text("model"),
-            version,
-            label,
-            self.text("signature"),
-            self.number("top", _MOST_TOP) or 5,
-        )
+        target = Target(self.text("model"), version, label, self.text("signature"))
+        return target, self.number("top", _MOST_TOP) or 5
 
 
 def _json(status: HTTPStatus, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> PageReply:

@@ -46,25 +46,6 @@ _LOOKS, _LOOK_AGAIN_S = 5, 0.02  # a server may count a request after it has ans
 
 
 @dataclass(frozen=True, slots=True)
-class PageChoice:
-    """What was chosen on the page.
-
-    Attributes:
-        model: name of a model.
-        version: its version; None for the one in service.
-        label: a label instead.
-        signature: name of a signature; empty for `serving_default`.
-        top: how many classes to show.
-    """
-
-    model: str
-    version: int | None = None
-    label: str | None = None
-    signature: str = ""
-    top: int = 5
-
-
-@dataclass(frozen=True, slots=True)
 class RequestSettings:
     """What the command line says of all requests.
 
@@ -73,7 +54,8 @@ class RequestSettings:
         base_path: where the versions are, if not where the server was started with.
         timeout_s: deadline of each request, in seconds.
         rest_url: address of the server's REST API, where the server's own does not tell it.
-        start: what is chosen at first.
+        start: what is chosen at first; a model without a name is the first one.
+        top: how many classes are shown at first.
         argv: the options about pictures, for commands to copy.
         labels: the file with the names of classes and its encoding, if given.
     """
@@ -82,7 +64,8 @@ class RequestSettings:
     base_path: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     rest_url: str | None = None
-    start: PageChoice = field(default_factory=lambda: PageChoice(""))
+    start: Target = field(default_factory=lambda: Target(""))
+    top: int = 5
     argv: tuple[str, ...] = ()
     labels: tuple[str, str | None] | None = None
 
@@ -128,7 +111,7 @@ class PlaygroundSession:
                 "version": start.version,
                 "label": start.label,
                 "signature": start.signature,
-                "top": start.top,
+                "top": self._settings.top,
             },
         }
 
@@ -148,7 +131,7 @@ class PlaygroundSession:
         ]
         return found
 
-    def describe(self, choice: PageChoice) -> dict[str, Any]:
+    def describe(self, target: Target) -> dict[str, Any]:
         """Return the signatures of a model, and how the chosen one takes its input.
 
         Returns:
@@ -160,7 +143,7 @@ class PlaygroundSession:
         Raises:
             TfkitError: the server does not say.
         """
-        served, target, client = self._reached(choice)
+        served, client = self._reached(target)
         known = client.metadata(target, timeout_s=self._settings.timeout_s)
         signature = choose_signature(known.signatures, target.signature, of=str(target))
         found: dict[str, Any] = {
@@ -187,7 +170,7 @@ class PlaygroundSession:
             "classes": classifier.model.classes,
         }
 
-    def picture(self, choice: PageChoice, data: bytes, name: str) -> dict[str, Any]:
+    def picture(self, target: Target, top: int, data: bytes, name: str) -> dict[str, Any]:
         """Classify a picture, as `tfkit predict` does.
 
         Returns:
@@ -197,19 +180,19 @@ class PlaygroundSession:
         Raises:
             TfkitError: it cannot be done.
         """
-        served, target, client = self._reached(choice)
+        served, client = self._reached(target)
         with self._turn:
             classifier, version = self._classifier(served, target, client)
-            prepared, found, seen = self._classified(served, classifier, data, name, choice.top)
+            prepared, found, seen = self._classified(served, classifier, data, name, top)
             if found.version not in {None, version}:  # another one went into service meanwhile
                 classifier, version = self._classifier(served, target, client)
-                prepared, found, seen = self._classified(served, classifier, data, name, choice.top)
+                prepared, found, seen = self._classified(served, classifier, data, name, top)
         model = classifier.model
         inputs = inputs_of(model, [prepared])
-        where = self._where(served, choice, target)
+        where = self._where(served, target, top)
         return {
             **found.said(),
-            "model": choice.model,
+            "model": target.model,
             "version": version if found.version is None else found.version,
             "latency": _latency(prepared.prepare_s, found.request_s, seen),
             "prepared": _prepared(prepared, model.input),
@@ -225,11 +208,12 @@ class PlaygroundSession:
         (found,), seen = self._watched(served, lambda: classifier.score([prepared], top=top))
         return prepared, found, seen
 
-    def values(self, choice: PageChoice, text: str, form: str) -> dict[str, Any]:
+    def values(self, target: Target, top: int, text: str, form: str) -> dict[str, Any]:
         """Send values, as `tfkit request` does.
 
         Args:
-            choice: what was chosen.
+            target: what was chosen.
+            top: how many classes to show.
             text: the values.
             form: `numbers`, `text` or `json`; see `read_values`.
 
@@ -240,7 +224,7 @@ class PlaygroundSession:
         Raises:
             TfkitError: it cannot be done.
         """
-        served, target, client = self._reached(choice)
+        served, client = self._reached(target)
         timeout_s = self._settings.timeout_s
         known = client.metadata(target, timeout_s=timeout_s)
         signature = choose_signature(known.signatures, target.signature, of=str(target))
@@ -257,23 +241,23 @@ class PlaygroundSession:
                 {"name": name, "type": kind, "values": shown}
                 for name, kind, shown in describe(answer.outputs)
             ],
-            "rows": self._ranked(served, target, client, answer.outputs, rows, choice.top),
-            "model": choice.model,
+            "rows": self._ranked(served, target, client, answer.outputs, rows, top),
+            "model": target.model,
             "version": known.version if answer.version is None else answer.version,
             "latency": _latency(prepare_s, answer.duration_s, seen),
-            "commands": commands.for_values(self._where(served, choice, target), inputs),
+            "commands": commands.for_values(self._where(served, target, top), inputs),
         }
 
-    def body(self, choice: PageChoice, data: bytes, name: str) -> bytes:
+    def body(self, target: Target, data: bytes, name: str) -> bytes:
         """Return the REST request for a picture, for curl.
 
         Raises:
             TfkitError: it cannot be made.
         """
-        served, target, client = self._reached(choice)
+        served, client = self._reached(target)
         classifier, _ = self._classifier(served, target, client)
         prepared = classifier.prepare(data, name=name)
-        where = self._where(served, choice, target)
+        where = self._where(served, target)
         return commands.body(where, inputs_of(classifier.model, [prepared]))[1]
 
     def _ranked(
@@ -298,16 +282,15 @@ class PlaygroundSession:
             for each in said
         ]
 
-    def _reached(self, choice: PageChoice) -> tuple[ServedModel, Target, Client]:
+    def _reached(self, target: Target) -> tuple[ServedModel, Client]:
         served = {each.model: each for each in self._models()}
-        if choice.model not in served:
+        if target.model not in served:
             raise UsageError(
-                f"the server has no model {choice.model!r}",
-                remedy=did_you_mean(choice.model, served),
+                f"the server has no model {target.model!r}",
+                remedy=did_you_mean(target.model, served),
             )
-        chosen = served[choice.model]
-        target = Target(choice.model, choice.version, choice.label, choice.signature)
-        return chosen, target, self._client(chosen)
+        chosen = served[target.model]
+        return chosen, self._client(chosen)
 
     def _client(self, served: ServedModel) -> Client:
         with self._guard:
@@ -342,7 +325,7 @@ class PlaygroundSession:
             self._found[target, version, ready, _noted(base_path, version)] = found
         return found, version
 
-    def _where(self, served: ServedModel, choice: PageChoice, target: Target) -> commands.Where:
+    def _where(self, served: ServedModel, target: Target, top: int = 5) -> commands.Where:
         settings = self._settings
         return commands.Where(
             served.url,
@@ -351,7 +334,7 @@ class PlaygroundSession:
             target,
             settings.base_path or served.base_path,
             settings.timeout_s,
-            choice.top,
+            top,
             settings.argv,
             settings.labels,
         )

@@ -26,14 +26,14 @@ class FakeSession:
     def overview(self):
         return self._said("overview")
 
-    def describe(self, choice):
-        return self._said("describe", choice)
+    def describe(self, target):
+        return self._said("describe", target)
 
-    def picture(self, choice, data, name):
-        return self._said("picture", choice, data, name)
+    def picture(self, target, top, data, name):
+        return self._said("picture", target, top, data, name)
 
-    def values(self, choice, text, form):
-        return self._said("values", choice, text, form)
+    def values(self, target, top, text, form):
+        return self._said("values", target, top, text, form)
 
     def close(self):
         self.asked.append("closed")
@@ -119,8 +119,8 @@ def test_page_for_a_name_is_served_under_it(session):
 
 def test_own_page_may_send(page, session):
     assert post(page).status == 200
-    ((what, choice, data, name),) = session.asked
-    assert (what, choice.model, data, name) == ("picture", "m", b"data", "picture")
+    ((what, target, _, data, name),) = session.asked
+    assert (what, target.model, data, name) == ("picture", "m", b"data", "picture")
 
 
 @pytest.mark.parametrize(
@@ -298,9 +298,9 @@ def test_body_is_passed_on_as_it_came(running, session):
     query = urlencode({"model": "m", "version": 3, "name": NASTY, "top": 7})
     reply, _ = sent(running, "POST", f"/api/picture?{query}", data, own(running))
     assert reply.status == 200
-    what, choice, body, name = session.asked[-1]
+    what, target, top, body, name = session.asked[-1]
     assert (what, body, name) == ("picture", data, NASTY)
-    assert (choice.version, choice.label, choice.top) == (3, None, 7)
+    assert (target.version, target.label, top) == (3, None, 7)
 
 
 @pytest.mark.parametrize(
