@@ -130,9 +130,9 @@ def flags_page() -> str:
         "`[server.flags]` says otherwise: it refuses calls beyond them.\n\n",
         "| flag | default | meaning | embedded engine |\n|---|---|---|---|\n",
     ]
-    for flag in FLAGS.values():
-        default = _PER_CPU.get(flag.name) or f"`{_plain(flag.default)}`"
-        parts.append(f"| `{flag.name}` | {default} | {flag.help} | {_here(flag.name)} |\n")
+    for name, (value, what) in FLAGS.items():
+        default = _PER_CPU.get(name) or f"`{_plain(value)}`"
+        parts.append(f"| `{name}` | {default} | {what} | {_here(name)} |\n")
     return "".join(parts)
 
 

@@ -45,7 +45,7 @@ _SHOWN = 40
 _MOST_LINE = 1 << 26  # a picture of ten megapixels, in decimal
 
 
-def encoding_of(head: bytes, what: str, given: str | None = None) -> str:
+def _encoding_of(head: bytes, what: str, given: str | None = None) -> str:
     """Return the encoding of a text by its first bytes: as they are marked, UTF-8 otherwise.
 
     Args:
@@ -95,14 +95,14 @@ def decode(data: bytes, what: str, given: str | None = None) -> str:
     Raises:
         UsageError: it is in another encoding; the message shows the first line that is.
     """
-    encoding = encoding_of(data, what, given)
+    encoding = _encoding_of(data, what, given)
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise undecodable(error, what, encoding) from error
+        raise _undecodable(error, what, encoding) from error
 
 
-def undecodable(error: UnicodeDecodeError, what: str, encoding: str) -> UsageError:
+def _undecodable(error: UnicodeDecodeError, what: str, encoding: str) -> UsageError:
     """Return the error for bytes that are not of an encoding; one that shows where."""
     data, at = error.object, error.start
     if encoding not in {"utf-8", "utf-8-sig"}:
@@ -125,7 +125,7 @@ def lines(file: Path, given: str | None = None) -> Iterator[str]:
     encoding = "utf-8"
     try:
         with file.open("rb") as raw:
-            encoding = encoding_of(raw.read(_HEAD_BYTES), str(file), given)
+            encoding = _encoding_of(raw.read(_HEAD_BYTES), str(file), given)
         with file.open(newline="", encoding=encoding) as stream:
             for number, line in enumerate(iter(lambda: stream.readline(_MOST_LINE + 1), ""), 1):
                 if len(line) > _MOST_LINE:
@@ -133,6 +133,6 @@ def lines(file: Path, given: str | None = None) -> Iterator[str]:
                     raise UsageError(text, remedy="write an example on each line")
                 yield line
     except UnicodeDecodeError as error:
-        raise undecodable(error, str(file), encoding) from error
+        raise _undecodable(error, str(file), encoding) from error
     except OSError as error:
         raise file_error(UsageError, "read", file, error) from error

@@ -19,19 +19,19 @@ def dumps(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:  # it holds one of the three, or is none at all, which is told below
-        return json.dumps(spelled(value), allow_nan=False, **options)
+        return json.dumps(_spelled(value), allow_nan=False, **options)
 
 
-def spelled(value: Any) -> Any:
+def _spelled(value: Any) -> Any:
     """Return a value in which NaN and the infinities are texts, on all levels."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {_key(key): spelled(each) for key, each in value.items()}
+        return {_key(key): _spelled(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [spelled(each) for each in value]
+        return [_spelled(each) for each in value]
     return value
 
 
 def _key(key: Any) -> Any:
-    return spelled(key) if isinstance(key, float) else key
+    return _spelled(key) if isinstance(key, float) else key

@@ -117,13 +117,13 @@ def deployment(request, docker_options, engine_name):
         server = {"name": name, "grpc_port": 0, "rest_port": 0, **server}
         if engine_name == "kubernetes":
             document = request.getfixturevalue("cluster").settings(name, server=server)
-            return launch.settle_ports(build(document, source="test", folder=MODELS))
+            return launch._settle_ports(build(document, source="test", folder=MODELS))
         models = {"half_plus_two": {"base_path": str(MODELS / "half_plus_two")}}
         document = {"server": server, "models": models, "docker": docker_options}
         if engine_name == "swarm":  # where the plan says; elsewhere it has the address of its node
             server["engine"] = "swarm"
             document["swarm"] = {"constraints": ["node.role == manager"]}
-        return launch.settle_ports(build(document, source="test", folder=MODELS))
+        return launch._settle_ports(build(document, source="test", folder=MODELS))
 
     return make
 

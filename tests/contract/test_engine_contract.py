@@ -25,7 +25,7 @@ from tfserve_kit.engines import (
     services,
 )
 from tfserve_kit.engines.container import ContainerPlan
-from tfserve_kit.engines.kubernetes import ObjectsPlan
+from tfserve_kit.engines.kubernetes import _ObjectsPlan
 from tfserve_kit.engines.process import ProcessEngine, Record
 from tfserve_kit.engines.records import deployed_models
 from tfserve_kit.engines.services import ServicePlan
@@ -90,7 +90,7 @@ def start():
 def broken(plan):
     """Return a plan of a server that ends by itself: its configuration does not exist."""
     flag = "--model_config_file=/nonexistent/models.config"
-    if isinstance(plan, ObjectsPlan):
+    if isinstance(plan, _ObjectsPlan):
         made = copy.deepcopy(plan.objects)
         for each in made:
             if each["kind"] == "Deployment":
@@ -131,7 +131,7 @@ def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
     plan = engine.plan(spec, render.render(spec))
     assert (plan.server_name, plan.engine) == (WEB, engine.name)
     assert plan.models == {"half_plus_two": spec.models["half_plus_two"].base_path}
-    if isinstance(plan, ObjectsPlan):  # pods have addresses and ports of their own
+    if isinstance(plan, _ObjectsPlan):  # pods have addresses and ports of their own
         assert plan.endpoints.grpc == f"dns:///tfkit-{WEB}-grpc:{spec.server.grpc_port}"
         assert f'"--port={spec.server.grpc_port}"' in plan.stdin
         return
@@ -151,14 +151,14 @@ def test_plan_names_server_engine_models_and_endpoints(engine, deployment):
 
 def test_plan_shows_where_its_files_will_be(engine, deployment, state_dir):
     plan = engine.plan(deployment(WEB), {"model_config.txt": "text"})
-    if isinstance(plan, ObjectsPlan):  # they are in the cluster
+    if isinstance(plan, _ObjectsPlan):  # they are in the cluster
         (config,) = (each for each in plan.objects if each["kind"] == "ConfigMap")
         assert config["data"] == {"model_config.txt": "text", "drain.sh": draining.script()}
         assert '"--model_config_file=/tfkit/model_config.txt"' in plan.stdin
         return
     if engine.name == "swarm":  # what nodes read has names of the swarm
         texts = {"model_config.txt": "text", "drain.sh": draining.script()}
-        names = {file: services.content_name(f"tfkit-{WEB}", file, texts[file]) for file in texts}
+        names = {file: services._content_name(f"tfkit-{WEB}", file, texts[file]) for file in texts}
         home = state_dir / "servers" / WEB
         assert plan.files == {str(home / names[file]): text for file, text in texts.items()}
         assert "--model_config_file=/tfkit/model_config.txt" in plan.argv

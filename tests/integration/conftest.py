@@ -116,7 +116,7 @@ def container_plan(container_deployment):
     """Make a plan of the Docker engine, on free ports."""
 
     def make(**options):
-        deployment = launch.settle_ports(container_deployment(**options))
+        deployment = launch._settle_ports(container_deployment(**options))
         return DockerEngine().plan(deployment, render.render(deployment))
 
     return make

@@ -228,7 +228,7 @@ def test_line_of_a_dry_run_makes_the_same_server_when_pasted(
     tfkit, serve_args, container_deployment, tmp_path, name
 ):
     odd = shutil.copytree(MODELS / "half_plus_two", tmp_path / 'it\'s "a": $1, b')
-    free = launch.settle_ports(container_deployment()).server
+    free = launch._settle_ports(container_deployment()).server
     ports = ("--grpc-port", free.grpc_port, "--rest-port", free.rest_port)
     arguments = (*serve_args(model=odd), *ports)
     line, files = files_in(tfkit(*arguments, "--dry-run").out)

@@ -196,7 +196,7 @@ from tfserve_kit.cli import cli, main, servers
 class Handle:
     def logs(self, tail, follow):
         return iter([{EVIL!a}, "plain"])
-servers.named_or_only = lambda name: Handle()
+servers._named_or_only = lambda name: Handle()
 main(["logs"])
 """
     done = run("-c", code)

@@ -836,7 +836,7 @@ def warmup_command(
         raise UsageError("give --signature or --all-signatures, not both")
     if not in_place:
         warmup.refuse_version(model)
-    stored = warmup.store(
+    file, signatures, rows, count = warmup.store(
         model,
         _sizes(batch_sizes, batching_config, config),
         names=None if all_signatures else names,
@@ -845,11 +845,11 @@ def warmup_command(
         tell=output.note,
     )
     data = {
-        "file": str(stored.file.absolute()),
-        "signatures": stored.signatures,
-        "batch_sizes": stored.batch_sizes,
-        "records": stored.records,
-        "size_bytes": stored.file.stat().st_size,
+        "file": str(file.absolute()),
+        "signatures": signatures,
+        "batch_sizes": rows,
+        "records": count,
+        "size_bytes": file.stat().st_size,
     }
     output.result("warmup", data, as_json=as_json, text=_warmup_text(data))
 

@@ -25,7 +25,7 @@ from tfserve_kit.errors import Problem, TfkitError, UsageError, file_error
 from tfserve_kit.safe_text import one_line, printable, printable_json
 
 # Raised when a key of the JSON output changes its meaning or goes away.
-SCHEMA = 1
+_SCHEMA = 1
 
 _LINE_START = re.compile(r"\n(?=\S)")
 _NEW_LINE = "\r\x1b[2K"  # back to the beginning, and everything off it
@@ -85,7 +85,7 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
         text: what a person reads instead.
     """
     if as_json:
-        document = {"schema": SCHEMA, "kind": kind, "data": data}
+        document = {"schema": _SCHEMA, "kind": kind, "data": data}
         text = strict_json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))
         _emit(printable_json(text) + "\n")
     elif text:
@@ -264,7 +264,7 @@ _MARKS = (
 _ENDS_BYTES = 4096
 _FORCE = "tfkit.force"
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -272,9 +272,9 @@ def _keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[_FORCE] = value
 
 
-def force_option(command: Command) -> Command:
+def force_option(command: _Command) -> _Command:
     """Add `--force`, which `require_writable` heeds."""
-    add: Callable[[Command], Command] = click.option(
+    add: Callable[[_Command], _Command] = click.option(
         "--force",
         is_flag=True,
         expose_value=False,

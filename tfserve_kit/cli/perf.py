@@ -80,7 +80,7 @@ def _ramp(
     return first, last
 
 
-def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to send, how, and where the results go."""
     for option in reversed((*_WHAT, *_WHEN, *_HOW, *_RESULTS)):
         function = option(function)
@@ -149,7 +149,7 @@ _RESULTS = (
 )  # fmt: skip
 
 
-def given_options(context: click.Context) -> frozenset[str]:
+def _given_options(context: click.Context) -> frozenset[str]:
     """Return the names of the options that were not left out."""
     left_out = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
     return frozenset(
@@ -157,13 +157,13 @@ def given_options(context: click.Context) -> frozenset[str]:
     )
 
 
-RESTART, PUSH = "restart", "push"
+_RESTART, _PUSH = "restart", "push"
 _USUAL_COLUMNS = 80  # where a terminal does not say
 
 
 @click.group("perf", invoke_without_command=True)
 @server_options
-@run_options
+@_run_options
 @json_option
 @click.pass_context
 def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
@@ -177,14 +177,14 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     from tfserve_kit.perf.measuring import Bench, PerfOptions, Session
 
     names = {each.name for each in fields(PerfOptions)} & given.keys()
-    options = PerfOptions(**{name: given[name] for name in names}, given=given_options(context))
+    options = PerfOptions(**{name: given[name] for name in names}, given=_given_options(context))
     options.require_consistent()
     gates = [gate.parse(text) for text in given["gates"]]
     outputs, files = given["outputs"], [given[f"{each}_file"] for each in _FILES]
     _require_suffixes(outputs)
     require_writable(*outputs, *files)
     stop = threading.Event()
-    with live_progress() as progress:
+    with _live_progress() as progress:
         where = destination(*given["server"])
         where.require_no_version()
         client = where.access.options(where.url)
@@ -193,7 +193,8 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
             progress.note(f"Note: {text}")
         bench = Bench(
             (), watch=_watch(where.url, given["metrics_url"], client), stop=stop,
-            progress=progress, command=disturbance(options.during, where, session.requests.version),
+            progress=progress,
+            command=_disturbance(options.during, where, session.requests.version),
         )  # fmt: skip
         found = session.measure(bench)
     _keep(found.runs, outputs, *files)
@@ -231,7 +232,7 @@ def serving(url: str) -> RunningServer | None:
     return server_at(addresses.read(url))
 
 
-def disturbance(during: str, where: "ServedModel", version: int) -> "Command | None":
+def _disturbance(during: str, where: "ServedModel", version: int) -> "Command | None":
     """Return what one of the words runs; None for any other.
 
     Args:
@@ -244,7 +245,7 @@ def disturbance(during: str, where: "ServedModel", version: int) -> "Command | N
     """
     from tfserve_kit.perf.measuring import Command
 
-    if during not in {RESTART, PUSH}:
+    if during not in {_RESTART, _PUSH}:
         return None
     server = serving(where.url)
     if server is None:
@@ -252,9 +253,9 @@ def disturbance(during: str, where: "ServedModel", version: int) -> "Command | N
             f"--during {during}, but tfkit does not run the server at {where.url}",
             remedy="give the shell command that does it: --during COMMAND",
         )
-    if during == RESTART:
-        return Command(RESTART, _tfkit("restart", server.server_name))
-    return Command(PUSH, _push(where, server, version), _available)
+    if during == _RESTART:
+        return Command(_RESTART, _tfkit("restart", server.server_name))
+    return Command(_PUSH, _push(where, server, version), _available)
 
 
 def _push(where: "ServedModel", server: RunningServer, version: int) -> list[str]:
@@ -322,7 +323,7 @@ class _LiveProgress(output.TerminalProgress):
         self.changing(text)
 
 
-def live_progress() -> output.TerminalProgress:
+def _live_progress() -> output.TerminalProgress:
     """Return what shows the progress of runs: line by line, unless stderr is a terminal."""
     return _LiveProgress() if sys.stderr.isatty() else output.TerminalProgress()
 
@@ -621,7 +622,7 @@ def tune_command(
     if folder.is_dir():
         require_writable(*results.replaced(config, folder))
     effort = Effort(folder, asked["trials"], asked["rounds"], seed=asked["seed"])
-    with live_progress() as progress:
+    with _live_progress() as progress:
         tuned = tune_deployment(
             spec, goal, effort, model=asked["measure"], templates=templates,
             progress=progress, interruptible=deferred, **{key: asked[key] for key in _SENT},

@@ -21,7 +21,7 @@ from tfserve_kit.cli.target import destinations
 from tfserve_kit.pictures.model import PictureOptions
 from tfserve_kit.serving.access import ServedModel
 
-DEFAULT_PORT = 8580
+_DEFAULT_PORT = 8580
 
 
 @click.command("playground")
@@ -37,7 +37,7 @@ DEFAULT_PORT = 8580
 @picture_options
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST",
               help="Address to serve the page at.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
+@click.option("--port", type=click.IntRange(0, 65535), default=_DEFAULT_PORT, show_default=True,
               metavar="PORT", help="Port of the page; 0 for any that is free.")  # fmt: skip
 @click.option("--open/--no-open", "is_opened", default=None,
               help="Open a browser; if left out, where there is a desktop.")  # fmt: skip

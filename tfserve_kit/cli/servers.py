@@ -302,7 +302,7 @@ def _rows(client: Client, models: Sequence[Target], timeout_s: float) -> Iterato
             yield dict(zip(_COLUMNS, row, strict=True))
 
 
-def named_or_only(name: str | None) -> ServerHandle:
+def _named_or_only(name: str | None) -> ServerHandle:
     """Return the named server, or the only one.
 
     Raises:
@@ -330,7 +330,7 @@ def stop_command(name: str | None, everything: bool, grace_s: float, as_json: bo
 
     NAME is optional if there is only one.
     """
-    handles = registry.servers() if everything else [named_or_only(name)]
+    handles = registry.servers() if everything else [_named_or_only(name)]
     for handle in handles:
         handle.stop(grace_s=grace_s)
     names = [handle.server_name for handle in handles]
@@ -347,7 +347,7 @@ def logs_command(name: str | None, follow: bool, tail: int | None) -> None:
 
     NAME is optional if there is only one.
     """
-    for line in named_or_only(name).logs(tail=tail, follow=follow):
+    for line in _named_or_only(name).logs(tail=tail, follow=follow):
         output.line(line)
 
 
@@ -370,8 +370,8 @@ def reload_command(
     which other keys of it differ from the running server's: `tfkit restart` applies them.
     NAME is optional if there is only one server.
     """
-    handle = named_or_only(name)
-    spec = with_models(handle, config, models) if models else options.load_deployment(config, ())
+    handle = _named_or_only(name)
+    spec = _with_models(handle, config, models) if models else options.load_deployment(config, ())
     spec = reached_by(spec, access)
     with output.TerminalProgress() as progress:
         launch.check(spec)
@@ -385,7 +385,7 @@ def reload_command(
     output.result("server", data, as_json=as_json, text=text)
 
 
-def with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
+def _with_models(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
     """Return a server's own deployment with the models of `--model`; refuses a file beside them."""
     known = reload.deployment(handle.home).model_dump(exclude={"models"}, exclude_none=True)
     return options.load_deployment(config, models, **known)
@@ -410,7 +410,7 @@ def restart_command(
     Detached, and with the deployment it has, unless --config or --model give another. NAME may be
     left out if there is just one.
     """
-    handle = named_or_only(name)
+    handle = _named_or_only(name)
     spec = reached_by(_changed(handle, config, models), access)
     if isinstance(handle, Fleet) and spec.server.engine == handle.engine:
         with output.TerminalProgress() as progress:
@@ -443,7 +443,7 @@ def scale_command(name: str, replicas: int, as_json: bool) -> None:
 
     Those that go finish their requests first. tfkit.toml is not changed: set `replicas` there too.
     """
-    handle = named_or_only(name)
+    handle = _named_or_only(name)
     with output.TerminalProgress() as progress:
         new = reload.scale(handle, replicas, progress=progress)
     text = f"Server {new.server_name!r} has {replicas} replica{'s' if replicas > 1 else ''}"
@@ -453,7 +453,7 @@ def scale_command(name: str, replicas: int, as_json: bool) -> None:
 def _changed(handle: ServerHandle, config: Path | None, models: tuple[str, ...]) -> Spec:
     """Return what a file says, or the server's own deployment, with other models if there are."""
     if models:
-        return with_models(handle, config, models)
+        return _with_models(handle, config, models)
     if config:
         return options.load_deployment(config, (), server={"name": handle.server_name})
     return reload.deployment(handle.home)
@@ -482,7 +482,7 @@ def promote_command(
     the canary is promoted, or the highest version if there is no canary. No request for the label
     is refused meanwhile. tfkit.toml is not changed: copy the lines that are printed.
     """
-    handle = named_or_only(server)
+    handle = _named_or_only(server)
     with output.TerminalProgress() as progress:
         served = rollback.promote(
             handle, model, version, label=label, keep_old=keep_old, access=access, progress=progress
@@ -520,7 +520,7 @@ def canary_command(
     """
     if abort is (version is not None):
         raise UsageError("give a version, or --abort alone")
-    handle = named_or_only(server)
+    handle = _named_or_only(server)
     with output.TerminalProgress() as progress:
         if version is None:
             served = rollback.abort(handle, model, access=access, progress=progress)

@@ -55,68 +55,58 @@ def handler_threads(cpus: int = _CPUS) -> int:
     return max(_LEAST_HANDLERS, 4 * cpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag: its name, default (whose type is the flag's type) and what it does."""
-
-    name: str
-    default: FlagValue
-    help: str
-
-
-FLAGS = {
-    flag.name: flag
-    for flag in (
-        Flag("port", 8500, "TCP port of gRPC; 0 turns it off"),
-        Flag("grpc_socket_path", "", "UNIX socket on which gRPC listens as well"),
-        Flag("rest_api_port", 0, "TCP port of HTTP/REST; 0 turns it off"),
-        Flag("rest_api_num_threads", 4 * _CPUS, "threads that answer REST requests"),
-        Flag("rest_api_timeout_in_ms", 30000, "longest time a REST request may take"),
-        Flag("rest_api_enable_cors_support", False, "send CORS headers"),
-        Flag("enable_batching", False, "group requests into batches"),
-        Flag("batching_parameters_file", "", "text file with BatchingParameters"),
-        Flag("enable_per_model_batching_parameters", False, "read them from each version"),
-        Flag("allow_version_labels_for_unavailable_models", False, "label before loading"),
-        Flag("model_config_file", "", "text file with a ModelServerConfig"),
-        Flag("model_config_file_poll_wait_seconds", 0, "reread that file; 0 reads it once"),
-        Flag("model_name", "default", "name of the single model"),
-        Flag("model_base_path", "", "folder of its versions"),
-        Flag("num_load_threads", 0, "threads that load models; 0 loads inline"),
-        Flag("num_unload_threads", 0, "threads that unload models; 0 unloads inline"),
-        Flag("max_num_load_retries", 5, "how often a failed load is repeated"),
-        Flag("load_retry_interval_micros", 60_000_000, "pause between two tries"),
-        Flag("file_system_poll_wait_seconds", 1, "pause between looks for new versions"),
-        Flag("flush_filesystem_caches", True, "drop cached model files after loading"),
-        Flag("tensorflow_session_parallelism", 0, "threads per session; 0 decides itself"),
-        Flag("tensorflow_intra_op_parallelism", 0, "threads within one operation"),
-        Flag("tensorflow_inter_op_parallelism", 0, "operations that run at once"),
-        Flag("tensorflow_session_config_file", "", "text file with a ConfigProto"),
-        Flag("platform_config_file", "", "text file with a PlatformConfigMap"),
-        Flag("per_process_gpu_memory_fraction", 0.0, "share of GPU memory to take"),
-        Flag("saved_model_tags", "serve", "which graph of a SavedModel to load"),
-        Flag("ssl_config_file", "", "text file with an SSLConfig for gRPC"),
-        Flag("use_alts_credentials", False, "use Google ALTS for gRPC"),
-        Flag("grpc_channel_arguments", "", "comma-separated key=value for the gRPC server"),
-        Flag("grpc_max_threads", 4 * _CPUS, "threads that answer gRPC requests"),
-        Flag("enable_model_warmup", True, "replay stored requests after loading"),
-        Flag("num_request_iterations_for_warmup", 0, "how often they are replayed"),
-        Flag("monitoring_config_file", "", "text file with a MonitoringConfig"),
-        Flag("remove_unused_fields_from_bundle_metagraph", True, "save memory after loading"),
-        Flag("prefer_tflite_model", False, "load model.tflite where there is one"),
-        Flag("num_tflite_pools", _CPUS, "interpreter pools of a TFLite model"),
-        Flag("num_tflite_interpreters_per_pool", 1, "interpreters in each"),
-        Flag("enable_signature_method_name_check", False, "insist on method names"),
-        Flag("enable_profiler", True, "offer the profiler service"),
-        Flag("xla_cpu_compilation_enabled", False, "compile for CPU with XLA"),
-        Flag("xla_gpu_compilation_enabled", False, "compile for GPU with XLA"),
-        Flag("mixed_precision", "", "`bfloat16` computes in it where possible"),
-        Flag("thread_pool_factory_config_file", "", "text file with a thread pool factory"),
-        Flag("skip_initialize_tpu", False, "do not initialize TPUs"),
-        Flag("enable_grpc_healthcheck_service", False, "offer grpc.health.v1.Health"),
-        Flag("enable_serialization_as_tensor_content", False, "answer with tensor_content"),
-        Flag("version", False, "print the version and exit"),
-    )
+# Each flag's default, whose type is the flag's type, and what it does.
+FLAGS: Mapping[str, tuple[FlagValue, str]] = {
+    "port": (8500, "TCP port of gRPC; 0 turns it off"),
+    "grpc_socket_path": ("", "UNIX socket on which gRPC listens as well"),
+    "rest_api_port": (0, "TCP port of HTTP/REST; 0 turns it off"),
+    "rest_api_num_threads": (4 * _CPUS, "threads that answer REST requests"),
+    "rest_api_timeout_in_ms": (30000, "longest time a REST request may take"),
+    "rest_api_enable_cors_support": (False, "send CORS headers"),
+    "enable_batching": (False, "group requests into batches"),
+    "batching_parameters_file": ("", "text file with BatchingParameters"),
+    "enable_per_model_batching_parameters": (False, "read them from each version"),
+    "allow_version_labels_for_unavailable_models": (False, "label before loading"),
+    "model_config_file": ("", "text file with a ModelServerConfig"),
+    "model_config_file_poll_wait_seconds": (0, "reread that file; 0 reads it once"),
+    "model_name": ("default", "name of the single model"),
+    "model_base_path": ("", "folder of its versions"),
+    "num_load_threads": (0, "threads that load models; 0 loads inline"),
+    "num_unload_threads": (0, "threads that unload models; 0 unloads inline"),
+    "max_num_load_retries": (5, "how often a failed load is repeated"),
+    "load_retry_interval_micros": (60_000_000, "pause between two tries"),
+    "file_system_poll_wait_seconds": (1, "pause between looks for new versions"),
+    "flush_filesystem_caches": (True, "drop cached model files after loading"),
+    "tensorflow_session_parallelism": (0, "threads per session; 0 decides itself"),
+    "tensorflow_intra_op_parallelism": (0, "threads within one operation"),
+    "tensorflow_inter_op_parallelism": (0, "operations that run at once"),
+    "tensorflow_session_config_file": ("", "text file with a ConfigProto"),
+    "platform_config_file": ("", "text file with a PlatformConfigMap"),
+    "per_process_gpu_memory_fraction": (0.0, "share of GPU memory to take"),
+    "saved_model_tags": ("serve", "which graph of a SavedModel to load"),
+    "ssl_config_file": ("", "text file with an SSLConfig for gRPC"),
+    "use_alts_credentials": (False, "use Google ALTS for gRPC"),
+    "grpc_channel_arguments": ("", "comma-separated key=value for the gRPC server"),
+    "grpc_max_threads": (4 * _CPUS, "threads that answer gRPC requests"),
+    "enable_model_warmup": (True, "replay stored requests after loading"),
+    "num_request_iterations_for_warmup": (0, "how often they are replayed"),
+    "monitoring_config_file": ("", "text file with a MonitoringConfig"),
+    "remove_unused_fields_from_bundle_metagraph": (True, "save memory after loading"),
+    "prefer_tflite_model": (False, "load model.tflite where there is one"),
+    "num_tflite_pools": (_CPUS, "interpreter pools of a TFLite model"),
+    "num_tflite_interpreters_per_pool": (1, "interpreters in each"),
+    "enable_signature_method_name_check": (False, "insist on method names"),
+    "enable_profiler": (True, "offer the profiler service"),
+    "xla_cpu_compilation_enabled": (False, "compile for CPU with XLA"),
+    "xla_gpu_compilation_enabled": (False, "compile for GPU with XLA"),
+    "mixed_precision": ("", "`bfloat16` computes in it where possible"),
+    "thread_pool_factory_config_file": ("", "text file with a thread pool factory"),
+    "skip_initialize_tpu": (False, "do not initialize TPUs"),
+    "enable_grpc_healthcheck_service": (False, "offer grpc.health.v1.Health"),
+    "enable_serialization_as_tensor_content": (False, "answer with tensor_content"),
+    "version": (False, "print the version and exit"),
 }
+DEFAULTS = {name: default for name, (default, _) in FLAGS.items()}
 
 # What a deployment file says in its own words: a second spelling under [server.flags] would
 # contradict it.
@@ -152,9 +142,9 @@ def problems(values: Mapping[str, FlagValue]) -> list[Problem]:
             found.append(Problem(path, text, did_you_mean(name, FLAGS)))
         elif name in _OWNED:
             found.append(Problem(path, "is set from the other sections of this file", "remove it"))
-        elif not _fits(value, FLAGS[name].default):
-            kind = type(FLAGS[name].default).__name__
-            remedy = f"write a value of that type, such as {_example(FLAGS[name].default)}"
+        elif not _fits(value, DEFAULTS[name]):
+            kind = type(DEFAULTS[name]).__name__
+            remedy = f"write a value of that type, such as {_example(DEFAULTS[name])}"
             found.append(Problem(path, f"is {value!r}, but must be {_KINDS[kind]}", remedy))
     return found
 
@@ -196,15 +186,15 @@ def parse(arguments: Iterable[str]) -> CommandLine:
     Only `--name=value` counts, and `--name` for booleans; the last of several wins. A value that
     does not fit its flag ends parsing with an error.
     """
-    values: dict[str, FlagValue] = {name: flag.default for name, flag in FLAGS.items()}
+    values = dict(DEFAULTS)
     unknown: list[str] = []
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
-        flag = FLAGS.get(name) if argument.startswith("--") else None
-        if flag is None or (not equals and not isinstance(flag.default, bool)):
+        default = DEFAULTS.get(name) if argument.startswith("--") else None
+        if default is None or (not equals and not isinstance(default, bool)):
             unknown.append(argument)
             continue
-        value = _value(flag, text if equals else "true")
+        value = _value(default, text if equals else "true")
         if value is None:
             error = f"Couldn't interpret value {text} for flag {name}."
             return CommandLine(values, tuple(unknown), error)
@@ -212,16 +202,16 @@ def parse(arguments: Iterable[str]) -> CommandLine:
     return CommandLine(values, tuple(unknown))
 
 
-def _value(flag: Flag, text: str) -> FlagValue | None:
-    """Return the value a text stands for, None if it stands for none."""
-    if isinstance(flag.default, bool):
+def _value(default: FlagValue, text: str) -> FlagValue | None:
+    """Return the value that a text gives a flag with this default, None if it gives none."""
+    if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
-    if isinstance(flag.default, str):
+    if isinstance(default, str):
         return text
     if not _NUMBER.fullmatch(text):
         return None
     try:
-        return type(flag.default)(text)
+        return type(default)(text)
     except ValueError:
         return None
 
@@ -229,9 +219,9 @@ def _value(flag: Flag, text: str) -> FlagValue | None:
 def usage() -> str:
     """Return the list of flags, as printed for `--help` and for unknown arguments."""
     lines = ["usage: tensorflow_model_server", "Flags:"]
-    for flag in FLAGS.values():
-        kind = {bool: "bool", int: "int32", float: "float", str: "string"}[type(flag.default)]
-        default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
-        shown = f'"{default}"' if isinstance(default, str) and kind == "string" else default
-        lines.append(f"\t--{f'{flag.name}={shown}':<60}\t{kind}\t{flag.help}")
+    for name, (default, what) in FLAGS.items():
+        kind = {bool: "bool", int: "int32", float: "float", str: "string"}[type(default)]
+        shown = str(default).lower() if isinstance(default, bool) else default
+        shown = f'"{shown}"' if kind == "string" else shown
+        lines.append(f"\t--{f'{name}={shown}':<60}\t{kind}\t{what}")
     return "\n".join(lines) + "\n"

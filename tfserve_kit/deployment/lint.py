@@ -202,11 +202,11 @@ def _remote_base_path(facts: Facts) -> Iterator[Problem]:
 
 
 # Source: tensorflow_serving/servables/tensorflow/bundle_factory_util.cc.
-PER_MODEL_FILE = Path("batching_params.pbtxt")
+_PER_MODEL_FILE = Path("batching_params.pbtxt")
 _REMEDY = (
     "leave [batching] out, or serve this model from a deployment without it; with "
     "enable_per_model_batching_parameters = true under [server.flags] only versions that hold a "
-    f"{PER_MODEL_FILE} are batched"
+    f"{_PER_MODEL_FILE} are batched"
 )
 
 
@@ -287,7 +287,7 @@ def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
         newest = base.loaded[-1] if base.loaded else None
         if newest is None or newest in base.faults or base.serves_tflite(newest):
             continue
-        if not by_file or (newest.path / PER_MODEL_FILE).is_file():
+        if not by_file or (newest.path / _PER_MODEL_FILE).is_file():
             yield base, savedmodel.read_signatures(newest.path, tag=base.tag)
 
 

@@ -78,7 +78,7 @@ def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None)
     if templates and not templates.is_dir():
         raise SpecError(str(templates), [Problem("", "is not a folder of templates", _TEMPLATES)])
     folders = [str(templates)] if templates else []
-    loader = jinja2.FileSystemLoader([*folders, str(template_folder())])
+    loader = jinja2.FileSystemLoader([*folders, str(_template_folder())])
     environment = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
@@ -96,7 +96,7 @@ def text(name: str, values: Mapping[str, Any], *, templates: Path | None = None)
         raise SpecError(f"template {name}.j2", [Problem(where, str(error), _MEND)]) from error
 
 
-def template_folder() -> Path:
+def _template_folder() -> Path:
     """Return the folder of our templates: in the installed package, or at the top of a checkout."""
     installed = Path(str(resources.files("tfserve_kit"))) / "templates"
     return installed if installed.is_dir() else installed.parent.parent / "templates"

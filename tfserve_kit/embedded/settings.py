@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfserve_kit import protos
-from tfserve_kit.deployment.flags import FLAGS, FlagValue
+from tfserve_kit.deployment.flags import DEFAULTS, FlagValue
 from tfserve_kit.embedded.batching import BatchOptions, batch_options
 from tfserve_kit.embedded.metrics import PROMETHEUS_PATH
 from tfserve_kit.embedded.status import CheckFailed, Code, ServingError, invalid
@@ -284,10 +284,10 @@ def in_process(models: Mapping[str, str | os.PathLike[str]], **given: FlagValue)
         ServingError: as `from_flags`.
     """
     for name in given:
-        if name not in FLAGS:
-            hint = did_you_mean(name, FLAGS)
+        if name not in DEFAULTS:
+            hint = did_you_mean(name, DEFAULTS)
             raise TypeError(f"tensorflow_model_server has no flag {name!r}; {hint}")
-    flags: dict[str, Any] = {flag.name: flag.default for flag in FLAGS.values()}
+    flags: dict[str, Any] = dict(DEFAULTS)
     flags |= {"port": 0, **given}
     _refuse(flags)
     configs = tuple(_config(name, str(Path(path).resolve())) for name, path in models.items())
@@ -330,7 +330,7 @@ def _settings(flags: Mapping[str, Any], models: tuple[Any, ...]) -> ServerSettin
 
 def _refuse(flags: Mapping[str, Any]) -> None:
     for name in sorted(REFUSED):
-        if flags[name] != FLAGS[name].default:
+        if flags[name] != DEFAULTS[name]:
             text = f"the embedded engine does not have the flag --{name}: {REFUSED[name]}"
             raise ServingError(Code.UNIMPLEMENTED, text)
     if flags["rest_api_num_threads"] < 1:

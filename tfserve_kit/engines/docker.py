@@ -182,7 +182,7 @@ class DockerEngine:
 
     def start(
         self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
-    ) -> "ContainerHandle":
+    ) -> "_ContainerHandle":
         """Create and start the container; see `Engine.start`.
 
         Raises:
@@ -208,9 +208,9 @@ class DockerEngine:
             _started(found)
             write_private(home / CONTAINER, str(found.id))
             undo.pop_all()
-            return ContainerHandle(str(found.id), found.labels, home)
+            return _ContainerHandle(str(found.id), found.labels, home)
 
-    def find(self, server_name: str) -> "ContainerHandle | None":
+    def find(self, server_name: str) -> "_ContainerHandle | None":
         """Return the server of that name; see `Engine.find`.
 
         Raises:
@@ -224,7 +224,7 @@ class DockerEngine:
             return None
         return found[0] if found else None
 
-    def list(self) -> list["ContainerHandle"]:
+    def list(self) -> list["_ContainerHandle"]:
         """Return the servers of this user, none where no daemon answers; see `Engine.list`."""
         try:
             found = self._list(container.SERVER)
@@ -232,12 +232,12 @@ class DockerEngine:
             return []
         return sorted(found, key=lambda handle: handle.server_name)
 
-    def _list(self, label: str) -> Sequence["ContainerHandle"]:
+    def _list(self, label: str) -> Sequence["_ContainerHandle"]:
         with translated("cannot list the containers"), connected() as client:
             found = self._containers(client, label)
         homes = [self._home(each.labels[container.SERVER]) for each in found]
         return [
-            ContainerHandle(str(each.id), each.labels, home)
+            _ContainerHandle(str(each.id), each.labels, home)
             for each, home in zip(found, homes, strict=True)
         ]
 
@@ -378,7 +378,7 @@ def translated(what: str, *, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
-class ContainerHandle(Home):
+class _ContainerHandle(Home):
     """A server that is a container; implements `ServerHandle`."""
 
     engine = DockerEngine.name

@@ -133,7 +133,7 @@ def files(
         "wheels": variant.wheels,
         "version": version("tfserve-kit"),
         "models": list(versions),
-        "folder": folder_name,
+        "folder": _folder_name,
         "quoted": _quoted,
         "shell": shlex.quote,
     }
@@ -181,13 +181,13 @@ def _texts(
 def _inside(spec: Spec) -> Spec:
     """Return the deployment as it is in the container: its ports and its base paths."""
     models = {
-        name: model.model_copy(update={"base_path": f"/models/{folder_name(name)}"})
+        name: model.model_copy(update={"base_path": f"/models/{_folder_name(name)}"})
         for name, model in spec.models.items()
     }
     return with_image_ports(spec.model_copy(update={"models": models}))
 
 
-def folder_name(model: str) -> str:
+def _folder_name(model: str) -> str:
     """Return the name of a model's folder: its own, what is special in it percent-encoded."""
     return model.replace(".", "%2E") if model in {".", ".."} else _url_path(model)
 
@@ -211,7 +211,7 @@ def _requirements() -> Iterator[str]:
             yield requirement.strip()
 
 
-LOG_TAIL = 15
+_LOG_TAIL = 15
 _CHATTER = (" ---> ", "Removing intermediate container ")
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
@@ -269,7 +269,7 @@ def _link_models(versions: Versions, folder: Path, progress: Progress) -> None:
     for name, chosen in versions.items():
         for each in chosen:
             progress.step(f"copying version {each.number} of {name}")
-            _link_tree(each.path, folder / folder_name(name) / str(each.number))
+            _link_tree(each.path, folder / _folder_name(name) / str(each.number))
 
 
 def _link_tree(source: Path, target: Path) -> None:
@@ -328,7 +328,7 @@ def build(folder: Path, tag: str, *, progress: Progress = SILENT) -> str:
 
 def _follow(lines: Iterator[dict[str, Any]], tag: str, progress: Progress) -> str:
     """Tell the steps of a build, and return the image's id, which comes near the end."""
-    tail: deque[str] = deque(maxlen=LOG_TAIL)
+    tail: deque[str] = deque(maxlen=_LOG_TAIL)
     image = step = failure = ""
     for line in lines:  # to the end, also after an error: else the connection stays open
         for text in str(line.get("stream", "")).splitlines():

@@ -60,7 +60,7 @@ _QUICK_S = 6.0  # for a list, where another cluster may be the current one, and 
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectsPlan(Plan):
+class _ObjectsPlan(Plan):
     """A plan for a cluster.
 
     Attributes:
@@ -97,7 +97,7 @@ class KubernetesEngine:
             return Availability(usable=False, reason=error.message, remedy=error.remedy)
         return Availability(usable=True, reason=reason, is_costly=True)
 
-    def plan(self, spec: Spec, files: Mapping[str, str]) -> ObjectsPlan:
+    def plan(self, spec: Spec, files: Mapping[str, str]) -> _ObjectsPlan:
         """Return the objects and the command that applies them; see `Engine.plan`."""
         cluster = _cluster(spec)
         objects, shown = (
@@ -105,7 +105,7 @@ class KubernetesEngine:
             for each in (spec, without_secrets(spec))
         )
         text = kubectl.text_of(objects)
-        return ObjectsPlan(
+        return _ObjectsPlan(
             server_name=spec.server.name,
             engine=self.name,
             argv=cluster.argv(*kubectl.APPLY),
@@ -134,13 +134,13 @@ class KubernetesEngine:
 
     def start(
         self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
-    ) -> "DeploymentHandle":
+    ) -> "_DeploymentHandle":
         """Apply the objects and wait until all pods are ready; see `Engine.start`.
 
         Raises:
             ServerFailed: a pod finds no node or does not become ready.
         """
-        assert isinstance(plan, ObjectsPlan)  # noqa: S101 (an engine starts its own plans)
+        assert isinstance(plan, _ObjectsPlan)  # noqa: S101 (an engine starts its own plans)
         name, cluster = plan.server_name, plan.cluster
         what = f"cannot start server {name!r}"
         with claimed(self._folder, name), contextlib.ExitStack() as undo:
@@ -163,7 +163,7 @@ class KubernetesEngine:
             undo.pop_all()
             return handle
 
-    def find(self, server_name: str) -> "DeploymentHandle | None":
+    def find(self, server_name: str) -> "_DeploymentHandle | None":
         """Return the server of that name; see `Engine.find`.
 
         It is looked for where it was started from here, or else in kubectl's current namespace.
@@ -179,7 +179,7 @@ class KubernetesEngine:
                 raise
             return None
 
-    def list(self) -> Sequence["DeploymentHandle"]:
+    def list(self) -> Sequence["_DeploymentHandle"]:
         """Return the servers of kubectl's current namespace, and others started from here.
 
         None where no cluster answers; see `Engine.list`.
@@ -187,13 +187,13 @@ class KubernetesEngine:
         places = {Cluster(): None} if kubectl.is_configured() else {}
         mine = (home for home in homes(self._folder) if owner(home) == self.name)
         places |= {_remembered(home): None for home in mine}
-        found: dict[str, DeploymentHandle] = {}
+        found: dict[str, _DeploymentHandle] = {}
         for cluster in places:
             with contextlib.suppress(EngineUnavailable, ServerFailed):
                 found |= {each.uid: each for each in self._in(cluster)}
         return sorted(found.values(), key=lambda handle: handle.server_name)
 
-    def _in(self, cluster: Cluster, server_name: str = "") -> Sequence["DeploymentHandle"]:
+    def _in(self, cluster: Cluster, server_name: str = "") -> Sequence["_DeploymentHandle"]:
         chosen = pods.selector(server_name) if server_name else f"--selector={pods.OURS}"
         found = cluster.items(
             "cannot look for servers", "deployments.apps", chosen,
@@ -206,7 +206,7 @@ class KubernetesEngine:
         return self._folder / "servers" / server_name
 
 
-class DeploymentHandle(Home):
+class _DeploymentHandle(Home):
     """A server that is a Deployment; implements `ServerHandle` and `Fleet`."""
 
     engine = KubernetesEngine.name
@@ -281,14 +281,14 @@ class DeploymentHandle(Home):
         is_forced: bool = False,
         progress: Progress = SILENT,
         clock: Clock | None = None,
-    ) -> "DeploymentHandle":
+    ) -> "_DeploymentHandle":
         """Make the server what another plan says, pod by pod; see `Fleet.update`.
 
         Raises:
             UsageError: the plan is for another namespace or context.
             ServerFailed: a pod did not become ready; all is again as it was before.
         """
-        assert isinstance(plan, ObjectsPlan)  # noqa: S101 (an engine starts its own plans)
+        assert isinstance(plan, _ObjectsPlan)  # noqa: S101 (an engine starts its own plans)
         here, wanted = self._cluster, plan.cluster
         if (wanted.namespace or here.namespace, wanted.context or here.context) != (
             here.namespace,
@@ -327,16 +327,16 @@ def _remembered(home: Path) -> Cluster:
         return Cluster()
 
 
-def _handle(cluster: Cluster, deployment: Object, home: Path) -> DeploymentHandle:
+def _handle(cluster: Cluster, deployment: Object, home: Path) -> _DeploymentHandle:
     """Return a handle of a Deployment, with a copy of what the cluster keeps of it."""
     made_of = deployment["metadata"]["annotations"][_MADE_OF]
     cluster = cluster.settled(deployment["metadata"]["namespace"])
     where = json.dumps({"namespace": cluster.namespace, "context": cluster.context})
     keep_copy(home, KubernetesEngine.name, {DEPLOYMENT: made_of, CLUSTER: where})
-    return DeploymentHandle(cluster, deployment["metadata"]["uid"], made_of, home)
+    return _DeploymentHandle(cluster, deployment["metadata"]["uid"], made_of, home)
 
 
-def _has_ended(handle: DeploymentHandle) -> bool:
+def _has_ended(handle: _DeploymentHandle) -> bool:
     """Say whether a server ended by itself; the cluster may just be starting it once more."""
     found = wait_until(
         lambda: handle.state().exit_code,
@@ -347,7 +347,7 @@ def _has_ended(handle: DeploymentHandle) -> bool:
     return bool(found)
 
 
-def _refuse_foreign(cluster: Cluster, plan: ObjectsPlan) -> None:
+def _refuse_foreign(cluster: Cluster, plan: _ObjectsPlan) -> None:
     """Refuse to take over objects that have our names and are somebody else's."""
     what = f"cannot start server {plan.server_name!r}"
     key, _, ours = pods.OURS.partition("=")
@@ -495,7 +495,7 @@ class _Rollout:
         return "not all pods are ready in time" if found is None else found
 
 
-def _patience_s(plan: ObjectsPlan) -> float:
+def _patience_s(plan: _ObjectsPlan) -> float:
     """Return how long a change may take: Kubernetes' own deadline is for each pod."""
     spec = Spec.model_validate_json(plan.deployment)
     (deployment,) = (each for each in plan.objects if each["kind"] == "Deployment")
@@ -509,7 +509,7 @@ class _Change:
     """A change of a server while it serves."""
 
     cluster: Cluster
-    plan: ObjectsPlan
+    plan: _ObjectsPlan
     progress: Progress
     clock: Clock
 

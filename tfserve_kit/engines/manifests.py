@@ -573,7 +573,7 @@ def files(
         "kind": "Kustomization",
         "resources": list(made),
     }
-    return {name: to_yaml(each) for name, each in {KUSTOMIZATION: base, **made}.items()}
+    return {name: _to_yaml(each) for name, each in {KUSTOMIZATION: base, **made}.items()}
 
 
 def _file_name(manifest: Manifest) -> str:
@@ -582,7 +582,7 @@ def _file_name(manifest: Manifest) -> str:
     return f"{kind}{'-' if protocol else ''}{protocol}.yaml"
 
 
-def to_yaml(manifest: Mapping[str, Any]) -> str:
+def _to_yaml(manifest: Mapping[str, Any]) -> str:
     """Return plain data as YAML, texts of several lines as they are."""
     import yaml
 

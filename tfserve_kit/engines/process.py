@@ -116,7 +116,7 @@ class ProcessEngine:
 
     def start(
         self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
-    ) -> "ProcessHandle":
+    ) -> "_ProcessHandle":
         """Start the process; see `Engine.start`."""
         del progress, clock  # it takes no time
         home = self._home(plan.server_name)
@@ -138,18 +138,18 @@ class ProcessEngine:
             )
             record.write(home)
             undo.pop_all()
-        return ProcessHandle(record, home, process)
+        return _ProcessHandle(record, home, process)
 
-    def find(self, server_name: str) -> "ProcessHandle | None":
+    def find(self, server_name: str) -> "_ProcessHandle | None":
         """Return the server of that name; see `Engine.find`."""
         record = Record.read(self._home(server_name))
         mine = record is not None and record.engine == self.name
-        return ProcessHandle(record, self._home(server_name)) if record and mine else None
+        return _ProcessHandle(record, self._home(server_name)) if record and mine else None
 
-    def list(self) -> list["ProcessHandle"]:
+    def list(self) -> list["_ProcessHandle"]:
         """Return the servers of this engine; see `Engine.list`."""
         return [
-            ProcessHandle(record, self._home(record.server_name))
+            _ProcessHandle(record, self._home(record.server_name))
             for record in records(self._folder)
             if record.engine == self.name
         ]
@@ -216,7 +216,7 @@ def embedded(folder: Path | None = None, *, memory_bytes: int | None = None) -> 
     return ProcessEngine("embedded", head, availability, binds_host=True, folder=folder)
 
 
-class ProcessHandle(Home):
+class _ProcessHandle(Home):
     """A server that is a process; implements `ServerHandle`."""
 
     def __init__(

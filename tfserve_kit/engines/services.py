@@ -138,14 +138,14 @@ def _files(spec: Spec, files: Mapping[str, str], name: str) -> list[_File]:
     return [_file(name, file, text) for file, text in texts.items()]
 
 
-def content_name(service: str, file: str, content: str) -> str:
+def _content_name(service: str, file: str, content: str) -> str:
     """Return the name of a config or secret; another content has another name."""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"{service[:_PREFIX]}-{file}-{digest}"
 
 
 def _file(service: str, file: str, content: str, *, is_secret: bool = False) -> _File:
-    name = content_name(service, file, content)
+    name = _content_name(service, file, content)
     return _File(name, str(PLACE / file), content, is_secret)
 
 

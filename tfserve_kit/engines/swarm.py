@@ -132,7 +132,7 @@ class SwarmEngine:
 
     def start(
         self, plan: Plan, *, progress: Progress = SILENT, clock: Clock | None = None
-    ) -> "ServiceHandle":
+    ) -> "_ServiceHandle":
         """Create the services and wait until all replicas run; see `Engine.start`.
 
         Raises:
@@ -163,7 +163,7 @@ class SwarmEngine:
             undo.pop_all()
             return handle
 
-    def find(self, server_name: str) -> "ServiceHandle | None":
+    def find(self, server_name: str) -> "_ServiceHandle | None":
         """Return the server of that name; see `Engine.find`."""
         try:
             found = self._all()
@@ -173,14 +173,14 @@ class SwarmEngine:
             return None
         return next((each for each in found if each.server_name == server_name), None)
 
-    def list(self) -> Sequence["ServiceHandle"]:
+    def list(self) -> Sequence["_ServiceHandle"]:
         """Return the servers of the swarm, none where no manager answers; see `Engine.list`."""
         try:
             return self._all()
         except EngineUnavailable:
             return []
 
-    def _all(self) -> Sequence["ServiceHandle"]:
+    def _all(self) -> Sequence["_ServiceHandle"]:
         with _asked("cannot list the services") as api:
             if not api.info()["Swarm"].get("ControlAvailable"):
                 raise EngineUnavailable(
@@ -196,7 +196,7 @@ class SwarmEngine:
         return self._folder / "servers" / server_name
 
 
-class ServiceHandle(Home):
+class _ServiceHandle(Home):
     """A server that is a service of a swarm; implements `ServerHandle`."""
 
     engine = SwarmEngine.name
@@ -306,7 +306,7 @@ class ServiceHandle(Home):
         is_forced: bool = False,
         progress: Progress = SILENT,
         clock: Clock | None = None,
-    ) -> "ServiceHandle":
+    ) -> "_ServiceHandle":
         """Make the server what another plan says, replica by replica.
 
         Args:
@@ -364,12 +364,12 @@ def _nodes_in_use() -> int:
     return sum((each["Status"]["State"], each["Spec"]["Availability"]) == takes for each in nodes)
 
 
-def _handle(service: Mapping[str, Any], home: Path) -> ServiceHandle:
+def _handle(service: Mapping[str, Any], home: Path) -> _ServiceHandle:
     """Return a handle of a service, with a copy of what the swarm keeps of it."""
     labels = service["Spec"]["Labels"]
     files = {DEPLOYMENT: labels[services.DEPLOYMENT], SERVICE: service["ID"]}
     keep_copy(home, SwarmEngine.name, files)
-    return ServiceHandle(service["ID"], labels, home)
+    return _ServiceHandle(service["ID"], labels, home)
 
 
 # What runs

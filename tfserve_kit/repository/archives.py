@@ -34,7 +34,7 @@ from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository.intake import CHUNK_BYTES, Intake, Limits
 from tfserve_kit.repository.manifest import File
 
-BLOCK_BYTES = tarfile.BLOCKSIZE
+_BLOCK_BYTES = tarfile.BLOCKSIZE
 _MAX_RECORD_BYTES = 1 << 20
 _FILES = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
 _LINKS = {tarfile.LNKTYPE, tarfile.SYMTYPE}
@@ -60,7 +60,7 @@ _MAGIC = {
 def kind(file: Path) -> str | None:
     """Return `zip`, `tar`, `gzip`, `bzip2`, `xz` or `zstd`; None if it is not an archive."""
     with file.open("rb") as stream:
-        start = stream.read(BLOCK_BYTES)
+        start = stream.read(_BLOCK_BYTES)
     for magic, name in _MAGIC.items():
         if start.startswith(magic):
             return name
@@ -368,7 +368,7 @@ class _Member:
 def _looks_like_tar(block: bytes) -> bool:
     """Say whether a file starts as a tar archive does."""
     try:
-        tarfile.TarInfo.frombuf(block[:BLOCK_BYTES], "utf-8", "surrogateescape")
+        tarfile.TarInfo.frombuf(block[:_BLOCK_BYTES], "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):
         return False
     return True
@@ -393,7 +393,7 @@ def _tar_members(stream: _Metered) -> Iterator[_Member]:
         kind = _kind(header)
         stored = size_bytes if kind == "file" else 0
         yield _Member(named.get("path", header.name), kind, stored)
-        _exactly(stream, -stored % BLOCK_BYTES)
+        _exactly(stream, -stored % _BLOCK_BYTES)
         named = {}
 
 
@@ -416,7 +416,7 @@ def _kind(header: tarfile.TarInfo) -> str:
 
 def _header(stream: _Metered) -> tarfile.TarInfo | None:
     """Return the next header, None at the end of the archive."""
-    block = _exactly(stream, BLOCK_BYTES)
+    block = _exactly(stream, _BLOCK_BYTES)
     if not any(block):
         return None
     return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -434,7 +434,7 @@ def _record(stream: _Metered, header: tarfile.TarInfo) -> dict[str, str]:
     if not 0 <= header.size <= _MAX_RECORD_BYTES:
         raise ValueError(f"a header of {header.size:,} bytes")
     data = _exactly(stream, header.size)
-    _exactly(stream, -header.size % BLOCK_BYTES)
+    _exactly(stream, -header.size % _BLOCK_BYTES)
     if header.type in _PAX:
         return _pax(data)
     if header.type == tarfile.GNUTYPE_LONGNAME:

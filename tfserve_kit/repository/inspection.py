@@ -26,7 +26,7 @@ from tfserve_kit.savedmodel.scan import Contents, Scan, read_contents, scan_grap
 from tfserve_kit.savedmodel.signatures import changes
 from tfserve_kit.tensors import dtypes
 
-ANY_OP = "*"
+_ANY_OP = "*"
 _IMAGE_RANK = 4  # [batch, height, width, channels]
 _FLAT_RANK = 2  # [batch, height * width * channels]
 
@@ -192,7 +192,7 @@ def _warmup_problems(candidate: Path, tag: str) -> list[Problem]:
 def _allowed(finding: Problem, gate: Gate) -> Problem:
     """Return a finding of the static scan as a warning if the gate allows its operation."""
     op = finding.rule
-    if op and finding.severity is Severity.ERROR and {op, ANY_OP} & {*gate.allow_ops}:
+    if op and finding.severity is Severity.ERROR and {op, _ANY_OP} & {*gate.allow_ops}:
         return replace(finding, severity=Severity.WARNING, remedy="allowed by --allow-op")
     return finding
 

@@ -62,7 +62,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) << _UNITS[match[2].upper()]
 
 
-def checked_name(name: str, limits: Limits) -> str:
+def _checked_name(name: str, limits: Limits) -> str:
     """Return a foreign path in its plain form: `./a//b` is `a/b`, `./` is the empty text.
 
     Raises:
@@ -148,7 +148,7 @@ class Intake:
     def add_folder(self, name: str) -> None:
         """Make a folder, and those it lies in; one that is there already is fine."""
         with self._lock:
-            self._make_folder(checked_name(name, self._limits))
+            self._make_folder(_checked_name(name, self._limits))
 
     def add_file(self, name: str, chunks: Iterable[bytes]) -> File:
         """Write a file; its bytes must have been counted.
@@ -156,7 +156,7 @@ class Intake:
         Raises:
             PushRefused: the name is bad or taken, or there are too many files.
         """
-        path = checked_name(name, self._limits)
+        path = _checked_name(name, self._limits)
         with self._lock:
             self._make_folder(path.rpartition("/")[0])
             if path in self._taken:

@@ -137,7 +137,7 @@ class Store:
                     remedy="push again once nothing else writes there",
                 )
 
-        at_once(one, names)
+        _at_once(one, names)
 
 
 def _counting(intake: Intake, count: Count) -> Callable[[int], None]:
@@ -148,7 +148,7 @@ def _counting(intake: Intake, count: Count) -> Callable[[int], None]:
     return counted
 
 
-def at_once(act: Callable[[str], object], names: Any) -> None:
+def _at_once(act: Callable[[str], object], names: Any) -> None:
     """Do something for each name, several at once; the first failure ends it and is raised."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -166,7 +166,7 @@ def _said(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-CLAIM_PREFIX = f"{HIDDEN_PREFIX}claim-"
+_CLAIM_PREFIX = f"{HIDDEN_PREFIX}claim-"
 _ABANDONED_S = 24 * 3600.0
 
 
@@ -205,7 +205,7 @@ def _graph_names(there: Collection[str], folder: str) -> list[str]:
 
 def taken_in(there: dict[str, Any]) -> set[int]:
     """Return the numbers that are used, half used or claimed."""
-    return numbers_in({name.partition("/")[0] for name in there}, CLAIM_PREFIX)
+    return numbers_in({name.partition("/")[0] for name in there}, _CLAIM_PREFIX)
 
 
 def download_serving(store: Store, there: dict[str, Any], folder: Path) -> Path | None:
@@ -241,14 +241,14 @@ def claimed(store: Store, choice: VersionChoice, taken: set[int]) -> Iterator[in
         with contextlib.suppress(Exception):  # a later push sweeps what stays
             _remove(store, number)
         raise
-    store.fs.rm_file(f"{store.path}/{CLAIM_PREFIX}{number}")
+    store.fs.rm_file(f"{store.path}/{_CLAIM_PREFIX}{number}")
 
 
 def _claim(store: Store, choice: VersionChoice, taken: set[int]) -> int:
     while True:
         taken = taken | taken_in(store.files())
         number = choose_version(taken, choice, store.shown)
-        path, mine = f"{store.path}/{CLAIM_PREFIX}{number}", _new_claim()
+        path, mine = f"{store.path}/{_CLAIM_PREFIX}{number}", _new_claim()
         with contextlib.suppress(FileExistsError):
             _create(store, path, mine)
             if store.fs.cat_file(path) == mine:
@@ -282,8 +282,8 @@ def _new_claim() -> bytes:
 def sweep_claims(store: Store, there: dict[str, Any]) -> None:
     """Remove what killed pushes left; of whole versions only the claim."""
     for name, info in there.items():
-        number = parse_version(name.removeprefix(CLAIM_PREFIX))
-        if name.startswith(CLAIM_PREFIX) and number is not None:
+        number = parse_version(name.removeprefix(_CLAIM_PREFIX))
+        if name.startswith(_CLAIM_PREFIX) and number is not None:
             with contextlib.suppress(FileNotFoundError):  # its push has ended meanwhile
                 if _is_abandoned(store.fs.cat_file(info["name"])):
                     if not _graph_names(store.files(), str(number)):
@@ -311,7 +311,7 @@ def _remove(store: Store, number: int) -> None:
     for name in names:
         store.fs.rm_file(f"{store.path}/{number}/{name}")
     with contextlib.suppress(FileNotFoundError):
-        store.fs.rm_file(f"{store.path}/{CLAIM_PREFIX}{number}")
+        store.fs.rm_file(f"{store.path}/{_CLAIM_PREFIX}{number}")
 
 
 def upload(store: Store, number: int, root: Path, manifest: Manifest, progress: Progress) -> None:
@@ -338,7 +338,7 @@ def upload(store: Store, number: int, root: Path, manifest: Manifest, progress: 
     graph = next(name for name in GRAPH_FILES if name in manifest.files)
     most = manifest.files.keys() - {graph}
     send(MANIFEST_PATH.as_posix())
-    at_once(send, sorted(most))
+    _at_once(send, sorted(most))
     _require_whole(store, number, root, {name: manifest.files[name] for name in most})
     send(graph)
     _require_whole(store, number, root, {graph: manifest.files[graph]})

@@ -245,7 +245,7 @@ class Place:
             )
 
 
-Deliver = Callable[[Place, Callable[[], None]], object]
+_Deliver = Callable[[Place, Callable[[], None]], object]
 """Told a place and what makes the version visible there: calls that, and raises where the version
 does not serve."""
 
@@ -311,7 +311,7 @@ def _require_apart(copies: Mapping[Place, str]) -> None:
 
 
 def publish(
-    copies: dict[Place, str], number: int, wave: int, deliver: Deliver, progress: Progress
+    copies: dict[Place, str], number: int, wave: int, deliver: _Deliver, progress: Progress
 ) -> None:
     """Make copies visible, each wave of places once the one before it is delivered.
 

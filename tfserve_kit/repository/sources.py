@@ -40,7 +40,7 @@ model.export(sys.argv[2], format="tf_saved_model", verbose=False)
 """
 
 
-def keras_suffix(file: Path, limits: Limits, name: str) -> str | None:
+def _keras_suffix(file: Path, limits: Limits, name: str) -> str | None:
     """Return `.keras` or `.h5` for a file of this kind, None for others; the content says it.
 
     Raises:
@@ -54,7 +54,7 @@ def keras_suffix(file: Path, limits: Limits, name: str) -> str | None:
     return None
 
 
-def export_keras(file: Path, directory: Path, name: str, most_bytes: int) -> None:
+def _export_keras(file: Path, directory: Path, name: str, most_bytes: int) -> None:
     """Export a Keras file to a SavedModel directory that is made.
 
     Code in the file is not run: models with Lambda layers are refused.
@@ -291,7 +291,7 @@ class Source:
         name = self.described()
         self._require_checksum(file)
         root = folder / "model"
-        if keras_suffix(file, self.limits, name) is not None:
+        if _keras_suffix(file, self.limits, name) is not None:
             return self._exported(file, folder, progress)
         progress.step(f"unpacking {name}")
         root.mkdir()
@@ -315,11 +315,11 @@ class Source:
     def _exported(self, file: Path, folder: Path, progress: Progress) -> tuple[Path, Files]:
         """Export a Keras file."""
         name = self.described()
-        suffix = keras_suffix(file, self.limits, name)
+        suffix = _keras_suffix(file, self.limits, name)
         progress.step(f"exporting {name} with Keras")
         named, root = folder / f"source{suffix}", folder / "exported"  # Keras goes by the name
         named.symlink_to(file.absolute())
-        export_keras(named, root, name, self.limits.max_size_bytes)
+        _export_keras(named, root, name, self.limits.max_size_bytes)
         return root, checksums(root)
 
     def _require_checksum(self, file: Path) -> None:

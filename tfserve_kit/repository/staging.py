@@ -32,7 +32,7 @@ from tfserve_kit.repository.versions import (
     numbers_in,
 )
 
-STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
+_STAGING_PREFIX = f"{HIDDEN_PREFIX}staging-"
 _SWEPT_PREFIX = f"{HIDDEN_PREFIX}swept-"
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
@@ -102,10 +102,10 @@ def sweep(base_path: Path) -> list[Path]:
     Each loses its name first: should its push live after all, that finds nothing to publish, rather
     than a folder that is being deleted.
     """
-    abandoned = [each for each in base_path.glob(f"{STAGING_PREFIX}*") if _is_abandoned(each)]
+    abandoned = [each for each in base_path.glob(f"{_STAGING_PREFIX}*") if _is_abandoned(each)]
     for each in abandoned:
         with contextlib.suppress(OSError):  # another push was quicker
-            each.rename(each.with_name(each.name.replace(STAGING_PREFIX, _SWEPT_PREFIX, 1)))
+            each.rename(each.with_name(each.name.replace(_STAGING_PREFIX, _SWEPT_PREFIX, 1)))
     for each in base_path.glob(f"{_SWEPT_PREFIX}*"):  # also what a killed sweep left
         shutil.rmtree(each, ignore_errors=True)
     return abandoned
@@ -123,7 +123,7 @@ def _staging_prefix() -> str:
         started_ms = round(processes.started_s(os.getpid()) * 1000)
     except psutil.Error as error:
         raise OSError(errno.EACCES, "the start time of this process is unknown", "/proc") from error
-    return f"{STAGING_PREFIX}{os.getpid()}.{started_ms}.{processes.host()}."
+    return f"{_STAGING_PREFIX}{os.getpid()}.{started_ms}.{processes.host()}."
 
 
 def _is_abandoned(staging: Path) -> bool:
@@ -133,10 +133,10 @@ def _is_abandoned(staging: Path) -> bool:
 
 def is_abandoned(name: str) -> bool:
     """Say whether a name is of a push that is over; of other machines nothing is known."""
-    pid, _, rest = name.removeprefix(STAGING_PREFIX).partition(".")
+    pid, _, rest = name.removeprefix(_STAGING_PREFIX).partition(".")
     started_ms, _, rest = rest.partition(".")
     host, _, _ = rest.rpartition(".")
-    if not name.startswith(STAGING_PREFIX) or host != processes.host():
+    if not name.startswith(_STAGING_PREFIX) or host != processes.host():
         return False
     if not (pid.isdecimal() and started_ms.isdecimal()):
         return False

@@ -90,7 +90,7 @@ def choose_versions(base_path: Path, numbers: Collection[int] = ()) -> list[Vers
 
 
 RETIRED_PREFIX = f"{HIDDEN_PREFIX}retired-"
-PRUNED_PREFIX = f"{HIDDEN_PREFIX}pruned-"
+_PRUNED_PREFIX = f"{HIDDEN_PREFIX}pruned-"
 
 
 def retire(base_path: Path, number: int) -> Path:
@@ -215,7 +215,7 @@ def prune(
             _sweep(base_path)
             for children in surplus.values():
                 for child in children:
-                    rename(child, base_path / f"{PRUNED_PREFIX}{child.name}")
+                    rename(child, base_path / f"{_PRUNED_PREFIX}{child.name}")
             _sweep(base_path)
     return list(surplus)
 
@@ -310,7 +310,7 @@ def _prefixed(path: Path, old: str, new: str) -> Path:
 
 def _sweep(base_path: Path) -> None:
     """Delete what is hidden to be deleted, also what an interrupted prune left."""
-    for path in base_path.glob(f"{PRUNED_PREFIX}*"):
+    for path in base_path.glob(f"{_PRUNED_PREFIX}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

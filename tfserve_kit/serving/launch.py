@@ -94,7 +94,7 @@ def start(
             time. What was started is stopped; the error holds the last log lines.
     """
     _make_room(spec.server.name, engine)
-    spec = settle_ports(spec, binds_here=engine.binds_here)
+    spec = _settle_ports(spec, binds_here=engine.binds_here)
     todo = plan(spec, engine, templates=templates)
     progress.step(f"starting {todo.server_name!r} ({engine.name})")
     handle = engine.start(todo, progress=progress, clock=clock)
@@ -142,7 +142,7 @@ def change(
             remedy='serve with engine = "swarm" or "kubernetes" in [server]',
         )
     engine, _ = registry.choose(handle.engine, docker=spec.docker)
-    todo = plan(settle_ports(spec, binds_here=engine.binds_here), engine, templates=templates)
+    todo = plan(_settle_ports(spec, binds_here=engine.binds_here), engine, templates=templates)
     new = handle.update(todo, is_forced=is_forced, progress=progress, clock=clock)
     new.keep(access.trusted(spec))
     return new
@@ -171,7 +171,7 @@ def check(spec: Spec) -> list[Problem]:
     return found
 
 
-def settle_ports(spec: Spec, *, binds_here: bool = True) -> Spec:
+def _settle_ports(spec: Spec, *, binds_here: bool = True) -> Spec:
     """Return the deployment with ports of 0 replaced by free ones.
 
     Args:

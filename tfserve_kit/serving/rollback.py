@@ -40,7 +40,7 @@ from tfserve_kit.serving import access, reload
 from tfserve_kit.serving.access import NOTHING, Access, ServedModel, connect_each
 from tfserve_kit.serving.waiting import ask, available, wait_each, wait_gone
 
-CANARY, STABLE = "canary", "stable"
+_CANARY, _STABLE = "canary", "stable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def canary(
     """
     change = _Change(handle, model, access, progress)
     change.require_sound(version)
-    labels = {**change.now.labels, CANARY: version}
+    labels = {**change.now.labels, _CANARY: version}
     return change.apply(change.loaded() | {version}, labels)
 
 
@@ -97,7 +97,7 @@ def promote(  # noqa: PLR0913 (what is moved, and what stays)
     model: str,
     version: int | None = None,
     *,
-    label: str = STABLE,
+    label: str = _STABLE,
     keep_old: bool = False,
     access: Access = NOTHING,
     progress: Progress = SILENT,
@@ -125,7 +125,7 @@ def promote(  # noqa: PLR0913 (what is moved, and what stays)
     version = _chosen(change.now, model, version)
     change.require_sound(version)
     old = change.now.labels.items()
-    others = {name: number for name, number in old if name != CANARY or number != version}
+    others = {name: number for name, number in old if name != _CANARY or number != version}
     labels = {**others, label: version}
     served = change.apply(change.loaded() | {version}, labels)
     if keep_old or set(served.versions) == set(labels.values()):
@@ -144,17 +144,17 @@ def abort(
     """
     change = _Change(handle, model, access, progress)
     now = change.now
-    if CANARY not in now.labels:
+    if _CANARY not in now.labels:
         raise UsageError(
             f"model {model!r} of server {handle.server_name!r} has no canary",
             remedy=f"its labels are {', '.join(now.labels) or 'none'}",
         )
-    labels = {name: number for name, number in now.labels.items() if name != CANARY}
-    staying = change.loaded() - {now.labels[CANARY]} | set(labels.values())
+    labels = {name: number for name, number in now.labels.items() if name != _CANARY}
+    staying = change.loaded() - {now.labels[_CANARY]} | set(labels.values())
     if not staying:
         raise UsageError(
-            f"version {now.labels[CANARY]}, the canary, is all that is loaded of {model!r}",
-            remedy=f"`tfkit promote {model}` makes it {STABLE}",
+            f"version {now.labels[_CANARY]}, the canary, is all that is loaded of {model!r}",
+            remedy=f"`tfkit promote {model}` makes it {_STABLE}",
         )
     return change.apply(staying, labels)
 
@@ -162,7 +162,7 @@ def abort(
 def _chosen(now: Model, model: str, version: int | None) -> int:
     """Return the version that is meant: the one given, the canary or the highest."""
     if version is None:
-        version = now.labels.get(CANARY)
+        version = now.labels.get(_CANARY)
     if version is None:
         version = max(_there(now), default=None)
     if version is None:
@@ -243,7 +243,7 @@ _IN_USE = {"START", "LOADING", "AVAILABLE"}
 
 
 # Why a version is needed; of the first two somebody wrote the number down.
-LABELLED, PINNED, SERVED, LATEST = "labelled", "pinned", "served", "among the latest"
+_LABELLED, _PINNED, _SERVED, _LATEST = "labelled", "pinned", "served", "among the latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,19 +305,19 @@ def _claimed(home: Path, name: str, numbers: list[int], progress: Progress) -> I
         progress.note(f"Warning: {who} does not answer; what its deployment names is kept")
     for status in statuses or []:
         if status.state in _IN_USE:
-            yield Claim(status.version, who, SERVED)
+            yield Claim(status.version, who, _SERVED)
     yield from _named(spec.models[name], who, [] if statuses is not None else numbers)
 
 
 def _named(model: Model, who: str, numbers: list[int]) -> Iterator[Claim]:
     """Yield what a model of a deployment needs, where the base path holds these numbers."""
     for label, version in model.labels.items():
-        yield Claim(version, who, LABELLED, label)
+        yield Claim(version, who, _LABELLED, label)
     for version in model.versions.specific:
-        yield Claim(version, who, PINNED)
+        yield Claim(version, who, _PINNED)
     if model.versions.latest:
         for version in model.versions.loads(numbers):
-            yield Claim(version, who, LATEST)
+            yield Claim(version, who, _LATEST)
 
 
 def _statuses(home: Path, spec: Spec, model: str) -> list[VersionStatus] | None:
@@ -404,7 +404,7 @@ def _require_unnamed(base_path: Path, going: Collection[int], progress: Progress
     named = [
         claim
         for claim in claims(base_path, progress=progress)
-        if claim.version in going and claim.reason in {LABELLED, PINNED}
+        if claim.version in going and claim.reason in {_LABELLED, _PINNED}
     ]
     if named:
         raise PushRefused(

@@ -64,7 +64,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class _Answer:
     """What came of one request; seconds of the clock that the stream was given.
 
     Attributes:
@@ -84,7 +84,7 @@ class Answer:
     message: str = ""
 
 
-class Stream:
+class _Stream:
     """Sends traffic to a model, without a version, for the duration of a `with` block.
 
     Args:
@@ -116,7 +116,7 @@ class Stream:
             if expected := self._expects(version):
                 self._doubts = expected.doubts(outputs)
         self._changed = threading.Condition()
-        self._answers: list[Answer] = []
+        self._answers: list[_Answer] = []
         self._seen: set[int] = set()
         self._latencies: list[tuple[float, float]] = []
         self._ended = threading.Event()
@@ -136,7 +136,7 @@ class Stream:
         for each in self._senders:
             each.join()
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[_Answer]:
         """Return what has come back until now, in that order."""
         with self._changed:
             return list(self._answers)
@@ -168,18 +168,18 @@ class Stream:
                 self._target, self._inputs, timeout_s=self._traffic.timeout_s
             )
         except Exception as error:  # a bug is lost traffic too
-            self._keep(Answer(sent_s, self._clock.now_s(), 0, True, *_described(error)))
+            self._keep(_Answer(sent_s, self._clock.now_s(), 0, True, *_described(error)))
             if isinstance(error, RequestError):
                 return
             raise
         received_s, version = self._clock.now_s(), answer.version or 0
         if fault := self._fault(version, answer.outputs):
-            self._keep(Answer(sent_s, received_s, 0, True, ServerFault.__name__, fault))
+            self._keep(_Answer(sent_s, received_s, 0, True, ServerFault.__name__, fault))
             return
         with self._changed:
             reference = self._references.setdefault(version, answer.outputs)
             self._latencies.append((due_s, received_s - due_s))
-        self._keep(Answer(sent_s, received_s, version, same(answer.outputs, reference)))
+        self._keep(_Answer(sent_s, received_s, version, same(answer.outputs, reference)))
 
     def _fault(self, version: int, outputs: Outputs) -> str:
         """Return what is wrong with the types and shapes of an answer; empty if nothing is."""
@@ -197,7 +197,7 @@ class Stream:
             return None
         return Expected.of(found[name], self._inputs) if name in found else None
 
-    def _keep(self, answer: Answer) -> None:
+    def _keep(self, answer: _Answer) -> None:
         with self._changed:
             self._answers.append(answer)
             self._seen.add(answer.version)
@@ -360,8 +360,8 @@ def _row(name: str, phase: Mapping[str, float]) -> str:
     return f"{name:<12}{requests:>10,}{cells}"
 
 
-def judge(
-    course: SwapReport, answers: Sequence[Answer], latencies: Sequence[tuple[float, float]] = ()
+def _judge(
+    course: SwapReport, answers: Sequence[_Answer], latencies: Sequence[tuple[float, float]] = ()
 ) -> SwapReport:
     """Return the outcome of a swap.
 
@@ -393,7 +393,7 @@ def judge(
     )
 
 
-def _stale(course: SwapReport, good: Sequence[Answer], served_s: float | None) -> int:
+def _stale(course: SwapReport, good: Sequence[_Answer], served_s: float | None) -> int:
     if served_s is None:
         return 0
     until_s = math.inf if course.rolled_back_s is None else course.rolled_back_s
@@ -472,9 +472,9 @@ def verify(  # noqa: PLR0913 (what is pushed, watched how, and who is told)
     with proof.stream:
         proof.push(push)
         proof.await_new()
-        if roll_back_in is not None and not judge(proof.course, proof.answers()).passed:
+        if roll_back_in is not None and not _judge(proof.course, proof.answers()).passed:
             proof.roll_back(roll_back_in)
-    return judge(proof.course, proof.answers(), proof.stream.latencies())
+    return _judge(proof.course, proof.answers(), proof.stream.latencies())
 
 
 class _Proof:
@@ -496,9 +496,9 @@ class _Proof:
         old, outputs = _reference(client, self._target, self._inputs)
         self._references = {old: outputs}
         self._events: list[tuple[float, str]] = []
-        self._asked: list[Answer] = []
+        self._asked: list[_Answer] = []
         self.course = SwapReport(model, old, 0, traffic.rate)
-        self.stream = Stream(
+        self.stream = _Stream(
             client,
             self._target,
             self._inputs,
@@ -507,7 +507,7 @@ class _Proof:
             clock=self._clock,
         )
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[_Answer]:
         """Return the answers until now, with those that were asked for by number."""
         return [*self.stream.answers(), *self._asked]
 
@@ -605,7 +605,7 @@ class _Proof:
                 error.message = f"replica {name}: {error.message}"
             raise
         is_right = same(found.outputs, self._references[version])
-        self._asked.append(Answer(sent_s, self._clock.now_s(), found.version or 0, is_right))
+        self._asked.append(_Answer(sent_s, self._clock.now_s(), found.version or 0, is_right))
 
     def _mark(self, what: str) -> float:
         now_s = self._clock.now_s()

@@ -17,7 +17,7 @@ DEFAULT_WAIT_S = 120.0
 _POLL_S = 0.05
 
 
-def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ()) -> bool | None:
+def _readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ()) -> bool | None:
     """Say whether a model can answer: True or, once it failed for good, False; None: not yet.
 
     Old versions stay in the list as END after a swap, so what counts is whether the versions asked
@@ -29,7 +29,7 @@ def readiness(statuses: Sequence[VersionStatus], versions: Collection[int] = ())
     """
     if versions:
         mine = [[each for each in statuses if each.version == version] for version in versions]
-        verdicts = [readiness(each) for each in mine]
+        verdicts = [_readiness(each) for each in mine]
         return False if False in verdicts else None if None in verdicts else True
     if available(statuses):
         return True
@@ -102,7 +102,7 @@ def wait_for_models(
         ready = 0
         for model, versions in wanted.items():
             statuses = ask(client, model)
-            verdict = readiness(statuses or (), versions)
+            verdict = _readiness(statuses or (), versions)
             if verdict is False:
                 mine = (each for each in statuses or () if not versions or each.version in versions)
                 return Waited(None, model, next(filter(_has_failed, mine)))
@@ -270,7 +270,7 @@ class _Watch:
             ServerFailed: it failed to load for good.
         """
         self.hear(ask(self._client, self._model))
-        verdict = readiness(self.said or (), (self._version,))
+        verdict = _readiness(self.said or (), (self._version,))
         if verdict is False:
             raise self._failed()
         if verdict is None:

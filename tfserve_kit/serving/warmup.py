@@ -1,7 +1,6 @@
 """Warm-up requests stored with a model: read from files, or drawn at random."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tfserve_kit import savedmodel, tfrecord
@@ -15,16 +14,6 @@ from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, choose_signatur
 from tfserve_kit.savedmodel.signatures import batch_axes
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRequests:
-    """What was stored: in which file, for which signatures, with which rows, and how many."""
-
-    file: Path
-    signatures: Sequence[str]
-    batch_sizes: Sequence[int]
-    records: int
-
-
 def store(
     model: Path,
     sizes: Sequence[int],
@@ -33,7 +22,7 @@ def store(
     files: Sequence[Path] = (),
     replace: bool = False,
     tell: Callable[[str], None] = lambda _: None,
-) -> StoredRequests:
+) -> tuple[Path, list[str], list[int], int]:
     """Store warm-up requests with a model; servers replay them when loading it.
 
     Args:
@@ -43,6 +32,10 @@ def store(
         files: what the requests hold; see `read_inputs`. Random numbers if there are none.
         replace: replace the requests that are there already.
         tell: told what was assumed.
+
+    Returns:
+        The file they are stored in, the signatures they are for, the numbers of rows they have, and
+        how many there are.
 
     Raises:
         UsageError: the model or a file cannot be read, or the model has no such signature.
@@ -57,12 +50,9 @@ def store(
     assumed = [] if files else [each for signature in chosen for each in assumptions(signature)]
     for text in dict.fromkeys(assumed):
         tell(f"Note: {text}")
-    return StoredRequests(
-        file,
-        [signature.name for signature in chosen],
-        sorted({rows for signature in chosen for rows in _rows(signature, sizes)}),
-        _count(file),
-    )
+    signatures = [signature.name for signature in chosen]
+    rows = sorted({each for signature in chosen for each in _rows(signature, sizes)})
+    return file, signatures, rows, _count(file)
 
 
 def check(model: Path) -> tuple[Path, int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tfserve_kit import protos
 from tfserve_kit.deployment import Batching, Model, Monitoring, Spec, render
 from tfserve_kit.deployment.flags import BATCHING_CONFIG, MODEL_CONFIG, MONITORING_CONFIG
-from tfserve_kit.deployment.render import MESSAGES, pbtext, template_folder
+from tfserve_kit.deployment.render import MESSAGES, _template_folder, pbtext
 from tfserve_kit.errors import SpecError
 
 FULL = Spec(
@@ -61,7 +61,7 @@ def refusal(spec, templates=None):
 
 @pytest.fixture
 def templates(tmp_path):
-    return shutil.copytree(template_folder(), tmp_path / "templates")
+    return shutil.copytree(_template_folder(), tmp_path / "templates")
 
 
 class TestFiles:
@@ -173,7 +173,7 @@ class TestAnyText:
 class TestUserTemplates:
     def test_users_template_replaces_ours_and_the_others_stay(self, tmp_path):
         (tmp_path / f"{MODEL_CONFIG}.j2").write_text(
-            "# by hand\n" + (template_folder() / f"{MODEL_CONFIG}.j2").read_text()
+            "# by hand\n" + (_template_folder() / f"{MODEL_CONFIG}.j2").read_text()
         )
         files = render.render(FULL, templates=tmp_path)
         ours = render.render(FULL)

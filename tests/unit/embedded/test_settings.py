@@ -56,7 +56,7 @@ def refusal(*arguments):
 
 
 def other_value(name):
-    default = flags.FLAGS[name].default
+    default = flags.DEFAULTS[name]
     if isinstance(default, bool):
         return not default
     return default + 1 if isinstance(default, int | float) else "some=where"
@@ -90,7 +90,7 @@ def test_flag_that_the_engine_does_not_have_is_refused_by_name(name):
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_flag_that_the_engine_does_not_have_may_be_given_its_default(name):
-    settings(BASE, f"--{name}={str(flags.FLAGS[name].default).lower()}")
+    settings(BASE, f"--{name}={str(flags.DEFAULTS[name]).lower()}")
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

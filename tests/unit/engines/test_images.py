@@ -15,7 +15,7 @@ from tfserve_kit import protos
 from tfserve_kit.deployment import build
 from tfserve_kit.deployment.flags import handler_threads
 from tfserve_kit.engines import images
-from tfserve_kit.engines.images import Variant, choose, files, folder_name
+from tfserve_kit.engines.images import Variant, _folder_name, choose, files
 from tfserve_kit.errors import EngineUnavailable, ServerFailed, SpecError, UsageError
 from tfserve_kit.repository import Version
 
@@ -188,7 +188,7 @@ class TestFiles:
     @pytest.mark.parametrize("name", ODD_NAMES)
     def test_odd_name_stays_within_its_quotes_and_its_folder(self, deployment, name):
         found = rendered(deployment(name))
-        folder = folder_name(name)
+        folder = _folder_name(name)
         assert re.fullmatch(r"[\w.~%-]+", folder, re.ASCII)
         assert folder not in {".", ".."}
         steps = instructions(found["Dockerfile"])

@@ -101,7 +101,7 @@ def test_objects_are_what_the_schemas_of_kubernetes_say(version):
 def test_yaml_is_read_back_as_what_it_was():
     names = {"m": "/models/m", "a: b # {{ $(x) }} 'q' \"": "/models/odd\n name", "yes": "/models/1"}
     wanted = manifests.manifests(spec(names, **EVERYTHING))
-    assert [yaml.safe_load(manifests.to_yaml(each)) for each in wanted] == wanted
+    assert [yaml.safe_load(manifests._to_yaml(each)) for each in wanted] == wanted
     texts = manifests.files(spec(names, **EVERYTHING))
     base = yaml.safe_load(texts[manifests.KUSTOMIZATION])
     assert [yaml.safe_load(texts[name]) for name in base["resources"]] == wanted

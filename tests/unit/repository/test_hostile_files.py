@@ -21,7 +21,7 @@ from tfserve_kit.errors import PushRefused, SpecError
 from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository import push
 from tfserve_kit.repository.inspection import Gate, inspect
-from tfserve_kit.repository.intake import Limits, checked_name
+from tfserve_kit.repository.intake import Limits, _checked_name
 from tfserve_kit.repository.manifest import Manifest
 from tfserve_kit.savedmodel import checkpoint
 from tfserve_kit.savedmodel.scan import scan_graph
@@ -113,12 +113,12 @@ class TestNames:
     )
     def test_bad_name_is_refused(self, name, fault):
         with pytest.raises(PushRefused, match=fault) as caught:
-            checked_name(name, Limits())
+            _checked_name(name, Limits())
         assert str(caught.value).isprintable() or "\n" in str(caught.value)
 
     @pytest.mark.parametrize("name", ["über/größe.txt", "日本/語", "a b", "emoji 👍"])
     def test_names_of_all_languages_are_fine(self, name):
-        assert checked_name(name, Limits()) == name
+        assert _checked_name(name, Limits()) == name
 
 
 class TestArchives:

@@ -474,12 +474,12 @@ def keras_zip(folder):
 
 class TestKeras:
     def test_kind_goes_by_content(self, tmp_path, half):
-        assert sources.keras_suffix(keras_zip(tmp_path), Limits(), "it") == ".keras"
+        assert sources._keras_suffix(keras_zip(tmp_path), Limits(), "it") == ".keras"
         (tmp_path / "h").write_bytes(b"\x89HDF\r\n\x1a\n1234")
-        assert sources.keras_suffix(tmp_path / "h", Limits(), "it") == ".h5"
+        assert sources._keras_suffix(tmp_path / "h", Limits(), "it") == ".h5"
         for data in (zipped(half), tgz(half), gzip.compress(b""), b""):
             (tmp_path / "other").write_bytes(data)
-            assert sources.keras_suffix(tmp_path / "other", Limits(), "it") is None
+            assert sources._keras_suffix(tmp_path / "other", Limits(), "it") is None
 
     def test_without_keras_the_command_is_said(self, fetch, tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "find_spec", lambda name: None)

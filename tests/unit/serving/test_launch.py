@@ -110,9 +110,9 @@ def test_port_that_is_taken_here_is_free_for_servers_elsewhere(deployed):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         spec = deployed(server={"grpc_port": port, "rest_port": 0})
-        assert launch.settle_ports(spec, binds_here=False).server.grpc_port == port
+        assert launch._settle_ports(spec, binds_here=False).server.grpc_port == port
         with pytest.raises(ServerFailed):
-            launch.settle_ports(spec)
+            launch._settle_ports(spec)
 
 
 def test_name_that_runs_on_another_engine_is_refused(starting, deployed, serve, monkeypatch):

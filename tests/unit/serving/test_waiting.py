@@ -12,7 +12,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
 )
 from tfserve_kit.serving import swap
-from tfserve_kit.serving.waiting import ask, readiness
+from tfserve_kit.serving.waiting import _readiness, ask
 
 
 class FakeClock:
@@ -188,7 +188,7 @@ def status(version, state, error=""):
     ],
 )
 def test_readiness_of_the_statuses_is(statuses, versions, expected):
-    assert readiness(statuses, versions) is expected
+    assert _readiness(statuses, versions) is expected
 
 
 class OneAnswerClient:

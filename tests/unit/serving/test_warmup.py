@@ -17,22 +17,22 @@ def model(tmp_path, models):
 
 
 def test_random_requests_of_each_size_are_stored(model):
-    stored = warmup.store(model, (1, 4))
-    assert stored.file == model / savedmodel.WARMUP_FILE
-    assert stored.batch_sizes == [1, 4] and stored.signatures == ["serving_default"]
-    assert stored.records == len(list(tfrecord.read(stored.file))) == 2
-    assert warmup.check(model) == (stored.file, 2)
+    file, signatures, batch_sizes, records = warmup.store(model, (1, 4))
+    assert file == model / savedmodel.WARMUP_FILE
+    assert batch_sizes == [1, 4] and signatures == ["serving_default"]
+    assert records == len(list(tfrecord.read(file))) == 2
+    assert warmup.check(model) == (file, 2)
 
 
 def test_all_signatures_are_called_where_none_is_named(model):
-    stored = warmup.store(model, (1,), names=None)
-    assert set(stored.signatures) == set(savedmodel.read_signatures(model))
+    _, signatures, _, _ = warmup.store(model, (1,), names=None)
+    assert set(signatures) == set(savedmodel.read_signatures(model))
 
 
 def test_content_of_files_is_stored(model, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"instances": [1.0, 2.0]}))
-    stored = warmup.store(model, (2,), files=[tmp_path / "x.json"])
-    record = next(iter(tfrecord.read(stored.file)))
+    file, *_ = warmup.store(model, (2,), files=[tmp_path / "x.json"])
+    record = next(iter(tfrecord.read(file)))
     assert np.float32([1, 2]).tobytes() in record
 
 
@@ -40,7 +40,7 @@ def test_what_is_there_is_replaced_only_if_asked(model):
     warmup.store(model, (1,))
     with pytest.raises(UsageError):
         warmup.store(model, (1, 2))
-    assert warmup.store(model, (1, 2), replace=True).records == 2
+    assert warmup.store(model, (1, 2), replace=True)[-1] == 2
 
 
 def test_signature_that_is_not_there_is_refused_with_the_nearest(model):
@@ -60,7 +60,7 @@ def test_model_without_requests_has_none(model):
 
 
 def test_requests_that_no_server_could_replay_are_refused(model):
-    file = warmup.store(model, (1,)).file
+    file, *_ = warmup.store(model, (1,))
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(PushRefused):
         warmup.check(model)
