@@ -123,7 +123,7 @@ def _fitted(value: ArrayLike, alias: str, spec: TensorSpec, target: Target) -> N
     try:
         array = value if type(value) is np.ndarray else _array(value)
         if array.dtype.kind in "OU":
-            array = by_content(array)
+            array = _by_content(array)
         given = dtypes.by_numpy(array.dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(
@@ -156,11 +156,11 @@ def _array(value: ArrayLike) -> NDArray[Any]:
         ValueError: some of the values are masked, of which numpy would send what lies beneath.
     """
     array = np.asarray(value)
-    refuse_masked(value, array)
+    _refuse_masked(value, array)
     return np.array(value, object) if array.dtype.kind in "SU" else array
 
 
-def refuse_masked(value: Any, array: NDArray[Any]) -> None:
+def _refuse_masked(value: Any, array: NDArray[Any]) -> None:
     """Refuse masked values; those within lists are looked for where numpy left a trace of them.
 
     Args:
@@ -186,7 +186,7 @@ def _holds_masked(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_holds_masked, value))
 
 
-def by_content(array: NDArray[Any]) -> NDArray[Any]:
+def _by_content(array: NDArray[Any]) -> NDArray[Any]:
     """Return an object array as what it holds: text and bytes as it is, else numbers.
 
     Raises:
@@ -274,7 +274,7 @@ def _fill(feature: Any, value: ArrayLike) -> None:
     array = np.array([value], object) if alone else np.atleast_1d(np.asarray(value))
     if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
         array = np.array(value, object)
-    refuse_masked(value, array)
+    _refuse_masked(value, array)
     require_float32(array)
     if array.ndim != 1 or array.dtype.kind not in _LISTS:
         raise ValueError(f"{value!r:.80} is neither a value nor a flat list of values")

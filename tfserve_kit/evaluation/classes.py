@@ -12,22 +12,22 @@ from tfserve_kit.pictures.labels import MOST_SHOWN, Labels, shown
 _GAPS = re.compile(r"[\s_-]+")
 
 
-def normal(name: str) -> str:
+def _normal(name: str) -> str:
     """Return a name without what differs between systems: case, gaps, accents' forms, zeros."""
     plain = _GAPS.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
     return str(int(plain)) if plain.isascii() and plain.isdigit() else plain
 
 
-def is_number(name: str) -> bool:
+def _is_number(name: str) -> bool:
     """Say whether a name is a whole number."""
     return name.isascii() and name.isdigit()
 
 
-def written_alike(names: Iterable[str]) -> list[list[str]]:
+def _written_alike(names: Iterable[str]) -> list[list[str]]:
     """Return the names that differ only in how they are written, in groups."""
     groups = defaultdict(list)
     for name in sorted(names):
-        groups[normal(name)].append(name)
+        groups[_normal(name)].append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -45,13 +45,13 @@ class _Lookup:
         self._exact = {**known.aliases, **self._exact}
         alike: dict[str, set[int]] = defaultdict(set)
         for name, index in self._exact.items():
-            alike[normal(name)].add(index)
+            alike[_normal(name)].add(index)
         self._alike = {name: min(found) for name, found in alike.items() if len(found) == 1}
 
     def __call__(self, name: str) -> int | None:
         """Return the index of a class; None where no class has such a name."""
         found = self._exact.get(name)
-        return found if found is not None else self._alike.get(normal(name))
+        return found if found is not None else self._alike.get(_normal(name))
 
 
 _NAME_ALL = (
@@ -93,7 +93,7 @@ class Classes:
         self._names = sorted(set(names))
         self._first = first_class or 0
         self._sorted: tuple[str, ...] | None = None
-        if self._labels is None and not all(map(is_number, self._names)):
+        if self._labels is None and not all(map(_is_number, self._names)):
             self._sorted = tuple(self._names)
         self._lookup = _Lookup(self.known)
         self._numbers = sorted({*numbers, *(int(name) for name in self._names_of_numbers())})
@@ -148,7 +148,7 @@ class Classes:
         """Return the names that are taken as indices."""
         if self._sorted is not None:
             return []
-        return [name for name in self._names if is_number(name) and self._lookup(name) is None]
+        return [name for name in self._names if _is_number(name) and self._lookup(name) is None]
 
     def index(self, label: Label) -> int:
         """Return the class index of a label.
@@ -160,7 +160,7 @@ class Classes:
             return label - self._first
         if (found := self._lookup(label)) is not None:
             return found
-        if is_number(label):
+        if _is_number(label):
             return int(label) - self._first
         raise InvalidRequest(
             f"the model has no class {label!r}", remedy=f"{self._nearest(label)}; {_RENAME}"
@@ -196,7 +196,7 @@ class Classes:
             self._labels = self._labels.extended(name)
         elif self._sorted is not None:
             self._sorted = (*self._sorted, name)
-        elif is_number(name):
+        elif _is_number(name):
             return int(name) - self._first
         else:
             raise UsageError(
@@ -283,7 +283,7 @@ class Classes:
         if classes is not None:
             self.require(classes, is_one_column=is_one_column)
         lacking = [
-            name for name in self._names if not is_number(name) and self._lookup(name) is None
+            name for name in self._names if not _is_number(name) and self._lookup(name) is None
         ]
         if not lacking:
             return
@@ -356,7 +356,7 @@ class Classes:
             )
 
     def _remarks_on_names(self) -> Iterator[str]:
-        for group in written_alike(self._names):
+        for group in _written_alike(self._names):
             yield (
                 f"classes that differ only in how they are written are different: {shown(group)} "
                 "(change: rename them in the set)"

@@ -69,7 +69,7 @@ class _Kind:
         return {each.relative_to(self.folder).parts[0] for each in self.pictures}
 
 
-def open_folder(folder: Path) -> Dataset:
+def _open_folder(folder: Path) -> Dataset:
     """Open a folder with one folder per class; the names of those are the labels.
 
     Every picture below them counts, at any depth; links to folders below them are not followed.
@@ -234,7 +234,7 @@ _NPZ_PAIRS = (("x", "y"), ("x_test", "y_test"), ("test_images", "test_labels"))
 _SHARE_TOLERANCE = 1e-3  # of a row of shares in 16 bits
 
 
-def idx_files_in(folder: Path) -> tuple[Path, Path] | None:
+def _idx_files_in(folder: Path) -> tuple[Path, Path] | None:
     """Return the IDX files of images and labels in a folder; None where there are none.
 
     Of MNIST's four files it is those of the test set.
@@ -246,11 +246,11 @@ def idx_files_in(folder: Path) -> tuple[Path, Path] | None:
     for part in _IDX_PARTS:
         for images in found:
             if images.name.startswith(part):
-                return images, labels_beside(images)
+                return images, _labels_beside(images)
     return None
 
 
-def labels_beside(images: Path) -> Path:
+def _labels_beside(images: Path) -> Path:
     """Return the file of labels that belongs to a file of images by its name.
 
     Raises:
@@ -265,7 +265,7 @@ def labels_beside(images: Path) -> Path:
     return labels
 
 
-def open_idx(first: Path, second: Path | None = None) -> Dataset:
+def _open_idx(first: Path, second: Path | None = None) -> Dataset:
     """Open two IDX files, images and labels in either order; or images with labels beside them.
 
     Raises:
@@ -275,7 +275,7 @@ def open_idx(first: Path, second: Path | None = None) -> Dataset:
     if second is not None and len(_idx_shape(first)) == 1:
         first, second = second, first
     shape = _idx_shape(first)
-    second = second or labels_beside(first)
+    second = second or _labels_beside(first)
     if len(shape) - 1 not in _PICTURE_RANKS:
         raise UsageError(
             f"{first} has the shape {list(shape)}, which is not the shape of images",
@@ -514,12 +514,12 @@ def open_dataset(paths: Sequence[Path], given: CsvOptions = _AS_WRITTEN) -> Data
     if len(paths) == 1:
         (path,) = paths
         if path.is_dir():
-            pair = idx_files_in(path)
-            return open_idx(*pair) if pair else open_folder(path)
+            pair = _idx_files_in(path)
+            return _open_idx(*pair) if pair else _open_folder(path)
         if path.suffix.lower() in _TABLES:
             return tables.open_csv(path, given)
         if path.suffix.lower() == ".npz":
             return open_npz(path)
     if len(paths) <= 2 and all(path.is_file() for path in paths):  # noqa: PLR2004 (images, labels)
-        return open_idx(*paths)
+        return _open_idx(*paths)
     raise UsageError(f"{len(paths)} paths are not a labelled set", remedy=_FORMS)

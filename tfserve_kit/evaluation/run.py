@@ -49,7 +49,7 @@ class EvaluationOptions:
         asked: what is known of the model beside its signature.
         base_path: where its versions can be read here; None if they cannot.
         first_class: see `Classes`.
-        threshold: see `Subject`.
+        threshold: see `_Subject`.
         count: how many examples to use; None for all.
         seed: draw them at random; None takes the first.
     """
@@ -66,7 +66,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class _Subject:
     """A version of a model to evaluate.
 
     Attributes:
@@ -137,9 +137,9 @@ class Subject:
         return [*said, *self.classes.remarks()]
 
 
-def open_subject(
+def _open_subject(
     client: Client, target: Target, dataset: Dataset, options: "EvaluationOptions"
-) -> Subject:
+) -> _Subject:
     """Find out what a served version takes and says, and check that the set goes with it.
 
     Args:
@@ -166,7 +166,7 @@ def open_subject(
     classes = Classes.of(dataset, labels, first, are_answered=are_answered)
     classes.agree(dataset, model.classes, is_one_column=model.is_one_column)
     name = f"label {target.label}" if target.label else f"version {version}"
-    return Subject(name, target, version, model, classes, options.threshold)
+    return _Subject(name, target, version, model, classes, options.threshold)
 
 
 def own_names(
@@ -194,7 +194,7 @@ def own_names(
     return None
 
 
-def _require_same_names(subject: Subject, outputs: Outputs, shape: tuple[int, ...]) -> None:
+def _require_same_names(subject: _Subject, outputs: Outputs, shape: tuple[int, ...]) -> None:
     """Check that each row of an answer has its classes in the order of the first answer.
 
     Raises:
@@ -256,7 +256,7 @@ class SubjectResult:
         error: the first error of a request.
     """
 
-    subject: Subject
+    subject: _Subject
     answers: list[ExampleAnswer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     versions: tuple[int, ...] = ()
@@ -325,10 +325,10 @@ def evaluate_versions(
         UsageError: no example can be used, or a model and the set do not go together.
         RequestError: no request was answered; the first error.
     """
-    subjects = [open_subject(client, each, dataset, options) for each in targets]
+    subjects = [_open_subject(client, each, dataset, options) for each in targets]
     model = subjects[0].model
     progress.note(f"Input {model}")
-    for text in assumed(subjects):
+    for text in _assumed(subjects):
         if text not in model.assumed:  # which has just been told
             progress.note(f"Assumed: {text}")
     wanted = choose(len(dataset), options.count, options.seed)
@@ -338,7 +338,7 @@ def evaluate_versions(
 
 def evaluate(
     client: Client,
-    subjects: Sequence[Subject],
+    subjects: Sequence[_Subject],
     dataset: Dataset,
     wanted: Sequence[int],
     options: EvaluationOptions,
@@ -378,7 +378,7 @@ def evaluate(
         len(wanted),
         [*dataset.left_out, *work.unusable.values()],
         work.outcomes,
-        (*dataset.remarks, *assumed(subjects)),
+        (*dataset.remarks, *_assumed(subjects)),
     )
     _require_answers(run)
     for outcome in run.outcomes:
@@ -387,7 +387,7 @@ def evaluate(
     return run
 
 
-def assumed(subjects: Sequence[Subject]) -> tuple[str, ...]:
+def _assumed(subjects: Sequence[_Subject]) -> tuple[str, ...]:
     """Return what is taken for granted, a sentence each; all once the classes are counted."""
     said: dict[str, list[str]] = {}
     for subject in subjects:
@@ -439,7 +439,7 @@ class _Work:
     """What happens to an example: prepared and sent in threads, then judged in the order."""
 
     def __init__(
-        self, client: Client, subjects: Sequence[Subject], options: EvaluationOptions
+        self, client: Client, subjects: Sequence[_Subject], options: EvaluationOptions
     ) -> None:
         self.outcomes = [SubjectResult(subject) for subject in subjects]
         self.unusable: dict[int, Failure] = {}
@@ -473,7 +473,7 @@ class _Work:
             answers.append([found for part in parts for found in isolated(send, part)])
         return [list(each) for each in zip(*answers, strict=True)]
 
-    def _send(self, subject: Subject, rows: Sequence[_Row]) -> list[_Reading]:
+    def _send(self, subject: _Subject, rows: Sequence[_Row]) -> list[_Reading]:
         if self._failed_in_a_row >= PATIENCE:
             raise ServerFault(
                 f"not sent: {PATIENCE} requests in a row had failed",
@@ -525,7 +525,9 @@ def _with_remedy(message: str, remedy: str) -> str:
     return f"{message} ({remedy})" if remedy else message
 
 
-def _readings(subject: Subject, outputs: Outputs, rows: int, version: int | None) -> list[_Reading]:
+def _readings(
+    subject: _Subject, outputs: Outputs, rows: int, version: int | None
+) -> list[_Reading]:
     """Return what an answer says of each row, without those that filled a batch up."""
     model, where = subject.model, str(subject.target)
     sent = model.input.rows or rows

@@ -56,7 +56,7 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
-class ReliabilityBin:
+class _ReliabilityBin:
     """The answers whose score lies above `low`, up to `high`.
 
     Attributes:
@@ -84,7 +84,7 @@ class Calibration:
     """
 
     expected_error: float
-    bins: tuple[ReliabilityBin, ...]
+    bins: tuple[_ReliabilityBin, ...]
 
 
 def wilson_interval(wrong: int, total: int) -> Interval:
@@ -200,7 +200,7 @@ def calibration(
             mean, accuracy = float(confidence[mine].mean()), float(right[mine].mean())
         error += count / len(confidence) * abs(mean - accuracy)
         values = (mean, accuracy) if count else (None, None)
-        found.append(ReliabilityBin(float(edges[place]), float(edges[place + 1]), count, *values))
+        found.append(_ReliabilityBin(float(edges[place]), float(edges[place + 1]), count, *values))
     return Calibration(error, tuple(found))
 
 

@@ -93,7 +93,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def is_number(cell: str) -> bool:
+def _is_number(cell: str) -> bool:
     """Say whether a cell holds a number, or the nan of a missing one."""
     return bool(_NUMBER.fullmatch(cell))
 
@@ -103,7 +103,7 @@ def _ends_as_picture(cell: str) -> bool:
     return cell.rstrip().lower().endswith(_ENDINGS)
 
 
-def plain(name: str) -> str:
+def _plain(name: str) -> str:
     """Return the name of a column without case, gaps and the # before it."""
     return re.sub(r"[\s_-]+", "", name.lower().lstrip("#"))
 
@@ -127,7 +127,7 @@ class _Sample:
     def __init__(self, file: Path, rows: Sequence[Sequence[str]], given: CsvOptions) -> None:
         self.file, self.given = file, given
         self.first = rows[0]
-        self.names = [plain(cell) for cell in self.first]
+        self.names = [_plain(cell) for cell in self.first]
         widths = Counter(len(row) for row in rows)
         self.width = max(widths, key=lambda width: (widths[width], width))
         self.body = [row for row in rows[1:] if len(row) == self.width] or [self.first]
@@ -390,7 +390,7 @@ def _find_form(file: Path, given: CsvOptions) -> _Form:
 
 def _is_header_remark(numbered: Sequence[tuple[int, Sequence[str]]]) -> bool:
     """Say whether a first row such as `#filename,label` names columns."""
-    names = [plain(cell) for cell in numbered[0][1]]
+    names = [_plain(cell) for cell in numbered[0][1]]
     return len(names) > 1 and len(names) == len(numbered[1][1]) and names[0] in _PATHS | _LABELS
 
 
@@ -418,12 +418,12 @@ def _names_files(sample: _Sample, place: int) -> bool:
     return any(
         sample.names_file(row, place)
         for row in (sample.first, *sample.body)
-        if sample.width < _PIXEL_COLUMNS or (row[place:] and not is_number(row[place]))
+        if sample.width < _PIXEL_COLUMNS or (row[place:] and not _is_number(row[place]))
     )
 
 
 def _are_pixels(sample: _Sample) -> bool:
-    numeric = [row for row in sample.body if sum(map(is_number, row)) >= len(sample.columns) - 1]
+    numeric = [row for row in sample.body if sum(map(_is_number, row)) >= len(sample.columns) - 1]
     is_header_alone = sample.body[0] is sample.first and sample.named(_LABELS)
     return len(numeric) * 2 > len(sample.body) or bool(is_header_alone)
 
@@ -501,7 +501,7 @@ def _root(sample: _Sample, path: int, folder: int | None) -> Path:
 def _of_pixels(sample: _Sample) -> _Columns:
     first, has_header = sample.first, sample.given.header
     if has_header is None:
-        numbers = sum(map(is_number, first))
+        numbers = sum(map(_is_number, first))
         has_header = bool(sample.named(_LABELS)) or numbers < len(sample.columns) - 1
     label = sample.given_column(-1)
     if label is None:
@@ -519,7 +519,7 @@ def _of_pixels(sample: _Sample) -> _Columns:
 
 def _pixel_label(sample: _Sample, *, named: bool) -> int:
     """Return the column of the label beside pixels: by its name, or as the one of words."""
-    words = [i for i in sample.columns if not any(is_number(row[i]) for row in sample.body)]
+    words = [i for i in sample.columns if not any(_is_number(row[i]) for row in sample.body)]
     found = (sample.named(_LABELS) if named else []) or words
     if len(found) == 1:
         return found[0]

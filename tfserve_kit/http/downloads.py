@@ -40,7 +40,7 @@ class DownloadError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
+class _Download:
     """An answer whose body is on its way.
 
     Attributes:
@@ -63,7 +63,7 @@ def opened(
     most_redirects: int,
     timeouts_s: tuple[float, float] | None = None,
     is_decoded: bool = True,
-) -> Iterator[Download]:
+) -> Iterator[_Download]:
     """Ask a URL, in a `with` block that reads what it gives.
 
     Args:
@@ -100,7 +100,7 @@ def opened(
     try:
         size_bytes, is_encrypted = _taken(arriving, ends_s)
         _require_size(size_bytes, most_bytes)
-        yield Download(size_bytes, is_encrypted, _bounded(arriving, ends_s, most_bytes))
+        yield _Download(size_bytes, is_encrypted, _bounded(arriving, ends_s, most_bytes))
     finally:
         is_left.set()
         while not arriving.empty():  # else the thread would wait for room

@@ -44,7 +44,7 @@ _SAME = ("model", "version", "signature", "protocol", "batch", "input", "sender"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class _Check:
     """A run beside its simulation; times in seconds.
 
     Attributes:
@@ -91,7 +91,7 @@ class Profile:
     parallelism: float
     is_full: bool
     tail_s: tuple[float, float, float]
-    checks: tuple[Check, ...]
+    checks: tuple[_Check, ...]
     gaps: Floats | None
     assumptions: tuple[str, ...]
 
@@ -236,7 +236,7 @@ def _gaps(run: Run) -> Floats:
     return found
 
 
-def _checked(named: NamedRun, replica: SimulatedReplica, quantile: str) -> Check:
+def _checked(named: NamedRun, replica: SimulatedReplica, quantile: str) -> _Check:
     """Return a run beside the simulation of the same requests at one replica."""
     latency, rate = named.summary.latency, _rate(named)
     seen = rate, _in_flight(named), latency.value_s("p50"), latency.value_s(quantile)
@@ -246,15 +246,15 @@ def _checked(named: NamedRun, replica: SimulatedReplica, quantile: str) -> Check
         concurrency = int(named.run.settings.get("concurrency", 1))
         found = simulation.closed_loop(replica, concurrency, min(len(samples), _MOST_REPLAYED))
     elif is_full or not steady.found:  # how long its queue was is chance
-        return Check(named.name, *seen)
+        return _Check(named.name, *seen)
     else:
         found = simulation.replay(replica, ordinary["due_ns"][:_MOST_REPLAYED] / 1e9)
     found = np.sort(found)
     tail = float(found[rank(len(found), share_of(quantile) or 0.0)])
-    return Check(named.name, *seen, float(found[rank(len(found), 0.5)]), tail)
+    return _Check(named.name, *seen, float(found[rank(len(found), 0.5)]), tail)
 
 
-def _require_batching_measured(runs: Sequence[NamedRun], checks: Sequence[Check]) -> None:
+def _require_batching_measured(runs: Sequence[NamedRun], checks: Sequence[_Check]) -> None:
     """Refuse batching, which makes the service time depend on the load, unless the model fits.
 
     Raises:
@@ -280,7 +280,7 @@ def _require_batching_measured(runs: Sequence[NamedRun], checks: Sequence[Check]
 
 
 def _assumptions(
-    runs: Sequence[NamedRun], source: str, fullest: str, checks: Sequence[Check], *, is_full: bool
+    runs: Sequence[NamedRun], source: str, fullest: str, checks: Sequence[_Check], *, is_full: bool
 ) -> Iterator[str]:
     yield f"Service time is drawn, independent of load and of each other, from {source}."
     if is_full:

@@ -248,10 +248,10 @@ def find_max(
     try:
         return search.settled(start, precision, confirmations), search.trials
     except _Ended:
-        return highest(search.trials), search.trials
+        return _highest(search.trials), search.trials
 
 
-def highest(trials: list[Trial]) -> float:
+def _highest(trials: list[Trial]) -> float:
     """Return the highest rate that never failed; 0.0 if there is none."""
     failed = {trial.rate for trial in trials if not trial.held}
     return max((trial.rate for trial in trials if trial.rate not in failed), default=0.0)
@@ -279,7 +279,7 @@ class _Search:
                 return low
             else:
                 low, high = self._below(low), low
-        return highest(self.trials)
+        return _highest(self.trials)
 
     def _held(self, rate: float) -> bool:
         answer = self._holds(rate) if len(self.trials) < self._most else None
@@ -302,7 +302,7 @@ class _Search:
 
     def _below(self, rate: float) -> float:
         """Return the next lower rate that never failed, or half the rate where there is none."""
-        return highest([trial for trial in self.trials if trial.rate < rate]) or rate / 2
+        return _highest([trial for trial in self.trials if trial.rate < rate]) or rate / 2
 
 
 CHANGE_CONFIDENCE = 0.95

@@ -58,7 +58,7 @@ def command_of(during: str) -> Command | None:
     return None if during in {"", POISON, OVERLOAD} else Command(safe_text.redacted(during), during)
 
 
-class Disturbance:
+class _Disturbance:
     """Runs a command beside a run; a `with` block that ends when both have.
 
     Args:
@@ -236,7 +236,7 @@ class Bench:
             about["during"] = safe_text.redacted(self.during)
         place = describe_environment()
         watch = self.watch() if self.watch else None
-        disturbance = Disturbance(self.command or command_of(self.during), load.duration_s / 3)
+        disturbance = _Disturbance(self.command or command_of(self.during), load.duration_s / 3)
         with watch or nullcontext(), disturbance:
             samples = (self.send or sending.run)(
                 load, payloads, stop=self.stop, progress=self.progress, started=disturbance.begin

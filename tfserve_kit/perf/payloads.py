@@ -312,7 +312,7 @@ _MOST_LINE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class _Recorded:
     """A request as it was recorded.
 
     Attributes:
@@ -328,7 +328,7 @@ class Recorded:
 
 def read_log(
     file: Path, signatures: Mapping[str, Signature], signature: str = ""
-) -> list[Recorded]:
+) -> list[_Recorded]:
     """Return the requests of a log, in the order they came.
 
     Args:
@@ -354,7 +354,7 @@ def read_log(
     return sorted(found, key=lambda each: each.at_s or 0.0)  # logs are often written at the end
 
 
-def _lines(file: Path, signatures: Mapping[str, Signature], signature: str) -> Iterator[Recorded]:
+def _lines(file: Path, signatures: Mapping[str, Signature], signature: str) -> Iterator[_Recorded]:
     with file.open("rb") as stream:
         for number, line in enumerate(iter(lambda: stream.readline(_MOST_LINE_BYTES + 1), b""), 1):
             if len(line) > _MOST_LINE_BYTES:
@@ -364,7 +364,9 @@ def _lines(file: Path, signatures: Mapping[str, Signature], signature: str) -> I
                 yield _line(line, f"{file}, line {number}", signatures, signature)
 
 
-def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signature: str) -> Recorded:
+def _line(
+    line: bytes, place: str, signatures: Mapping[str, Signature], signature: str
+) -> _Recorded:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -383,10 +385,10 @@ def _line(line: bytes, place: str, signatures: Mapping[str, Signature], signatur
             remedy="write a text, or leave it out",
         )
     called = choose_signature(signatures, name)
-    return Recorded(inputs_of_body(document, called, place), called.name, float(at_s))
+    return _Recorded(inputs_of_body(document, called, place), called.name, float(at_s))
 
 
-def _records(file: Path, signatures: Mapping[str, Signature]) -> Iterator[Recorded]:
+def _records(file: Path, signatures: Mapping[str, Signature]) -> Iterator[_Recorded]:
     try:
         for number, record in enumerate(tfrecord.read(file), start=1):
             yield _record(record, f"{file}, record {number}", signatures)
@@ -397,7 +399,7 @@ def _records(file: Path, signatures: Mapping[str, Signature]) -> Iterator[Record
         ) from error
 
 
-def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> Recorded:
+def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> _Recorded:
     for fault in warmup.faults(record, signatures):
         raise InvalidRequest(f"{place} {fault}", remedy="give a log of requests to this model")
     log: Any = protos.PredictionLog.FromString(record)
@@ -409,7 +411,7 @@ def _record(record: bytes, place: str, signatures: Mapping[str, Signature]) -> R
         )
     request = log.predict_log.request
     inputs = {alias: from_proto(tensor) for alias, tensor in request.inputs.items()}
-    return Recorded(inputs, request.model_spec.signature_name, None)
+    return _Recorded(inputs, request.model_spec.signature_name, None)
 
 
 @dataclass(frozen=True, slots=True)

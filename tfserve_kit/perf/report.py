@@ -185,7 +185,7 @@ def measurement(
         slo: the limit of a search.
         verdicts: of gates; none if there are none.
     """
-    data, text = runs_data(found.runs), runs_text(found.runs)
+    data, text = runs_data(found.runs), _runs_text(found.runs)
     if found.max_rate is not None:
         text = _search_text(found, slo or "")
         data = {"max_rate": found.max_rate, "slo": slo, "held": list(found.held)} | data
@@ -216,7 +216,7 @@ def runs_data(runs: Sequence[NamedRun]) -> dict[str, Any]:
     return {"runs": [{"name": each.name} | data for each, data in zip(runs, found, strict=True)]}
 
 
-def runs_text(runs: Sequence[NamedRun]) -> str:
+def _runs_text(runs: Sequence[NamedRun]) -> str:
     """Return one run's report, or a line for each of several."""
     if len(runs) == 1:
         return as_text(runs[0].summary, runs[0].run)

@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class _Axis:
     """One axis of a plot.
 
     Attributes:
@@ -57,14 +57,14 @@ class Axis:
         return [(value, f"{value:,.10g}") for value in values]
 
 
-def covering(title: str, values: Iterable[float], *, is_log: bool = False) -> Axis:
+def _covering(title: str, values: Iterable[float], *, is_log: bool = False) -> _Axis:
     """Return an axis long enough for some values; a linear one begins at 0."""
     known = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)]
     high = max(known, default=1.0)
     if not is_log:
-        return Axis(title, 0.0, high * 1.05 or 1.0)
+        return _Axis(title, 0.0, high * 1.05 or 1.0)
     low = min(known, default=0.1)
-    return Axis(title, low / 1.3, high * 1.3, is_log=True)
+    return _Axis(title, low / 1.3, high * 1.3, is_log=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class _Plot:
     """
 
     title: str
-    x: Axis
-    y: Axis
+    x: _Axis
+    y: _Axis
     lines: Sequence[_Line]
     marks: Sequence[tuple[float, str]] = ()
     until: float | None = None
@@ -164,7 +164,7 @@ class _Plot:
         return parts
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+def _bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
     """Return horizontal bars as an SVG element.
 
     Args:
@@ -307,11 +307,11 @@ def _by_replicas(found: capacity.CapacityPlan) -> _Figure:
         below = [(n, _ms(each.low_s)) for n, each in known.items()]
         bands.append(([*above, *reversed(below)], tone))
     counts = [x for line in lines for x, _ in line.points] or [full + 1]
-    x = Axis("replicas in service", max(0, full - 1), max(*counts, full + 1) + 1)
+    x = _Axis("replicas in service", max(0, full - 1), max(*counts, full + 1) + 1)
     ends = [(x.low, _ms(limit.limit)), (x.high, _ms(limit.limit))]
     lines = [*(line for line in lines if line.points), _Line(limit.text, ends, 3)]
     values = [y for line in lines for _, y in line.points]
-    y = covering(f"{limit.name}, ms", values, is_log=True)
+    y = _covering(f"{limit.name}, ms", values, is_log=True)
     bands = [band for band in bands if band[0]]
     plot = _Plot(f"{limit.name} by replicas", x, y, lines, until=full, shade="full", bands=bands)
     caption = f"at {found.need.rate:,.10g} requests/s; shaded: {CONFIDENCE:.0%} intervals"
@@ -357,8 +357,8 @@ def _overview(runs: Sequence[NamedRun]) -> list[_Figure]:
             )
             for tone, name in ((1, "p50"), (2, "p99"))
         ]  # fmt: skip
-        x = covering("answers per second", [rate for _, rate, _ in known if rate])
-        y = covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
+        x = _covering("answers per second", [rate for _, rate, _ in known if rate])
+        y = _covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
         plot = _Plot("Latency by throughput", x, y, [line for line in lines if line.points])
         found.append(_figure(plot, "Throughput and latency", "a point for each valid run"))
     return found
@@ -373,7 +373,7 @@ def _figures(named: NamedRun) -> Iterator[_Figure]:
         rows = [(name, value, f"{value * 1e3:.3f} ms") for name, value in parts.items()]
         yield _Figure(
             "Where the mean latency went",
-            bars("Parts of the mean latency", rows),
+            _bars("Parts of the mean latency", rows),
             "of the whole run, warm-up included",
         )
     server = run.server
@@ -383,7 +383,7 @@ def _figures(named: NamedRun) -> Iterator[_Figure]:
             f"{batches['count']:,} batches of {batches['mean_rows']:.2f} rows on average, "
             f"{batches['padding_share']:.1%} of the computed rows were padding"
         )
-        yield _Figure("Batches", bars("Sizes of batches", rows), caption)
+        yield _Figure("Batches", _bars("Sizes of batches", rows), caption)
     if len(usage := server.get("usage") or []) > 1:
         yield _usage(usage)
 
@@ -406,8 +406,8 @@ def _quantiles(runs: Sequence[NamedRun]) -> _Figure:
         if len(runs) == 1:
             bands.append((_band(each.summary), tone))
     ticks = tuple((1 / (1 - q), label) for q, label in _DECADES)
-    x = Axis("share of requests that took no longer", _FIRST, max(most, 10.0), True, ticks)
-    y = covering("latency, ms", highest, is_log=True)
+    x = _Axis("share of requests that took no longer", _FIRST, max(most, 10.0), True, ticks)
+    y = _covering("latency, ms", highest, is_log=True)
     plot = _Plot("Latency by quantile", x, y, lines, bands=[band for band in bands if band[0]])
     caption = (
         f"from due to done; shaded: {CONFIDENCE:.0%} intervals" if bands else "from due to done"
@@ -438,7 +438,7 @@ def _over_time(named: NamedRun) -> _Figure:
             ("p50", _column(summary.series, "p50_s"), 1),
         )
     ]
-    y = covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
+    y = _covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
     plot = _timed("Latency over time", named, y, [line for line in lines if line.points])
     caption = f"by when requests were due, each {summary.width_s:g} s"
     return _figure(plot, "Latency over time", caption)
@@ -455,18 +455,18 @@ def _rates(named: NamedRun) -> _Figure:
         )
         if any(value for _, value in found)
     ]
-    y = covering("per second", [y for line in lines for _, y in line.points])
+    y = _covering("per second", [y for line in lines for _, y in line.points])
     plot = _timed("Requests per second over time", named, y, lines)
     caption = f"by when they were due and when they ended, each {summary.width_s:g} s"
     return _figure(plot, "Requests and answers", caption)
 
 
-def _timed(title: str, named: NamedRun, y: Axis, lines: Sequence[_Line]) -> _Plot:
+def _timed(title: str, named: NamedRun, y: _Axis, lines: Sequence[_Line]) -> _Plot:
     last = named.summary.series[-1].at_s + named.summary.width_s
     start_s = named.summary.steady.start_ns / 1e9
     return _Plot(
         title,
-        Axis("seconds", 0.0, last),
+        _Axis("seconds", 0.0, last),
         y,
         lines,
         marks=[(mark.at_ns / 1e9, str(n)) for n, mark in enumerate(named.run.marks, start=1)],
@@ -480,8 +480,8 @@ def _usage(usage: Sequence[dict[str, float]]) -> _Figure:
     busy = [(each["at_s"], each["processors"]) for each in usage]
     lines = [_Line("processors" if gpus else "", busy)]
     lines += [_Line("GPUs of the machine", gpus, 2)] if gpus else []
-    x = Axis("seconds", 0.0, max(each["at_s"] for each in usage) or 1.0)
-    y = covering("busy" if gpus else "processors busy", [value for _, value in busy + gpus])
+    x = _Axis("seconds", 0.0, max(each["at_s"] for each in usage) or 1.0)
+    y = _covering("busy" if gpus else "processors busy", [value for _, value in busy + gpus])
     most = max(each["memory_bytes"] for each in usage) / 1e6
     caption = f"memory: {most:,.0f} MB at most"
     if gpus:

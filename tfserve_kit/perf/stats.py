@@ -37,7 +37,7 @@ _SMALLEST_GROUP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Steady:
+class _Steady:
     """The part of a run that its numbers are about.
 
     Attributes:
@@ -51,7 +51,7 @@ class Steady:
     found: bool = True
 
 
-def steady_state(samples: Samples, warmup_s: float | None) -> Steady:
+def _steady_state(samples: Samples, warmup_s: float | None) -> _Steady:
     """Return where the warm-up ends.
 
     Detected, it ends where leaving out more would make the mean of the rest less certain: at the
@@ -64,19 +64,19 @@ def steady_state(samples: Samples, warmup_s: float | None) -> Steady:
     """
     if warmup_s is not None:
         how = f"the first {warmup_s:g} s are warm-up, as requested" if warmup_s else "no warm-up"
-        return Steady(round(warmup_s * 1e9), how)
+        return _Steady(round(warmup_s * 1e9), how)
     ordered = samples[np.argsort(samples["due_ns"], kind="stable")]
     size = max(_SMALLEST_GROUP, len(ordered) // _GROUPS)
     count = len(ordered) // size
     if count < 2 * _SMALLEST_GROUP:
-        return Steady(0, "too few requests to detect a warm-up")
+        return _Steady(0, "too few requests to detect a warm-up")
     values = (ordered["done_ns"] - ordered["due_ns"])[: count * size] / 1e9
     cut = _least_uncertain(np.median(values.reshape(count, size), axis=1))
     if cut >= count // 2 - 1:
-        return Steady(0, "no steady state was found: this is about the whole run", found=False)
+        return _Steady(0, "no steady state was found: this is about the whole run", found=False)
     start_ns = int(ordered["due_ns"][cut * size]) if cut else 0
     how = f"the first {start_ns / 1e9:.2g} s were detected as warm-up" if cut else "no warm-up seen"
-    return Steady(start_ns, how)
+    return _Steady(start_ns, how)
 
 
 def _least_uncertain(values: NDArray[np.float64]) -> int:
@@ -199,7 +199,7 @@ TimesOf = Callable[[Samples], Nanoseconds]
 
 
 @dataclass(frozen=True, slots=True)
-class Quantile:
+class _Quantile:
     """One quantile with its confidence interval; times in seconds.
 
     Attributes:
@@ -237,7 +237,7 @@ class Distribution:
     count: int
     unfinished: int
     mean_s: float | None
-    quantiles: tuple[Quantile, ...]
+    quantiles: tuple[_Quantile, ...]
     max_s: float | None
 
     def value_s(self, name: str) -> float | None:
@@ -275,7 +275,7 @@ class Summary:
 
     loop: str
     requests: int
-    steady: Steady
+    steady: _Steady
     errors: Mapping[str, int]
     poisoned: Mapping[str, int]
     offered_rate: float | None
@@ -301,7 +301,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class _Part:
     """What went to one server of a fleet, in the steady state.
 
     Attributes:
@@ -341,13 +341,13 @@ def quantile(values: Sequence[float], q: float) -> float:
     return values[rank(len(values), q)]
 
 
-def measured(run: Run) -> tuple[Samples, Samples, Steady]:
+def measured(run: Run) -> tuple[Samples, Samples, _Steady]:
     """Return a run's ordinary samples, those of its steady state, and which part that is.
 
     Poisoned requests are in neither.
     """
     ordinary = run.samples[~_poisoned(run)]
-    steady = steady_state(succeeded(ordinary), run.settings.get("warmup_s"))
+    steady = _steady_state(succeeded(ordinary), run.settings.get("warmup_s"))
     return ordinary, ordinary[ordinary["due_ns"] >= steady.start_ns], steady
 
 
@@ -360,7 +360,7 @@ def summarize(run: Run) -> Summary:
     ordinary, samples, steady = measured(run)
     early = ordinary[ordinary["due_ns"] < steady.start_ns]
     loop = str(run.settings.get("loop", "open"))
-    latency = distribution(samples, latency_ns)
+    latency = _distribution(samples, latency_ns)
     lag_p99_s, lag_max_s = _lag_s(samples)
     invalid, remedy = _invalid(lag_p99_s, latency)
     window = _window_ns(ordinary, samples)
@@ -374,9 +374,9 @@ def summarize(run: Run) -> Summary:
         offered_rate=_offered_rate(samples),
         achieved_rate=_per_second(ordinary, window, None),
         latency=latency,
-        service=distribution(samples, service_ns),
+        service=_distribution(samples, service_ns),
         first_byte=_first_byte(samples),
-        warmup=distribution(early, latency_ns) if len(early) else None,
+        warmup=_distribution(early, latency_ns) if len(early) else None,
         lag_p99_s=lag_p99_s,
         lag_max_s=lag_max_s,
         received_bytes_per_s=_per_second(ordinary, window, "received_bytes"),
@@ -389,7 +389,7 @@ def summarize(run: Run) -> Summary:
     )
 
 
-def by_replica(run: Run) -> list[Part]:
+def by_replica(run: Run) -> list[_Part]:
     """Return what went to each server of a fleet; nothing for one server."""
     urls = str(run.settings.get("url", "")).split(",")
     if len(urls) == 1:
@@ -397,11 +397,11 @@ def by_replica(run: Run) -> list[Part]:
     _, samples, _ = measured(run)
     parts = [(url, samples[samples["replica"] == at]) for at, url in enumerate(urls)]
     return [
-        Part(url, len(mine), _errors(mine), distribution(mine, latency_ns)) for url, mine in parts
+        _Part(url, len(mine), _errors(mine), _distribution(mine, latency_ns)) for url, mine in parts
     ]
 
 
-def distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
+def _distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
     """Return how long requests took.
 
     Args:
@@ -419,14 +419,14 @@ def distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
     )
 
 
-def _quantile(values: NDArray[np.float64], unfinished: int, q: float) -> Quantile:
+def _quantile(values: NDArray[np.float64], unfinished: int, q: float) -> _Quantile:
     """Return a quantile of sorted values and of others larger than all of them."""
     count = len(values) + unfinished
     ends, needs = interval_ranks(count, q), values_needed(q)
     if ends is None or rank(count, q) >= len(values):
-        return Quantile(q, None, None, None, needs)
+        return _Quantile(q, None, None, None, needs)
     low, high = ends
-    return Quantile(
+    return _Quantile(
         q,
         value_s=float(values[rank(count, q)]),
         low_s=float(values[low]),
@@ -489,7 +489,7 @@ def _first_byte(samples: Samples) -> Distribution | None:
     good = succeeded(samples)
     if np.array_equal(good["first_byte_ns"], good["done_ns"]):
         return None
-    return distribution(samples, lambda some: some["first_byte_ns"] - some["sent_ns"])
+    return _distribution(samples, lambda some: some["first_byte_ns"] - some["sent_ns"])
 
 
 def _lag_s(samples: Samples) -> tuple[float, float]:
@@ -514,7 +514,7 @@ def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:
     return "", ""
 
 
-def _notes(loop: str, samples: Samples, steady: Steady, url: str) -> Iterator[str]:
+def _notes(loop: str, samples: Samples, steady: _Steady, url: str) -> Iterator[str]:
     if loop == "closed":
         yield (
             "coordinated: each request waited for an answer, so a stall of the server delays those "

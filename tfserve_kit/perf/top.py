@@ -41,7 +41,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class _Glance:
     """One look at a server.
 
     Attributes:
@@ -59,7 +59,7 @@ class Glance:
     state: str = ""
 
 
-def look_all(servers: Sequence[Watched]) -> list[Glance]:
+def look_all(servers: Sequence[Watched]) -> list[_Glance]:
     """Look at servers, all at once, so that none waits for one that does not answer."""
     if not servers:
         return []
@@ -67,9 +67,9 @@ def look_all(servers: Sequence[Watched]) -> list[Glance]:
         return list(threads.map(_glance, servers))
 
 
-def _glance(server: Watched) -> Glance:
+def _glance(server: Watched) -> _Glance:
     if server.state:
-        return Glance(time.monotonic(), state=server.state)
+        return _Glance(time.monotonic(), state=server.state)
     text, at_s = server.read(), time.monotonic()
     page = None if text is None else parse(text)
     usage = server.look() if server.look else None
@@ -82,7 +82,7 @@ def _glance(server: Watched) -> Glance:
             versions[model] = None
     has_answered = page is not None or any(each is not None for each in versions.values())
     state = "running" if page is not None else "no metrics" if has_answered else "no answer"
-    return Glance(at_s, page, usage or _own_usage(page or {}), versions, state)
+    return _Glance(at_s, page, usage or _own_usage(page or {}), versions, state)
 
 
 def _served(page: Page) -> set[str]:
@@ -111,7 +111,7 @@ def _own_usage(page: Page) -> Usage | None:
     return Usage(processor_s, int(memory_bytes))
 
 
-def described(server: Watched, before: Glance | None, now: Glance) -> dict[str, Any]:
+def described(server: Watched, before: _Glance | None, now: _Glance) -> dict[str, Any]:
     """Return what a server did between two looks, as JSON can hold it; None for what is not known.
 
     Returns:
@@ -149,7 +149,7 @@ def _is_later(before: Page | None, page: Page | None) -> bool:
     return before is not None and not any(fallen)
 
 
-def _processors(before: Glance | None, now: Glance) -> float | None:
+def _processors(before: _Glance | None, now: _Glance) -> float | None:
     if not before or not before.usage or not now.usage or now.at_s <= before.at_s:
         return None
     used_s = now.usage.processor_s - before.usage.processor_s

@@ -50,7 +50,7 @@ class PictureFile(NamedTuple):
     read: Callable[[], bytes]
 
 
-class Patience:
+class _Patience:
     """The time that downloads have together; it passes while one is under way. Thread-safe.
 
     Args:
@@ -114,11 +114,11 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
             "- stands for one picture on standard input; give it once",
             remedy="leave out all but one -",
         )
-    patience = Patience(timeout_s)
+    patience = _Patience(timeout_s)
     return [file for name in names for file in _files(name, stdin, patience)]
 
 
-def _files(name: str, stdin: BinaryIO, patience: Patience) -> Iterator[PictureFile]:
+def _files(name: str, stdin: BinaryIO, patience: _Patience) -> Iterator[PictureFile]:
     if name == STDIN:
         yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
     elif name.lower().startswith(("http://", "https://")):
@@ -214,7 +214,7 @@ def _too_large(name: str) -> InvalidRequest:
     return InvalidRequest(f"{name} has more than {MAX_BYTES:,} bytes", remedy="make it smaller")
 
 
-def _downloaded(url: str, patience: Patience) -> bytes:
+def _downloaded(url: str, patience: _Patience) -> bytes:
     shown = safe_text.redacted_url(url)
     try:
         with (
@@ -262,7 +262,7 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """A kind of file.
 
     Attributes:
@@ -282,7 +282,7 @@ class Kind(NamedTuple):
         return self.remedy.replace("{name}", shlex.quote(name)).replace("{stem}", shlex.quote(stem))
 
 
-def kind_of(data: bytes) -> Kind | None:
+def kind_of(data: bytes) -> _Kind | None:
     """Return the kind of a file, None for pictures and for what is not known.
 
     Args:
@@ -350,35 +350,37 @@ def _table(start: bytes) -> bool:
     return len(lines) > 1 and any(len(count) == 1 and count != {0} for count in counts)
 
 
-JSON = Kind("JSON", "send it with tfkit request")
-_KINDS: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
-    (_brand(_HEIC), Kind("a HEIC photograph", "heif-convert {name} {stem}.jpg, or "
-                         "magick {name} {stem}.jpg")),
-    (_brand(_AVIF), Kind("an AVIF picture", "avifdec {name} {stem}.png, or "
-                         "magick {name} {stem}.png")),
-    (_brand(None), Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
-    (_begins(b"\x1a\x45\xdf\xa3"), Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
-    (_begins(b"\xff\x0a", b"\0\0\0\x0cJXL "), Kind("a JPEG XL picture", "djxl {name} {stem}.png")),
-    (_begins(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), Kind("a JPEG 2000 picture",
-                                                           "magick {name} {stem}.png")),
-    (_begins(b"8BPS"), Kind("a Photoshop file", "magick {name}[0] {stem}.png")),
-    (_begins(b"\0\0\1\0"), Kind("an icon", "magick {name} {stem}.png")),
-    (_begins(b"%PDF-"), Kind("a PDF", "pdftoppm -png -r 150 {name} {stem}")),
-    (_begins(b"%!PS"), Kind("PostScript", "gs -sDEVICE=png16m -r150 -o {stem}.png {name}")),
-    (_begins(b"\x93NUMPY"), Kind("an array of numpy's", "give it an ending of .npy and send it "
-                                 "with tfkit request")),
-    (_begins(b"\x89HDF"), Kind("an HDF5 file", "a Keras model is pushed: tfkit push-model {name}")),
-    (_begins(b"PK\3\4"), Kind("a ZIP archive", "unzip {name} -d {stem}, and give that folder")),
-    (_begins(b"\x1f\x8b"), Kind("packed by gzip", "gunzip {name}, or tar -xzf {name}")),
-    (_begins(b"version https://git-lfs"), Kind("a pointer of Git LFS, not the file itself",
-                                               "git lfs pull --include {name}")),
-    (_svg, Kind("an SVG drawing", "rsvg-convert {name} -o {stem}.png")),
-    (_html, Kind("a web page", "open the page, and save or give the address of the picture on it")),
-    (_begins(b"data:image/"), Kind("a picture within a data: URL",
-                                   "cut -d, -f2 {name} | base64 -d > {stem}.picture")),
-    (_json_lines, Kind("lines of JSON", "tfkit perf --replay {name} sends recorded requests; "
-                       "tfkit request takes one as .json")),
+JSON = _Kind("JSON", "send it with tfkit request")
+_KINDS: tuple[tuple[Callable[[bytes], bool], _Kind], ...] = (
+    (_brand(_HEIC), _Kind("a HEIC photograph", "heif-convert {name} {stem}.jpg, or "
+                          "magick {name} {stem}.jpg")),
+    (_brand(_AVIF), _Kind("an AVIF picture", "avifdec {name} {stem}.png, or "
+                          "magick {name} {stem}.png")),
+    (_brand(None), _Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
+    (_begins(b"\x1a\x45\xdf\xa3"), _Kind("a video", "ffmpeg -i {name} -vf fps=1 {stem}-%03d.png")),
+    (_begins(b"\xff\x0a", b"\0\0\0\x0cJXL "), _Kind("a JPEG XL picture", "djxl {name} {stem}.png")),
+    (_begins(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), _Kind("a JPEG 2000 picture",
+                                                            "magick {name} {stem}.png")),
+    (_begins(b"8BPS"), _Kind("a Photoshop file", "magick {name}[0] {stem}.png")),
+    (_begins(b"\0\0\1\0"), _Kind("an icon", "magick {name} {stem}.png")),
+    (_begins(b"%PDF-"), _Kind("a PDF", "pdftoppm -png -r 150 {name} {stem}")),
+    (_begins(b"%!PS"), _Kind("PostScript", "gs -sDEVICE=png16m -r150 -o {stem}.png {name}")),
+    (_begins(b"\x93NUMPY"), _Kind("an array of numpy's", "give it an ending of .npy and send it "
+                                  "with tfkit request")),
+    (_begins(b"\x89HDF"), _Kind("an HDF5 file",
+                                "a Keras model is pushed: tfkit push-model {name}")),
+    (_begins(b"PK\3\4"), _Kind("a ZIP archive", "unzip {name} -d {stem}, and give that folder")),
+    (_begins(b"\x1f\x8b"), _Kind("packed by gzip", "gunzip {name}, or tar -xzf {name}")),
+    (_begins(b"version https://git-lfs"), _Kind("a pointer of Git LFS, not the file itself",
+                                                "git lfs pull --include {name}")),
+    (_svg, _Kind("an SVG drawing", "rsvg-convert {name} -o {stem}.png")),
+    (_html, _Kind("a web page",
+                  "open the page, and save or give the address of the picture on it")),
+    (_begins(b"data:image/"), _Kind("a picture within a data: URL",
+                                    "cut -d, -f2 {name} | base64 -d > {stem}.picture")),
+    (_json_lines, _Kind("lines of JSON", "tfkit perf --replay {name} sends recorded requests; "
+                        "tfkit request takes one as .json")),
     (_json, JSON),
-    (_base64, Kind("a picture in base64", "base64 -d {name} > {stem}.picture")),
-    (_table, Kind("a table", "tfkit evaluate {name} takes rows of picture and label")),
+    (_base64, _Kind("a picture in base64", "base64 -d {name} > {stem}.picture")),
+    (_table, _Kind("a table", "tfkit evaluate {name} takes rows of picture and label")),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from tfserve_kit.savedmodel.graph import FIRST_ARGUMENT, MAIN, Graph, node_name
 from tfserve_kit.tensors.proto import from_proto
 
 
-class Affine(NamedTuple):
+class _Affine(NamedTuple):
     """`value * scale + offset`; the last node that changed either."""
 
     scale: float = 1.0
@@ -26,25 +26,25 @@ class Affine(NamedTuple):
     node: str = ""
 
 
-def _shifted(affine: Affine, by: NDArray[Any], name: str, sign: int = 1) -> Affine:
+def _shifted(affine: _Affine, by: NDArray[Any], name: str, sign: int = 1) -> _Affine:
     offset = affine.offset + sign * _typical(by)
-    return Affine(affine.scale, offset, name if _typical(by) else affine.node)
+    return _Affine(affine.scale, offset, name if _typical(by) else affine.node)
 
 
-def _scaled(affine: Affine, by: float, name: str) -> Affine | None:
+def _scaled(affine: _Affine, by: float, name: str) -> _Affine | None:
     if not np.isfinite(by) or by == 0:
         return None
-    return Affine(affine.scale * by, affine.offset * by, name if by != 1 else affine.node)
+    return _Affine(affine.scale * by, affine.offset * by, name if by != 1 else affine.node)
 
 
-def _subtracted(affine: Affine, other: NDArray[Any], at: int, name: str) -> Affine | None:
+def _subtracted(affine: _Affine, other: NDArray[Any], at: int, name: str) -> _Affine | None:
     if at == 0:
         return _shifted(affine, other, name, -1)
     negative = _scaled(affine, -1.0, name)
     return negative and _shifted(negative, other, name)
 
 
-def _divided(affine: Affine, other: NDArray[Any], at: int, name: str) -> Affine | None:
+def _divided(affine: _Affine, other: NDArray[Any], at: int, name: str) -> _Affine | None:
     typical = _typical(other)
     return _scaled(affine, 1 / typical, name) if at == 0 and typical else None
 
@@ -54,7 +54,7 @@ def _typical(values: NDArray[Any]) -> float:
     return float(np.mean(values.astype(np.float64)))
 
 
-ARITHMETIC: Mapping[str, Callable[[Affine, NDArray[Any], int, str], Affine | None]] = {
+ARITHMETIC: Mapping[str, Callable[[_Affine, NDArray[Any], int, str], _Affine | None]] = {
     "Add": lambda affine, other, _, name: _shifted(affine, other, name),
     "AddV2": lambda affine, other, _, name: _shifted(affine, other, name),
     "BiasAdd": lambda affine, other, _, name: _shifted(affine, other, name),
@@ -73,7 +73,7 @@ _LARGE_SHIFT = 2.0  # a mean of pixels in 0-255; one of pixels in 0-1 is below 1
 _MOST_SCALE = 8.0  # 1/0.229 and the like, of a deviation of pixels in 0-1
 
 
-def expected_range(affine: Affine) -> tuple[float, float] | None:
+def _expected_range(affine: _Affine) -> tuple[float, float] | None:
     """Return the range of pixels that a model wants which scales and shifts them so first.
 
     The network behind takes numbers around zero, up to a few units large, or what an older one was
@@ -245,14 +245,14 @@ def picture_facts(graph: Graph, definition: Any, alias: str) -> PictureFacts:
     name = definition.inputs[alias].name
     if not name or node_name(name) not in graph.nodes:
         return PictureFacts()
-    ends: list[Affine] = []
+    ends: list[_Affine] = []
     for affine, end in _ends(graph, _Place((), MAIN, node_name(name))):
         if end is not None and end.op == "DecodeBase64":
             return PictureFacts(encoding="websafe", because=end.name)
         if end is not None and end.op in _DECODERS:
             return PictureFacts(encoding="raw", because=end.name)
         ends.append(affine)
-    ranges = {expected_range(each) for each in ends}
+    ranges = {_expected_range(each) for each in ends}
     if len(ranges) != 1 or (found := ranges.pop()) is None:
         return PictureFacts()
     return PictureFacts(value_range=found, because=ends[0].node)
@@ -331,11 +331,11 @@ def _first_argument(graph: Graph, node: Any) -> int | None:
     return 0 if node.op in graph.functions else FIRST_ARGUMENT.get(node.op)
 
 
-def _ends(graph: Graph, start: _Place) -> Iterator[tuple[Affine, Any]]:
+def _ends(graph: Graph, start: _Place) -> Iterator[tuple[_Affine, Any]]:
     """Follow values forward; yield how they were scaled, and the node that does more than that."""
     consumers = _Consumers(graph)
     seen: set[_Place] = set()
-    pending = [(start, Affine())]
+    pending = [(start, _Affine())]
     while pending and len(seen) < _MOST_STEPS:
         place, affine = pending.pop()
         if place in seen:
@@ -395,7 +395,7 @@ class _Consumers:
         return self._known[function]
 
 
-def _changed(graph: Graph, where: _Place, node: Any, at: int, affine: Affine) -> Affine | None:
+def _changed(graph: Graph, where: _Place, node: Any, at: int, affine: _Affine) -> _Affine | None:
     """Return how values are scaled behind a node; None if it does more than scale and shift."""
     if node.op in _MOVES:
         return affine if at == 0 or node.op in {"Pack", "Split"} else None

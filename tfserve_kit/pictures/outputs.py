@@ -127,13 +127,13 @@ def _is_float(spec: TensorSpec, rank: int) -> bool:
 
 def _is_class(spec: TensorSpec, rank: int) -> bool:
     """Say whether an output may be the name or the number of one class."""
-    if not (is_whole(spec) or spec.dtype is dtypes.STRING):
+    if not (_is_whole(spec) or spec.dtype is dtypes.STRING):
         return False
     shape = spec.shape
     return shape is None or len(shape) == rank - 1 or (len(shape) == rank and shape[-1] == 1)
 
 
-def is_whole(spec: TensorSpec) -> bool:
+def _is_whole(spec: TensorSpec) -> bool:
     """Say whether an output holds whole numbers."""
     return spec.dtype is not None and spec.dtype.numpy is not None and spec.dtype.numpy.kind in "iu"
 
@@ -259,7 +259,7 @@ _ODD_ANSWER = (
 )
 
 
-def rows_of(outputs: Outputs, alias: str, rows: int, head: Head, where: str) -> NDArray[Any]:
+def _rows_of(outputs: Outputs, alias: str, rows: int, head: Head, where: str) -> NDArray[Any]:
     """Return an output with a batch axis of the length that was asked for.
 
     Raises:
@@ -294,7 +294,7 @@ def class_scores(outputs: Outputs, head: Head, rows: int, where: str) -> NDArray
         ServerFault: the output has another shape.
         UsageError: one column that is not a probability.
     """
-    scores = rows_of(outputs, head.scores, rows, head, where).astype(np.float64)
+    scores = _rows_of(outputs, head.scores, rows, head, where).astype(np.float64)
     if scores.ndim == 1:
         scores = scores[:, np.newaxis]
     if scores.ndim != 2 or not scores.shape[1]:  # noqa: PLR2004 ([batch, classes])
@@ -348,11 +348,11 @@ def detections(
         ServerFault: outputs that contradict each other.
     """
     boxes, scores, classes = (
-        rows_of(outputs, alias, rows, head, where)
+        _rows_of(outputs, alias, rows, head, where)
         for alias in (head.boxes, head.scores, head.classes)
     )
     counts = (
-        rows_of(outputs, head.count, rows, head, where).reshape(rows).astype(np.int64).tolist()
+        _rows_of(outputs, head.count, rows, head, where).reshape(rows).astype(np.int64).tolist()
         if head.count
         else [len(each) for each in scores]
     )
@@ -370,14 +370,14 @@ def _objects(
 ) -> list[Detection]:  # fmt: skip
     found = []
     for at in np.argsort(-scores[:count].astype(np.float64), kind="stable"):
-        index, label = named(classes[at], labels)
+        index, label = _named(classes[at], labels)
         top, left, bottom, right = (float(side) for side in boxes[at])
         box = (top, left, bottom, right)
         found.append(Detection(box, index, label, float(scores[at])))
     return found
 
 
-def named(value: Any, labels: Sequence[str] | None) -> tuple[int | None, str | None]:
+def _named(value: Any, labels: Sequence[str] | None) -> tuple[int | None, str | None]:
     """Return number and name of a class that a model answers with, as far as it tells."""
     if isinstance(value, bytes):
         return None, value.decode("utf-8", "replace")
@@ -405,7 +405,7 @@ def as_ranked(head: Head, signature: Signature, *, is_sorted: bool) -> Head:
     ids = [
         alias
         for alias, each in signature.outputs.items()
-        if is_whole(each) and each.shape is not None and spec.shape is not None
+        if _is_whole(each) and each.shape is not None and spec.shape is not None
         and len(each.shape) == len(spec.shape) > 1 and each.shape[-1] == spec.shape[-1] != 1
         and any(word in alias.lower() for word in _ID_WORDS)
     ]  # fmt: skip
@@ -446,8 +446,8 @@ def ranking(
         ServerFault: outputs that contradict each other.
     """
     aliases = [each for each in (head.ids, head.classes) if each]
-    said = [rows_of(outputs, each, rows, head, where) for each in aliases]
-    scores = rows_of(outputs, head.scores, rows, head, where) if head.scores else None
+    said = [_rows_of(outputs, each, rows, head, where) for each in aliases]
+    scores = _rows_of(outputs, head.scores, rows, head, where) if head.scores else None
     if head.kind == "class":
         said = [each.reshape(rows, -1)[:, :1] for each in said]
         scores = None if scores is None else scores.reshape(rows, -1)[:, :1]
@@ -471,6 +471,6 @@ def _both(
     said: Sequence[NDArray[Any]], place: tuple[int, int], labels: Sequence[str] | None
 ) -> tuple[int | None, str | None]:
     """Return number and name of a class out of the outputs that say one of them."""
-    told = [named(each[place], labels) for each in said]
+    told = [_named(each[place], labels) for each in said]
     index = next((index for index, _ in told if index is not None), None)
     return index, next((label for _, label in told if label is not None), None)

@@ -71,7 +71,7 @@ _STATUS: tuple[tuple[type[TfkitError], HTTPStatus], ...] = (
 )
 
 
-class PageReply(NamedTuple):
+class _PageReply(NamedTuple):
     """What is sent back."""
 
     status: HTTPStatus
@@ -80,7 +80,7 @@ class PageReply(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Ask(NamedTuple):
+class _Ask(NamedTuple):
     """What came in: verb, path with query, headers by lower-case name, and what reads the body."""
 
     verb: str
@@ -98,7 +98,7 @@ class _Refused(Exception):
         self.said = {"kind": "Refused", "message": message, "remedy": remedy}
 
 
-class Page:
+class _Page:
     """Answers the requests of the page; knows no sockets. Thread-safe.
 
     Args:
@@ -117,7 +117,7 @@ class Page:
         self._tokens, self._filled_s = MAX_BURST, self._clock.now_s()
         self.token = secrets.token_urlsafe(32)
 
-    def answer(self, ask: Ask) -> PageReply:
+    def answer(self, ask: _Ask) -> _PageReply:
         """Return what to send back; never raises what is expected to go wrong."""
         try:
             self._require_host(ask.headers)
@@ -135,13 +135,13 @@ class Page:
             )
             return _json(status, {"error": of_error(error)})
 
-    def _file(self, path: str) -> PageReply:
+    def _file(self, path: str) -> _PageReply:
         name, kind = _FILES[path]
         text = (files("tfserve_kit.playground") / name).read_text("utf-8")
         filled = text.replace("{token}", self.token).replace("{bytes}", str(MAX_BODY_BYTES))
-        return PageReply(HTTPStatus.OK, kind, filled.encode() if path == "/" else text.encode())
+        return _PageReply(HTTPStatus.OK, kind, filled.encode() if path == "/" else text.encode())
 
-    def _done(self, ask: Ask, path: str, query: dict[str, list[str]]) -> Any:
+    def _done(self, ask: _Ask, path: str, query: dict[str, list[str]]) -> Any:
         """Return the data of an answer."""
         asked = _Query(query)
         reading: dict[str, Callable[[], Any]] = {
@@ -251,9 +251,9 @@ class _Query:
         return target, self.number("top", _MOST_TOP) or 5
 
 
-def _json(status: HTTPStatus, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> PageReply:
+def _json(status: HTTPStatus, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> _PageReply:
     body = strict_json.dumps(data).encode()
-    return PageReply(status, "application/json", body, headers)
+    return _PageReply(status, "application/json", body, headers)
 
 
 def is_loopback(host: str) -> bool:
@@ -277,7 +277,7 @@ class Playground:
 
     def __init__(self, session: PlaygroundSession, host: str, port: int) -> None:
         self._session = session
-        handler = partial(_Handler, Page(session, host))
+        handler = partial(_Handler, _Page(session, host))
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             self._server = _Server((host, port), handler, family)
@@ -348,13 +348,13 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE_S
     server_version, sys_version = "tfkit", ""
 
-    def __init__(self, page: Page, *args: Any) -> None:
+    def __init__(self, page: _Page, *args: Any) -> None:
         self._page = page
         super().__init__(*args)
 
     def _answer(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        ask = Ask(self.command, self.path, headers, self._body)
+        ask = _Ask(self.command, self.path, headers, self._body)
         try:
             reply = self._page.answer(ask)
         except Exception:
@@ -369,7 +369,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = _answer  # noqa: N815 (the names that the library calls)
 
-    def _send(self, reply: PageReply) -> None:
+    def _send(self, reply: _PageReply) -> None:
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.kind)
         self.send_header("Content-Length", str(len(reply.body)))

@@ -74,7 +74,7 @@ class Graph:
         self.nodes = {node.name: node for node in meta_graph.graph_def.node}
         self.functions = {each.signature.name: each for each in library.function}
         self.assets = {
-            tensor_name(each.tensor_info.name): each.filename for each in asset_files(meta_graph)
+            _tensor_name(each.tensor_info.name): each.filename for each in asset_files(meta_graph)
         }
         self.bodies = {name: _body(function) for name, function in self.functions.items()}
         self.arguments = {
@@ -104,7 +104,7 @@ class Graph:
             {
                 f"signature {name!r}": _Root(
                     tuple(tensor_names(definition.outputs.values())),
-                    frozenset(map(tensor_name, tensor_names(definition.inputs.values()))),
+                    frozenset(map(_tensor_name, tensor_names(definition.inputs.values()))),
                 )
                 for name, definition in sorted(self.meta_graph.signature_def.items())
                 if name not in INTERNAL_SIGNATURES
@@ -125,14 +125,14 @@ class Graph:
     def restored(self) -> Reach:
         """Return what runs when the variables are restored."""
         saver = self.meta_graph.saver_def
-        fed = {tensor_name(saver.filename_tensor_name), *self.assets}
+        fed = {_tensor_name(saver.filename_tensor_name), *self.assets}
         return self._reach({"restoring variables": _Root((saver.restore_op_name,), frozenset(fed))})
 
     def operations(self, definition: Any) -> set[str]:
         """Return the operations that a signature runs, given its SignatureDef."""
         outputs, inputs = definition.outputs.values(), definition.inputs.values()
         root = _Root(
-            tuple(tensor_names(outputs)), frozenset(map(tensor_name, tensor_names(inputs)))
+            tuple(tensor_names(outputs)), frozenset(map(_tensor_name, tensor_names(inputs)))
         )
         reach = self._reach({"": root})
         found = {self.nodes[name].op for name in reach.nodes}
@@ -171,7 +171,7 @@ class Graph:
     def _needed(self, root: _Root) -> set[str]:
         """Return the nodes of the main graph that run for a root."""
         needed: set[str] = set()
-        pending = [(node_name(tensor), tensor_name(tensor)) for tensor in root.tensors]
+        pending = [(node_name(tensor), _tensor_name(tensor)) for tensor in root.tensors]
         while pending:
             name, tensor = pending.pop()
             if name not in needed and name in self.nodes and tensor not in root.fed:
@@ -183,7 +183,7 @@ class Graph:
         """Return (node, tensor) of each input; read once, as most signatures share nodes."""
         if node not in self._inputs:
             names = self.nodes[node].input
-            self._inputs[node] = [(node_name(each), tensor_name(each)) for each in names]
+            self._inputs[node] = [(node_name(each), _tensor_name(each)) for each in names]
         return self._inputs[node]
 
     def _enter(self, names: Sequence[str], label: str, functions: dict[str, str]) -> None:
@@ -242,7 +242,7 @@ def tensor_names(infos: Iterable[Any]) -> list[str]:
     return names
 
 
-def tensor_name(name: str) -> str:
+def _tensor_name(name: str) -> str:
     """Return a tensor's name with its output number: `a:0` for `a`; control inputs as they are."""
     return name if ":" in name or name.startswith("^") else f"{name}:0"
 
@@ -345,7 +345,7 @@ def _origin(graph: Graph, place: _Place, *, assets_are_fed: bool) -> Origin | No
     function, tensor = place
     node = _node(graph, place)
     op = "nothing" if node is None else node.op
-    asset = graph.assets.get(tensor_name(tensor)) if function == MAIN else None
+    asset = graph.assets.get(_tensor_name(tensor)) if function == MAIN else None
     if asset is not None and (assets_are_fed or op != "Const"):
         return Origin("asset", asset)
     is_argument = function != MAIN and tensor in graph.arguments[function]

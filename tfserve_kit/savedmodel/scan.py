@@ -39,7 +39,7 @@ _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 
 @dataclass(frozen=True, slots=True)
-class OpRule:
+class _OpRule:
     """What is said of an operation that runs in a server.
 
     Attributes:
@@ -140,55 +140,55 @@ _REMOTE = """DataServiceDataset DataServiceDatasetV2 DataServiceDatasetV3 DataSe
 
 _PYTHON = "PyFunc PyFuncStateless EagerPyFunc"
 # Operations, separated by blanks, to what is said of them.
-_TABLE: tuple[tuple[str, OpRule], ...] = (
+_TABLE: tuple[tuple[str, _OpRule], ...] = (
     (_PYTHON,
-     OpRule(_E, "calls Python code, which a server cannot execute")),
-    ("ReadFile", OpRule(_E, "reads a file", file_inputs=(0,))),
+     _OpRule(_E, "calls Python code, which a server cannot execute")),
+    ("ReadFile", _OpRule(_E, "reads a file", file_inputs=(0,))),
     ("InitializeTableFromTextFile InitializeTableFromTextFileV2",
-     OpRule(_E, "fills a table from a file", file_inputs=(1,))),
+     _OpRule(_E, "fills a table from a file", file_inputs=(1,))),
     ("WriteFile MatchingFiles FileSystemSetConfiguration",
-     OpRule(_E, "uses the server's file system")),
-    ("GenerateVocabRemapping", OpRule(_E, "reads files", file_inputs=(0, 1))),
+     _OpRule(_E, "uses the server's file system")),
+    ("GenerateVocabRemapping", _OpRule(_E, "reads files", file_inputs=(0, 1))),
     ("LoadAndRemapMatrix Restore RestoreSlice RestoreV2 DTensorRestoreV2",
-     OpRule(_E, "reads a checkpoint")),
+     _OpRule(_E, "reads a checkpoint")),
     ("Save SaveSlices SaveV2 DistributedSave MergeV2Checkpoints",
-     OpRule(_E, "writes a checkpoint")),
-    ("ImmutableConst", OpRule(_E, "maps a file into memory")),
-    (_READERS, OpRule(_E, "reads files")),
-    (_DATASET_FILES, OpRule(_E, "reads a dataset from files", file_inputs=(0,))),
-    ("SqlDataset ExperimentalSqlDataset", OpRule(_E, "reads a database")),
-    (_WRITERS, OpRule(_E, "writes files")),
-    ("DatasetFromGraph", OpRule(_E, "runs a graph hidden in a tensor")),
-    (_REMOTE, OpRule(_E, "talks to other machines or processes")),
-    (_SUMMARIES, OpRule(_E, "writes logs for TensorBoard")),
-    ("Abort", OpRule(_E, "ends the server")),
-    ("DumpTensor", OpRule(_E, "writes tensors to files")),
-    ("XlaCustomCall XlaCustomCallV2", OpRule(_E, "calls native code by name")),
-    ("PrintV2", OpRule(_E, "writes to a file", applies=_prints_to_file)),
+     _OpRule(_E, "writes a checkpoint")),
+    ("ImmutableConst", _OpRule(_E, "maps a file into memory")),
+    (_READERS, _OpRule(_E, "reads files")),
+    (_DATASET_FILES, _OpRule(_E, "reads a dataset from files", file_inputs=(0,))),
+    ("SqlDataset ExperimentalSqlDataset", _OpRule(_E, "reads a database")),
+    (_WRITERS, _OpRule(_E, "writes files")),
+    ("DatasetFromGraph", _OpRule(_E, "runs a graph hidden in a tensor")),
+    (_REMOTE, _OpRule(_E, "talks to other machines or processes")),
+    (_SUMMARIES, _OpRule(_E, "writes logs for TensorBoard")),
+    ("Abort", _OpRule(_E, "ends the server")),
+    ("DumpTensor", _OpRule(_E, "writes tensors to files")),
+    ("XlaCustomCall XlaCustomCallV2", _OpRule(_E, "calls native code by name")),
+    ("PrintV2", _OpRule(_E, "writes to a file", applies=_prints_to_file)),
     ("DecodeProtoV2 EncodeProto",
-     OpRule(_E, "reads its descriptors from a file", applies=_reads_descriptors)),
-    (_DEBUGGERS, OpRule(_E, "sends tensors to a debugger", applies=_debugs_elsewhere)),
-    ("CacheDataset CacheDatasetV2", OpRule(_E, "keeps a cache in files", file_inputs=(1,))),
-    ("SimpleMLLoadModelFromPath", OpRule(_W, "reads a forest's files", file_inputs=(0,))),
+     _OpRule(_E, "reads its descriptors from a file", applies=_reads_descriptors)),
+    (_DEBUGGERS, _OpRule(_E, "sends tensors to a debugger", applies=_debugs_elsewhere)),
+    ("CacheDataset CacheDatasetV2", _OpRule(_E, "keeps a cache in files", file_inputs=(1,))),
+    ("SimpleMLLoadModelFromPath", _OpRule(_W, "reads a forest's files", file_inputs=(0,))),
     ("SimpleMLLoadModelFromPathWithHandle",
-     OpRule(_W, "reads a forest's files", file_inputs=(1,))),
-    ("PrintV2", OpRule(_W, "writes to the server's log on every request",
+     _OpRule(_W, "reads a forest's files", file_inputs=(1,))),
+    ("PrintV2", _OpRule(_W, "writes to the server's log on every request",
                      applies=lambda node: not _prints_to_file(node), signatures_only=True)),
-    ("Print", OpRule(_W, "writes to the server's log", signatures_only=True)),
-    (_ASSIGNMENTS, OpRule(_W, "changes variables; each server and each version has its own",
+    ("Print", _OpRule(_W, "writes to the server's log", signatures_only=True)),
+    (_ASSIGNMENTS, _OpRule(_W, "changes variables; each server and each version has its own",
                         signatures_only=True)),
     ("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3",
-     OpRule(_W, "normalizes with the batch's own statistics, as in training",
+     _OpRule(_W, "normalizes with the batch's own statistics, as in training",
           applies=_is_training, signatures_only=True)),
-    ("XlaCallModule", OpRule(_I, "runs compiled code, which is not looked into")),
+    ("XlaCallModule", _OpRule(_I, "runs compiled code, which is not looked into")),
 )  # fmt: skip
-_TRAINING = OpRule(_W, "trains: it changes the weights", signatures_only=True)
+_TRAINING = _OpRule(_W, "trains: it changes the weights", signatures_only=True)
 
 
 @cache
-def rules_by_op() -> Mapping[str, tuple[OpRule, ...]]:
+def rules_by_op() -> Mapping[str, tuple[_OpRule, ...]]:
     """Return the rules by operation."""
-    rules: dict[str, tuple[OpRule, ...]] = {}
+    rules: dict[str, tuple[_OpRule, ...]] = {}
     for names, rule in _TABLE:
         for name in names.split():
             rules[name] = (*rules.get(name, ()), rule)
@@ -334,7 +334,7 @@ class _Scanner:
             unanswerable(self._graph),
         )
 
-    def _check_rule(self, function: str, node: Any, rule: OpRule) -> None:
+    def _check_rule(self, function: str, node: Any, rule: _OpRule) -> None:
         reach = self._reach(function, node, rule)
         root = reach and reach.root(function, node.name)
         if not rule.applies(node):
@@ -348,7 +348,7 @@ class _Scanner:
         if severity is not None:
             self._about(severity, function, node, rule.reason, f"{detail}, run by {root}")
 
-    def _reach(self, function: str, node: Any, rule: OpRule) -> Reach | None:
+    def _reach(self, function: str, node: Any, rule: _OpRule) -> Reach | None:
         """Return the first purpose that runs a node and for which the rule holds."""
         purposes = [self._served, self._initialized, self._restored]
         if rule.signatures_only:
@@ -359,7 +359,7 @@ class _Scanner:
         return next(found, None)
 
     def _judged(
-        self, function: str, node: Any, rule: OpRule, *, at_load: bool
+        self, function: str, node: Any, rule: _OpRule, *, at_load: bool
     ) -> tuple[Severity | None, str]:
         """Return how bad it is, None if it is not, and which file it is about."""
         if not rule.file_inputs:

@@ -177,7 +177,7 @@ def parse_signatures(
 
 def graph_signatures(graph: Any) -> dict[str, Signature]:
     """Return the callable signatures of a MetaGraphDef, by name."""
-    return parse_signatures(graph.signature_def, composite_kinds(graph.object_graph_def))
+    return parse_signatures(graph.signature_def, _composite_kinds(graph.object_graph_def))
 
 
 def _signature(name: str, definition: Any, kinds: frozenset[Kind] | None) -> Signature:
@@ -201,7 +201,7 @@ def _tensor(info: Any) -> TensorSpec:
     return TensorSpec(info.name, dtype, None if shape.unknown_rank else axes)
 
 
-def composite_kinds(object_graph: Any) -> frozenset[Kind]:
+def _composite_kinds(object_graph: Any) -> frozenset[Kind]:
     """Return which composite tensors the functions of a SavedObjectGraph take."""
     functions = object_graph.concrete_functions.values()
     found = {name for each in functions for name in _specs(each.canonicalized_input_signature)}

@@ -82,7 +82,7 @@ def to_proto(array: ArrayLike, *, as_content: bool = True) -> Any:
     if dtype is dtypes.STRING:
         proto.string_val.extend(_byte_strings(array))
     elif as_content:
-        proto.tensor_content = native(array).tobytes()
+        proto.tensor_content = _native(array).tobytes()
     else:
         getattr(proto, dtype.field).extend(_values(array))
     return proto
@@ -177,7 +177,7 @@ def _shaped(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         raise TensorError(f"numpy has no array of the shape {list(shape)[:8]}: {error}") from error
 
 
-def native(array: NDArray[Any]) -> NDArray[Any]:
+def _native(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array in C order and in the byte order of the wire."""
     if _IS_LITTLE and array.dtype.isnative and array.flags.c_contiguous:
         return array
@@ -196,7 +196,7 @@ def _byte_strings(array: NDArray[Any]) -> Iterator[bytes]:
 
 def _values(array: NDArray[Any]) -> Iterable[Any]:
     """Return the elements as the typed field wants them."""
-    flat = native(array).ravel()
+    flat = _native(array).ravel()
     if flat.dtype.kind == "c":
         return flat.view(np.dtype(f"f{flat.dtype.itemsize // 2}")).tolist()
     if dtypes.by_numpy(flat.dtype).field == "half_val":
@@ -364,9 +364,9 @@ def _entry(tag: bytes, alias: str, array: NDArray[Any], *, as_content: bool) -> 
         tensor = to_proto(array, as_content=as_content).SerializeToString()
         return [_entry_start(tag, alias, len(tensor)), tensor]
     if array.nbytes > _SMALL_BYTES:
-        return [start, native(array).reshape(-1).view(np.uint8).data]
+        return [start, _native(array).reshape(-1).view(np.uint8).data]
     is_as_sent = _IS_LITTLE and array.dtype.isnative
-    return [start, (array if is_as_sent else native(array)).tobytes()]
+    return [start, (array if is_as_sent else _native(array)).tobytes()]
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ import numpy as np
 from tfserve_kit.clients import Prediction, Target
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset, Failure, row_reader
-from tfserve_kit.evaluation.run import ExampleAnswer, Subject, SubjectResult
+from tfserve_kit.evaluation.run import ExampleAnswer, SubjectResult, _Subject
 from tfserve_kit.pictures.model import PictureModel, PictureOptions
 from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
@@ -17,7 +17,7 @@ def tensor(dtype, shape):
 
 def subject(*, version=1, shape=(None, 3), labels=None, names=(), threshold=None, **target):
     """A subject whose input are the scores themselves."""
-    return Subject(
+    return _Subject(
         f"version {version}",
         Target("m", version, **target),
         version,

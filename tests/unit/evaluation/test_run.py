@@ -23,7 +23,7 @@ from tfserve_kit.evaluation.report import as_data, as_text, build, page, predict
 from tfserve_kit.evaluation.run import (
     PATIENCE,
     EvaluationOptions,
-    Subject,
+    _Subject,
     evaluate,
     evaluate_versions,
     own_names,
@@ -323,7 +323,7 @@ def signature(inputs=None, **outputs):
 def made_subject(spec, note=Preprocessing(), *, ready=False):  # noqa: B008
     outputs = {"scores": tensor("float", (None, 3))}
     model = PictureModel(signature({"x": spec}, **outputs), PictureOptions(note), ready=ready)
-    return Subject("version 1", Target("m"), 1, model, Classes(None, ()))
+    return _Subject("version 1", Target("m"), 1, model, Classes(None, ()))
 
 
 PIXELS = np.array([[0, 51], [102, 255]], np.uint8)
@@ -430,14 +430,14 @@ def test_a_detector_is_refused_before_anything_is_sent():
     }
     model = PictureModel(signature(**outputs), PictureOptions(), ready=True)
     with pytest.raises(UsageError, match="answers with objects") as caught:
-        Subject("version 1", Target("m"), 1, model, Classes(None, ()))
+        _Subject("version 1", Target("m"), 1, model, Classes(None, ()))
     assert "--output" in caught.value.remedy
 
 
 def test_a_threshold_needs_scores():
     model = PictureModel(signature(classes=tensor("int64", (None,))), PictureOptions(), ready=True)
     with pytest.raises(UsageError, match="a threshold is for scores"):
-        Subject("version 1", Target("m"), 1, model, Classes(None, ()), 0.5)
+        _Subject("version 1", Target("m"), 1, model, Classes(None, ()), 0.5)
 
 
 TWO_ROWS = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]
@@ -505,7 +505,7 @@ class TestInARun:
     def evaluated(self, client):
         labelled = dataset(TWO_ROWS, ["red", "blue"])
         classes = Classes.of(labelled, own_names(client, Target("m"), model(), labelled, 5.0))
-        about = Subject("version 1", Target("m"), 1, model(), classes)
+        about = _Subject("version 1", Target("m"), 1, model(), classes)
         return evaluate(client, [about], labelled, range(2), EvaluationOptions(concurrency=1))
 
     def test_they_are_no_guess(self):

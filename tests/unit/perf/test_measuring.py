@@ -12,7 +12,7 @@ from tests.unit.perf.runs import queued, run_of, sample
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf import gate, measuring
 from tfserve_kit.perf.load import Closed, Load, Open, Payload
-from tfserve_kit.perf.measuring import Bench, Command, Disturbance, command_of, poisoned
+from tfserve_kit.perf.measuring import Bench, Command, _Disturbance, command_of, poisoned
 from tfserve_kit.perf.samples import SAMPLE
 from tfserve_kit.perf.stats import summarize
 
@@ -197,7 +197,7 @@ class TestSearch:
 
 def marks(command, *, after_s=0.0):
     """Return what a drill marked, in a run that lasts as long as it does."""
-    with Disturbance(command, after_s) as drill:
+    with _Disturbance(command, after_s) as drill:
         drill.begin(time.monotonic_ns())
         if drill._thread:
             drill._thread.join()
@@ -258,7 +258,7 @@ def test_ctrl_c_does_not_reach_a_program():
 
 def test_what_outlives_the_run_too_long_is_killed(monkeypatch):
     monkeypatch.setattr(measuring, "_GRACE_S", 0.1)
-    with Disturbance(python("import time; time.sleep(600)"), 0.0) as drill:
+    with _Disturbance(python("import time; time.sleep(600)"), 0.0) as drill:
         drill.begin(time.monotonic_ns())
         while not drill.marks:
             time.sleep(0.01)

@@ -202,18 +202,18 @@ class TestPage:
 class TestCharts:
     @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.003), (0, 7e6), (3, 4)])
     def test_ticks_are_few_round_and_inside(self, low, high):
-        values = [value for value, _ in report_html.Axis("x", low, high).marks()]
+        values = [value for value, _ in report_html._Axis("x", low, high).marks()]
         assert 2 <= len(values) <= 8
         assert all(low <= value <= high for value in values)
 
     @pytest.mark.parametrize(("low", "high"), [(0.02, 3), (1e-5, 1e5), (7, 80), (0.9, 1.2)])
     def test_ticks_of_decades_are_inside(self, low, high):
-        values = [value for value, _ in report_html.Axis("x", low, high, True).marks()]
+        values = [value for value, _ in report_html._Axis("x", low, high, True).marks()]
         assert 1 <= len(values) <= 12
         assert all(low <= value <= high for value in values)
 
     def test_an_axis_keeps_its_ends_and_its_middle(self):
-        log, even = report_html.Axis("x", 1, 100, True), report_html.Axis("x", 0, 10)
+        log, even = report_html._Axis("x", 1, 100, True), report_html._Axis("x", 0, 10)
         assert [log.place(value) for value in (1, 10, 100, 1000)] == pytest.approx([0, 0.5, 1, 1])
         assert [even.place(value) for value in (-1, 0, 5, 10)] == pytest.approx([0, 0, 0.5, 1])
 

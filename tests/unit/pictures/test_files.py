@@ -252,7 +252,7 @@ def test_all_pictures_that_drip_end_within_one_time(drip):
 
 
 def test_time_does_not_pass_between_downloads():
-    patience = files.Patience(0.2)
+    patience = files._Patience(0.2)
     time.sleep(0.25)
     begun_s = time.monotonic()
     with patience.passing() as ends_s:

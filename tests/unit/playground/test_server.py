@@ -11,7 +11,7 @@ import pytest
 
 from tfserve_kit.errors import ModelNotFound, ServerUnreachable, UsageError
 from tfserve_kit.playground import server
-from tfserve_kit.playground.server import MAX_BODY_BYTES, MAX_BURST, Ask, Page, Playground
+from tfserve_kit.playground.server import MAX_BODY_BYTES, MAX_BURST, Playground, _Ask, _Page
 
 HOST = "127.0.0.1:8580"
 NASTY = "<img src=x onerror=alert(1)>"
@@ -65,16 +65,16 @@ def clock():
 
 @pytest.fixture
 def page(session, clock):
-    return Page(session, "127.0.0.1", clock)
+    return _Page(session, "127.0.0.1", clock)
 
 
 def get(page, target="/", host=HOST, **headers):
-    return page.answer(Ask("GET", target, {"host": host, **headers}, lambda: b""))
+    return page.answer(_Ask("GET", target, {"host": host, **headers}, lambda: b""))
 
 
 def post(page, target="/api/picture?model=m", body=b"data", **headers):
     own = {"host": HOST, "origin": f"http://{HOST}", "x-tfkit-token": page.token}
-    return page.answer(Ask("POST", target, own | headers, lambda: body))
+    return page.answer(_Ask("POST", target, own | headers, lambda: body))
 
 
 def said(reply):
@@ -110,11 +110,11 @@ def test_names_that_somebody_made_to_lead_here_are_refused(page, session, host, 
 
 @pytest.mark.parametrize(("host", "status"), [("192.168.1.7:1", 200), ("evil.example", 421)])
 def test_page_for_others_is_served_at_addresses_but_not_under_any_name(session, host, status):
-    assert get(Page(session, "0.0.0.0"), host=host).status == status
+    assert get(_Page(session, "0.0.0.0"), host=host).status == status
 
 
 def test_page_for_a_name_is_served_under_it(session):
-    assert get(Page(session, "Box.local"), host="box.local:8580").status == 200
+    assert get(_Page(session, "Box.local"), host="box.local:8580").status == 200
 
 
 def test_own_page_may_send(page, session):
@@ -155,7 +155,7 @@ def test_other_pages_may_not_make_it_ask_the_model_server(page, session):
      ("GET", "/../server.py", 404), ("GET", "/server.py", 404), ("POST", "/", 404)],
 )  # fmt: skip
 def test_nothing_else_is_there(page, verb, target, status):
-    assert page.answer(Ask(verb, target, {"host": HOST}, lambda: b"")).status == status
+    assert page.answer(_Ask(verb, target, {"host": HOST}, lambda: b"")).status == status
 
 
 def test_more_requests_than_one_person_makes_have_to_wait(page, clock):
@@ -184,7 +184,7 @@ def test_choices_that_mean_nothing_are_refused(page, session, query):
      (ServerUnreachable("gone", remedy="start it"), 502)],
 )  # fmt: skip
 def test_errors_come_with_cause_and_remedy(clock, error, status):
-    reply = get(Page(FakeSession(error), "127.0.0.1", clock), "/api/overview")
+    reply = get(_Page(FakeSession(error), "127.0.0.1", clock), "/api/overview")
     assert reply.status == status
     kind = type(error).__name__
     assert said(reply) == {

@@ -75,7 +75,7 @@ class SnapshotListener(Progress, Protocol):
 _SECOND_NS = 1_000_000_000
 
 
-class ClosedFeed:
+class _ClosedFeed:
     """A slot that becomes free is a request that is due; times are nanoseconds since the start.
 
     Attributes:
@@ -125,7 +125,7 @@ class ClosedFeed:
         return None
 
 
-class OpenFeed:
+class _OpenFeed:
     """Requests are due when the schedule says so; `max_in_flight` may make them late."""
 
     def __init__(self, schedule: Open) -> None:
@@ -175,9 +175,9 @@ class OpenFeed:
         return max(0, now_ns - self._due_ns[self._next])
 
 
-def feed(schedule: Closed | Open) -> ClosedFeed | OpenFeed:
+def feed(schedule: Closed | Open) -> _ClosedFeed | _OpenFeed:
     """Return a schedule at its beginning."""
-    return ClosedFeed(schedule) if isinstance(schedule, Closed) else OpenFeed(schedule)
+    return _ClosedFeed(schedule) if isinstance(schedule, Closed) else _OpenFeed(schedule)
 
 
 _SPIN_NS = 150_000
@@ -200,7 +200,7 @@ class Driver:
     def __init__(
         self,
         pool: Pool,
-        feed: ClosedFeed | OpenFeed,
+        feed: _ClosedFeed | _OpenFeed,
         sizes: list[int],
         timeout_s: float,
         grace_s: float,

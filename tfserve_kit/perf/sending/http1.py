@@ -30,7 +30,7 @@ _NOBODY = -1
 _POLL_S = 0.05
 
 
-class Heads:
+class _Heads:
     """Reads answers that come in one piece by their heads, once a head was read in full."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Http1Pool:
         self._most_lines = min(load.most_in_flight, _most_connections(self._first_lines))
         self._now_ns = now_ns
         self._readiness = Readiness()
-        self._heads = Heads()
+        self._heads = _Heads()
         self._lines: set[_PooledConnection] = set()
         self._idle: list[_PooledConnection] = []
         self._waiting: deque[int] = deque()

@@ -1,6 +1,6 @@
 """Our own gRPC client: a few HTTP/2 connections in one thread.
 
-`Http2Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of
+`_Http2Connection` is a state machine, bytes in, answers and bytes out, without socket and clock: of
 RFC 9113 what a client needs that sends unary calls. Answers are thrown away when they have been
 judged; nothing a server sends makes it keep more of one than the limit, or raise anything but
 `ProtocolError`. `Http2Pool` drives connections over sockets. Why it is our own, in figures:
@@ -32,7 +32,7 @@ _MOST_REPLIES = 10_000
 PREFIX = struct.Struct(">BI")
 
 
-class Request:
+class _Request:
     """A request whose bytes are the same on each stream, but for the stream's id.
 
     Args:
@@ -90,7 +90,7 @@ class _Outbox:
         found, self._pieces, self._replies = self._pieces, [], 0
         return found
 
-    def start(self, stream_id: int, request: Request) -> None:
+    def start(self, stream_id: int, request: _Request) -> None:
         """Begin a request; as much of it as flow control allows goes out at once."""
         size = request.window_bytes
         if (
@@ -232,17 +232,17 @@ class _Block:
         self.count = 0  # frames may be empty, but not without end
 
 
-def status_without_trailers(stream: _Stream) -> int:
+def _status_without_trailers(stream: _Stream) -> int:
     """Return the status of a sample whose answer bears none."""
     if stream.http_status != HTTP_OK:
         return samples.status_of_proxy(stream.http_status)
     return UNREADABLE_ANSWER
 
 
-def stream_status(stream: _Stream, meta: frames.Meta) -> int:
+def _stream_status(stream: _Stream, meta: frames.Meta) -> int:
     """Return the status of a sample whose answer has ended with these trailers."""
     if meta.grpc_status is None:
-        return status_without_trailers(stream)
+        return _status_without_trailers(stream)
     if meta.grpc_status == samples.OK and stream.received != stream.expected:
         return UNREADABLE_ANSWER
     return meta.grpc_status
@@ -266,7 +266,7 @@ _Handler = Callable[[bytes, int, int], None]  # payload, flags, stream's id
 Answer = tuple[int, int, int, int, int]
 
 
-class Http2Connection:
+class _Http2Connection:
     """One connection, from its preface on. Not thread-safe.
 
     Args:
@@ -329,7 +329,7 @@ class Http2Connection:
         ids_left = (_LAST_STREAM_ID - self._next_id) // 2 + 1
         return max(0, min(self._most_streams - len(self._keys), ids_left))
 
-    def start(self, key: int, request: Request) -> None:
+    def start(self, key: int, request: _Request) -> None:
         """Send a request; there must be room.
 
         Args:
@@ -513,7 +513,7 @@ class Http2Connection:
             self._malformed(stream_id, fault)
             return
         if flags & frames.END_STREAM:
-            self._end(stream_id, status_without_trailers(stream), "an answer without a status")
+            self._end(stream_id, _status_without_trailers(stream), "an answer without a status")
 
     def _keep_open(self, stream_id: int, stream: _Stream, size: int) -> None:
         stream.unread += size
@@ -556,7 +556,7 @@ class Http2Connection:
             self._malformed(stream_id, "an answer without a status, or with two")
             return
         if end_stream:
-            self._end(stream_id, stream_status(stream, meta), meta.grpc_message)
+            self._end(stream_id, _stream_status(stream, meta), meta.grpc_message)
 
     def _on_reset(self, payload: bytes, flags: int, stream_id: int) -> None:
         del flags
@@ -628,7 +628,7 @@ class _PooledConnection:
 
     __slots__ = ("connection", "link", "retry_ns")
 
-    def __init__(self, connection: Http2Connection) -> None:
+    def __init__(self, connection: _Http2Connection) -> None:
         self.link: Link | None = None
         self.connection = connection
         self.retry_ns = 0
@@ -838,19 +838,19 @@ class Http2Pool:
                 except OSError:
                     self._lose(line, CONNECTION_LOST)
 
-    def _connection(self) -> Http2Connection:
-        return Http2Connection(self.judges, self._most_bytes)
+    def _connection(self) -> _Http2Connection:
+        return _Http2Connection(self.judges, self._most_bytes)
 
     def _say_goodbye(self, link: Link) -> None:
         with contextlib.suppress(OSError):  # it is lost anyway
             link.write([goaway(PROTOCOL_ERROR)])
 
 
-def _in_flight(connection: Http2Connection) -> int:
+def _in_flight(connection: _Http2Connection) -> int:
     return connection.in_flight
 
 
-def _request(authority: str, payload: Payload, timeout_s: float) -> Request:
+def _request(authority: str, payload: Payload, timeout_s: float) -> _Request:
     """Return a payload with the headers of gRPC (its PROTOCOL-HTTP2.md)."""
     headers = (
         (b"te", b"trailers"),
@@ -859,4 +859,4 @@ def _request(authority: str, payload: Payload, timeout_s: float) -> Request:
         (b"grpc-timeout", b"%dm" % min(99_999_999, max(1, round(timeout_s * 1000)))),
         *payload.headers,
     )
-    return Request(frames.encoded(authority, payload.path, headers), payload.body)
+    return _Request(frames.encoded(authority, payload.path, headers), payload.body)

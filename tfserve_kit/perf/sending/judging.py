@@ -41,7 +41,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Found = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-class Output(NamedTuple):
+class _Output(NamedTuple):
     """One output: `dtype` is empty, and `axes` or one of them None, where nothing is known."""
 
     alias: str
@@ -88,7 +88,7 @@ class Output(NamedTuple):
 class Expected(NamedTuple):
     """What the answer to one request must hold; two that are equal expect the same."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[_Output, ...]
 
     @classmethod
     def of(cls, signature: Signature, inputs: Arrays) -> Self:
@@ -106,7 +106,7 @@ class Expected(NamedTuple):
             shape = spec.shape
             if shape and shape[0] is None and alias not in axes.whole:
                 shape = (rows, *shape[1:])
-            found.append(Output(alias, spec.dtype.name if spec.dtype else "", shape))
+            found.append(_Output(alias, spec.dtype.name if spec.dtype else "", shape))
         return cls(tuple(found))
 
     def doubted(self, doubts: Mapping[str, frozenset[int]]) -> Self:

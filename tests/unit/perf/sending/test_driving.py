@@ -17,7 +17,7 @@ from tfserve_kit.perf.sending.driving import (
     SnapshotListener,
     feed,
 )
-from tfserve_kit.perf.sending.http1 import Heads, _most_connections
+from tfserve_kit.perf.sending.http1 import _Heads, _most_connections
 from tfserve_kit.perf.sending.workers import _in_a_thread, _merged, _SnapshotMerger
 from tfserve_kit.progress import SILENT, Silent
 
@@ -236,7 +236,7 @@ class TestHeads:
         return Response(200, "OK", body, stays_open)
 
     def test_a_head_that_was_read_is_known_with_a_body_of_its_length(self):
-        heads = Heads()
+        heads = _Heads()
         assert heads.status(self.HEAD + b"yes") is None
         heads.learn(self.HEAD + b"yes", self.response(b"yes"))
         assert heads.status(self.HEAD + b"not") == (200, 3)
@@ -250,7 +250,7 @@ class TestHeads:
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nzip", b"yes", True),
     ])  # fmt: skip
     def test_what_does_not_repeat_is_not_learnt(self, data, body, stays_open):
-        heads = Heads()
+        heads = _Heads()
         heads.learn(data, self.response(body, stays_open=stays_open))
         assert heads.status(data) is None
 

@@ -31,7 +31,7 @@ from tfserve_kit.perf.sending.frames import (
     ProtocolError,
     frame,
 )
-from tfserve_kit.perf.sending.http2 import Http2Connection, Request
+from tfserve_kit.perf.sending.http2 import _Http2Connection, _Request
 
 HEAD = [(":status", "200"), ("content-type", "application/grpc")]
 GOOD = [("grpc-status", "0"), ("grpc-message", "")]
@@ -43,7 +43,7 @@ class Server:
 
     def __init__(self, **values):
         self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder()
-        self.client = Http2Connection()
+        self.client = _Http2Connection()
         self.seen = b""
         self.now_ns = 1000
         names = {"streams": MAX_CONCURRENT_STREAMS, "window": INITIAL_WINDOW_SIZE,
@@ -86,7 +86,7 @@ def message(body):
 
 
 def request(body=b"ask", headers=()):
-    return Request(frames.encoded("h:1", PATH, headers), body)
+    return _Request(frames.encoded("h:1", PATH, headers), body)
 
 
 def started(count=1, body=b"ask", **values):
@@ -109,7 +109,7 @@ class TestOpening:
         assert second[:3] == (WINDOW_UPDATE, 0, 0)
 
     def test_requests_wait_for_the_settings_which_are_acknowledged(self):
-        client = Http2Connection()
+        client = _Http2Connection()
         assert client.room() == 0 and not client.is_greeted
         client.receive(frames.settings({MAX_CONCURRENT_STREAMS: 7}), 1)
         assert client.room() == 7 and client.is_greeted
@@ -120,7 +120,7 @@ class TestOpening:
     ])  # fmt: skip
     def test_a_server_that_begins_otherwise_is_none(self, first):
         with pytest.raises(ProtocolError):
-            Http2Connection().receive(first, 1)
+            _Http2Connection().receive(first, 1)
 
 
 class TestRequests:
