@@ -251,14 +251,15 @@ def test_any_bytes_count_for_themselves_at_least(start, method):
     assert cost_of_message(method, body) >= 2 * len(body)
 
 
+VALUES = 35_000  # more than is left uncounted; memory is traced, which takes its time
 TEXTS = {
-    "objects": "[" + "{}," * MANY + "1]",
-    "lists": "[" + "[]," * MANY + "1]",
-    "members": "[" + '{"a":1},' * MANY + "1]",
-    "names": json.dumps({str(number): 1 for number in range(MANY)}),
-    "strings": "[" + '"ab",' * MANY + "1]",
-    "numbers": "[" + "1.5," * MANY + "1]",
-    "one name": "{" + '"a":1,' * MANY + '"b":1}',
+    "objects": "[" + "{}," * VALUES + "1]",
+    "lists": "[" + "[]," * VALUES + "1]",
+    "members": "[" + '{"a":1},' * VALUES + "1]",
+    "names": json.dumps({str(number): 1 for number in range(VALUES)}),
+    "strings": "[" + '"ab",' * VALUES + "1]",
+    "numbers": "[" + "1.5," * VALUES + "1]",
+    "one name": "{" + '"a":1,' * VALUES + '"b":1}',
     "wide": '"\U0001f600' + "x" * MANY + '"',
 }
 
@@ -321,7 +322,7 @@ def test_stored_request_counts_as_one_that_is_sent():
     assert sent <= cost_of_message("PredictionLog", body) <= 1.01 * sent
 
 
-@pytest.mark.parametrize("shape", [(2000, 20), (20_000, 1)])
+@pytest.mark.parametrize("shape", [(700, 20), (7_000, 1)])
 @pytest.mark.parametrize("label", [b"", b"x" * 40, b"\0" * 40])
 def test_results_never_become_more_than_was_told(label, shape):
     labels = np.full(shape, label, object)
@@ -335,7 +336,7 @@ def test_results_never_become_more_than_was_told(label, shape):
         cost_of_results([scores]),
         lambda: _answers_of_classes(handlers.class_scores({"scores": scores}, len(scores))),
     )
-    values = np.ones(40_000, np.float32)
+    values = np.ones(14_000, np.float32)
     assert_within(
         cost_of_results([values]),
         lambda: json_writer.regressions(
@@ -383,7 +384,7 @@ SIGNATURE = protos.from_text(
 )
 
 
-@pytest.mark.parametrize("size", [1, 1_000, 100_000, 10_000_000])
+@pytest.mark.parametrize("size", [1, 1_000, 100_000, 3_000_000])
 def test_account_keeps_no_more_than_the_answer(size):
     ledger = Ledger(1 << 30)
     request = protos.PredictRequest(model_spec={"name": "m"})
