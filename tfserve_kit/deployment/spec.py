@@ -600,11 +600,15 @@ class Spec(_Section):
 
 DEFAULT_FILE = "tfkit.toml"
 
+_SECTION = "write [NAME] above its keys, or {KEY = VALUE, ...}"
 _ADVICE = {
     "missing": "add it",
     "string_type": "write it in quotes",
     "int_type": "write a whole number",
+    "model_type": _SECTION,
+    "dict_type": _SECTION,
 }
+_MESSAGES = {"model_type": "input should be a section", "dict_type": "input should be a section"}
 _FLAGS = ("server", "flags")
 # What a shell would put a value in the place of.
 _VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\w+|\{\w+\})(?=/|$)|^%\w+%")
@@ -688,7 +692,11 @@ def load_client(file: Path) -> ClientSection:
 def _document(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(input_files.read_text(file, _MOST_BYTES))
-    except ValueError as error:  # also of UTF-8, of numbers with thousands of digits, of size
+    except UnicodeDecodeError as error:
+        byte = f"{error.object[error.start]:#x} at byte {error.start}"
+        found = Problem("", f"is not TOML: it is not UTF-8, with {byte}", "save it as UTF-8")
+        raise SpecError(str(file), [found]) from error
+    except ValueError as error:  # also of numbers with thousands of digits, of size
         raise SpecError(str(file), [_no_toml(file, str(error))]) from error
     except RecursionError as error:
         raise SpecError(str(file), [Problem("", _TOO_DEEP, _TOML)]) from error
@@ -790,7 +798,7 @@ def _problem(detail: ErrorDetails) -> Problem:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return Problem(path, "is not a known key", did_you_mean(str(key), _keys(parents)))
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
     if detail["type"] == "missing":
         message = "is missing"
     if detail["type"] not in {"missing", "value_error"}:

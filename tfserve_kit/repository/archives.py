@@ -46,6 +46,7 @@ _WINDOW_BYTES = 128 << 20
 _MAX_DIRECTORY_BYTES = 64 << 20
 _ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
 _ENCRYPTED = 1
+_SHOWN_BYTES = 16
 _UNLINKED = "pack the files themselves: `tar --dereference --hard-dereference`, zip without -y"
 _MAGIC = {
     b"PK\3\4": "zip",
@@ -101,8 +102,11 @@ def unpack(
     """
     found = kind(file)
     if found is None:
+        with file.open("rb") as stream:
+            start = stream.read(_SHOWN_BYTES)
+        said = f"it starts with {start!r}" if start else "it is empty"
         raise PushRefused(
-            f"{name or file.name} is not an archive, whatever its name says",
+            f"{name or file.name} is no archive that can be unpacked here: {said}",
             remedy="give .zip, .tar, .tar.gz, .tar.bz2, .tar.xz or .tar.zst",
         )
     size_bytes = file.stat().st_size

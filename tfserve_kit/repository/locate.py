@@ -81,7 +81,8 @@ def choose_model(models: Iterable[str], version: int | None, place: str, progres
     if None in versions or len({PurePosixPath(path).parent for path in found}) > 1:
         listed = ", ".join(found[:10])
         raise PushRefused(
-            f"{place} holds several models: {listed}", remedy="give the folder of one"
+            f"{place} holds several models: {listed}",
+            remedy="give the folder of one; an archive is unpacked first",
         )
     highest = max(number for number in versions if number is not None)
     progress.note(f"Taking version {highest}, the highest of {len(found)} in {place}")
@@ -200,6 +201,16 @@ def look_around(place: Path, *, to_push: bool = False) -> Problem | None:
     return Problem(str(place), found[0], found[-1 if to_push else 1]) if found else None
 
 
+def other_format(file: Path) -> Problem | None:
+    """Return what a file is that is no archive, by its name and place; None if nothing tells."""
+    found = _inside_a_model(file)
+    if found is None and file.suffix.lower() not in _PACKED:
+        found = _formats(file, [file])
+    if found is None:
+        return None
+    return Problem(str(file), _of_itself(file, found[0]), found[-1])
+
+
 def find_version(place: Path) -> Path:
     """Return the version directory that is meant.
 
@@ -283,8 +294,13 @@ def _single_file(place: Path) -> _Told | None:
     if place.is_dir():
         return None
     if found := _formats(place, [place]):
-        return found[0].replace("holds", "is", 1), *found[1:]
+        return _of_itself(place, found[0]), *found[1:]
     return "is a file", "give the folder that holds one folder per version"
+
+
+def _of_itself(file: Path, held: str) -> str:
+    """Return of a file what was said of a folder that holds it."""
+    return held.replace(f"{file.name}, ", "", 1).replace("holds", "is", 1)
 
 
 def _named_otherwise(place: Path) -> _Told | None:
@@ -344,12 +360,13 @@ def _keras(place: Path, files: list[Path]) -> _Told | None:
 
 
 def _checkpoint(_: Path, files: list[Path]) -> _Told | None:
-    if not any(file.suffix == ".index" or file.name == "checkpoint" for file in files):
+    if not any(_CHECKPOINT.fullmatch(file.name) for file in files):
         return None
     what = "holds a checkpoint: values of variables, without the graph that uses them"
     return what, f"load it into the model that wrote it, and export that: {_EXPORT}"
 
 
+_CHECKPOINT = re.compile(r"checkpoint|.*\.(ckpt|index|data-\d+-of-\d+|ckpt.*\.meta)")
 # What lies beside the graph of a SavedModel, and stays where that was not copied.
 _BESIDE_A_GRAPH = frozenset({"fingerprint.pb", "keras_metadata.pb"})
 
@@ -371,8 +388,9 @@ def _lite(place: Path, files: list[Path]) -> _Told | None:
     for file in files:
         if file.suffix.lower() == ".tflite":
             what = f"holds {file.name}, a TensorFlow Lite model"
+            wanted = (Path("BASE_PATH") if file == place else place) / "1" / "model.tflite"
             remedy = (
-                f"call it {place / '1' / 'model.tflite'}, with prefer_tflite_model = true under "
+                f"call it {wanted}, with prefer_tflite_model = true under "
                 "[server.flags]; or export the model it was made of"
             )
             return what, remedy

@@ -99,6 +99,11 @@ def _refusal(name: str, log: str) -> PushRefused:
             f"{name} holds code (such as a Lambda layer), which is not run",
             remedy="export the model where you trust it, with model.export(), and push that",
         )
+    if "No model config found" in log:
+        return PushRefused(
+            f"{name} holds weights, without the model that uses them",
+            remedy="load them into the model: model.load_weights(FILE), then model.export(FOLDER)",
+        )
     return PushRefused(
         f"Keras cannot export {name}: {lines[-1]}",
         remedy="export the model yourself, with model.export(), and push that",
@@ -293,6 +298,8 @@ class Source:
         root = folder / "model"
         if _keras_suffix(file, self.limits, name) is not None:
             return self._exported(file, folder, progress)
+        if archives.kind(file) is None and (found := locate.other_format(Path(self.place))):
+            raise PushRefused(f"{name} {found.message}", remedy=found.remedy)
         progress.step(f"unpacking {name}")
         root.mkdir()
         files = archives.unpack(file, root, self.limits, name=name, progress=progress)

@@ -502,6 +502,23 @@ class TestBadFile:
         assert "is not TOML" in text
         assert words in text
 
+    def test_remedy_for_another_encoding_is_not_another_syntax(self, tmp_path):
+        (tmp_path / "tfkit.toml").write_bytes('[server]\nname = "a"\n'.encode("utf-16"))
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / "tfkit.toml")
+        (problem,) = caught.value.problems
+        assert problem.message == "is not TOML: it is not UTF-8, with 0xff at byte 0"
+        assert problem.remedy == "save it as UTF-8"
+
+    @pytest.mark.parametrize("text", ["server = 5\nmodels = {}", "models = []", "models.m = 'x'"])
+    def test_value_in_place_of_a_section_is_told_so_in_words_of_the_file(self, tmp_path, text):
+        (tmp_path / "tfkit.toml").write_text(text)
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / "tfkit.toml")
+        problem = caught.value.problems[0]
+        assert problem.message.startswith("input should be a section, but is ")
+        assert problem.remedy == "write [NAME] above its keys, or {KEY = VALUE, ...}"
+
     def test_line_that_is_no_toml_is_shown_with_what_is_allowed(self, tmp_path):
         (tmp_path / "tfkit.toml").write_text("[models.m]\nbase_path = models/x\n")
         with pytest.raises(SpecError) as caught:

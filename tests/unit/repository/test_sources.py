@@ -215,9 +215,29 @@ class TestArchives:
         text = refused(fetch, tmp_path / "it.zip", limits=Limits(max_files=2))
         assert "more than 2 files" in text
 
-    def test_other_files_are_refused(self, fetch, tmp_path):
-        (tmp_path / "model.onnx").write_bytes(b"\x08\x07" * 400)
-        assert "model.onnx is not an archive" in refused(fetch, tmp_path / "model.onnx")
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("model.onnx", "/model.onnx is an ONNX model\n  Try: convert it to a SavedModel"),
+            ("m.tflite", "is a TensorFlow Lite model\n  Try: call it BASE_PATH/1/model.tflite"),
+            ("m.ckpt-3.data-00000-of-00001", "is a checkpoint: values of variables"),
+            ("frozen.pb", "is a graph by itself"),
+            ("page.zip", "page.zip is no archive that can be unpacked here: it starts with b'ZZZ"),
+            ("notes", "notes is no archive that can be unpacked here"),
+        ],
+    )
+    def test_other_files_are_refused_by_what_they_are(self, fetch, tmp_path, name, text):
+        (tmp_path / name).write_bytes(b"Z" * 800)
+        assert text in refused(fetch, tmp_path / name)
+
+    def test_file_of_a_saved_model_is_refused_with_the_folder_to_give(self, fetch, half):
+        assert f"Try: give {half}" in refused(fetch, half / "saved_model.pb")
+
+    def test_archive_of_several_models_is_to_be_unpacked(self, fetch, half, tmp_path):
+        for name in ("one", "two"):
+            shutil.copytree(half, tmp_path / "both" / name)
+        (tmp_path / "it.zip").write_bytes(zipped(tmp_path / "both"))
+        assert "an archive is unpacked first" in refused(fetch, tmp_path / "it.zip")
 
 
 class Web(ThreadingHTTPServer):
@@ -497,6 +517,7 @@ inputs = keras.Input((3,), name="x")
 outputs = keras.layers.Dense(2)(inputs)
 keras.Model(inputs, outputs).save(sys.argv[1] + "/plain.keras")
 keras.Model(inputs, outputs).save(sys.argv[1] + "/plain.h5")
+keras.Model(inputs, outputs).save_weights(sys.argv[1] + "/plain.weights.h5")
 outputs = keras.layers.Lambda(lambda x: x + 1)(inputs)
 keras.Model(inputs, outputs).save(sys.argv[1] + "/lambda.keras")
 """
@@ -537,6 +558,11 @@ class TestKerasExport:
 
     def test_lambda_is_refused(self, fetch, saved):
         assert "Lambda layer" in refused(fetch, saved / "lambda.keras")
+
+    def test_weights_alone_are_refused_with_what_to_do(self, fetch, saved):
+        text = refused(fetch, saved / "plain.weights.h5")
+        assert "holds weights, without the model that uses them" in text
+        assert "load_weights" in text
 
 
 def serving(root):
