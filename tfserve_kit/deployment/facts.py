@@ -12,6 +12,7 @@ from tfserve_kit.deployment import flags
 from tfserve_kit.deployment.spec import Batching, Model, Spec
 from tfserve_kit.errors import Problem
 from tfserve_kit.repository import Version, list_versions
+from tfserve_kit.savedmodel import Signature
 from tfserve_kit.savedmodel.scan import Scan, scan_graph
 
 # Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
@@ -72,6 +73,20 @@ class Base:
         return tuple(each for each in self.versions if each.number in numbers)
 
     @cached_property
+    def newest(self) -> Version | None:
+        """The newest loaded version, if it is whole and its graph is what is loaded of it."""
+        found = self.loaded[-1] if self.loaded else None
+        is_other = found is None or found in self.faults or self.serves_tflite(found)
+        return None if is_other else found
+
+    @cached_property
+    def signatures(self) -> Mapping[str, Signature]:
+        """The signatures of that version, by name; none without one."""
+        if self.newest is None:
+            return {}
+        return savedmodel.read_signatures(self.newest.path, tag=self.tag)
+
+    @cached_property
     def faults(self) -> Mapping[Version, list[Problem]]:
         """What is wrong with each loaded version that is not whole."""
         found = {version: self._faults(version) for version in self.loaded}
@@ -95,10 +110,17 @@ class Base:
     @cached_property
     def scan(self) -> Scan | None:
         """What is found in the graph of the newest version; None where none would be loaded."""
-        newest = self.loaded[-1] if self.loaded else None
-        if newest is None or newest in self.faults or self.serves_tflite(newest):
+        if self.newest is None:
             return None
-        return scan_graph(savedmodel.meta_graph(newest.path, tag=self.tag))
+        return scan_graph(savedmodel.meta_graph(self.newest.path, tag=self.tag))
+
+    def described(self, version: Version | None = None) -> str:
+        """Return what a version is called in findings, the newest if none is given."""
+        return f"version {(version or self.loaded[-1]).number} in {self.model.base_path}"
+
+    def problem(self, text: str, remedy: str) -> Problem:
+        """Return a finding about the base path."""
+        return Problem(f"{self.place}.base_path", text, remedy)
 
     def serves_tflite(self, version: Version) -> bool:
         """Say whether a version is loaded from `model.tflite`."""

@@ -101,7 +101,7 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
         )
         if found := look_around(Path(path)):
             text, remedy = f"{text}: it {found.message}", found.remedy
-        yield Problem(f"{base.place}.base_path", text, remedy)
+        yield base.problem(text, remedy)
 
 
 @_rule(
@@ -132,7 +132,7 @@ def _name_is_no_version(facts: Facts) -> Iterator[Problem]:
             text = f"{names} in {base.model.base_path} will never be loaded"
             command = renamed(meant[0], frozenset(child.name for child in base.children))
             remedy = f"name versions with whole numbers below 2^63, such as 1: {command}"
-            yield Problem(f"{base.place}.base_path", text, remedy)
+            yield base.problem(text, remedy)
 
 
 @_rule(
@@ -148,7 +148,7 @@ def _odd_version_name(facts: Facts) -> Iterator[Problem]:
             if name != str(number) or number < 0:
                 remedy = f"name it {number}" if number >= 0 else "use 1 or more: REST takes no sign"
                 text = f"{name!r} in {base.model.base_path} counts as version {number}"
-                yield Problem(f"{base.place}.base_path", text, remedy)
+                yield base.problem(text, remedy)
 
 
 @_rule("two-spellings", _W, "two names stand for the same version number: only one is served")
@@ -163,7 +163,7 @@ def _two_spellings(facts: Facts) -> Iterator[Problem]:
             if others:
                 unused = ", ".join(map(repr, others))
                 text = f"version {number} is {used!r}; {unused} is ignored"
-                yield Problem(f"{base.place}.base_path", text, "remove or renumber all but one")
+                yield base.problem(text, "remove or renumber all but one")
 
 
 @_rule(
@@ -178,7 +178,7 @@ def _version_is_no_folder(facts: Facts) -> Iterator[Problem]:
             if version.path.is_dir() or version in base.fatal:
                 continue
             text = f"{version.path} counts as version {version.number}, but is not a folder"
-            yield Problem(f"{base.place}.base_path", text, "remove or rename it")
+            yield base.problem(text, "remove or rename it")
 
 
 @_rule("s3-base-path", _E, "the server cannot read s3:// since 2.7")
@@ -274,8 +274,7 @@ def _why(signature: Signature, facts: Facts) -> str:
 
 
 def _problem(base: Base, signature: str, what: str) -> Problem:
-    where = f"version {base.loaded[-1].number} in {base.model.base_path}"
-    return Problem(f"{base.place}.base_path", f"signature {signature!r} of {where} {what}", _REMEDY)
+    return base.problem(f"signature {signature!r} of {base.described()} {what}", _REMEDY)
 
 
 def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
@@ -284,11 +283,8 @@ def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
         return
     by_file = facts.flags["enable_per_model_batching_parameters"]
     for base in facts.bases:
-        newest = base.loaded[-1] if base.loaded else None
-        if newest is None or newest in base.faults or base.serves_tflite(newest):
-            continue
-        if not by_file or (newest.path / _PER_MODEL_FILE).is_file():
-            yield base, savedmodel.read_signatures(newest.path, tag=base.tag)
+        if base.newest and (not by_file or (base.newest.path / _PER_MODEL_FILE).is_file()):
+            yield base, base.signatures
 
 
 _PUSH = "push a whole copy: tfkit push-model SAVED_MODEL --to"
@@ -326,8 +322,8 @@ def _version_damaged(facts: Facts) -> Iterator[Problem]:
 
 def _damage(base: Base, version: Version) -> Problem:
     parts = "; ".join(f"{fault.path} {fault.message}" for fault in base.faults[version])
-    text = f"version {version.number} in {base.model.base_path}: {parts}"
-    return Problem(f"{base.place}.base_path", text, f"{_PUSH} {base.model.base_path}")
+    text = f"{base.described(version)}: {parts}"
+    return base.problem(text, f"{_PUSH} {base.model.base_path}")
 
 
 @_rule(
@@ -341,10 +337,10 @@ def _tag_not_found(facts: Facts) -> Iterator[Problem]:
         for version in base.fatal:
             if base.is_untagged(version):
                 (fault,) = base.faults[version]
-                text = f"version {version.number} in {base.model.base_path}: {fault.message}"
+                text = f"{base.described(version)}: {fault.message}"
                 have = next(filter(None, savedmodel.tags(version.path)), "TAG")
                 remedy = f'set saved_model_tags = "{have}" under [server.flags], or export again'
-                yield Problem(f"{base.place}.base_path", text, remedy)
+                yield base.problem(text, remedy)
 
 
 @_rule(
@@ -358,27 +354,20 @@ def _no_default_signature(facts: Facts) -> Iterator[Problem]:
     Source: tensorflow_serving/servables/tensorflow/predict_util.cc.
     """
     for base in facts.bases:
-        newest = base.loaded[-1] if base.loaded else None
-        if newest is None or newest in base.faults or base.serves_tflite(newest):
-            continue
-        names = savedmodel.read_signatures(newest.path, tag=base.tag)
-        if names and savedmodel.DEFAULT_SIGNATURE not in names:
-            has = f"only {', '.join(names)}"
-            text = f"{_newest(base)} has no signature {savedmodel.DEFAULT_SIGNATURE!r}, {has}"
-            yield Problem(f"{base.place}.base_path", text, "name a signature in every request")
+        if base.signatures and DEFAULT_SIGNATURE not in base.signatures:
+            has = f"only {', '.join(base.signatures)}"
+            text = f"{base.described()} has no signature {DEFAULT_SIGNATURE!r}, {has}"
+            yield base.problem(text, "name a signature in every request")
 
 
 @_rule("no-signature", _E, "a model has no signature at all: no request can call it")
 def _no_signature(facts: Facts) -> Iterator[Problem]:
     """Such a model loads, and is AVAILABLE; a push refuses it."""
     for base in facts.bases:
-        newest = base.loaded[-1] if base.loaded else None
-        if newest is None or newest in base.faults or base.serves_tflite(newest):
-            continue
-        if not savedmodel.read_signatures(newest.path, tag=base.tag):
-            text = f"{_newest(base)} has no signature, so no request can call it"
+        if base.newest and not base.signatures:
+            text = f"{base.described()} has no signature, so no request can call it"
             remedy = "export it with signatures=, or by model.export()"
-            yield Problem(f"{base.place}.base_path", text, remedy)
+            yield base.problem(text, remedy)
 
 
 @_rule(
@@ -393,9 +382,9 @@ def _cannot_answer(facts: Facts) -> Iterator[Problem]:
     """
     for base, scan in _scans(facts):
         for name, reasons in sorted(scan.unanswerable.items()):
-            text = f"{_newest(base)}: signature {name!r} can never answer: {'; '.join(reasons)}"
+            text = f"{base.described()}: signature {name!r} can never answer: {'; '.join(reasons)}"
             remedy = "; ".join(dict.fromkeys(reasons.values()))
-            yield Problem(f"{base.place}.base_path", text, remedy)
+            yield base.problem(text, remedy)
 
 
 @_rule(
@@ -412,18 +401,14 @@ def _refused_operation(facts: Facts) -> Iterator[Problem]:
             if each.severity is Severity.ERROR and each.rule
         }
         for op, message in sorted(refused.items()):
-            text = f"{_newest(base)}: {op}: {message}"
-            yield Problem(f"{base.place}.base_path", text, "export the model without it")
+            text = f"{base.described()}: {op}: {message}"
+            yield base.problem(text, "export the model without it")
 
 
 def _scans(facts: Facts) -> Iterator[tuple[Base, Scan]]:
     for base in facts.bases:
         if (scan := base.scan) is not None:
             yield base, scan
-
-
-def _newest(base: Base) -> str:
-    return f"version {base.loaded[-1].number} in {base.model.base_path}"
 
 
 @_rule(

@@ -39,6 +39,7 @@ from tfserve_kit.engines.records import (
     Home,
     claimed,
     container_id,
+    home_of,
     owner,
     private_folder,
     state_folder,
@@ -154,7 +155,7 @@ class DockerEngine:
         return container.plan(
             spec,
             files,
-            config=self._home(spec.server.name) / CONFIG,
+            config=home_of(spec.server.name, self._folder) / CONFIG,
             folder=self._folder,
             user=_user(spec),
         )
@@ -190,7 +191,7 @@ class DockerEngine:
         """
         del progress, clock  # it takes no time
         assert isinstance(plan, ContainerPlan)  # noqa: S101 (an engine starts its own plans)
-        name, home = plan.server_name, self._home(plan.server_name)
+        name, home = plan.server_name, home_of(plan.server_name, self._folder)
         with (
             claimed(self._folder, name),
             translated(f"cannot start server {name!r}"),
@@ -219,7 +220,7 @@ class DockerEngine:
         try:
             found = self._list(f"{container.SERVER}={server_name}")
         except EngineUnavailable:
-            if owner(self._home(server_name)) == self.name:
+            if owner(home_of(server_name, self._folder)) == self.name:
                 raise
             return None
         return found[0] if found else None
@@ -235,7 +236,7 @@ class DockerEngine:
     def _list(self, label: str) -> Sequence["_ContainerHandle"]:
         with translated("cannot list the containers"), connected() as client:
             found = self._containers(client, label)
-        homes = [self._home(each.labels[container.SERVER]) for each in found]
+        homes = [home_of(each.labels[container.SERVER], self._folder) for each in found]
         return [
             _ContainerHandle(str(each.id), each.labels, home)
             for each, home in zip(found, homes, strict=True)
@@ -247,9 +248,6 @@ class DockerEngine:
             all=True, filters={"label": labels}, ignore_removed=True
         )
         return found
-
-    def _home(self, server_name: str) -> Path:
-        return self._folder / "servers" / server_name
 
     def _make_room(self, client: Any, server_name: str) -> None:
         """Remove what is left of a server of that name; refuse one that runs."""
@@ -387,11 +385,6 @@ class _ContainerHandle(Home):
         self.container_id = found_id
         self._labels = labels
         super().__init__(home)
-
-    @property
-    def server_name(self) -> str:
-        """Its name."""
-        return self._labels[container.SERVER]
 
     @property
     def endpoints(self) -> Endpoints:

@@ -37,6 +37,7 @@ from tfserve_kit.engines.records import (
     DEPLOYMENT,
     Home,
     claimed,
+    home_of,
     homes,
     keep_copy,
     owner,
@@ -73,18 +74,11 @@ class _ObjectsPlan(Plan):
 
 
 class KubernetesEngine:
-    """Runs servers as Deployments in the cluster that kubectl reaches; implements `Engine`.
-
-    Args:
-        folder: where copies of what the cluster keeps are; `state_folder()` if left out.
-    """
+    """Runs servers as Deployments in the cluster that kubectl reaches; implements `Engine`."""
 
     name = "kubernetes"
     binds_here = False
     answers_here = False
-
-    def __init__(self, *, folder: Path | None = None) -> None:
-        self._folder = folder or state_folder()
 
     def available(self) -> Availability:
         """Say whether kubectl is here; never chosen by `auto`.
@@ -143,7 +137,7 @@ class KubernetesEngine:
         assert isinstance(plan, _ObjectsPlan)  # noqa: S101 (an engine starts its own plans)
         name, cluster = plan.server_name, plan.cluster
         what = f"cannot start server {name!r}"
-        with claimed(self._folder, name), contextlib.ExitStack() as undo:
+        with claimed(state_folder(), name), contextlib.ExitStack() as undo:
             found = next(iter(self._in(cluster, name)), None)
             if found is not None:
                 if found.state().phase in ALIVE:
@@ -152,7 +146,7 @@ class KubernetesEngine:
                 found.stop(grace_s=0)
             _refuse_foreign(cluster, plan)
             cluster.apply(what, plan.objects, is_trial=True)
-            undo.callback(shutil.rmtree, self._home(name), ignore_errors=True)
+            undo.callback(shutil.rmtree, home_of(name), ignore_errors=True)
             undo.callback(_remove, cluster, name, _references(plan.objects), grace_s=0)
             cluster.apply(what, plan.objects)
             (handle,) = self._in(cluster, name)
@@ -168,7 +162,7 @@ class KubernetesEngine:
 
         It is looked for where it was started from here, or else in kubectl's current namespace.
         """
-        home = self._home(server_name)
+        home = home_of(server_name)
         is_known = owner(home) == self.name
         if not (is_known or kubectl.is_configured()):
             return None
@@ -185,7 +179,7 @@ class KubernetesEngine:
         None where no cluster answers; see `Engine.list`.
         """
         places = {Cluster(): None} if kubectl.is_configured() else {}
-        mine = (home for home in homes(self._folder) if owner(home) == self.name)
+        mine = (home for home in homes() if owner(home) == self.name)
         places |= {_remembered(home): None for home in mine}
         found: dict[str, _DeploymentHandle] = {}
         for cluster in places:
@@ -200,10 +194,7 @@ class KubernetesEngine:
             timeout_s=_QUICK_S,
         )  # fmt: skip
         ours = [each for each in found if _MADE_OF in each["metadata"].get("annotations", {})]
-        return [_handle(cluster, each, self._home(_name_of(each))) for each in ours]
-
-    def _home(self, server_name: str) -> Path:
-        return self._folder / "servers" / server_name
+        return [_handle(cluster, each, home_of(_name_of(each))) for each in ours]
 
 
 class _DeploymentHandle(Home):
@@ -216,11 +207,6 @@ class _DeploymentHandle(Home):
         self._cluster = cluster
         self._spec = Spec.model_validate_json(made_of)
         super().__init__(home)
-
-    @property
-    def server_name(self) -> str:
-        """Its name."""
-        return self._spec.server.name
 
     @property
     def endpoints(self) -> Endpoints:

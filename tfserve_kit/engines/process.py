@@ -40,6 +40,7 @@ from tfserve_kit.engines.records import (
     Home,
     Record,
     claimed,
+    home_of,
     open_private,
     private_folder,
     records,
@@ -95,7 +96,7 @@ class ProcessEngine:
     def plan(self, spec: Spec, files: Mapping[str, str]) -> Plan:
         """Return command, files and endpoints; see `Engine.plan`."""
         server = spec.server
-        config = self._home(server.name) / CONFIG
+        config = home_of(server.name, self._folder) / CONFIG
         bind = (f"--bind_address={server.host}",) if self._binds_host else ()
         everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
         deaf = not self._binds_host and not everywhere
@@ -119,7 +120,7 @@ class ProcessEngine:
     ) -> "_ProcessHandle":
         """Start the process; see `Engine.start`."""
         del progress, clock  # it takes no time
-        home = self._home(plan.server_name)
+        home = home_of(plan.server_name, self._folder)
         with claimed(self._folder, plan.server_name), contextlib.ExitStack() as undo:
             self._refuse_taken(plan.server_name)
             shutil.rmtree(home, ignore_errors=True)
@@ -142,23 +143,21 @@ class ProcessEngine:
 
     def find(self, server_name: str) -> "_ProcessHandle | None":
         """Return the server of that name; see `Engine.find`."""
-        record = Record.read(self._home(server_name))
+        home = home_of(server_name, self._folder)
+        record = Record.read(home)
         mine = record is not None and record.engine == self.name
-        return _ProcessHandle(record, self._home(server_name)) if record and mine else None
+        return _ProcessHandle(record, home) if record and mine else None
 
     def list(self) -> list["_ProcessHandle"]:
         """Return the servers of this engine; see `Engine.list`."""
         return [
-            _ProcessHandle(record, self._home(record.server_name))
+            _ProcessHandle(record, home_of(record.server_name, self._folder))
             for record in records(self._folder)
             if record.engine == self.name
         ]
 
-    def _home(self, server_name: str) -> Path:
-        return self._folder / "servers" / server_name
-
     def _refuse_taken(self, server_name: str) -> None:
-        record = Record.read(self._home(server_name))
+        record = Record.read(home_of(server_name, self._folder))
         if record is not None and _alive(record) is not None:
             raise taken(server_name, f"pid {record.pid}")
 
@@ -225,11 +224,6 @@ class _ProcessHandle(Home):
         self._record = record
         super().__init__(home)
         self._process = process  # only in the process that started it
-
-    @property
-    def server_name(self) -> str:
-        """Its name."""
-        return self._record.server_name
 
     @property
     def engine(self) -> str:

@@ -40,6 +40,11 @@ def state_folder() -> Path:
     return Path(home) / "tfkit"
 
 
+def home_of(server_name: str, folder: Path | None = None) -> Path:
+    """Return the folder of a server, in today's state folder or another one."""
+    return (folder or state_folder()) / "servers" / server_name
+
+
 def private_folder(folder: Path) -> None:
     """Make a folder that nobody but this user can look into, whatever the umask.
 
@@ -110,7 +115,7 @@ class Record:
     @property
     def home(self) -> Path:
         """Its folder, among those of today's state folder."""
-        return state_folder() / "servers" / self.server_name
+        return home_of(self.server_name)
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -210,6 +215,11 @@ class Home:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+
+    @property
+    def server_name(self) -> str:
+        """Its name."""
+        return self._home.name
 
     @property
     def home(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfserve_kit.engines.base import ALIVE, Engine, RunningServer, ServerHandle
-from tfserve_kit.engines.records import homes, owner, records, state_folder
+from tfserve_kit.engines.records import home_of, homes, owner, records
 from tfserve_kit.errors import EngineUnavailable, ServerNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def resolved(base_path: Path | str) -> str:
 
 def elsewhere(server_name: str, engine: str) -> ServerHandle | None:
     """Return the server of that name if another engine than this one has it."""
-    found = owner(state_folder() / "servers" / server_name)
+    found = owner(home_of(server_name))
     others = (other for other in engines() if other.name == found != engine)
     return next((other.find(server_name) for other in others), None)
 

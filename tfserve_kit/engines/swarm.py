@@ -43,6 +43,7 @@ from tfserve_kit.engines.records import (
     SERVICE,
     Home,
     claimed,
+    home_of,
     keep_copy,
     owner,
     state_folder,
@@ -66,18 +67,11 @@ _TAKEN_BACK = {"rollback_completed", "rollback_paused", "paused"}
 
 
 class SwarmEngine:
-    """Runs servers as services of a swarm that this machine manages; implements `Engine`.
-
-    Args:
-        folder: where copies of what the swarm keeps are; `state_folder()` if left out.
-    """
+    """Runs servers as services of a swarm that this machine manages; implements `Engine`."""
 
     name = "swarm"
     binds_here = False
     answers_here = True
-
-    def __init__(self, *, folder: Path | None = None) -> None:
-        self._folder = folder or state_folder()
 
     def available(self) -> Availability:
         """Say whether the daemon here is a manager; never chosen by `auto`."""
@@ -103,7 +97,7 @@ class SwarmEngine:
 
     def plan(self, spec: Spec, files: Mapping[str, str]) -> ServicePlan:
         """Return the services, their files and endpoints; see `Engine.plan`."""
-        return services.plan(spec, files, home=self._home(spec.server.name))
+        return services.plan(spec, files, home=home_of(spec.server.name))
 
     def prepare(self, spec: Spec, *, progress: Progress = SILENT) -> None:
         """Check what can be known before; nodes pull images by themselves.
@@ -139,9 +133,9 @@ class SwarmEngine:
             ServerFailed: a replica finds no node, or its node lacks what it needs.
         """
         assert isinstance(plan, ServicePlan)  # noqa: S101 (an engine starts its own plans)
-        name, home = plan.server_name, self._home(plan.server_name)
+        name, home = plan.server_name, home_of(plan.server_name)
         with (
-            claimed(self._folder, name),
+            claimed(state_folder(), name),
             _asked(f"cannot start server {name!r}") as api,
             contextlib.ExitStack() as undo,
         ):
@@ -168,7 +162,7 @@ class SwarmEngine:
         try:
             found = self._all()
         except EngineUnavailable:
-            if owner(self._home(server_name)) == self.name:
+            if owner(home_of(server_name)) == self.name:
                 raise
             return None
         return next((each for each in found if each.server_name == server_name), None)
@@ -189,11 +183,8 @@ class SwarmEngine:
                 )
             label = f"{services.ROLE}={services.REPLICAS}"
             found = api.services(filters={"label": label})
-        handles = [_handle(each, self._home(each["Spec"]["Labels"][SERVER])) for each in found]
+        handles = [_handle(each, home_of(each["Spec"]["Labels"][SERVER])) for each in found]
         return sorted(handles, key=lambda handle: handle.server_name)
-
-    def _home(self, server_name: str) -> Path:
-        return self._folder / "servers" / server_name
 
 
 class _ServiceHandle(Home):
@@ -205,11 +196,6 @@ class _ServiceHandle(Home):
         self.service_id = service_id
         self._labels = labels
         super().__init__(home)
-
-    @property
-    def server_name(self) -> str:
-        """Its name."""
-        return self._labels[SERVER]
 
     @property
     def endpoints(self) -> Endpoints:

@@ -131,7 +131,7 @@ def retired(base_path: Path) -> list[int]:
     return sorted(_named(base_path, RETIRED_PREFIX))
 
 
-def above(base_path: Path, to: int | None = None, *, tag: str = "serve") -> tuple[int, list[int]]:
+def above(base_path: Path, to: int | None = None) -> tuple[int, list[int]]:
     """Return the version that a roll-back goes to, and what it would retire, lowest first.
 
     Raises:
@@ -140,11 +140,11 @@ def above(base_path: Path, to: int | None = None, *, tag: str = "serve") -> tupl
     with translate_os_errors("roll back", base_path):
         versions = {version.number: version.path for version in list_versions(base_path)}
         goal = _goal(base_path, list(versions), to)
-        _require_sound(goal, versions[goal], tag)
+        _require_sound(goal, versions[goal])
     return goal, [number for number in versions if number > goal]
 
 
-def rollback(base_path: Path, to: int | None = None, *, tag: str = "serve") -> list[int]:
+def rollback(base_path: Path, to: int | None = None) -> list[int]:
     """Retire every version above one.
 
     The lowest goes first: until the last rename the highest stays where it is, so that a server
@@ -153,7 +153,6 @@ def rollback(base_path: Path, to: int | None = None, *, tag: str = "serve") -> l
     Args:
         base_path: the folder of the model's versions.
         to: the version to go back to; None for the second highest.
-        tag: the graph a server loads; it must be there.
 
     Returns:
         The numbers retired, lowest first.
@@ -162,7 +161,7 @@ def rollback(base_path: Path, to: int | None = None, *, tag: str = "serve") -> l
         PushRefused: there is no version to go back to, it is damaged, or the file system refuses.
             Nothing has changed then.
     """
-    _, going = above(base_path, to, tag=tag)
+    _, going = above(base_path, to)
     done: list[int] = []
     try:
         for number in going:
@@ -181,7 +180,6 @@ def prune(
     keep: int,
     protected: Collection[int] = (),
     *,
-    tag: str = "serve",
     dry_run: bool = False,
 ) -> list[int]:
     """Delete the oldest versions.
@@ -194,7 +192,6 @@ def prune(
         base_path: the folder of the model's versions.
         keep: how many of the highest complete versions stay; at least 1.
         protected: further numbers that stay.
-        tag: the graph a server loads, which makes a version complete.
         dry_run: delete nothing.
 
     Returns:
@@ -210,7 +207,7 @@ def prune(
             remedy="keep at least 1; `tfkit stop` ends a server",
         )
     with translate_os_errors("prune", base_path):
-        surplus = _surplus(base_path, keep, protected, tag)
+        surplus = _surplus(base_path, keep, protected)
         if not dry_run:
             _sweep(base_path)
             for children in surplus.values():
@@ -220,14 +217,10 @@ def prune(
     return list(surplus)
 
 
-def _surplus(
-    base_path: Path, keep: int, protected: Collection[int], tag: str
-) -> dict[int, list[Path]]:
+def _surplus(base_path: Path, keep: int, protected: Collection[int]) -> dict[int, list[Path]]:
     """Return what may go, lowest number first: number to directories."""
     here, away = _named(base_path, ""), _named(base_path, RETIRED_PREFIX)
-    complete = [
-        v.number for v in list_versions(base_path) if not savedmodel.problems(v.path, tag=tag)
-    ]
+    complete = [v.number for v in list_versions(base_path) if not savedmodel.problems(v.path)]
     old, kept = complete[:-keep], complete[-keep:]
     going = {number: here[number] for number in old}
     for number in sorted(away):
@@ -260,8 +253,8 @@ def _goal(base_path: Path, numbers: list[int], to: int | None) -> int:
     return goal
 
 
-def _require_sound(number: int, version_dir: Path, tag: str) -> None:
-    if found := savedmodel.problems(version_dir, tag=tag):
+def _require_sound(number: int, version_dir: Path) -> None:
+    if found := savedmodel.problems(version_dir):
         lines = listed(found)
         raise PushRefused(
             f"version {number} is not a complete SavedModel, so it was not rolled back to:{lines}",
