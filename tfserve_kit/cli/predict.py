@@ -32,11 +32,9 @@ from tfserve_kit.clients.classifier import (
 )
 from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.pictures.files import find
-from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.inputs import body_of
 from tfserve_kit.pictures.model import PictureOptions
 from tfserve_kit.pictures.outputs import NAN_REMEDY
-from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.safe_text import csv_cell
 from tfserve_kit.savedmodel import choose_signature
 
@@ -347,7 +345,7 @@ def request_command(
     standard input. Files with the same input are joined, row after row. A signature without inputs
     takes no FILE.
     """
-    from tfserve_kit.clients.files import read_inputs, require_few, values, write_npz
+    from tfserve_kit.clients.files import read_inputs_for, require_few, values, write_npz
 
     require_writable(file)
     where = destination(*server)
@@ -357,15 +355,13 @@ def request_command(
         chosen = choose_signature(found.signatures, signature)
         folder = base_path or where.base_path
         version_dir = folder / str(found.version) if folder else None
-        note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
-        graph = PictureGraph(version_dir, chosen.name)
         if not inputs and (needed := chosen.inputs.keys() - chosen.optional):
             text = f"signature {chosen.name!r} needs {', '.join(sorted(needed))}"
             raise UsageError(
                 f"Missing argument 'FILE...': {text}",
                 remedy=f"give a FILE.json with {body_of(chosen.inputs)}, .npy, .npz or a picture",
             )
-        arrays = read_inputs(inputs, chosen, note, graph=graph, tell=output.note)
+        arrays = read_inputs_for(version_dir, inputs, chosen, tell=output.note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
     if file:
         write_npz(file, answer.outputs)

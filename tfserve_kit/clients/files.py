@@ -28,6 +28,23 @@ from tfserve_kit.tensors.proto import TensorError
 Arrays = dict[str, NDArray[Any]]
 
 
+def read_inputs_for(
+    version_dir: Path | None, files: Iterable[Path], signature: Signature, **options: Any
+) -> Arrays:
+    """Return the inputs that files hold, pictures as a version wants them; see `read_inputs`.
+
+    Args:
+        version_dir: the version's folder, which holds its note and its graph; None if it is not
+            here.
+        files: what to read.
+        signature: the one that will be called.
+        options: further ones of `read_inputs`.
+    """
+    note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
+    graph = PictureGraph(version_dir, signature.name)
+    return read_inputs(files, signature, note, graph=graph, **options)
+
+
 def read_inputs(
     files: Iterable[Path],
     signature: Signature,

@@ -194,7 +194,9 @@ class KubernetesEngine:
             timeout_s=_QUICK_S,
         )  # fmt: skip
         ours = [each for each in found if _MADE_OF in each["metadata"].get("annotations", {})]
-        return [_handle(cluster, each, home_of(_name_of(each))) for each in ours]
+        return [
+            _handle(cluster, each, home_of(each["metadata"]["labels"][pods.NAME])) for each in ours
+        ]
 
 
 class _DeploymentHandle(Home):
@@ -362,10 +364,6 @@ def _annotated(objects: Sequence[Object], spec: Spec) -> list[dict[str, Any]]:
 
 def _references(objects: Sequence[Object]) -> list[str]:
     return [reference(each) for each in objects]
-
-
-def _name_of(deployment: Object) -> str:
-    return str(deployment["metadata"]["labels"][pods.NAME])
 
 
 def _parts(deployment: Object) -> list[str]:

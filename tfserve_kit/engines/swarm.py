@@ -420,10 +420,6 @@ def _is_running(task: Mapping[str, Any]) -> bool:
     return bool(task["Status"]["State"] == "running")
 
 
-def _is_pending(task: Mapping[str, Any]) -> bool:
-    return bool(task["Status"]["State"] == "pending")
-
-
 def _is_broken(task: Mapping[str, Any]) -> bool:
     return task["Status"]["State"] in _BROKEN
 
@@ -608,7 +604,8 @@ def _lasting(
 ) -> str | None:
     """Return what prevents a replica from running for too long; None if nothing does yet."""
     # One that finds no place may be the successor of one that still runs.
-    pending = [each for each in tasks if each["DesiredState"] in _WANTED and _is_pending(each)]
+    wanted = [each for each in tasks if each["DesiredState"] in _WANTED]
+    pending = [each for each in wanted if each["Status"]["State"] == "pending"]
     broken = [each for each in _slots(tasks).values() if not status and _is_broken(each)]
     faults = {
         reason: (_PATIENCE_S[each["Status"]["State"]], reason)

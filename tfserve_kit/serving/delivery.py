@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.files import read_inputs
+from tfserve_kit.clients.files import read_inputs_for
 from tfserve_kit.engines import Fleet, RunningServer, registry
 from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import (
@@ -27,8 +27,6 @@ from tfserve_kit.errors import (
     TfkitError,
     UsageError,
 )
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.processes import free_memory_bytes
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.repository import Pushed, list_versions
@@ -225,10 +223,7 @@ def _read(client: Client, to: ServedModel, traffic: Traffic) -> Mapping[str, NDA
     found = client.metadata(Target(to.model))
     signature = choose_signature(found.signatures, traffic.signature)
     version_dir = to.base_path / str(found.version) if to.base_path else None
-    note = Preprocessing.read(version_dir) if version_dir else Preprocessing()
-    return read_inputs(
-        traffic.files, signature, note, graph=PictureGraph(version_dir, signature.name)
-    )
+    return read_inputs_for(version_dir, traffic.files, signature)
 
 
 def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int], Any]) -> str:

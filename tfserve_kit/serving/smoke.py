@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import deployment, processes, savedmodel
 from tfserve_kit.clients import Target, connect
-from tfserve_kit.clients.files import read_inputs
+from tfserve_kit.clients.files import read_inputs_for
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, ServerHandle, process
@@ -33,8 +33,6 @@ from tfserve_kit.errors import (
     SpecError,
     UsageError,
 )
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.savedmodel import Signature, TensorSpec, choose_signature
 from tfserve_kit.savedmodel.scan import foreign_operations
@@ -250,8 +248,7 @@ def _ask(
         try:
             known = client.metadata(target, timeout_s=timeout_s).signatures
             chosen = choose_signature(known, signature)
-            note, graph = Preprocessing.read(version_dir), PictureGraph(version_dir, chosen.name)
-            inputs = read_inputs(files, chosen, note, graph=graph)
+            inputs = read_inputs_for(version_dir, files, chosen)
             client.predict(target, inputs, timeout_s=timeout_s)
         except (RequestError, UsageError) as error:
             if isinstance(error, ServerUnreachable):

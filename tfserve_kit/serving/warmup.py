@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfserve_kit import savedmodel, tfrecord
-from tfserve_kit.clients.files import Arrays, read_inputs
+from tfserve_kit.clients.files import Arrays, read_inputs_for
 from tfserve_kit.errors import UsageError
 from tfserve_kit.perf.payloads import assumptions, random_inputs
-from tfserve_kit.pictures.graph import PictureGraph
-from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.repository.versions import parse_version
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE, Signature, choose_signature, warmup
 from tfserve_kit.savedmodel.signatures import batch_axes
@@ -109,26 +107,23 @@ def _records(
     sizes: Sequence[int],
     tell: Callable[[str], None],
 ) -> Iterator[bytes]:
-    note = Preprocessing.read(model) if files else Preprocessing()
     path = model.resolve()
     name = path.name if parse_version(path.name) is None else path.parent.name
     for signature in signatures:
-        graph = PictureGraph(model, signature.name)
-        for arrays, rows in _arrays(signature, files, note, graph, sizes, tell):
+        for arrays, rows in _arrays(model, signature, files, sizes, tell):
             yield from warmup.build(arrays, signature, model=name, sizes=rows)
 
 
 def _arrays(
+    model: Path,
     signature: Signature,
     files: Sequence[Path],
-    note: Preprocessing,
-    graph: PictureGraph,
     sizes: Sequence[int],
     tell: Callable[[str], None],
 ) -> Iterator[tuple[Arrays, Sequence[int]]]:
     """Yield inputs, and how many rows the requests that are made of them have."""
     if files:
-        yield read_inputs(files, signature, note, graph=graph, any_rows=True, tell=tell), sizes
+        yield read_inputs_for(model, files, signature, any_rows=True, tell=tell), sizes
         return
     try:
         for size in _rows(signature, sizes) or (1,):
