@@ -39,12 +39,8 @@ REGRESS = "tensorflow/serving/regress"
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
 
 
-@dataclass(frozen=True, slots=True)
-class Fetches:
-    """Names of the tensors to feed the examples to, and to compute, by output alias."""
-
-    feed: str
-    outputs: Mapping[str, str]
+# Names of the tensors to feed the examples to, and to compute, by output alias.
+Fetches = tuple[str, Mapping[str, str]]
 
 
 def classification_fetches(definition: Any, *, check_method: bool) -> Fetches:
@@ -82,7 +78,7 @@ def classification_fetches(definition: Any, *, check_method: bool) -> Fetches:
         )
     if outputs.get(_CLASSES) == outputs.get(_SCORES):  # one tensor is taken for the classes alone
         del outputs[_SCORES]
-    return Fetches(definition.inputs[_INPUTS].name, outputs)
+    return definition.inputs[_INPUTS].name, outputs
 
 
 def regression_fetches(definition: Any, *, check_method: bool) -> Fetches:
@@ -105,7 +101,7 @@ def regression_fetches(definition: Any, *, check_method: bool) -> Fetches:
                 f"No regression {what} found in SignatureDef: {protos.to_text(definition)}"
             )
     outputs = {_OUTPUTS: definition.outputs[_OUTPUTS].name}
-    return Fetches(definition.inputs[_INPUTS].name, outputs)
+    return definition.inputs[_INPUTS].name, outputs
 
 
 def class_scores(outputs: Arrays, examples: int) -> list[list[tuple[bytes, float]]]:
@@ -322,7 +318,8 @@ class Inference:
 
     method_name: str
     signature: str
-    fetches: Fetches
+    feed: str
+    outputs: Mapping[str, str]
 
 
 _METHODS = (PREDICT, CLASSIFY, REGRESS)
@@ -350,7 +347,7 @@ def checked_task(
     if name not in signatures:
         raise invalid(f"No signature was found with the name: {name}")
     fetches = _FETCHES[method_name](signatures[name], check_method=check_method)
-    return Inference(method_name, name, fetches)
+    return Inference(method_name, name, *fetches)
 
 
 def checked_tasks(
@@ -409,8 +406,8 @@ def _inference_feeds(
     tasks: Sequence[Inference], examples: NDArray[Any]
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Return the value per tensor to feed, and the tensors to compute."""
-    wanted = sorted({name for task in tasks for name in task.fetches.outputs.values()})
-    return dict.fromkeys(sorted({task.fetches.feed for task in tasks}), examples), wanted
+    wanted = sorted({name for task in tasks for name in task.outputs.values()})
+    return dict.fromkeys(sorted({task.feed for task in tasks}), examples), wanted
 
 
 def _inference_results(
@@ -419,7 +416,7 @@ def _inference_results(
     """Return what `run_inference` does, from the value per tensor."""
     results: list[Any] = []
     for task in tasks:
-        outputs = {alias: values[name] for alias, name in task.fetches.outputs.items()}
+        outputs = {alias: values[name] for alias, name in task.outputs.items()}
         if account is not None:
             account.take(ledger.cost_of_results(outputs.values()), "the results")
         result = class_scores if task.method_name == CLASSIFY else regression_values

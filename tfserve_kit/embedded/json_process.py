@@ -124,7 +124,7 @@ _WORKER = "from tfserve_kit.embedded.json_process import worker_main; worker_mai
 _log = logging.getLogger(__name__)
 
 
-class Unusable(Exception):
+class _Unusable(Exception):
     """There can be no such process here: what it is for must be done without."""
 
 
@@ -160,7 +160,7 @@ class JsonProcess:
         Raises:
             ServingError: the task's own; CANCELLED or DEADLINE_EXCEEDED, nobody waits for it any
                 more; UNAVAILABLE, the process died.
-            Unusable: it cannot be started.
+            _Unusable: it cannot be started.
         """
         with self._turn_of(call):
             pipe = self._opened()
@@ -207,7 +207,7 @@ class JsonProcess:
         if self._process and self._process.poll() is not None:
             self._end()
         if not self._is_usable:
-            raise Unusable
+            raise _Unusable
         if self._pipe is None:
             try:
                 return self._start()
@@ -215,7 +215,7 @@ class JsonProcess:
                 self._end()
                 self._is_usable = False
                 _log.warning("large JSON is read and written by the server itself: %r", error)
-                raise Unusable from error
+                raise _Unusable from error
         return self._pipe
 
     def _start(self) -> socket.socket:
@@ -307,7 +307,7 @@ class LargeJson:
             return {alias: (each.dtype, each.name) for alias, each in info(signature).items()}
 
         answers = _account(call) | {"info": inputs_of}
-        with suppress(Unusable):
+        with suppress(_Unusable):
             sent = np.frombuffer(body, np.uint8)
             signature, row_format, inputs = self._reader.run(call, answers, "predict", sent)
             return Bulk(signature, row_format, unpacked(inputs))
@@ -327,7 +327,7 @@ class LargeJson:
             ServingError: the body is no such request, or becomes too large.
         """
         if len(body) >= LARGE_BYTES:
-            with suppress(Unusable):
+            with suppress(_Unusable):
                 sent = np.frombuffer(body, np.uint8)
                 signature, rows = self._reader.run(call, _account(call), "examples", sent)
                 return signature, unpacked(rows)[""]
@@ -348,7 +348,7 @@ class LargeJson:
         """
         is_large = cost_bytes >= LARGE_ANSWER_BYTES
         if is_large and all(array.dtype.kind in _PLAIN_KINDS for array in outputs.values()):
-            with suppress(Unusable):
+            with suppress(_Unusable):
                 sent = packed(outputs)
                 return bytes(self._writer.run(call, {}, "answer", sent, row_format))
         return json_writer.predictions(outputs, row_format=row_format)

@@ -74,11 +74,8 @@ class Servable(Protocol):
         """Free its memory; no call may run or follow."""
 
 
-class Loader(Protocol):
-    """Loads one model version from disk."""
-
-    def __call__(self, version_dir: Path) -> Servable:
-        """Load it, or raise ServingError."""
+# (version's folder) -> it, loaded; raises ServingError
+Loader = Callable[[Path], Servable]
 
 
 def too_deep(tensor: str, dimensions: int) -> ServingError:

@@ -11,7 +11,6 @@ from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.handlers import (
     CLASSIFY,
     REGRESS,
-    Fetches,
     Handlers,
     InferenceTask,
     ModelRef,
@@ -746,14 +745,14 @@ BOTH_OUTPUTS = ["classes", "scores"]
 def test_classification_fetches_labels_and_scores_as_far_as_there_are_any(outputs, check):
     found = classification_fetches(signature(CLASSIFY, ["inputs"], outputs), check_method=check)
     expected = {alias: f"{alias}:0" for alias in BOTH_OUTPUTS if alias in outputs}
-    assert found == Fetches("inputs:0", expected)
-    assert list(found.outputs) == list(expected)
+    assert found == ("inputs:0", expected)
+    assert list(found[1]) == list(expected)
 
 
 @pytest.mark.parametrize("check", [True, False])
 def test_regression_fetches_its_output(check):
     found = regression_fetches(signature(REGRESS, ["inputs"], ["outputs"]), check_method=check)
-    assert found == Fetches("inputs:0", {"outputs": "outputs:0"})
+    assert found == ("inputs:0", {"outputs": "outputs:0"})
 
 
 @pytest.mark.parametrize(
