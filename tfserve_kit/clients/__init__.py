@@ -61,21 +61,14 @@ def connect(url: Servers, **options: Unpack[OptionNames]) -> Client:
         UsageError: the URL is of another form, or an option is out of its range.
     """
     address, chosen = _address(url, Options(**options))
-    if address.is_rest:
-        from tfserve_kit.clients.http_transport import HttpTransport as Transport
-        from tfserve_kit.clients.rest import RestProtocol as Protocol
-    else:
-        from tfserve_kit.clients.grpc import GrpcProtocol as Protocol  # type: ignore[assignment]
-        from tfserve_kit.clients.grpc_channel import (  # type: ignore[assignment]
-            GrpcTransport as Transport,
-        )
+    protocol, transport = _spoken(address, is_async=False)
     if not address.is_fleet:
-        return Client(Protocol(address.url), Transport(address.url, chosen), chosen)
+        return Client(protocol(address.url), transport(address.url, chosen), chosen)
     from tfserve_kit.clients.fleet import Fleet, FleetAttempts
 
     clock = SystemClock()
-    fleet: Any = Fleet(address.members, partial(_replica, Transport, chosen), Protocol, clock)
-    return Client(Protocol(fleet.url), fleet, chosen, clock, FleetAttempts(fleet, chosen, clock))
+    fleet: Any = Fleet(address.members, partial(_replica, transport, chosen), protocol, clock)
+    return Client(protocol(fleet.url), fleet, chosen, clock, FleetAttempts(fleet, chosen, clock))
 
 
 def connect_async(url: Servers, **options: Unpack[OptionNames]) -> "AsyncClient":
@@ -91,21 +84,27 @@ def connect_async(url: Servers, **options: Unpack[OptionNames]) -> "AsyncClient"
     from tfserve_kit.clients.aio import AsyncClient
 
     address, chosen = _address(url, Options(**options))
-    if address.is_rest:
-        from tfserve_kit.clients.http_transport import AsyncHttpTransport as Transport
-        from tfserve_kit.clients.rest import RestProtocol as Protocol
-    else:
-        from tfserve_kit.clients.grpc import GrpcProtocol as Protocol  # type: ignore[assignment]
-        from tfserve_kit.clients.grpc_channel import (  # type: ignore[assignment]
-            AsyncGrpcTransport as Transport,
-        )
+    protocol, transport = _spoken(address, is_async=True)
     if not address.is_fleet:
-        return AsyncClient(Protocol(address.url), Transport(address.url, chosen), chosen)
+        return AsyncClient(protocol(address.url), transport(address.url, chosen), chosen)
     from tfserve_kit.clients.fleet import AsyncFleet, FleetAttempts
 
     clock = SystemClock()
-    fleet: Any = AsyncFleet(address.members, partial(_replica, Transport, chosen), Protocol, clock)
-    return AsyncClient(Protocol(fleet.url), fleet, chosen, FleetAttempts(fleet, chosen, clock))
+    fleet: Any = AsyncFleet(address.members, partial(_replica, transport, chosen), protocol, clock)
+    return AsyncClient(protocol(fleet.url), fleet, chosen, FleetAttempts(fleet, chosen, clock))
+
+
+def _spoken(address: addresses.Address, *, is_async: bool) -> tuple[Any, Any]:
+    """Return the protocol of an address, and what sends its requests."""
+    if address.is_rest:
+        from tfserve_kit.clients.http_transport import AsyncHttpTransport, HttpTransport
+        from tfserve_kit.clients.rest import RestProtocol
+
+        return RestProtocol, AsyncHttpTransport if is_async else HttpTransport
+    from tfserve_kit.clients.grpc import GrpcProtocol
+    from tfserve_kit.clients.grpc_channel import AsyncGrpcTransport, GrpcTransport
+
+    return GrpcProtocol, AsyncGrpcTransport if is_async else GrpcTransport
 
 
 # A replica that takes no connection so soon is none that others should wait for.

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.inputs import Features, Inputs
-from tfserve_kit.clients.operations import Batch, OnError, Operations
+from tfserve_kit.clients.operations import OnError, Operations
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
 from tfserve_kit.clients.protocol import (
     Attempts,
@@ -144,11 +143,11 @@ class AsyncClient:
         headers: Headers | None = None,
     ) -> BatchPrediction:
         """Run a signature on any number of rows; see `Client.predict_batch`."""
-        batch = Batch(output_filter, batch_size, on_error)
         where = as_target(target, signature)
-        return await self._run(
-            self._operations.predict_batch(where, inputs, batch, timeout_s), headers
+        flow = self._operations.predict_batch(
+            where, inputs, output_filter, batch_size, on_error, timeout_s
         )
+        return await self._run(flow, headers)
 
     async def classify(
         self,
@@ -225,12 +224,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def _run(self, flow: Flow[T], headers: Headers | None) -> T:

@@ -319,10 +319,10 @@ class FleetAttempts(Attempts):
         super().__init__(fleet.protocol_at(fleet.url), options, clock, **more)
         self._fleet = fleet
 
-    def require_one_server(self, what: str) -> None:
+    def require_one_server(self) -> None:
         """Refuse; see `Attempts.require_one_server`."""
         raise UsageError(
-            f"{what} is for one server, and {self._fleet.url} is a fleet",
+            f"reload is for one server, and {self._fleet.url} is a fleet",
             remedy="connect to each replica alone",
         )
 

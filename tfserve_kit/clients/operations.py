@@ -55,6 +55,8 @@ _Model = tuple[str, int | None, str | None]
 
 VERBS = ("classify", "regress")
 
+OnError = Literal["raise", "isolate"]
+
 
 class Operations:
     """Flows of one connection, and what they remember of the server. Thread-safe.
@@ -88,7 +90,13 @@ class Operations:
         return Prediction(outputs, version, began_s - deadline.left_s(), deadline.replica)
 
     def predict_batch(
-        self, target: Target, inputs: Inputs, batch: "Batch", timeout_s: float
+        self,
+        target: Target,
+        inputs: Inputs,
+        output_filter: Sequence[str],
+        batch_size: int | None,
+        on_error: OnError,
+        timeout_s: float,
     ) -> Flow[BatchPrediction]:
         """Run a signature on any number of rows.
 
@@ -96,24 +104,29 @@ class Operations:
             target: the model.
             inputs: array [rows, ...] per alias, the same number of rows in each; parameters, inputs
                 without a batch axis, go with every part as they are.
-            batch: what is wanted.
+            output_filter: aliases of the outputs wanted; all if empty.
+            batch_size: rows in one request at most; None for as many as the server takes.
+            on_error: `raise` ends with the first failure; `isolate` finds the rows that fail.
             timeout_s: deadline of the whole batch, in seconds.
         """
+        _require_possible(batch_size, on_error)
         deadline = self.attempts.deadline(timeout_s)
         signature, fitted = yield from self.fitted(
-            target, inputs, batch.output_filter, deadline, any_rows=True
+            target, inputs, output_filter, deadline, any_rows=True
         )
         arrays = {alias: np.asarray(value) for alias, value in fitted.items()}
         axes = _axes(signature, arrays, target)
-        parts = _Parts(self, target, arrays, axes, signature, batch, deadline)
+        parts = _Parts(
+            self, target, arrays, axes, signature, output_filter, batch_size, on_error, deadline
+        )
         began_s = deadline.left_s()
         rows = _row_count(axes.row_counts(arrays), target)
-        _require_row_by_row(signature, axes, batch, target)
+        _require_row_by_row(signature, axes, output_filter, target)
         if rows:
             yield from parts.send(range(rows))
             outputs = _joined(parts.answers, target)
         else:  # a request without rows would block the server's batching queue for good
-            outputs = _empty(signature, batch.output_filter, target)
+            outputs = _empty(signature, output_filter, target)
         answered = np.array([row for part, _ in parts.answers for row in part], np.int64)
         duration_s = began_s - deadline.left_s()
         versions = frozenset(parts.versions)
@@ -175,7 +188,7 @@ class Operations:
 
     def reload(self, config: Any, timeout_s: float) -> Flow[None]:
         """Replace the configuration."""
-        self.attempts.require_one_server("reload")
+        self.attempts.require_one_server()
         return self.attempts.call(self.protocol.reload(config), self.attempts.deadline(timeout_s))
 
     # What predict and predict_batch share
@@ -270,30 +283,11 @@ def _model(target: Target) -> _Model:
     return target.model, target.version, target.label
 
 
-OnError = Literal["raise", "isolate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What is wanted of a batch.
-
-    Attributes:
-        output_filter: aliases of the outputs wanted; all if empty.
-        batch_size: rows in one request at most; None for as many as the server takes.
-        on_error: `raise` ends with the first failure; `isolate` finds the rows that fail.
-    """
-
-    output_filter: Sequence[str] = ()
-    batch_size: int | None = None
-    on_error: OnError = "raise"
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size cannot be {self.batch_size}", remedy="give 1 or more")
-        if self.on_error not in {"raise", "isolate"}:
-            raise UsageError(
-                f"on_error cannot be {self.on_error!r}", remedy="give 'raise' or 'isolate'"
-            )
+def _require_possible(batch_size: int | None, on_error: OnError) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size cannot be {batch_size}", remedy="give 1 or more")
+    if on_error not in {"raise", "isolate"}:
+        raise UsageError(f"on_error cannot be {on_error!r}", remedy="give 'raise' or 'isolate'")
 
 
 @dataclass(slots=True)
@@ -305,7 +299,9 @@ class _Parts:
     inputs: Arrays
     axes: BatchAxes
     signature: Signature | None
-    batch: Batch
+    output_filter: Sequence[str]
+    batch_size: int | None
+    on_error: OnError
     deadline: Deadline
     answers: list[tuple[range, Arrays]] = field(default_factory=list)
     errors: dict[int, RequestError] = field(default_factory=dict)
@@ -335,7 +331,7 @@ class _Parts:
         piece = self.axes.taken(self.inputs, chosen)
         self.requests += 1
         outputs, version = yield from self.operations.ask(
-            self.target, piece, self.batch.output_filter, self.signature, self.deadline
+            self.target, piece, self.output_filter, self.signature, self.deadline
         )
         for alias, array in outputs.items():
             if not array.ndim or len(array) != rows:
@@ -356,7 +352,7 @@ class _Parts:
         if limit is not None and limit < len(part):
             self.operations.limits[self.target] = limit
             return _cut(part, limit)
-        if self.batch.on_error == "raise" or isinstance(error, ModelNotFound):
+        if self.on_error == "raise" or isinstance(error, ModelNotFound):
             raise error
         if len(part) > 1 and isinstance(error, InvalidRequest | ServerFault):
             return _cut(part, (len(part) + 1) // 2)
@@ -366,7 +362,7 @@ class _Parts:
     def _limit(self) -> int | None:
         """Return how many rows may go at once; the server may take fewer than were asked for."""
         limits = [
-            self.batch.batch_size,
+            self.batch_size,
             self.operations.limits.get(self.target),
             self.axes.fixed_rows,
         ]
@@ -394,14 +390,14 @@ def _axes(signature: Signature | None, arrays: Arrays, target: Target) -> BatchA
 
 
 def _require_row_by_row(
-    signature: Signature | None, axes: BatchAxes, batch: Batch, target: Target
+    signature: Signature | None, axes: BatchAxes, output_filter: Sequence[str], target: Target
 ) -> None:
     """Refuse outputs that would be put together of parts, and mean something else then.
 
     Raises:
         InvalidRequest: one of those that are wanted has no row for each row of the input.
     """
-    wanted = axes.whole if not batch.output_filter else axes.whole & set(batch.output_filter)
+    wanted = axes.whole & set(output_filter) if output_filter else axes.whole
     if signature is not None and wanted:
         alias = min(wanted)
         others = [each for each in signature.outputs if each not in axes.whole]

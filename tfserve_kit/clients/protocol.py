@@ -322,8 +322,8 @@ class Attempts:
         """Start the time of an operation."""
         return Deadline(timeout_s, self._clock, self._protocol.url)
 
-    def require_one_server(self, what: str) -> None:
-        """Refuse, for a fleet, what is meant for one server.
+    def require_one_server(self) -> None:
+        """Refuse to reload a fleet: that is meant for one server.
 
         Raises:
             UsageError: there are several.

@@ -2,11 +2,10 @@
 
 import queue
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tfserve_kit.clients.inputs import Features, Inputs
-from tfserve_kit.clients.operations import Batch, OnError, Operations
+from tfserve_kit.clients.operations import OnError, Operations
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S, Headers, Options
 from tfserve_kit.clients.protocol import (
     Attempts,
@@ -172,9 +171,11 @@ class Client:
             timeout_s: deadline of the whole batch, in seconds.
             headers: as for `predict`.
         """
-        batch = Batch(output_filter, batch_size, on_error)
         where = as_target(target, signature)
-        return self._run(self._operations.predict_batch(where, inputs, batch, timeout_s), headers)
+        flow = self._operations.predict_batch(
+            where, inputs, output_filter, batch_size, on_error, timeout_s
+        )
+        return self._run(flow, headers)
 
     def classify(
         self,
@@ -289,12 +290,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _run(self, flow: Flow[T], headers: Headers | None) -> T:

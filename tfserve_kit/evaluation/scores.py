@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 _Z_95 = 1.959963984540054  # the normal distribution holds 95 % between -z and z
+_BINS = 10  # of a calibration
 _SUM_TOLERANCE = 1e-2  # of probabilities in half precision
 
 
@@ -178,21 +179,18 @@ def _share(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def calibration(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
-) -> Calibration:
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Calibration:
     """Compare how sure the answers are with how often they are right.
 
     Args:
         confidence: float64 [examples], probability of the predicted class, 0-1; at least one.
         right: bool [examples], whether the prediction is right.
-        bins: how many bins of equal width.
     """
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, _BINS + 1)
     # A score of 1.0000001, as softmax in single precision gives, belongs to the last bin.
-    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, _BINS - 1)
     found, error = [], 0.0
-    for place in range(bins):
+    for place in range(_BINS):
         mine = places == place
         count = int(mine.sum())
         mean, accuracy = (0.0, 0.0)

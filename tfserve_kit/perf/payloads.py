@@ -138,11 +138,6 @@ def assumptions(signature: Signature, *, drawn: bool = True) -> list[str]:
 _GIVE = "--input FILE with your own values, .npz or JSON"
 
 
-def several_random_inputs(signature: Signature, batch: int, seed: int, count: int) -> list[Inputs]:
-    """Return `count` different random inputs; see `random_inputs`."""
-    return [random_inputs(signature, batch, seed + number) for number in range(count)]
-
-
 def recorded_inputs(
     arrays: Mapping[str, NDArray[Any]], batch: int, axes: BatchAxes | None = None
 ) -> list[Inputs]:
@@ -238,7 +233,7 @@ def inputs_of(
         InvalidRequest: a file cannot be read or does not fit the signature.
     """
     if source == RANDOM:
-        return several_random_inputs(signature, batch, seed=0, count=_DISTINCT)
+        return [random_inputs(signature, batch, seed) for seed in range(_DISTINCT)]
     path = Path(source)
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if not files:

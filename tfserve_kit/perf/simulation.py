@@ -393,9 +393,9 @@ class _LeastLoaded:
         return found[skipped:].reshape(2, _BLOCKS, -1)
 
 
-def replay(replica: SimulatedReplica, due_s: Floats, seed: int = 0) -> Floats:
+def replay(replica: SimulatedReplica, due_s: Floats) -> Floats:
     """Return latencies at one replica of requests due at some times, float64 [requests]."""
-    source = np.random.default_rng(seed)
+    source = np.random.default_rng(0)
     service = source.choice(replica.service_s, len(due_s))
     free, found = [0.0] * replica.slots, np.empty(len(due_s))
     for at, (due, works) in enumerate(zip(due_s.tolist(), service.tolist(), strict=True)):
@@ -405,9 +405,9 @@ def replay(replica: SimulatedReplica, due_s: Floats, seed: int = 0) -> Floats:
     return found
 
 
-def closed_loop(replica: SimulatedReplica, concurrency: int, count: int, seed: int = 0) -> Floats:
+def closed_loop(replica: SimulatedReplica, concurrency: int, count: int) -> Floats:
     """Return latencies at one replica that always has so many requests, float64 [count]."""
-    source = np.random.default_rng(seed)
+    source = np.random.default_rng(0)
     free, ready, found = [0.0] * replica.slots, [0.0] * concurrency, np.empty(count)
     for at, works in enumerate(source.choice(replica.service_s, count).tolist()):
         due = ready[0]

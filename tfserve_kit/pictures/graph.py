@@ -124,18 +124,17 @@ class PictureGraph:
     Args:
         version_dir: where the version lies; None where that is not known here.
         signature: name of the signature.
-        tag: of the graph.
     """
 
-    def __init__(self, version_dir: Path | None, signature: str, *, tag: str = "serve") -> None:
-        self._version_dir, self._signature, self._tag = version_dir, signature, tag
+    def __init__(self, version_dir: Path | None, signature: str) -> None:
+        self._version_dir, self._signature = version_dir, signature
 
     @cached_property
     def _graph(self) -> Graph | None:
         if self._version_dir is None:
             return None
         try:
-            graph = savedmodel.meta_graph(self._version_dir, tag=self._tag)
+            graph = savedmodel.meta_graph(self._version_dir)
         except (OSError, ValueError):  # it is served all the same: from elsewhere, or in memory
             return None
         return Graph(graph) if self._signature in graph.signature_def else None

@@ -1,12 +1,12 @@
 """Flows run over scripts: a list of outcomes, a clock that only moves when it is told to."""
 
 from tfserve_kit.clients.grpc import GrpcProtocol
-from tfserve_kit.clients.operations import Batch, Operations
+from tfserve_kit.clients.operations import Operations
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.protocol import Attempts, Lost, Reply, Send
 from tfserve_kit.clients.rest import RestProtocol
 
-__all__ = ["Batch", "FakeClock", "Run", "attempts", "failed", "operations"]
+__all__ = ["FakeClock", "Run", "attempts", "failed", "operations"]
 
 
 class FakeClock:

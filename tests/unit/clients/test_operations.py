@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.clients.scripts import WIRES, Batch, FakeClock, Run, failed, operations
+from tests.unit.clients.scripts import WIRES, FakeClock, Run, failed, operations
 from tfserve_kit import protos
 from tfserve_kit.clients.protocol import Reply
 from tfserve_kit.clients.results import Target
@@ -83,7 +83,8 @@ class Session:
         return Run(self.operations.predict(target, inputs, (), 30.0), self.model, self.clock).result
 
     def batch(self, inputs, timeout_s=30.0, takes_s=0.0, **wanted):
-        flow = self.operations.predict_batch(TARGET, inputs, Batch(**wanted), timeout_s)
+        wanted = {"output_filter": (), "batch_size": None, "on_error": "raise"} | wanted
+        flow = self.operations.predict_batch(TARGET, inputs, timeout_s=timeout_s, **wanted)
         return Run(flow, self.model, self.clock, takes_s).result
 
 

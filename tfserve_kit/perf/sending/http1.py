@@ -7,7 +7,7 @@ HTTP (`http.messages`); heads that repeat, as those of a model server do, are re
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from tfserve_kit.errors import ServerUnreachable, UsageError
@@ -87,14 +87,11 @@ class Http1Pool:
     Args:
         load: where to send.
         payloads: what to send.
-        now_ns: a monotonic clock in nanoseconds.
     """
 
     replicas = None
 
-    def __init__(
-        self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, load: Load, payloads: Sequence[Payload]) -> None:
         host, port = load.address
         self.notes: dict[int, str] = {}
         self.judges = Judges(payloads, is_rest=True)
@@ -115,7 +112,6 @@ class Http1Pool:
         is_closed = isinstance(load.schedule, Closed)
         self._first_lines = load.most_in_flight if is_closed else load.connections
         self._most_lines = min(load.most_in_flight, _most_connections(self._first_lines))
-        self._now_ns = now_ns
         self._readiness = Readiness()
         self._heads = _Heads()
         self._lines: set[_PooledConnection] = set()
@@ -126,12 +122,12 @@ class Http1Pool:
 
     def open(self, timeout_s: float) -> None:
         """Connect; see `Pool.open`."""
-        end_ns = self._now_ns() + round(timeout_s * _SECOND_NS)
+        end_ns = time.monotonic_ns() + round(timeout_s * _SECOND_NS)
         while len(self._lines) < min(self._first_lines, self._most_lines):
             self._connect(_NOBODY)
         while len(self._idle) < len(self._lines):
             self.wait(_POLL_S)
-            if self._retry_ns or self._now_ns() > end_ns:
+            if self._retry_ns or time.monotonic_ns() > end_ns:
                 raise ServerUnreachable(
                     f"no connection to {self._address[1]}: {self.notes.get(CONNECTION_LOST)}",
                     remedy="check that this is a model server's REST port, usually 8501; for its "
@@ -149,7 +145,7 @@ class Http1Pool:
             line = self._idle.pop()
             line.key = self._waiting.popleft()
             self._send(line)
-        if self._waiting and self._now_ns() >= self._retry_ns:
+        if self._waiting and time.monotonic_ns() >= self._retry_ns:
             while self._waiting and len(self._lines) < self._most_lines:
                 if not self._connect(self._waiting.popleft()):
                     break
@@ -160,7 +156,7 @@ class Http1Pool:
     def wait(self, timeout_s: float) -> list[Finished]:
         """Return what ended; see `Pool.wait`."""
         if self._waiting:
-            left_ns = max(0, self._retry_ns - self._now_ns())
+            left_ns = max(0, self._retry_ns - time.monotonic_ns())
             timeout_s = min(timeout_s, left_ns / _SECOND_NS or timeout_s)
         for link, events in self._readiness.wait(timeout_s):
             self._serve(link.owner, link, events)
@@ -233,7 +229,7 @@ class Http1Pool:
         if line.key == _NOBODY:  # the server closes an idle connection, or talks out of turn
             self._drop(line)
             return
-        now_ns = self._now_ns()
+        now_ns = time.monotonic_ns()
         line.first_ns = line.first_ns or now_ns
         if line.reader is None:
             known = self._heads.status(data)
@@ -287,7 +283,7 @@ class Http1Pool:
 
     def _lose(self, line: _PooledConnection, error: OSError) -> None:
         """End the request of a connection that broke, or was never made."""
-        now_ns = self._now_ns()
+        now_ns = time.monotonic_ns()
         self.notes.setdefault(CONNECTION_LOST, str(error))
         if line.link is None or not line.link.is_open:
             self._retry_ns = now_ns + RETRY_NS

@@ -645,14 +645,11 @@ class Http2Pool:
     Args:
         load: where to send, over how many connections.
         payloads: what to send.
-        now_ns: a monotonic clock in nanoseconds.
     """
 
     replicas = None
 
-    def __init__(
-        self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, load: Load, payloads: Sequence[Payload]) -> None:
         host, port = load.address
         self.notes: dict[int, str] = {}
         self.judges = Judges(payloads, is_rest=False)
@@ -661,7 +658,6 @@ class Http2Pool:
         self._where = f"{host}:{port}"
         self._address: tuple[int, Any] = resolve(host, port)
         self._requests = [_request(self._where, payload, load.timeout_s) for payload in payloads]
-        self._now_ns = now_ns
         self._readiness = Readiness()
         self._lines = [_PooledConnection(self._connection()) for _ in range(load.connections)]
         self._draining: set[_PooledConnection] = set()
@@ -671,10 +667,10 @@ class Http2Pool:
 
     def open(self, timeout_s: float) -> None:
         """Connect and exchange settings; see `Pool.open`."""
-        end_ns = self._now_ns() + round(timeout_s * _SECOND_NS)
-        self._reconnect(self._now_ns())
+        end_ns = time.monotonic_ns() + round(timeout_s * _SECOND_NS)
+        self._reconnect(time.monotonic_ns())
         while not all(line.connection.is_greeted for line in self._lines):
-            if self._now_ns() > end_ns or any(line.link is None for line in self._lines):
+            if time.monotonic_ns() > end_ns or any(line.link is None for line in self._lines):
                 raise ServerUnreachable(
                     f"{self._where} does not speak gRPC (HTTP/2 in plain text)",
                     remedy="check that this is a model server's gRPC port, usually 8500; for its "
@@ -718,11 +714,11 @@ class Http2Pool:
         """Return what ended; see `Pool.wait`."""
         retries_ns = [line.retry_ns for line in self._lines if line.link is None]
         if retries_ns:
-            timeout_s = min(timeout_s, max(0, min(retries_ns) - self._now_ns()) / _SECOND_NS)
+            timeout_s = min(timeout_s, max(0, min(retries_ns) - time.monotonic_ns()) / _SECOND_NS)
         for link, events in self._readiness.wait(timeout_s):
             self._serve(link.owner, link, events)
         if retries_ns:
-            self._reconnect(self._now_ns())
+            self._reconnect(time.monotonic_ns())
         if self._waiting:
             self._deal()
         self.flush()
@@ -772,7 +768,7 @@ class Http2Pool:
         if data is None:
             return
         connection = line.connection
-        now_ns = self._now_ns()
+        now_ns = time.monotonic_ns()
         self._finished += connection.receive(data, now_ns)
         for status, message in connection.messages.items():
             self.notes.setdefault(status, message)
@@ -809,11 +805,11 @@ class Http2Pool:
             self.flush()
             line.link.close()
             line.link = None
-        self._reconnect(self._now_ns())
+        self._reconnect(time.monotonic_ns())
 
     def _lose(self, line: _PooledConnection, status: int) -> None:
         """End what was on a connection that is no more."""
-        now_ns = self._now_ns()
+        now_ns = time.monotonic_ns()
         if line.link is not None:
             line.link.close()
             line.link = None

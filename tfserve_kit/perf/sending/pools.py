@@ -10,7 +10,7 @@ import select
 import time
 from array import array
 from base64 import b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, starmap
 from typing import Any, Protocol
 
@@ -75,14 +75,11 @@ class GrpcioPool:
     Args:
         load: where to send, over how many channels.
         payloads: what to send.
-        now_ns: a monotonic clock in nanoseconds.
     """
 
     replicas = None
 
-    def __init__(
-        self, load: Load, payloads: Sequence[Payload], now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, load: Load, payloads: Sequence[Payload]) -> None:
         self.notes: dict[int, str] = {}
         self.judges = Judges(payloads, is_rest=False)
         self.sends_at_once = True
@@ -96,7 +93,7 @@ class GrpcioPool:
             {path: channel.unary_unary(path) for path, *_ in self._payloads}
             for channel in self._channels
         ]
-        self._timeout_s, self._now_ns = load.timeout_s, now_ns
+        self._timeout_s = load.timeout_s
         self._futures: dict[int, Any] = {}
         self._ended: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()
 
@@ -121,7 +118,7 @@ class GrpcioPool:
             future = call.future(body, timeout=self._timeout_s, metadata=headers or None)
             self._futures[key] = future
             future.add_done_callback(
-                lambda done, key=key: self._ended.put((key, self._now_ns(), done))
+                lambda done, key=key: self._ended.put((key, time.monotonic_ns(), done))
             )
 
     def flush(self) -> None:
