@@ -46,7 +46,7 @@ def fit(
         if spec is None:
             raise InvalidRequest(
                 f"{target} has no input {alias!r} in signature {signature.name!r}",
-                remedy=did_you_mean(alias, signature.inputs),
+                remedy=did_you_mean(str(alias), signature.inputs),
             )
         fitted[alias] = _fitted(value, alias, spec, target)
     if len(fitted) != len(signature.inputs):

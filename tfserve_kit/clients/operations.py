@@ -208,6 +208,9 @@ class Operations:
 
         A refusal counts only when the signature was read for it: the model may have changed since.
         """
+        if isinstance(output_filter, str):  # a sequence of its letters
+            text = f"output_filter is {output_filter!r}, not a list of names"
+            raise InvalidRequest(text, remedy=f"give [{output_filter!r}]")
         if not self._check and not self.protocol.needs_signature:
             return None, unchecked(inputs)
         known = self._known.get(_model(target))

@@ -90,6 +90,10 @@ class RestProtocol:
         if not inputs:
             text = f"cannot send {target} a request without inputs over REST"
             raise InvalidRequest(text, remedy=server_messages.USE_GRPC)
+        for alias, value in inputs.items():
+            if 0 in (shape := np.shape(value))[:-1]:  # [] is all that JSON has for it
+                text = f"cannot send the input {alias!r}: REST cannot carry the shape {list(shape)}"
+                raise InvalidRequest(text, remedy=server_messages.USE_GRPC)
         try:
             columns = tensor_json.to_text(inputs)
         except TypeError as error:

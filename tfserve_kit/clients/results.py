@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.errors import RequestError
+from tfserve_kit.errors import RequestError, UsageError
 from tfserve_kit.savedmodel import Signature
 
 
@@ -21,12 +21,20 @@ class Target:
         version: a version number; None for the one the server prefers.
         label: a version label instead of a number.
         signature: which of its signatures; empty for `serving_default`.
+
+    Raises:
+        UsageError: there is a version and a label, of which a server would take one.
     """
 
     model: str
     version: int | None = None
     label: str | None = None
     signature: str = ""
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.label:
+            both = f"version {self.version} and label {self.label!r}"
+            raise UsageError(f"{both} cannot both be asked for", remedy="leave one of them out")
 
     def __str__(self) -> str:
         chosen = f" version {self.version}" if self.version is not None else ""

@@ -150,6 +150,25 @@ def test_input_that_rest_cannot_carry_is_named():
     inputs = {"x": np.float32([1]), "z": np.complex64([1])}
     with pytest.raises(InvalidRequest, match="send the input 'z': REST cannot carry complex64"):
         WIRES["rest"].predict(TARGET, inputs, (), None)
+    inputs["z"] = np.zeros((2, 0, 3), np.float32)  # [[], []]
+    with pytest.raises(InvalidRequest, match=r"'z': REST cannot carry the shape \[2, 0, 3\]"):
+        WIRES["rest"].predict(TARGET, inputs, (), None)
+    inputs["z"] = np.zeros((2, 0), np.float32)
+    WIRES["rest"].predict(TARGET, inputs, (), None)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_name_in_place_of_a_list_of_names_is_no_list_of_letters(session, check):
+    made = session({"check": check})
+    flow = made.operations.predict(TARGET, {"x": np.float32([1])}, "y", 30.0)
+    with pytest.raises(InvalidRequest, match="output_filter is 'y', not a list") as caught:
+        Run(flow, made.model, made.clock)
+    assert caught.value.remedy == "give ['y']"
+
+
+def test_input_that_is_called_by_a_number_is_named(session):
+    with pytest.raises(InvalidRequest, match="has no input 1 in signature"):
+        session().predict({1: [1.0]})
 
 
 def test_without_the_check_no_signature_is_read(session):
