@@ -344,8 +344,16 @@ def _missing(have: set[int], start: int, end: int) -> list[int]:
 
 # A list or an object, not a line of text such as `[UNK]`.
 _OPENING = re.compile(r"\s*(\{|\[\s*([\"'\[{\]\d-]|$))", re.MULTILINE)
-# As YOLO's data.yaml writes it in one line.
-_YAML = re.compile(r"^(?:names|labels|classes|id2label):[ \t]*([\[{].*[\]}])\s*$", re.MULTILINE)
+# As YOLO's data.yaml writes it: between brackets, in one line or in several, quoted or not.
+_YAML = re.compile(
+    r"^(?:names|labels|classes|id2label):[ \t]*(\[[^\[\]]*\]|\{[^{}]*\})[ \t]*(?:#.*)?$",
+    re.MULTILINE,
+)
+_YAML_ITEM = re.compile(
+    r"""\s*(?:(?P<key>-?\d+)\s*:\s+)?"""
+    r"""(?:'(?P<single>(?:[^']|'')*)'|"(?P<double>[^"\\]*)"|(?P<plain>[^\s,'"#&*!|>][^,]*?))"""
+    r"""\s*(?:,\s*|\Z)"""
+)
 # What labels are called within a larger object, such as the config.json of Hugging Face, the notes
 # of tfkit, or the categories of COCO.
 _WRAPPERS = ("id2label", "label2id", "labels", "classes", "class_names", "names", "categories",
@@ -376,13 +384,32 @@ def _load(text: str) -> Any:
     except _Unreadable:
         raise
     except (ValueError, RecursionError) as error:
-        for other in (_json_lines, ast.literal_eval):
+        for other in (_json_lines, ast.literal_eval, _yaml_items):
             load: Callable[[str], Any] = other
             try:
                 return load(text.strip())
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
         raise _Unreadable(f"it looks like JSON but is not: {error}") from error
+
+
+def _yaml_items(text: str) -> dict[str, str] | list[str]:
+    """Return what YAML holds between brackets: names alone, or each with its number.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    inner, at, found = text[1:-1].strip(), 0, list[tuple[str | None, str]]()
+    while at < len(inner):
+        if (item := _YAML_ITEM.match(inner, at)) is None:
+            raise ValueError(inner[at:])
+        single = item["single"].replace("''", "'") if item["single"] is not None else None
+        found.append((item["key"], single or item["double"] or item["plain"] or ""))
+        at = item.end()
+    keys = [key for key, _ in found if key is not None]
+    if len(keys) != (len(found) if text.startswith("{") else 0):
+        raise ValueError(text)
+    return _unique([(key or "", name) for key, name in found]) if keys else [n for _, n in found]
 
 
 def _json_lines(text: str) -> list[Any]:

@@ -126,12 +126,26 @@ ZERO_BASED = {
     "YAML, numbered": "train: x\nnames:\n  0: rot\n  1: grün\n  2: blau\nnc: 3\n",
     "YAML, listed": "nc: 3\nnames:\n- rot\n- 'grün'\n- blau\n",
     "YAML, one line": "nc: 3\nnames: ['rot', 'grün', 'blau']\ntrain: x\n",
+    "YAML, one line unquoted": "nc: 3\nnames: [rot, 'grün', blau]  # of lamps\ntrain: x\n",
+    "YAML, in brackets": "names: [ 'rot', 'grün',\n         'blau' ]\n",
+    "YAML, numbered in braces": "nc: 3\nnames: {0: rot, 1: grün, 2: blau}\n",
     "a YAML list": "- rot\n- grün\n- blau\n",
     "a Python dictionary": "{0: 'rot',\n 1: 'grün',\n 2: 'blau'}",
     "a Python list": "['rot', 'grün', 'blau']",
     "label map from 0": "item { id: 0 name: 'rot' } item { id: 1 name: 'grün' } "
                         "item { id: 2 name: 'blau' }",
 }  # fmt: skip
+
+
+def test_names_between_brackets_may_have_spaces_quotes_and_commas_in_quotes():
+    text = """names: [hot dog, 'it''s', "a, b", 5 o'clock, 7]"""
+    assert list(parse(text, "data.yaml")) == ["hot dog", "it's", "a, b", "5 o'clock", "7"]
+
+
+@pytest.mark.parametrize("text", ["names: [a, 'b]", "names: [a,, b]", "names: {a: 1, 0: b}"])
+def test_brackets_that_do_not_hold_names_are_refused(text):
+    with pytest.raises(UsageError, match=r"data\.yaml"):
+        parse(text, "data.yaml")
 
 
 @pytest.mark.parametrize("text", ZERO_BASED.values(), ids=ZERO_BASED)
