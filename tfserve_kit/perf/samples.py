@@ -66,9 +66,6 @@ STATUS_NAMES: Mapping[int, str] = dict(enumerate((
 Samples = NDArray[np.void]  # of dtype SAMPLE, shape [requests]
 Nanoseconds = NDArray[np.int64]
 
-# What readers raise for a file that is not a run.
-_NO_RUN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
-
 # Raised when a file of today could no longer be read as this module reads it.
 _FORMAT = 1
 

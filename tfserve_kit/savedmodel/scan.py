@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfserve_kit.errors import Problem, Severity, worst_first
+from tfserve_kit.savedmodel import GRAPH_FILE, NOTE_PATH, VARIABLES_INDEX, WARMUP_FILE
 from tfserve_kit.savedmodel.checkpoint import CheckpointError, StoredTensor, tensors
-from tfserve_kit.savedmodel.files import GRAPH_FILE, NOTE_PATH, VARIABLES_INDEX, WARMUP_FILE
 from tfserve_kit.savedmodel.graph import (
     MAIN,
     Graph,
