@@ -291,7 +291,7 @@ def test_server_that_does_not_answer(tfkit, folder):
 @pytest.fixture(scope="module")
 def answered(embedded_server):
     """Images, labels, and what a network that guesses says when it is asked directly."""
-    found = list(datasets.open_dataset([DIGITS]).examples(range(497)))
+    found = list(datasets.open_dataset([DIGITS]).read(range(497)))
     images = np.stack([each.load() for each in found])
     labels = np.array([each.label for each in found])
     with connect(embedded_server.endpoints.grpc) as client:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients.options import DEFAULT_TIMEOUT_S
-from tfserve_kit.clients.results import Prediction, Target
+from tfserve_kit.clients.results import Target
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -218,7 +218,7 @@ class Classifier:
         """Classify prepared pictures with one request.
 
         Args:
-            pictures: at least one, see `ask`.
+            pictures: at least one, see `inputs_of`.
             top: how many classes or objects to return.
 
         Raises:
@@ -226,7 +226,8 @@ class Classifier:
             UsageError: there is another number of labels than of classes, or the answer cannot be
                 shown as classes.
         """
-        answer = ask(self._client, self._target, self.model, pictures, self._timeout_s)
+        inputs = inputs_of(self.model, pictures)
+        answer = self._client.predict(self._target, inputs, timeout_s=self._timeout_s)
         said = self.read(answer.outputs, self.fixed_rows or len(pictures), top=top)
         return [
             Classified(
@@ -290,31 +291,14 @@ class Classifier:
         ]
 
 
-def ask(
-    client: Client,
-    target: Target,
-    model: PictureModel,
-    pictures: Sequence[PreparedPicture],
-    timeout_s: float,
-) -> Prediction:
-    """Send prepared pictures as one request.
+def inputs_of(model: PictureModel, pictures: Sequence[PreparedPicture]) -> dict[str, NDArray[Any]]:
+    """Return the value of each input for prepared pictures.
 
     Args:
-        client: a connection.
-        target: where the request goes.
         model: what goes in.
         pictures: at least one; no more than the rows that the model takes, up to which the last
             is repeated.
-        timeout_s: deadline, in seconds.
-
-    Raises:
-        RequestError: the request failed.
     """
-    return client.predict(target, inputs_of(model, pictures), timeout_s=timeout_s)
-
-
-def inputs_of(model: PictureModel, pictures: Sequence[PreparedPicture]) -> dict[str, NDArray[Any]]:
-    """Return the value of each input for prepared pictures; see `ask`."""
     missing = max(0, (model.input.rows or 0) - len(pictures))
     sent = [*pictures, *[pictures[-1]] * missing]
     return model.inputs([each.row for each in sent], [(each.name, each.index) for each in sent])

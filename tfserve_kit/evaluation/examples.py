@@ -97,10 +97,6 @@ class Dataset:
         """Every label that is an index."""
         return frozenset(label for label in self.labels if isinstance(label, int))
 
-    def examples(self, wanted: Collection[int]) -> Iterator[Example]:
-        """Yield the examples of some indices, in rising order."""
-        return self.read(wanted)
-
 
 def choose(total: int, count: int | None, seed: int | None) -> range | list[int]:
     """Return the indices of the examples to use, in rising order.

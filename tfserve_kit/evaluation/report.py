@@ -357,7 +357,7 @@ def thumbnails(report: Report, dataset: Dataset, how: Preprocessing) -> dict[int
     """
     wanted = sorted({answer.index for each in report.summaries for answer in each.worst})
     found = {}
-    for example in dataset.examples(wanted):
+    for example in dataset.read(wanted):
         try:
             picture = thumbnail(example.load(), how, _THUMBNAIL_PIXELS)
         except (InvalidRequest, OSError):  # a file that went away, or changed, since

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
-from tfserve_kit.clients.classifier import PreparedPicture, answer_all, ask, find_model, isolated
+from tfserve_kit.clients.classifier import (
+    PreparedPicture,
+    answer_all,
+    find_model,
+    inputs_of,
+    isolated,
+)
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset, Example, Failure, choose, row_of
@@ -183,11 +189,12 @@ def own_names(
     """
     if model.head.kind != "scores" or not model.head.classes:
         return None
-    for example in dataset.examples(range(min(len(dataset), _TRIES))):
+    for example in dataset.read(range(min(len(dataset), _TRIES))):
         with contextlib.suppress(RequestError):  # the run will tell of it
             row = row_of(example.load(), model.input, example.name)
             picture = PreparedPicture(row, 0.0, example.name, example.index)
-            outputs = ask(client, target, model, [picture], timeout_s).outputs
+            inputs = inputs_of(model, [picture])
+            outputs = client.predict(target, inputs, timeout_s=timeout_s).outputs
             scores, _ = model.scores(outputs, model.input.rows or 1, str(target))
             found = model.labels_in(outputs, scores.shape)
             return Labels(found[0], source=_OWN_NAMES) if found else None
@@ -360,7 +367,7 @@ def evaluate(
     """
     work = _Work(client, subjects, options)
     batches = answer_all(
-        dataset.examples(wanted),
+        dataset.read(wanted),
         work.prepare,
         work.ask,
         batch_rows=options.batch_size,
@@ -485,7 +492,8 @@ class _Work:
             for row in rows
         ]
         try:
-            answer = ask(self._client, subject.target, subject.model, pictures, self._timeout_s)
+            inputs = inputs_of(subject.model, pictures)
+            answer = self._client.predict(subject.target, inputs, timeout_s=self._timeout_s)
             found = _readings(subject, answer.outputs, len(rows), answer.version)
         except RequestError as error:
             with self._counting:  # a server that refuses an input lives

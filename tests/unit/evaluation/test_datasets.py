@@ -37,7 +37,7 @@ def pair(tmp_path):
 
 def contents(dataset, wanted=None):
     chosen = range(len(dataset)) if wanted is None else wanted
-    return [(each.index, each.label, each.load()) for each in dataset.examples(chosen)]
+    return [(each.index, each.label, each.load()) for each in dataset.read(chosen)]
 
 
 def assert_holds_images(dataset, labels=LABELS):
@@ -65,7 +65,7 @@ class TestIdx:
         assert_holds_images(open_dataset(pair))
 
     def test_only_what_is_wanted_is_yielded_with_its_place(self, pair):
-        found = list(open_dataset(pair).examples([0, 2]))
+        found = list(open_dataset(pair).read([0, 2]))
         assert [(each.index, each.label) for each in found] == [(0, 7), (2, 2)]
         assert found[1].name == f"{pair[0]}[2]"
         np.testing.assert_array_equal(found[1].load(), IMAGES[2])
@@ -130,14 +130,14 @@ class TestFolder:
     def test_folders_are_the_labels(self, folder):
         found = open_dataset([folder])
         assert found.class_names == {"cat", "dog"}
-        names = [(each.name, each.label) for each in found.examples(range(3))]
+        names = [(each.name, each.label) for each in found.read(range(3))]
         assert names == [(str(folder / "cat" / "a.png"), "cat"),
                          (str(folder / "cat" / "deep" / "c.png"), "cat"),
                          (str(folder / "dog" / "b.png"), "dog")]  # fmt: skip
         assert Image.open(io.BytesIO(contents(found)[0][2])).size == (2, 2)
 
     def test_a_file_that_went_away_fails_when_it_is_loaded(self, folder):
-        (example,) = open_dataset([folder]).examples([2])
+        (example,) = open_dataset([folder]).read([2])
         (folder / "dog" / "b.png").unlink()
         with pytest.raises(InvalidRequest, match=r"cannot read .*b\.png"):
             example.load()
@@ -183,7 +183,7 @@ class TestCsv:
     def test_a_bad_row_fails_alone_and_by_name(self, tmp_path, row, fault):
         file = tmp_path / "set.csv"
         file.write_text(f"5,0,0,0\n{row}\n6,1,1,1\n")
-        _, bad, good = open_dataset([file]).examples(range(3))
+        _, bad, good = open_dataset([file]).read(range(3))
         with pytest.raises(InvalidRequest, match=re.escape(f"{file}[1]: ") + f".*{fault}"):
             bad.load()
         assert good.load().tolist() == [1, 1, 1]
@@ -387,7 +387,7 @@ def made(tmp_path):
 
 
 def labels(dataset):
-    return [each.label for each in dataset.examples(range(len(dataset)))]
+    return [each.label for each in dataset.read(range(len(dataset)))]
 
 
 class TestWhatLiesAbout:

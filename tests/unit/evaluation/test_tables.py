@@ -35,7 +35,7 @@ def opened(file, **given):
 
 def pairs(dataset):
     return [(each.name.rpartition("/")[2], each.label)
-            for each in dataset.examples(range(len(dataset)))]  # fmt: skip
+            for each in dataset.read(range(len(dataset)))]  # fmt: skip
 
 
 AB = [("a.png", "cat"), ("b.png", "dog")]
@@ -260,14 +260,14 @@ class TestPixels:
     )
     def test_labels_and_pixels_are_told_apart(self, write, text):
         found = opened(write(text))
-        rows = [(each.label, each.load().tolist()) for each in found.examples(range(2))]
+        rows = [(each.label, each.load().tolist()) for each in found.read(range(2))]
         assert rows == [(7, [1, 2, 3, 4]), (0, [5, 6, 7, 8])]
         assert (found.class_names, found.indices) == (frozenset(), {0, 7})
 
     @pytest.mark.parametrize("text", ["cat,1,2,3\ndog,4,5,6\n", "1,2,3,cat\n4,5,6,dog\n"])
     def test_the_column_of_words_is_the_label(self, write, text):
         found = opened(write(text))
-        assert [(each.label, each.load().tolist()) for each in found.examples(range(2))] == [
+        assert [(each.label, each.load().tolist()) for each in found.read(range(2))] == [
             ("cat", [1, 2, 3]), ("dog", [4, 5, 6])
         ]  # fmt: skip
         assert (
@@ -303,4 +303,4 @@ def test_labels_come_back_from_any_table(
     writer.writerows((f"{number}.png", label) for number, label in enumerate(labels))
     (folder / "set.csv").write_bytes(stream.getvalue().encode(encoding))
     found = open_dataset([folder / "set.csv"])
-    assert [each.label for each in found.examples(range(len(found)))] == labels
+    assert [each.label for each in found.read(range(len(found)))] == labels
