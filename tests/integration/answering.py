@@ -12,7 +12,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfserve_kit.perf.sending import Payload, run
+from tfserve_kit.perf.load import Payload
+from tfserve_kit.perf.sending import run
 
 SCRIPT = Path(__file__).with_name("answering_server.py")
 PAYLOAD = Payload("/test.S/Echo", (), b"hello")

@@ -16,8 +16,8 @@ from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import process
 from tfserve_kit.perf import payloads
+from tfserve_kit.perf.load import Closed, Load, Open
 from tfserve_kit.perf.samples import CANCELLED_AT_END, CONNECTION_LOST, Run
-from tfserve_kit.perf.sending import Closed, Load, Open
 from tfserve_kit.perf.stats import summarize
 from tfserve_kit.serving import launch
 

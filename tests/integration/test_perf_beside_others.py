@@ -8,7 +8,8 @@ import pytest
 
 from bench import generators
 from bench.harness import Unavailable
-from tfserve_kit.perf.sending import Closed, Load, Open, run
+from tfserve_kit.perf.load import Closed, Load, Open
+from tfserve_kit.perf.sending import run
 
 IN_FLIGHT = 32
 CLOSED = Closed(IN_FLIGHT, requests=4000)

@@ -13,7 +13,7 @@ from tfserve_kit import protos
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
 from tfserve_kit.perf import payloads, sending
-from tfserve_kit.perf.sending import Closed, Load
+from tfserve_kit.perf.load import Closed, Load
 
 SECRET = "s3cret-value"
 HEADERS = {"Authorization": SECRET, "trace-bin": b"\x00\xff"}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.integration.answering import answering, sent_while
+from tfserve_kit.perf.load import Load, Open
 from tfserve_kit.perf.samples import CANCELLED_AT_END
-from tfserve_kit.perf.sending import Load, Open
 
 RATE, STALL_S = 60, 1.0
 PROTOCOLS = pytest.mark.parametrize("protocol", ["grpc", "rest"])

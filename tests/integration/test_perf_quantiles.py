@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.integration.answering import PAYLOAD, answering
+from tfserve_kit.perf.load import Load, Open
 from tfserve_kit.perf.samples import SAMPLE, Run
-from tfserve_kit.perf.sending import Load, Open, run
+from tfserve_kit.perf.sending import run
 from tfserve_kit.perf.stats import summarize
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}

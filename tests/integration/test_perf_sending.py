@@ -23,13 +23,14 @@ from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import RequestError, ServerUnreachable, UsageError
 from tfserve_kit.perf import payloads
+from tfserve_kit.perf.load import Closed, Load, Open, Payload
 from tfserve_kit.perf.samples import (
     CANCELLED_AT_END,
     CONNECTION_LOST,
     SAMPLE,
     UNREADABLE_ANSWER,
 )
-from tfserve_kit.perf.sending import Closed, Load, Open, Payload, frames, run, workers
+from tfserve_kit.perf.sending import frames, run, workers
 
 UNAVAILABLE = 14
 LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

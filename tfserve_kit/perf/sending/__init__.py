@@ -8,11 +8,9 @@ of the CPU, and would measure itself. gRPC with TLS goes through grpcio.
 import threading
 from collections.abc import Callable, Sequence
 
-from tfserve_kit.perf.load import Closed, Load, Open, Payload, check, shares
+from tfserve_kit.perf.load import Load, Payload, check, shares
 from tfserve_kit.perf.samples import Samples
 from tfserve_kit.progress import SILENT, Progress
-
-__all__ = ["Closed", "Load", "Open", "Payload", "run"]
 
 
 def run(
