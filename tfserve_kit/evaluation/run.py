@@ -23,11 +23,11 @@ from tfserve_kit.clients.classifier import (
 from tfserve_kit.errors import InvalidRequest, RequestError, ServerFault, UsageError
 from tfserve_kit.evaluation.classes import Classes
 from tfserve_kit.evaluation.examples import Dataset, Example, Failure, choose, row_of
-from tfserve_kit.evaluation.scores import are_probabilities, rank_of
+from tfserve_kit.evaluation.scores import rank_of
 from tfserve_kit.pictures.inputs import ImageInput
 from tfserve_kit.pictures.labels import Labels
 from tfserve_kit.pictures.model import PictureModel, PictureOptions
-from tfserve_kit.pictures.outputs import NAN_REMEDY, Outputs, Ranking, ranking
+from tfserve_kit.pictures.outputs import NAN_REMEDY, Outputs, Ranking, are_probabilities, ranking
 from tfserve_kit.progress import SILENT, Progress
 
 # After so many failed requests without an answer between them, the rest is not sent.

@@ -14,7 +14,6 @@ Indices = NDArray[np.int64]
 
 _Z_95 = 1.959963984540054  # the normal distribution holds 95 % between -z and z
 _BINS = 10  # of a calibration
-_SUM_TOLERANCE = 1e-2  # of probabilities in half precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +123,6 @@ def rank_of(scores: NDArray[np.floating], true: int) -> int:
     """
     better = np.count_nonzero(scores > scores[true])
     return int(better + np.count_nonzero(scores[:true] == scores[true]))
-
-
-def are_probabilities(scores: NDArray[np.floating]) -> bool:
-    """Say whether each row of scores, float [examples, classes], lies in 0-1 and sums to 1."""
-    inside = bool(np.all((scores >= 0) & (scores <= 1)))
-    return inside and bool(np.all(np.abs(scores.sum(axis=1) - 1) <= _SUM_TOLERANCE))
 
 
 def confusion_matrix(true: Indices, predicted: Indices, classes: int) -> Indices:

@@ -173,13 +173,13 @@ _TABLE: tuple[tuple[str, _OpRule], ...] = (
     ("SimpleMLLoadModelFromPathWithHandle",
      _OpRule(_W, "reads a forest's files", file_inputs=(1,))),
     ("PrintV2", _OpRule(_W, "writes to the server's log on every request",
-                     applies=lambda node: not _prints_to_file(node), signatures_only=True)),
+                      applies=lambda node: not _prints_to_file(node), signatures_only=True)),
     ("Print", _OpRule(_W, "writes to the server's log", signatures_only=True)),
     (_ASSIGNMENTS, _OpRule(_W, "changes variables; each server and each version has its own",
-                        signatures_only=True)),
+                         signatures_only=True)),
     ("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3",
      _OpRule(_W, "normalizes with the batch's own statistics, as in training",
-          applies=_is_training, signatures_only=True)),
+           applies=_is_training, signatures_only=True)),
     ("XlaCallModule", _OpRule(_I, "runs compiled code, which is not looked into")),
 )  # fmt: skip
 _TRAINING = _OpRule(_W, "trains: it changes the weights", signatures_only=True)

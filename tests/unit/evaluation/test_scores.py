@@ -11,7 +11,6 @@ from sklearn import metrics
 
 from tfserve_kit.evaluation.scores import (
     Confusion,
-    are_probabilities,
     calibration,
     compare,
     confusion_matrix,
@@ -170,21 +169,6 @@ class TestCalibration:
         found = calibration(scores, right)
         assert sum(each.count for each in found.bins) == len(answers)
         assert 0 <= found.expected_error <= 1 + 1e-9
-
-    @pytest.mark.parametrize(
-        ("scores", "are"),
-        [
-            ([[0.2, 0.8], [1, 0]], True),
-            ([[0.2, 0.805]], True),  # half precision
-            ([[0.2, 0.9]], False),
-            ([[-0.5, 1.5]], False),
-            ([[3.0, -2.0]], False),
-            ([[0.2, 0.8], [5, 1]], False),
-            ([[np.nan, 1.0]], False),
-        ],
-    )
-    def test_only_scores_that_sum_to_one_are_probabilities(self, scores, are):
-        assert are_probabilities(np.array(scores)) is are
 
 
 def test_worst_mistakes_are_the_surest_wrong_ones():
