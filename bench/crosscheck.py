@@ -21,8 +21,9 @@ from bench.generators import (
 )
 from bench.harness import Benchmark, Side, Sides, Unavailable
 from bench.stats import Compare, Goal
+from tfserve_kit.perf.load import Closed, Load, Payload
 from tfserve_kit.perf.samples import Run
-from tfserve_kit.perf.sending import Closed, Load, Payload, run
+from tfserve_kit.perf.sending import run
 from tfserve_kit.perf.stats import summarize
 
 _EACH_US = 1000

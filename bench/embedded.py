@@ -22,7 +22,8 @@ from bench.idle import CONNECTIONS, idle_connections
 from bench.processes import MODELS, PYTHON, ROOT, Place, python_module, require_tensorflow
 from bench.stats import Compare, Goal
 from tfserve_kit import protos, tensors
-from tfserve_kit.perf.sending import Closed, Load, Open, Payload, run
+from tfserve_kit.perf.load import Closed, Load, Open, Payload
+from tfserve_kit.perf.sending import run
 
 _TINY = MODELS / "half_plus_two"
 _ROWS = np.array([1.0, 2.0, 5.0], np.float32)

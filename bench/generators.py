@@ -20,7 +20,7 @@ from typing import Any
 from bench.drive import PREDICT
 from bench.harness import Unavailable
 from bench.processes import free_port
-from tfserve_kit.perf.sending import Payload
+from tfserve_kit.perf.load import Payload
 
 MESSAGE = b"\x0a\x06answer"
 GRPC = Payload(PREDICT, (), MESSAGE)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from bench.generators import GRPC, REST, found, grpc_server, h2load, nginx, wrk
 from bench.harness import Benchmark, Side, Sides
 from bench.stats import Compare, Goal
-from tfserve_kit.perf.sending import Closed, Load, Open, Payload, run
+from tfserve_kit.perf.load import Closed, Load, Open, Payload
+from tfserve_kit.perf.sending import run
 
 _IN_FLIGHT = 32
 _CALLS = 40_000
