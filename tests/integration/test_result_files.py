@@ -52,6 +52,26 @@ def test_what_perf_wrote_is_replaced_and_what_others_wrote_only_by_force(
     assert file.read_bytes() != PRECIOUS
 
 
+@pytest.mark.parametrize(
+    ("command", "kind", "text"),
+    [
+        ((*PERF, "--output", "full.npz"), "perf", "requests"),
+        ((*PERF, "--report", "full.html"), "perf", "requests"),
+        (("request", "in.json", "--model", "m", "--output", "full.npz"), "request", "1.5"),
+    ],
+)
+def test_result_is_shown_even_if_its_file_cannot_be_written(
+    tfkit, url, tmp_path, request_file, command, kind, text
+):
+    (tmp_path / command[-1]).symlink_to("/dev/full")
+    plain, as_json = (tfkit(*command, "--url", url, *more) for more in ((), ("--json",)))
+    for done in (plain, as_json):
+        assert done.code == 2
+        assert f"cannot write {command[-1]}: No space left on device" in done.err
+    assert text in plain.out
+    assert (as_json.kind, as_json.out.count("\n")) == (kind, 1)
+
+
 def test_numbered_files_count_too(tfkit, url, tmp_path):
     (tmp_path / "a-2.npz").write_bytes(PRECIOUS)
     asked = (*PERF, "--url", url, "--concurrency", "1,2", "--output", str(tmp_path / "a.npz"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,17 +166,18 @@ def evaluate_command(
         run = evaluate_versions(client, targets, dataset, options, progress)
     found = report.build(run, top)
     missed = report.missed_gates(found, max_error_rate, max_worse)
-    if page_file:
-        how = run.outcomes[0].subject.model.input.how
-        _write(page_file, report.page(found, report.thumbnails(found, dataset, how)))
-    if predictions_file:
-        _write(predictions_file, report.predictions_csv(run))
     shown = {**report.as_data(found), "missed_gates": missed}
     text = report.as_text(found, with_assumed=not output.is_one_terminal())
     if show_each:
         shown["predictions"] = report.predictions(run)
         text = report.predictions_text(run) + "\n\n" + text
-    output.result("evaluation", shown, as_json=as_json, text=text)
+    show = partial(output.result, "evaluation", shown, as_json=as_json, text=text)
+    with output.in_any_case(show):
+        if page_file:
+            how = run.outcomes[0].subject.model.input.how
+            _write(page_file, report.page(found, report.thumbnails(found, dataset, how)))
+        if predictions_file:
+            _write(predictions_file, report.predictions_csv(run))
     return _exit_code(found.failed, missed)
 
 

@@ -65,6 +65,7 @@ class _GuardedStream:
 
 def guard_streams() -> None:
     """Guard stdout and stderr of this process, for what is printed past this module."""
+    _documents.clear()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the start: what is shown goes nowhere
@@ -86,10 +87,25 @@ def result(kind: str, data: Any, *, as_json: bool, text: str) -> None:
     """
     if as_json:
         document = {"schema": _SCHEMA, "kind": kind, "data": data}
+        _documents.append(kind)
         text = strict_json.dumps(document, ensure_ascii=_is_narrow(sys.stdout))
         _emit(printable_json(text) + "\n")
     elif text:
         line(text)
+
+
+_documents: list[str] = []  # that this command has shown; there is to be one
+
+
+@contextmanager
+def in_any_case(show: Callable[[], None]) -> Iterator[None]:
+    """Show a result after a `with` block that writes it to files, and if one cannot be written."""
+    try:
+        yield
+    except TfkitError:
+        show()
+        raise
+    show()
 
 
 def line(text: str) -> None:
@@ -103,8 +119,11 @@ def note(text: str) -> None:
 
 
 def failure(error: TfkitError, *, as_json: bool) -> None:
-    """Show an error: as text on stderr, and with `--json` as an envelope on stdout too."""
-    if as_json:
+    """Show an error: as text on stderr, and with `--json` as an envelope on stdout too.
+
+    Where a result has been shown as JSON, that is the one document, and the error is not in it.
+    """
+    if as_json and not _documents:
         message = safe_text.redacted(error.message)
         data = {"error": type(error).__name__, "message": message, "remedy": error.remedy}
         result("error", data, as_json=True, text="")

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,10 +198,10 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
             command=_disturbance(options.during, where, session.requests.version),
         )  # fmt: skip
         found = session.measure(bench)
-    _keep(found.runs, outputs, *files)
     verdicts = [gate.judge(one, each.summary) for each in found.judged for one in gates]
     data, text = report.measurement(found, options.slo, verdicts)
-    output.result("perf", data, as_json=as_json, text=text)
+    with output.in_any_case(partial(output.result, "perf", data, as_json=as_json, text=text)):
+        _keep(found.runs, outputs, *files)
     return exit_codes.INTERRUPTED if stop.is_set() else _exit_code(found, verdicts)
 
 
@@ -410,12 +411,13 @@ def compare_command(
     conditions = [gate.parse(text) for text in gates]
     found = gate.compare(samples.read(before), samples.read(after))
     verdicts = [gate.judge(each, found.after, found.before) for each in conditions]
-    if markdown_file:
-        lines = [report.comparison_markdown(found), "", *(f"- {each}" for each in verdicts)]
-        _write_text(markdown_file, "\n".join(lines).rstrip() + "\n")
     data = report.comparison_data(found) | {"gates": report.verdicts_data(verdicts)}
     text = report.comparison_text(found) + report.verdicts_text(verdicts)
-    output.result("perf-comparison", data, as_json=as_json, text=text)
+    show = partial(output.result, "perf-comparison", data, as_json=as_json, text=text)
+    with output.in_any_case(show):
+        if markdown_file:
+            lines = [report.comparison_markdown(found), "", *(f"- {each}" for each in verdicts)]
+            _write_text(markdown_file, "\n".join(lines).rstrip() + "\n")
     return _judged(verdicts)
 
 
@@ -455,10 +457,10 @@ def report_command(
         if warmup_s is not None:
             run = replace(run, settings={**run.settings, "warmup_s": warmup_s})
         runs.append(NamedRun(file.stem, run, stats.summarize(run)))
-    _keep(runs, (), samples_file, page_file, markdown_file)
     verdicts = [gate.judge(one, each.summary) for each in runs for one in conditions]
     data, text = report.measurement(Measurement(runs, runs), None, verdicts)
-    output.result("perf", data, as_json=as_json, text=text)
+    with output.in_any_case(partial(output.result, "perf", data, as_json=as_json, text=text)):
+        _keep(runs, (), samples_file, page_file, markdown_file)
     return _judged(verdicts)
 
 
@@ -535,10 +537,10 @@ def capacity_command(
             runs, need, policies=policies, replicas=asked["replicas"], curves=bool(page_file),
             progress=progress,
         )  # fmt: skip
-    if page_file:
-        _write_text(page_file, report_html.capacity_page(found))
-    text = _capacity_text(found)
-    output.result("capacity", capacity.as_data(found), as_json=as_json, text=text)
+    data, text = capacity.as_data(found), _capacity_text(found)
+    with output.in_any_case(partial(output.result, "capacity", data, as_json=as_json, text=text)):
+        if page_file:
+            _write_text(page_file, report_html.capacity_page(found))
     return exit_codes.OK if found.kept else exit_codes.GATE_FAILED
 
 
@@ -627,12 +629,17 @@ def tune_command(
             spec, goal, effort, model=asked["measure"], templates=templates,
             progress=progress, interruptible=deferred, **{key: asked[key] for key in _SENT},
         )  # fmt: skip
-    text, data = results.as_text(tuned), results.as_data(tuned) | {"files": []}
-    if tuned.is_better and tuned.winner is not None:
-        files = results.write(tuned.winner.candidate, spec, config, folder)
-        data["files"] = [str(file) for file in files]
-        text += "".join(f"\nWrote {file}" for file in files)
-    output.result("tune", data, as_json=as_json, text=text)
+    text, data = results.as_text(tuned), results.as_data(tuned)
+    wrote: list[Path] = []
+
+    def show() -> None:
+        shown = text + "".join(f"\nWrote {file}" for file in wrote)
+        named = data | {"files": [str(file) for file in wrote]}
+        output.result("tune", named, as_json=as_json, text=shown)
+
+    with output.in_any_case(show):
+        if tuned.is_better and tuned.winner is not None:
+            wrote += results.write(tuned.winner.candidate, spec, config, folder)
     if tuned.is_interrupted:
         output.note("Run the same command to resume")
     return exit_codes.INTERRUPTED if tuned.is_interrupted else exit_codes.OK

@@ -363,16 +363,21 @@ def request_command(
             )
         arrays = read_inputs_for(version_dir, inputs, chosen, tell=output.note)
         answer = client.predict(target, arrays, output_filter=wanted, timeout_s=timeout_s)
-    if file:
-        write_npz(file, answer.outputs)
-        output.note(f"Wrote {file}")
     version = answer.version if answer.version is not None else found.version
     head = {"model": where.model, "version": version, "signature": chosen.name}
     data = {**head, "request_ms": round(answer.duration_s * 1e3, 3), "replica": answer.replica}
-    if as_json:
-        require_few(answer.outputs)
-        data["outputs"] = {alias: values(array) for alias, array in answer.outputs.items()}
-    output.result("request", data, as_json=as_json, text=_answered(data, answer, where.url))
+
+    def show() -> None:
+        outputs = answer.outputs if as_json else {}
+        require_few(outputs)
+        shown = {"outputs": {alias: values(array) for alias, array in outputs.items()}}
+        text = _answered(data, answer, where.url)
+        output.result("request", data | shown, as_json=as_json, text=text)
+
+    with output.in_any_case(show):
+        if file:
+            write_npz(file, answer.outputs)
+            output.note(f"Wrote {file}")
 
 
 def _answered(data: dict[str, Any], answer: Prediction, url: str) -> str:
