@@ -21,7 +21,6 @@ from tfserve_kit.clients.inputs import (
 )
 from tfserve_kit.clients.protocol import (
     Answer,
-    Arrays,
     Attempts,
     Call,
     Deadline,
@@ -46,7 +45,7 @@ from tfserve_kit.errors import (
     UsageError,
 )
 from tfserve_kit.savedmodel import Signature, choose_signature
-from tfserve_kit.savedmodel.signatures import BatchAxes, batch_axes, counted, of_any_rows
+from tfserve_kit.savedmodel.signatures import Arrays, BatchAxes, batch_axes, counted, of_any_rows
 
 Timed = TypeVar("Timed", Classification, Regression)
 T = TypeVar("T")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from numpy.typing import NDArray
-
 from tfserve_kit.clients.options import Headers, Options, for_grpc, for_http
 from tfserve_kit.clients.results import Classification, Metadata, Regression, Target, VersionStatus
 from tfserve_kit.clock import Clock
@@ -30,6 +28,7 @@ from tfserve_kit.errors import (
 )
 from tfserve_kit.http.messages import HttpRequest
 from tfserve_kit.savedmodel import Signature
+from tfserve_kit.savedmodel.signatures import Arrays
 
 T = TypeVar("T")
 
@@ -174,7 +173,6 @@ class Call(NamedTuple, Generic[T]):
     is_probe: bool = False
 
 
-Arrays = Mapping[str, NDArray[Any]]
 Answer = tuple[Arrays, int | None]
 """Output arrays and the version that answered, None where the protocol does not say."""
 Inferred = Classification | Regression

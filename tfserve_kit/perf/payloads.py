@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit import protos, tfrecord
 from tfserve_kit.clients import Target, connect
-from tfserve_kit.clients.files import inputs_of_body, read_inputs
+from tfserve_kit.clients.files import Arrays, inputs_of_body, read_inputs
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.options import Headers, OptionNames, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
@@ -36,10 +36,8 @@ from tfserve_kit.savedmodel import Signature, TensorSpec, choose_signature, warm
 from tfserve_kit.savedmodel.signatures import BatchAxes, Composite, batch_axes, counted
 from tfserve_kit.tensors import dtypes, from_proto
 
-Inputs = dict[str, NDArray[Any]]
 
-
-def random_inputs(signature: Signature, batch: int, seed: int) -> Inputs:
+def random_inputs(signature: Signature, batch: int, seed: int) -> Arrays:
     """Return random inputs that fit a signature.
 
     A parameter, an input without a batch axis, is the same in all of them: ones, or true. The parts
@@ -86,7 +84,7 @@ def _possible_rows(signature: Signature, axes: BatchAxes, batch: int) -> int:
     )
 
 
-def _levels(composite: Composite, signature: Signature, drawn: Inputs) -> Inputs:
+def _levels(composite: Composite, signature: Signature, drawn: Arrays) -> Arrays:
     """Return the parts of a ragged tensor in whose rows there is one value each.
 
     Raises:
@@ -140,7 +138,7 @@ _GIVE = "--input FILE with your own values, .npz or JSON"
 
 def recorded_inputs(
     arrays: Mapping[str, NDArray[Any]], batch: int, axes: BatchAxes | None = None
-) -> list[Inputs]:
+) -> list[Arrays]:
     """Return arrays cut into inputs of `batch` rows each; what is left over at the end is not sent.
 
     Args:
@@ -169,7 +167,7 @@ def encoded(
     protocol: Protocol,
     url: str,
     target: Target,
-    inputs: Sequence[Inputs],
+    inputs: Sequence[Arrays],
     expected: Sequence[Expected | None] | None = None,
     headers: Headers = MappingProxyType({}),
 ) -> list[Payload]:
@@ -215,7 +213,7 @@ def inputs_of(
     batch: int,
     note: Preprocessing,
     graph: PictureGraph | None = None,
-) -> list[Inputs]:
+) -> list[Arrays]:
     """Return the inputs of each distinct request.
 
     Args:
@@ -243,7 +241,7 @@ def inputs_of(
     return [inputs for arrays in read for inputs in _batches(arrays, batch, axes)]
 
 
-def _batches(arrays: Inputs, batch: int, axes: BatchAxes) -> list[Inputs]:
+def _batches(arrays: Arrays, batch: int, axes: BatchAxes) -> list[Arrays]:
     rows = axes.row_counts(arrays)
     if batch == 1 and axes.fixed_rows is None:
         return [arrays]
@@ -316,7 +314,7 @@ class _Recorded:
         at_s: when it came, in seconds by any clock; None where the log does not say.
     """
 
-    inputs: Inputs
+    inputs: Arrays
     signature: str
     at_s: float | None
 
@@ -455,7 +453,7 @@ class Preparer:
         self._target = Target(model, signature=signature)
         self._source, self._batch, self._base_path = source, batch, base_path
         self._timeout_s = timeout_s
-        self._inputs: Sequence[Inputs] | None = None
+        self._inputs: Sequence[Arrays] | None = None
 
     def prepare(self, url: str, options: OptionNames | None = None) -> Prepared:
         """Make requests for the server at a URL, and send one.

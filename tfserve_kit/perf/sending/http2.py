@@ -22,9 +22,7 @@ from tfserve_kit.perf.sending import frames
 from tfserve_kit.perf.sending.frames import PROTOCOL_ERROR, ProtocolError, goaway
 from tfserve_kit.perf.sending.judging import Judges
 from tfserve_kit.perf.sending.pools import RETRY_NS, Finished
-from tfserve_kit.perf.sending.sockets import READ, Link, Readiness, resolve
-
-Buffer = bytes | memoryview
+from tfserve_kit.perf.sending.sockets import READ, Buffer, Link, Readiness, resolve
 
 # A server that makes us answer, and does not read the answers, is cut off.
 _MOST_REPLIES = 10_000
@@ -261,10 +259,6 @@ _GOOD_END = frames.Meta(None, samples.OK, "")
 
 _Handler = Callable[[bytes, int, int], None]  # payload, flags, stream's id
 
-# key, status of a sample, when the first byte came, when the last one did, length of the message
-# without its prefix; a plain tuple, for tens of thousands are made in a second.
-Answer = tuple[int, int, int, int, int]
-
 
 class _Http2Connection:
     """One connection, from its preface on. Not thread-safe.
@@ -299,7 +293,7 @@ class _Http2Connection:
         self._block: _Block | None = None
         self._reader = frames.Reader()
         self._now_ns = 0
-        self._answers: list[Answer] = []
+        self._answers: list[Finished] = []
         self._handlers: dict[int, _Handler] = {
             frames.DATA: self._on_data,
             frames.HEADERS: self._on_headers,
@@ -359,7 +353,7 @@ class _Http2Connection:
         """Return what must be sent now, and forget it."""
         return self._outbox.take()
 
-    def receive(self, data: bytes, now_ns: int) -> list[Answer]:
+    def receive(self, data: bytes, now_ns: int) -> list[Finished]:
         """Take what the server has sent.
 
         Args:

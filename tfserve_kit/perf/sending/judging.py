@@ -29,14 +29,13 @@ from tfserve_kit.perf.samples import (
     WRONG_SHAPE,
 )
 from tfserve_kit.savedmodel import Signature
-from tfserve_kit.savedmodel.signatures import batch_axes
+from tfserve_kit.savedmodel.signatures import Arrays, batch_axes
 from tfserve_kit.tensors import TensorError, dtypes, from_proto
 from tfserve_kit.tensors import json as tensor_json
 from tfserve_kit.tensors.json import read_json
 from tfserve_kit.tensors.proto import decode_varint
 
 Axes = tuple[int | None, ...]
-Arrays = Mapping[str, NDArray[Any]]
 # Name of the type and shape of each output of an answer, by alias.
 Found = Mapping[str, tuple[str, tuple[int, ...]]]
 

@@ -27,7 +27,8 @@ RETRY_NS = 100_000_000
 
 
 # The end of a request: key, status of a sample, when the first byte of the answer came, when the
-# last one did (both as the pool's clock gives it), and the length of its body or message.
+# last one did (both by `time.monotonic_ns`), and the length of its body or message. A plain tuple:
+# tens of thousands are made in a second.
 Finished = tuple[int, int, int, int, int]
 
 
