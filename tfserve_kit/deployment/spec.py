@@ -9,9 +9,17 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import starmap
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from tfserve_kit import input_files, safe_text
@@ -34,6 +42,14 @@ LabelValue = Annotated[str, Field(pattern=f"^({_NAME})?$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]*$")]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_T = TypeVar("_T")
+_Several = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple)]  # TOML has lists
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,7 +59,7 @@ class VersionPolicy(_Section):
 
     latest: Positive | None = Field(default=None, description="the N highest version numbers")
     all: bool = Field(default=False, description="every version in the base path")
-    specific: tuple[Version, ...] = Field(
+    specific: _Several[Version] = Field(
         default=(), description="these version numbers, and no others"
     )
 
@@ -86,8 +102,6 @@ class Model(_Section):
                 known = "latest, all, {latest = N} or {specific = [N]}"
                 raise ValueError(f"is {value!r}; give {known}")
             return named[value]
-        if isinstance(value, dict) and isinstance(value.get("specific"), list):
-            return value | {"specific": tuple(value["specific"])}
         return value
 
     @model_validator(mode="after")
@@ -121,7 +135,7 @@ class Batching(_Section):
         default=None, description="batches that run at once (one for each CPU)"
     )
     thread_pool_name: str | None = Field(default=None, description="name of these threads")
-    allowed_batch_sizes: tuple[Positive, ...] = Field(
+    allowed_batch_sizes: _Several[Positive] = Field(
         default=(),
         description="sizes that batches are padded to, rising; the last is max_batch_size",
     )
@@ -134,11 +148,6 @@ class Batching(_Section):
     max_execution_batch_size: Positive | None = Field(
         default=None, description="maximum rows run at once when splitting (max_batch_size)"
     )
-
-    @field_validator("allowed_batch_sizes", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -302,7 +311,7 @@ class Docker(_Section):
 class Swarm(_Section):
     """Where replicas run and where they find the models; for the swarm engine alone."""
 
-    constraints: tuple[str, ...] = Field(
+    constraints: _Several[str] = Field(
         default=(), description='nodes that may run replicas, such as `["node.labels.gpu == yes"]`'
     )
     max_per_node: Positive | None = Field(
@@ -317,11 +326,6 @@ class Swarm(_Section):
         default=False, description="whether the image holds the models, at their base paths"
     )
 
-    @field_validator("constraints", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
 
 class Gateway(_Section):
     """HAProxy before the replicas, at the server's ports; for the swarm engine alone."""
@@ -334,14 +338,9 @@ class Gateway(_Section):
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None, description="port of its own metrics, at /metrics; left out: none"
     )
-    constraints: tuple[str, ...] = Field(
+    constraints: _Several[str] = Field(
         default=("node.role == manager",), description="nodes that may run it"
     )
-
-    @field_validator("constraints", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 class Kubernetes(_Section):
@@ -396,7 +395,7 @@ class Kubernetes(_Section):
     node_selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, description='labels of nodes that may run pods, `{gpu = "yes"}`'
     )
-    tolerations: tuple[dict[str, str], ...] = Field(
+    tolerations: _Several[dict[str, str]] = Field(
         default=(),
         description='taints that pods bear, `[{key = "nvidia.com/gpu", operator = "Exists"}]`',
     )
@@ -421,11 +420,6 @@ class Kubernetes(_Section):
         default_factory=dict,
         description="labels of the pods of this namespace that may call; left out: all may",
     )
-
-    @field_validator("tolerations", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _tolerations_are_known(self) -> Self:
