@@ -27,7 +27,7 @@ from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clock import Clock
 from tfserve_kit.deployment import DEFAULT_FILE, Spec, load
 from tfserve_kit.engines import Fleet, Plan, ServerHandle, process, registry
-from tfserve_kit.engines.base import ALIVE
+from tfserve_kit.engines.base import ALIVE, LOG_TAIL
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import (
     ModelNotFound,
@@ -205,7 +205,7 @@ def _attend(handle: ServerHandle, clock: Clock) -> None:
     raise ServerFailed(
         f"server {handle.server_name!r} ended by itself with {process.exit_text(state.exit_code)}",
         exit_code=state.exit_code,
-        log_tail=list(handle.logs(tail=launch.LOG_TAIL)),
+        log_tail=list(handle.logs(tail=LOG_TAIL)),
         remedy="the log below says why; `tfkit lint` looks for causes in the deployment",
     )
 

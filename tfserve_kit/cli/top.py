@@ -26,7 +26,6 @@ _COLUMNS = ("SERVER", "MODEL", "VERSIONS", "REQ/S", "ERR/S", "P50", "P99", "BATC
             "QUEUE P99", "CPU", "MEMORY")  # fmt: skip
 _UNKNOWN = "-"
 _MIB, _WHOLE = 1 << 20, 100
-_MOST_ROWS = 1000  # the server's own default
 _PATIENCE_S = 2.0
 
 
@@ -130,7 +129,7 @@ def _watched(
         spec = None  # of another tfkit, or gone meanwhile
     page = spec and spec.monitoring and spec.monitoring.path
     rest = where.rest
-    most = (spec.batching.max_batch_size or _MOST_ROWS) if spec and spec.batching else None
+    most = spec.batching.most_rows if spec and spec.batching else None
     return Watched(
         name=name,
         url=rest,

@@ -18,8 +18,6 @@ from tfserve_kit.savedmodel.scan import Scan, scan_graph
 # Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 TFLITE_FILE = "model.tflite"
 
-_DEFAULT_MAX_BATCH_SIZE = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -177,7 +175,7 @@ class Facts:
     @property
     def max_batch_size(self) -> int:
         """Most rows in a batch."""
-        return (self.batching and self.batching.max_batch_size) or _DEFAULT_MAX_BATCH_SIZE
+        return (self.batching or Batching()).most_rows
 
     @property
     def handlers(self) -> Mapping[str, int]:

@@ -29,7 +29,6 @@ _BURNS: Mapping[str, Sequence[tuple[float, float, float]]] = {
 _DAYS = 30
 # Bounds of the official server's latencies, in microseconds: 10, 18, ...
 _BOUNDS_US = tuple(10 * 1.8**exponent for exponent in range(33))
-_DEFAULT_MAX_BATCH_SIZE = 1000
 
 
 def render(
@@ -55,7 +54,7 @@ def render(
     """
     options, values = _options(spec), _rule_values(hour_s)
     bound_us = latency_bound_us(options)
-    host = "127.0.0.1" if spec.server.host in {"0.0.0.0", "::"} else spec.server.host  # noqa: S104
+    host = "127.0.0.1" if spec.server.is_everywhere else spec.server.host
     values |= {
         "job": job(spec),
         "path": options.path,
@@ -71,8 +70,7 @@ def render(
         "bound_ms": f"{bound_us / 1000:.4g}",
         # Prometheus 3 writes whole bounds as 18.0.
         "bound": re.escape(f"{bound_us:g}") + r"(\.0)?",
-        "max_batch_size": spec.batching
-        and (spec.batching.max_batch_size or _DEFAULT_MAX_BATCH_SIZE),
+        "max_batch_size": spec.batching and spec.batching.most_rows,
     }  # fmt: skip
     names = (PROMETHEUS, RULES, ALERTMANAGER)
     return {

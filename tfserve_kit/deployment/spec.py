@@ -149,9 +149,14 @@ class Batching(_Section):
         default=None, description="maximum rows run at once when splitting (max_batch_size)"
     )
 
+    @property
+    def most_rows(self) -> int:
+        """Most rows in a batch, with the server's own default."""
+        return self.max_batch_size or 1000
+
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        sizes, largest = self.allowed_batch_sizes, self.max_batch_size or 1000
+        sizes, largest = self.allowed_batch_sizes, self.most_rows
         if list(sizes) != sorted(set(sizes)):
             raise ValueError(f"allowed_batch_sizes must rise, but is {list(sizes)}")
         if sizes and sizes[-1] != largest:
@@ -217,6 +222,11 @@ class Server(_Section):
         description="further flags of tensorflow_model_server; left out, `grpc_max_threads` and "
         "`rest_api_num_threads` are 64, or 4 for each CPU where that is more",
     )
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it listens on all addresses of its machine."""
+        return self.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
 
     @property
     def pod_ports(self) -> tuple[int, int]:

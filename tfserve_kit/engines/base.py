@@ -50,6 +50,7 @@ class Phase(Enum):
 
 
 ALIVE = frozenset({Phase.STARTING, Phase.RUNNING})
+LOG_TAIL = 15  # last lines of a log, for an error to show
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,7 @@ class Replica:
 
 def endpoints(server: "Server") -> Endpoints:
     """Return where a server will answer; REST has no TLS in the official server."""
-    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
-    host = "127.0.0.1" if everywhere else server.host
+    host = "127.0.0.1" if server.is_everywhere else server.host
     host = f"[{host}]" if ":" in host else host
     scheme = "grpcs" if server.flags.get("ssl_config_file") else "grpc"
     return Endpoints(f"{scheme}://{host}:{server.grpc_port}", f"http://{host}:{server.rest_port}")

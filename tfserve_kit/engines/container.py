@@ -25,6 +25,7 @@ from tfserve_kit.engines.base import Endpoints, Plan, endpoints
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # Where its server listens (tensorflow_serving/tools/docker/Dockerfile).
 GRPC_PORT, REST_PORT = PORTS = 8500, 8501
+PLACE = Path("/tfkit")  # of what swarms and clusters give containers to read
 SERVER, FOLDER, ENDPOINTS, MODELS = (
     f"tfkit.{key}" for key in ("server", "folder", "endpoints", "models")
 )

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from tfserve_kit.deployment import render
 from tfserve_kit.deployment.spec import Spec, VersionPolicy
+from tfserve_kit.engines.base import LOG_TAIL
 from tfserve_kit.engines.container import official_image, with_image_ports
 from tfserve_kit.engines.docker import connected
 from tfserve_kit.errors import Problem, ServerFailed, SpecError, UsageError
@@ -211,7 +212,6 @@ def _requirements() -> Iterator[str]:
             yield requirement.strip()
 
 
-_LOG_TAIL = 15
 _CHATTER = (" ---> ", "Removing intermediate container ")
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
@@ -328,7 +328,7 @@ def build(folder: Path, tag: str, *, progress: Progress = SILENT) -> str:
 
 def _follow(lines: Iterator[dict[str, Any]], tag: str, progress: Progress) -> str:
     """Tell the steps of a build, and return the image's id, which comes near the end."""
-    tail: deque[str] = deque(maxlen=_LOG_TAIL)
+    tail: deque[str] = deque(maxlen=LOG_TAIL)
     image = step = failure = ""
     for line in lines:  # to the end, also after an error: else the connection stays open
         for text in str(line.get("stream", "")).splitlines():

@@ -30,7 +30,7 @@ from tfserve_kit.engines.base import (
     State,
     taken,
 )
-from tfserve_kit.engines.container import GRPC_PORT, REST_PORT, without_secrets
+from tfserve_kit.engines.container import without_secrets
 from tfserve_kit.engines.kubectl import Cluster, Object, reference
 from tfserve_kit.engines.records import (
     CLUSTER,
@@ -380,7 +380,7 @@ def _service_host(spec: Spec) -> str:
 def _endpoints(hosts: Sequence[str], spec: Spec, scheme: str = "") -> Endpoints:
     """Return where pods answer, or a name that stands for them."""
     server = spec.server
-    ports = {"grpc": server.grpc_port or GRPC_PORT, "http": server.rest_port or REST_PORT}
+    ports = dict(zip(("grpc", "http"), server.pod_ports, strict=True))
     is_tls = bool(server.flags.get("ssl_config_file"))
     names = {"grpc": "grpcs" if is_tls else "grpc", "http": "http"}
 

@@ -31,10 +31,10 @@ from tfserve_kit.deployment.flags import (
 )
 from tfserve_kit.deployment.spec import MOST_NAME, Kubernetes, Model, Spec
 from tfserve_kit.engines import container, draining
+from tfserve_kit.engines.container import PLACE
 from tfserve_kit.errors import Problem, SpecError
 
 KUSTOMIZATION = "kustomization.yaml"
-PLACE = Path("/tfkit")  # of the rendered files in the pods
 SERVER_CONTAINER = "server"
 _SECRETS = Path("/tfkit-secrets")
 _TLS_KEY, _GOOGLE_KEY = "ssl.txt", "key.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from tfserve_kit.engines import kubectl, manifests
-from tfserve_kit.engines.base import ALIVE, Phase, State, outlasting, together
+from tfserve_kit.engines.base import ALIVE, LOG_TAIL, Phase, State, outlasting, together
 from tfserve_kit.engines.kubectl import Cluster, Object
 from tfserve_kit.errors import ServerFailed, TfkitError
 
@@ -19,7 +19,6 @@ _HASH = "pod-template-hash"
 _KINDS = "deployments.apps,replicasets.apps,pods"
 _LOOK_S = 1.0
 _LAST_S = 8.0  # how long the last lines of a log are waited for
-_TAIL = 15
 # How long may last what keeps a container from starting: some of it passes by itself.
 _PATIENCE_S = {
     "CrashLoopBackOff": 0.0,
@@ -281,7 +280,7 @@ def _log_of(cluster: Cluster, pod: str) -> list[str]:
     """Return the last lines of a pod; of one that has just begun anew, those from before."""
     for more in (("--previous",), ()):
         with contextlib.suppress(TfkitError):
-            text = cluster.run("cannot read the log", "logs", pod, f"--tail={_TAIL}", *more)
+            text = cluster.run("cannot read the log", "logs", pod, f"--tail={LOG_TAIL}", *more)
             if text.strip():
                 return text.splitlines()
     return []

@@ -98,8 +98,7 @@ class ProcessEngine:
         server = spec.server
         config = home_of(server.name, self._folder) / CONFIG
         bind = (f"--bind_address={server.host}",) if self._binds_host else ()
-        everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
-        deaf = not self._binds_host and not everywhere
+        deaf = not self._binds_host and not server.is_everywhere
         note = f"{NATIVE_BINARY} cannot be told where to listen: it uses all addresses"
         return Plan(
             server_name=server.name,

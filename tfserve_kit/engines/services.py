@@ -25,21 +25,19 @@ from tfserve_kit.deployment import flags, render, tls
 from tfserve_kit.deployment.spec import Gateway, Spec
 from tfserve_kit.engines import container, draining
 from tfserve_kit.engines.base import Endpoints, Plan, endpoints
-from tfserve_kit.engines.container import GRPC_PORT, PORTS, REST_PORT, SERVER
+from tfserve_kit.engines.container import GRPC_PORT, PLACE, PORTS, REST_PORT, SERVER
 
 HASH, DEPLOYMENT, ROLE = "tfkit.hash", "tfkit.deployment", "tfkit.role"
 REPLICAS, GATEWAY = "replicas", "gateway"
-PLACE = Path("/tfkit")  # of configs and secrets in the containers
 _HAPROXY = "haproxy.cfg"
 # After the signal a replica still may get requests: so long Swarm's DNS and the gateway take.
 _SETTLE_S = 2
 # A replica whose node fell silent is given up after 13 s, not 15 minutes.
 _GATEWAY_SYSCTLS = {"net.ipv4.tcp_retries2": "5"}
 _SPARE_S = 10.0  # from the end of draining to SIGKILL
-_SECOND_NS = 1_000_000_000
+_NANO = _SECOND_NS = 1_000_000_000  # of a CPU, of a second
 _LEAST_SLOTS = 32
 _PREFIX = 30  # characters of a service's name in names of at most 64
-_NANO = 1_000_000_000
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 

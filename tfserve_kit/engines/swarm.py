@@ -25,6 +25,7 @@ from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import services
 from tfserve_kit.engines.base import (
     ALIVE,
+    LOG_TAIL,
     Availability,
     Endpoints,
     Phase,
@@ -53,7 +54,6 @@ from tfserve_kit.errors import EngineUnavailable, ServerFailed, UsageError
 from tfserve_kit.progress import SILENT, Progress
 
 _LOOK_S = 0.25
-_TAIL = 15
 _TASK_ID = "com.docker.swarm.task.id="
 # How long what prevents a replica from running may last: resources, or what a node lacks.
 _PATIENCE_S = {"pending": 10.0, "rejected": 3.0, "failed": 0.0, "complete": 0.0}
@@ -626,7 +626,7 @@ def _failed(api: Any, name: str, what: str) -> ServerFailed:
     remedies = "; ".join(known for part, known in _REMEDIES.items() if part in what)
     service = _service(api, name) or {}
     broken = [each["ID"] for each in _tasks(api, service.get("ID", "")) or [] if _is_broken(each)]
-    told = _told(api, service["ID"], {broken[-1]: ""}, tail=_TAIL) if broken else ()
+    told = _told(api, service["ID"], {broken[-1]: ""}, tail=LOG_TAIL) if broken else ()
     return ServerFailed(
         f"service {name} {what}",
         log_tail=[text for _, text in told],

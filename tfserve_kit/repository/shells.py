@@ -31,7 +31,7 @@ from tfserve_kit.repository import staging
 from tfserve_kit.repository.disk import Count
 from tfserve_kit.repository.intake import CHUNK_BYTES
 from tfserve_kit.repository.manifest import File, Files
-from tfserve_kit.repository.versions import RETIRED_PREFIX, parse_version
+from tfserve_kit.repository.versions import RETIRED_PREFIX, numbers_in
 from tfserve_kit.savedmodel import GRAPH_FILES
 
 # Each verb is one call. In a staging folder `content` is the version, `sums` its checksums. `mv -T`
@@ -258,7 +258,7 @@ def serving_graphs(held: Mapping[Place, Sequence[str]], folder: Path) -> Iterato
         folder: where the directories are made.
     """
     for index, (place, names) in enumerate(held.items()):
-        numbers = [number for name in names if (number := parse_version(name)) is not None]
+        numbers = numbers_in(names, "")
         graph = numbers and place.fetch_graph(max(numbers), folder / f"older-{index}")
         if graph:
             yield graph

@@ -11,7 +11,16 @@ from tfserve_kit.deployment import render
 from tfserve_kit.deployment.lint import lint
 from tfserve_kit.deployment.spec import Spec
 from tfserve_kit.engines import process, registry
-from tfserve_kit.engines.base import ALIVE, Engine, Fleet, Phase, Plan, ServerHandle, taken
+from tfserve_kit.engines.base import (
+    ALIVE,
+    LOG_TAIL,
+    Engine,
+    Fleet,
+    Phase,
+    Plan,
+    ServerHandle,
+    taken,
+)
 from tfserve_kit.errors import (
     DeadlineExceeded,
     Problem,
@@ -26,7 +35,6 @@ from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.serving import access
 from tfserve_kit.serving.waiting import wait_for_models
 
-LOG_TAIL = 15
 _LAST_WORDS_S = 1.0
 _HANGS_UP_WITHIN_S = 0.5
 

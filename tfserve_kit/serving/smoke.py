@@ -21,6 +21,7 @@ from tfserve_kit.clients.files import read_inputs_for
 from tfserve_kit.clients.sync import Client
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Phase, ServerHandle, process
+from tfserve_kit.engines.base import LOG_TAIL
 from tfserve_kit.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -232,7 +233,7 @@ def _require_alive(handle: ServerHandle, *, within_s: float, after: str = "") ->
     code = wait_until(ended, timeout_s=within_s, interval_s=0.02, clock=SystemClock())
     if code is not None:
         text = f"the server was ended{after} with {process.exit_text(code)}"
-        tail = list(handle.logs(tail=launch.LOG_TAIL))
+        tail = list(handle.logs(tail=LOG_TAIL))
         raise _refused(ServerFailed(text, log_tail=tail))
 
 
