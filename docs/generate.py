@@ -20,7 +20,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tfserve_kit.cli import COMMANDS, cli, exit_codes
+from tfserve_kit.cli import COMMANDS, cli, exits
 from tfserve_kit.deployment.flags import FLAGS
 from tfserve_kit.deployment.lint import RULES, Severity
 from tfserve_kit.deployment.spec import Spec
@@ -110,7 +110,7 @@ def _plain(value: object) -> str:
 
 def exit_codes_page() -> str:
     """Return the table of exit codes."""
-    rows = "".join(f"| {code} | {meaning} |\n" for code, meaning in exit_codes.rows())
+    rows = "".join(f"| {code} | {meaning} |\n" for code, meaning in exits.rows())
     return f"# Exit codes\n\n{MADE}| code | meaning |\n|---|---|\n{rows}"
 
 

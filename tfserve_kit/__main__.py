@@ -12,9 +12,9 @@ def main() -> None:
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     atexit.register(gc.freeze)  # the process ends: nothing needs to be collected any more
     from tfserve_kit import cli
-    from tfserve_kit.cli import interrupts
+    from tfserve_kit.cli import exits
 
-    interrupts.listen()
+    exits.listen()
     cli.main()
 
 

@@ -19,7 +19,7 @@
         ├── ServerOverloaded      the server is full: repeat later
         └── ServerFault           the server broke while answering: look at its log
 
-This module knows no exit code, no HTTP status and no gRPC code: `cli/exit_codes.py` and the
+This module knows no exit code, no HTTP status and no gRPC code: `cli/exits.py` and the
 tables in `clients/` translate at their edge.
 """
 

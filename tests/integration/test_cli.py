@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from tests.integration.commands import PATIENCE_S, remember
-from tfserve_kit.cli import COMMANDS, cli, exit_codes
+from tfserve_kit.cli import COMMANDS, cli, exits
 from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.engines import Availability, Endpoints, process, registry
 from tfserve_kit.engines.docker import DockerEngine
@@ -173,7 +173,7 @@ def test_version_is_that_of_the_package(tfkit):
 
 
 def test_every_exit_code_has_one_meaning():
-    rows = exit_codes.rows()
+    rows = exits.rows()
     assert [code for code, _ in rows] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 130]
 
 

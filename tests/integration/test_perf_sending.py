@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tfserve_kit.cli.exit_codes import REQUEST_FAILED, exit_code
+from tfserve_kit.cli.exits import REQUEST_FAILED, exit_code
 from tfserve_kit.clients import Target
 from tfserve_kit.clients.options import Options
 from tfserve_kit.errors import RequestError, ServerUnreachable, UsageError

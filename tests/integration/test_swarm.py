@@ -22,7 +22,7 @@ import pytest
 
 from tests.integration import images, nodes
 from tfserve_kit import connect, doctor
-from tfserve_kit.cli import exit_codes
+from tfserve_kit.cli import exits
 from tfserve_kit.clients import addresses
 from tfserve_kit.deployment import build
 from tfserve_kit.engines import Phase
@@ -512,7 +512,7 @@ def test_server_that_finds_no_place_is_refused_and_leaves_nothing(
     for (what, (_, message, remedy)), error in zip(refusals.items(), errors, strict=True):
         assert message in error.message, what
         assert remedy in "\n".join([error.remedy, *error.log_tail]), what
-        assert exit_codes.exit_code(error) == 5, what
+        assert exits.exit_code(error) == 5, what
     assert manager.docker("service", "ls", "--quiet", "--filter", "name=tfkit-refused") == ""
 
 

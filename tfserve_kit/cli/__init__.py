@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli import exits, output
 from tfserve_kit.errors import ServerUnreachable, TfkitError
 
 # Commands are imported when they are called, so that `tfkit --help` and `tfkit predict` are quick.
@@ -118,16 +118,16 @@ def main(argv: list[str] | None = None) -> None:
         code = cli.main(arguments, prog_name="tfkit", standalone_mode=False)
     except TfkitError as error:
         output.failure(_looked_into(error), as_json="--json" in arguments)
-        sys.exit(exit_codes.exit_code(error))
+        sys.exit(exits.exit_code(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         with contextlib.suppress(OSError):
             output.note("Interrupted.")
-        sys.exit(exit_codes.INTERRUPTED)
+        sys.exit(exits.INTERRUPTED)
     except OSError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # click could not say so
-            sys.exit(exit_codes.INTERRUPTED)  # for the terminal is what is gone
+            sys.exit(exits.INTERRUPTED)  # for the terminal is what is gone
         raise
-    sys.exit(code if isinstance(code, int) else exit_codes.OK)
+    sys.exit(code if isinstance(code, int) else exits.OK)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli import exits, output
 from tfserve_kit.cli.options import (
     ServerChoice,
     base_path_option,
@@ -201,5 +201,5 @@ def _exit_code(failed: int, missed: Sequence[str]) -> int:
         output.note(f"Gate failed: {text}.")
     if failed:
         output.note(f"{failed} examples got no answer.")
-        return exit_codes.REQUEST_FAILED
-    return exit_codes.GATE_FAILED if missed else exit_codes.OK
+        return exits.REQUEST_FAILED
+    return exits.GATE_FAILED if missed else exits.OK

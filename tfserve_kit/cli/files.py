@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tfserve_kit.cli import exit_codes, options, output
+from tfserve_kit.cli import exits, options, output
 from tfserve_kit.cli.options import json_option
 from tfserve_kit.cli.output import force_option, require_writable
 from tfserve_kit.deployment import DEFAULT_FILE, Spec, build, monitoring, render
@@ -136,7 +136,7 @@ def lint_command(
     output.result("findings", data, as_json=as_json, text=text)
     bad = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     failed = any(each.severity in bad for each in found)
-    return exit_codes.SPEC_INVALID if failed else exit_codes.OK
+    return exits.SPEC_INVALID if failed else exits.OK
 
 
 @click.command("build-image")

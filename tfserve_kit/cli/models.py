@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfserve_kit import processes, savedmodel, strict_json
-from tfserve_kit.cli import exit_codes, options, output
+from tfserve_kit.cli import exits, options, output
 from tfserve_kit.cli.options import (
     ServerChoice,
     access_options,
@@ -229,8 +229,8 @@ def push_model_command(
 
 def _swap_code(report: "SwapReport | None") -> int:
     if report is None or report.passed:
-        return exit_codes.OK
-    return exit_codes.SERVER_FAILED if report.failure else exit_codes.GATE_FAILED
+        return exits.OK
+    return exits.SERVER_FAILED if report.failure else exits.GATE_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +423,7 @@ def verify_command(base_path: Path, numbers: tuple[int, ...], as_json: bool) -> 
     text = output.table(("VERSION", "STATE"), [(row["version"], _state(row)) for row in rows])
     output.result("verify", rows, as_json=as_json, text=text)
     damaged = any(row["problems"] for row in rows)
-    return exit_codes.PUSH_REFUSED if damaged else exit_codes.OK
+    return exits.PUSH_REFUSED if damaged else exits.OK
 
 
 def _verify_row(version: Version, progress: Progress) -> dict[str, Any]:

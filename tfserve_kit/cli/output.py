@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO, TypeVar
 import click
 
 from tfserve_kit import safe_text, strict_json
-from tfserve_kit.cli import exit_codes
+from tfserve_kit.cli import exits
 from tfserve_kit.errors import Problem, TfkitError, UsageError, file_error
 from tfserve_kit.safe_text import one_line, printable, printable_json
 
@@ -260,7 +260,7 @@ def _quietly(stream: TextIO) -> Iterator[None]:
         os.dup2(nowhere, stream.fileno())  # what is buffered is written at exit, too
         os.close(nowhere)
         if error.errno in _NOBODY_READS:
-            raise SystemExit(exit_codes.INTERRUPTED) from None
+            raise SystemExit(exits.INTERRUPTED) from None
         if stream is getattr(sys.stdout, "stream", sys.stdout):  # remarks may be lost, not results
             raise file_error(UsageError, "write", "standard output", error) from error
 

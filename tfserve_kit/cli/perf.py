@@ -16,8 +16,8 @@ import click
 from click.core import ParameterSource
 
 from tfserve_kit import strict_json
-from tfserve_kit.cli import exit_codes, output
-from tfserve_kit.cli.interrupts import deferred
+from tfserve_kit.cli import exits, output
+from tfserve_kit.cli.exits import deferred
 from tfserve_kit.cli.options import (
     access_options,
     deployment_options,
@@ -173,7 +173,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     Latency counts from the moment each request was due. Ctrl-C ends a run early and reports it.
     """
     if context.invoked_subcommand:
-        return exit_codes.OK
+        return exits.OK
     from tfserve_kit.perf import gate, report
     from tfserve_kit.perf.measuring import Bench, PerfOptions, Session
 
@@ -202,7 +202,7 @@ def perf_command(context: click.Context, /, as_json: bool, **given: Any) -> int:
     data, text = report.measurement(found, options.slo, verdicts)
     with output.in_any_case(partial(output.result, "perf", data, as_json=as_json, text=text)):
         _keep(found.runs, outputs, *files)
-    return exit_codes.INTERRUPTED if stop.is_set() else _exit_code(found, verdicts)
+    return exits.INTERRUPTED if stop.is_set() else _exit_code(found, verdicts)
 
 
 _FILES = ("samples", "page", "markdown")
@@ -220,12 +220,12 @@ def _exit_code(found: "Measurement", verdicts: Sequence["Verdict"]) -> int:
     A search without result fails like a gate; without a single success nothing was measured.
     """
     if found.max_rate == 0.0 or not all(each.passed for each in verdicts):
-        return exit_codes.GATE_FAILED
-    return exit_codes.OK if found.has_answers else exit_codes.REQUEST_FAILED
+        return exits.GATE_FAILED
+    return exits.OK if found.has_answers else exits.REQUEST_FAILED
 
 
 def _judged(verdicts: Sequence["Verdict"]) -> int:
-    return exit_codes.OK if all(each.passed for each in verdicts) else exit_codes.GATE_FAILED
+    return exits.OK if all(each.passed for each in verdicts) else exits.GATE_FAILED
 
 
 def serving(url: str) -> RunningServer | None:
@@ -541,7 +541,7 @@ def capacity_command(
     with output.in_any_case(partial(output.result, "capacity", data, as_json=as_json, text=text)):
         if page_file:
             _write_text(page_file, report_html.capacity_page(found))
-    return exit_codes.OK if found.kept else exit_codes.GATE_FAILED
+    return exits.OK if found.kept else exits.GATE_FAILED
 
 
 def _capacity_text(found: "CapacityPlan") -> str:
@@ -642,7 +642,7 @@ def tune_command(
             wrote += results.write(tuned.winner.candidate, spec, config, folder)
     if tuned.is_interrupted:
         output.note("Run the same command to resume")
-    return exit_codes.INTERRUPTED if tuned.is_interrupted else exit_codes.OK
+    return exits.INTERRUPTED if tuned.is_interrupted else exits.OK
 
 
 def _require_optuna() -> None:

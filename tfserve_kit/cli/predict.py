@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli import exits, output
 from tfserve_kit.cli.options import (
     ServerChoice,
     base_path_option,
@@ -114,7 +114,7 @@ def _show(
             raise
         shown.finish()
         output.failure(error, as_json=False)  # the result has been printed
-        return exit_codes.exit_code(error)
+        return exits.exit_code(error)
     except KeyboardInterrupt:
         shown.finish()
         raise
@@ -157,7 +157,7 @@ class _Shown:
         self._started_s = time.perf_counter()
         self._prepare_s = self._answer_s = 0.0
         self._expected = self._failed = self.count = 0
-        self.exit_code = exit_codes.OK
+        self.exit_code = exits.OK
         self._how: dict[str, dict[str, str]] = {}
         self._classifier: Classifier | None = None
         self._said: set[str] = set()
@@ -214,7 +214,7 @@ class _Shown:
         self.count += 1
         if isinstance(found, RequestError):
             self._failed += 1
-            self.exit_code = exit_codes.exit_code(found)
+            self.exit_code = exits.exit_code(found)
             self._progress.fault(str(found))
         else:
             self._remark(name, found)

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from tfserve_kit import safe_text
-from tfserve_kit.cli import exit_codes, options, output
-from tfserve_kit.cli.interrupts import deferred
+from tfserve_kit.cli import exits, options, output
+from tfserve_kit.cli.exits import deferred
 from tfserve_kit.cli.options import (
     ServerChoice,
     access_options,
@@ -240,7 +240,7 @@ def status_command(
         rows = list(_rows(client, [each.target() for each in places], timeout_s))
     blocks = [_table(rows), *([] if as_json else _replicas_at(address))]
     output.result("status", rows, as_json=as_json, text="\n\n".join(blocks))
-    return exit_codes.OK
+    return exits.OK
 
 
 def _status_of_fleet(
@@ -248,14 +248,14 @@ def _status_of_fleet(
 ) -> int:
     """Show a block for each server of a fleet; return the exit code, of the first that fails."""
     rows, blocks = list[dict[str, Any]](), list[str]()
-    code = exit_codes.OK
+    code = exits.OK
     for url in addresses.servers(address):
         try:
             with places[0].access.connect(url) as client:
                 found = list(_rows(client, [each.target() for each in places], timeout_s))
             blocks.append(f"{url}\n{_table(found)}")
         except RequestError as error:
-            code = code or exit_codes.exit_code(error)
+            code = code or exits.exit_code(error)
             found = [dict.fromkeys(_COLUMNS) | {"state": "UNKNOWN", "error": error.message}]
             blocks.append(f"{url}\n  {error}")
         rows += [{"replica": url} | row for row in found]
@@ -552,8 +552,8 @@ def doctor_command(binary: str | None, config: Path | None, as_json: bool) -> in
     data = [dict(zip(_CHECKED, row, strict=True)) for row in rows]
     output.result("checks", data, as_json=as_json, text=text)
     if doctor.can_serve(checks):
-        return exit_codes.OK
-    return exit_codes.ENGINE_UNAVAILABLE
+        return exits.OK
+    return exits.ENGINE_UNAVAILABLE
 
 
 def _valid() -> Spec | None:

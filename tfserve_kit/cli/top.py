@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfserve_kit.cli import exit_codes, output
+from tfserve_kit.cli import exits, output
 from tfserve_kit.cli.options import access_options, finite, json_option
 from tfserve_kit.cli.target import look_at, reaching, read_url
 from tfserve_kit.clients import Target
@@ -70,18 +70,18 @@ def top_command(
     rounds = _rounds(watched, interval_s)
     if sys.stdout.isatty() and not once and not as_json:
         output.refreshed(_COLUMNS, map(_table, rounds))
-        return exit_codes.OK
+        return exits.OK
     for found in rounds:
         output.result("top", found, as_json=as_json, text=output.table(_COLUMNS, _table(found)))
         if once or not as_json:
             return _code(found)
-    return exit_codes.OK
+    return exits.OK
 
 
 def _code(found: Sequence[dict[str, Any]]) -> int:
     """Return the code of one look: where no server at all answers, that is a failure."""
     answers = any(each["state"] in {"running", "no metrics"} for each in found)
-    return exit_codes.OK if answers else exit_codes.SERVER_FAILED
+    return exits.OK if answers else exits.SERVER_FAILED
 
 
 def _at(url: str, access: Access) -> Iterator["Watched"]:
