@@ -352,7 +352,7 @@ _EXACT_POWER = 22  # of ten, as a float64
 _NARROW = {"half", "bfloat16", "float"}
 _MOST_BYTES = 4 << 30  # of an output that is written
 _MOST_SHOWN = 4_000_000  # values in one JSON document; more would take gigabytes
-NPZ_MARK = b"outputs of a request, written by tfkit"
+_NPZ_MARK = b"outputs of a request, written by tfkit"
 _MOST_VALUES, _MOST_CHARACTERS = 8, 60  # of a description
 
 
@@ -372,7 +372,7 @@ def write_npz(file: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
     try:
         # Not numpy.savez: there an alias such as "file" would be an argument.
         with zipfile.ZipFile(file, "w") as archive:
-            archive.comment = NPZ_MARK
+            archive.comment = _NPZ_MARK
             for alias, array in arrays.items():
                 with archive.open(f"{alias}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)

@@ -11,7 +11,7 @@ from tfserve_kit.clients.options import Options, for_grpc, read_pem
 from tfserve_kit.clients.protocol import GrpcRequest, Outcome, Reply
 from tfserve_kit.http.messages import user_agent
 
-Metadata = tuple[tuple[str, str | bytes], ...]
+_Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class GrpcTransport:
@@ -155,7 +155,7 @@ def _address(url: str) -> tuple[str, bool]:
     return place if separator else url, scheme.lower() == "grpcs"
 
 
-def _joined(headers: Metadata | None, request: GrpcRequest) -> Metadata | None:
+def _joined(headers: _Metadata | None, request: GrpcRequest) -> _Metadata | None:
     """Return what goes with every request, and what goes with this one instead."""
     if not request.headers:
         return headers

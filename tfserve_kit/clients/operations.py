@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 _Model = tuple[str, int | None, str | None]
 
-VERBS = ("classify", "regress")
+_VERBS = ("classify", "regress")
 
 OnError = Literal["raise", "isolate"]
 
@@ -160,7 +160,7 @@ class Operations:
     ) -> Flow[dict[str, Inferred]]:
         """Ask several signatures about the same examples."""
         for signature, verb in tasks.items():
-            if verb not in VERBS:
+            if verb not in _VERBS:
                 raise UsageError(
                     f"signature {signature!r} has the unknown task {verb!r}",
                     remedy="give classify or regress for each signature",

@@ -35,7 +35,7 @@ from tfserve_kit.pictures.preprocessing import Preprocessing
 from tfserve_kit.safe_text import csv_cell, printable_html
 
 # Models with more classes have no matrix that could be read.
-MOST_MATRIX_CLASSES = 40
+_MOST_MATRIX_CLASSES = 40
 _MOST_TEXT_CLASSES = 20
 _WORST, _WORST_IN_TEXT = 24, 5
 _CONFUSED, _CONFUSED_IN_TEXT = 20, 5
@@ -133,7 +133,7 @@ def summarize(outcome: SubjectResult, top_k: int) -> SubjectSummary:
     ranks = np.array([answer.rank for answer in answers], np.int64)
     scores = np.array([answer.score for answer in answers], np.float64)  # None becomes NaN
     right, wrong = true == predicted, int(np.count_nonzero(true != predicted))
-    shows_matrix = classes <= MOST_MATRIX_CLASSES
+    shows_matrix = classes <= _MOST_MATRIX_CLASSES
     return SubjectSummary(
         name=outcome.subject.name,
         versions=outcome.versions,
@@ -399,10 +399,10 @@ def _data_uri(picture: bytes) -> str:
 
 def _listed(summary: SubjectSummary) -> list[ClassScores]:
     """Return all classes, or the worst that have examples where they are many."""
-    if len(summary.classes) <= MOST_MATRIX_CLASSES:
+    if len(summary.classes) <= _MOST_MATRIX_CLASSES:
         return summary.classes
     present = [each for each in summary.classes if each.support]
-    return sorted(present, key=lambda each: each.f1 or 0.0)[:MOST_MATRIX_CLASSES]
+    return sorted(present, key=lambda each: each.f1 or 0.0)[:_MOST_MATRIX_CLASSES]
 
 
 def _shade(count: int, of: int) -> float:

@@ -205,7 +205,7 @@ def worst_mistakes(
 
 
 # Differences that chance alone makes more often than this prove nothing.
-SIGNIFICANCE = 0.05
+_SIGNIFICANCE = 0.05
 _DRAWS = 10_000
 
 
@@ -232,7 +232,7 @@ class ModelComparison:
     @property
     def verdict(self) -> str:
         """What can be said of the second: `better`, `worse` or `no difference found`."""
-        if self.p_value >= SIGNIFICANCE:
+        if self.p_value >= _SIGNIFICANCE:
             return "no difference found"
         return "worse" if self.difference > 0 else "better"
 

@@ -195,8 +195,8 @@ class _Sample:
 
 
 # By the names that the command line knows; a space counts once, before the label.
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
-_NAMES = {character: name for name, character in SEPARATORS.items()}
+_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
+_NAMES = {character: name for name, character in _SEPARATORS.items()}
 _DECLARED = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # how Excel says it, in a line of its own
 _HEAD_LINES = 50
 

@@ -32,7 +32,7 @@ _MOST_ERRORS = 0.001
 # Runs in which so many more requests are in flight, and that are no slower, show idle slots.
 _MORE, _SLOWER = 1.5, 1.1
 # What the model may miss by of the runs that it is made from.
-TOLERANCE = 0.2
+_TOLERANCE = 0.2
 _NEARLY_FULL = 0.95
 _MOST_REPLAYED = 200_000
 _LEAST_RUNS_OF_BATCHING = 3
@@ -266,10 +266,10 @@ def _require_batching_measured(runs: Sequence[NamedRun], checks: Sequence[_Check
     worst = max(checks, key=lambda check: check.miss)
     if not batching:
         return
-    if len(runs) < _LEAST_RUNS_OF_BATCHING or worst.miss > TOLERANCE:
+    if len(runs) < _LEAST_RUNS_OF_BATCHING or worst.miss > _TOLERANCE:
         reason = (
             f"the model misses {worst.name} by {worst.miss:.0%}"
-            if worst.miss > TOLERANCE
+            if worst.miss > _TOLERANCE
             else "its effect shows at three loads or more"
         )
         raise UsageError(
@@ -297,7 +297,7 @@ def _assumptions(
     if failed := sum(int(np.count_nonzero(is_error(each.run.samples))) for each in runs):
         yield f"{failed:,} failed requests are left out; no request fails in the simulation."
     for check in checks:
-        if check.miss > TOLERANCE:
+        if check.miss > _TOLERANCE:
             yield (
                 f"WARNING: the model misses {check.name} by {check.miss:.0%}: the latency of this "
                 "server depends on its load in another way, and so may the answer."

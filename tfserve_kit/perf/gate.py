@@ -307,7 +307,7 @@ class _Search:
 
 CHANGE_CONFIDENCE = 0.95
 # A change that surely is smaller than this is none.
-SAME_SHARE = 0.05
+_SAME_SHARE = 0.05
 
 _DRAWS = 1000
 _BLOCKS = 40
@@ -332,7 +332,7 @@ class Difference:
         low: lower end of the change's interval; None where the runs are too short for one.
         high: its upper end.
         outcome: `better` or `worse` if the interval excludes no change at all, `equal` if it lies
-            within `SAME_SHARE` of it, else `unclear`.
+            within `_SAME_SHARE` of it, else `unclear`.
     """
 
     name: str
@@ -389,7 +389,7 @@ def _difference(name: str, old: float, new: float, draws: list[Floats | None]) -
     outcome: Outcome = "unclear"
     if low > 0 or high < 0:
         outcome = "better" if (low > 0) == (name == "rate") else "worse"
-    elif low > -SAME_SHARE and high < SAME_SHARE:
+    elif low > -_SAME_SHARE and high < _SAME_SHARE:
         outcome = "equal"
     return Difference(name, old, new, new / old - 1, low, high, outcome)
 

@@ -31,8 +31,8 @@ from tfserve_kit.perf.stats import NamedRun, Summary
 from tfserve_kit.progress import SILENT, Progress
 from tfserve_kit.version import VERSION
 
-POISON, OVERLOAD = "poison", "overload"
-POISON_EVERY = 100
+_POISON, _OVERLOAD = "poison", "overload"
+_POISON_EVERY = 100
 
 _GRACE_S = 30.0
 _POLL_S = 0.05
@@ -55,7 +55,9 @@ class Command:
 
 def command_of(during: str) -> Command | None:
     """Return the shell command that a disturbance is; None for those that change what is sent."""
-    return None if during in {"", POISON, OVERLOAD} else Command(safe_text.redacted(during), during)
+    return (
+        None if during in {"", _POISON, _OVERLOAD} else Command(safe_text.redacted(during), during)
+    )
 
 
 class _Disturbance:
@@ -230,8 +232,8 @@ class Bench:
     def measure(self, load: Load) -> Run:
         """Send a load and return all that is known of the run."""
         payloads, about = self.payloads, dict(self.about)
-        if self.during == POISON:
-            payloads, about = poisoned(payloads), about | {"poison_every": POISON_EVERY}
+        if self.during == _POISON:
+            payloads, about = poisoned(payloads), about | {"poison_every": _POISON_EVERY}
         if self.during:
             about["during"] = safe_text.redacted(self.during)
         place = describe_environment()
@@ -273,11 +275,11 @@ def _overload_marks(load: Load) -> Iterator[Mark]:
 
 
 def poisoned(payloads: Sequence[Payload]) -> list[Payload]:
-    """Return payloads of which every `POISON_EVERY`-th is a request that no server can read."""
-    turns = range(math.lcm(POISON_EVERY, len(payloads)))
+    """Return payloads of which every `_POISON_EVERY`-th is a request that no server can read."""
+    turns = range(math.lcm(_POISON_EVERY, len(payloads)))
     return [
         payloads[i % len(payloads)]._replace(body=b"\xff\xff not a request \xff")
-        if i % POISON_EVERY == POISON_EVERY - 1
+        if i % _POISON_EVERY == _POISON_EVERY - 1
         else payloads[i % len(payloads)]
         for i in turns
     ]
@@ -347,9 +349,9 @@ class PerfOptions:
         with_rate = self.rate or self.ramp or self.find_max
         if with_rate and len(self.concurrency) > 1:
             raise UsageError("several --concurrency with a rate", remedy="give --max-in-flight")
-        if self.during == OVERLOAD and not self.rate:
+        if self.during == _OVERLOAD and not self.rate:
             raise UsageError("--during overload doubles a rate", remedy="give --rate")
-        if self.during == POISON and self.processes > 1:
+        if self.during == _POISON and self.processes > 1:
             raise UsageError("--during poison with several --processes", remedy="give just one")
         self._require_consistent_replay()
 
@@ -363,7 +365,7 @@ class PerfOptions:
                 f"--replay with {', '.join(wrong)}: the log says what is sent and when",
                 remedy="leave that out; --requests N sends the first N",
             )
-        if self.during == OVERLOAD:
+        if self.during == _OVERLOAD:
             raise UsageError("--during overload with --replay", remedy="give --speed 2 instead")
         if self.rate and self.speed is not None:
             raise UsageError("--rate and --speed both say how fast to send", remedy="give one")
@@ -501,7 +503,7 @@ class Session:
             duration_s,
             end_rate=end_rate,
             arrivals=self._options.arrivals,
-            is_overload=self._options.during == OVERLOAD,
+            is_overload=self._options.during == _OVERLOAD,
             max_in_flight=self._options.max_in_flight,
         )
 

@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 36
 _MOST_TICKS = 6
 
-Point = tuple[float, float]
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _Line:
     """
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[_Point]
     tone: int = 1
     dots: Sequence[str] = ()
 
@@ -106,7 +106,7 @@ class _Plot:
     marks: Sequence[tuple[float, str]] = ()
     until: float | None = None
     shade: str = ""
-    bands: Sequence[tuple[Sequence[Point], int]] = field(default=())
+    bands: Sequence[tuple[Sequence[_Point], int]] = field(default=())
 
     def svg(self) -> str:
         """Return the plot as an SVG element with classes `tone1` and so on."""
@@ -115,7 +115,7 @@ class _Plot:
             parts += self._line(line)
         return _svg(self.title, [*parts, *self._marks()], _HEIGHT)
 
-    def _at(self, point: Point) -> Point:
+    def _at(self, point: _Point) -> _Point:
         x = _LEFT + self.x.place(point[0]) * (_WIDTH - _LEFT - _RIGHT)
         return x, _HEIGHT - _BOTTOM - self.y.place(point[1]) * (_HEIGHT - _TOP - _BOTTOM)
 
@@ -187,11 +187,11 @@ def _svg(title: str, parts: Iterable[str], height: int) -> str:
     return "".join([head, f"<title>{name}</title>", *parts, "</svg>"])
 
 
-def _stroke(kind: str, points: Sequence[Point]) -> str:
+def _stroke(kind: str, points: Sequence[_Point]) -> str:
     return f'<polyline class="{kind}" points="{" ".join(map(_pair, points))}"/>'
 
 
-def _pair(point: Point) -> str:
+def _pair(point: _Point) -> str:
     return f"{point[0]:.1f},{point[1]:.1f}"
 
 
@@ -421,7 +421,7 @@ def _places(count: int) -> list[int]:
     return sorted({count - max(1, round(float(each))) for each in slower})
 
 
-def _band(summary: Summary) -> list[Point]:
+def _band(summary: Summary) -> list[_Point]:
     known = [each for each in summary.latency.quantiles if each.low_s and each.high_s]
     above = [(1 / (1 - each.q), _ms(each.high_s)) for each in known]
     below = [(1 / (1 - each.q), _ms(each.low_s)) for each in reversed(known)]

@@ -45,7 +45,7 @@ WRONG_ROWS = 109
 WRONG_SHAPE = 110
 
 # Source of the gRPC names: https://grpc.io/docs/guides/status-codes/
-STATUS_NAMES: Mapping[int, str] = dict(enumerate((
+_STATUS_NAMES: Mapping[int, str] = dict(enumerate((
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
     "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",
     "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
@@ -106,7 +106,7 @@ class Run:
 
 def status_name(code: int) -> str:
     """Return the name of a sample's status."""
-    return STATUS_NAMES.get(code, f"status {code}")
+    return _STATUS_NAMES.get(code, f"status {code}")
 
 
 def latency_ns(samples: Samples) -> Nanoseconds:

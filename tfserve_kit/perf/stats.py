@@ -189,13 +189,13 @@ def _middle_and_ends(
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
 # A generator later than this, and later than a tenth of what it measures, measures itself.
-LAG_FLOOR_S = 0.001
-LAG_SHARE = 0.1
+_LAG_FLOOR_S = 0.001
+_LAG_SHARE = 0.1
 # From this share on, what is said of the rest needs a word of warning.
 _NOTEWORTHY = 0.01
 _LOCAL = ("//localhost", "//127.", "//[::1]", "unix:")
 
-TimesOf = Callable[[Samples], Nanoseconds]
+_TimesOf = Callable[[Samples], Nanoseconds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +401,7 @@ def by_replica(run: Run) -> list[_Part]:
     ]
 
 
-def _distribution(samples: Samples, times_ns: TimesOf) -> Distribution:
+def _distribution(samples: Samples, times_ns: _TimesOf) -> Distribution:
     """Return how long requests took.
 
     Args:
@@ -505,7 +505,7 @@ def _invalid(lag_p99_s: float, latency: Distribution) -> tuple[str, str]:
             "no request succeeded",
             "look at the errors, and try the request with `tfkit request`",
         )
-    if lag_p99_s > max(LAG_FLOOR_S, LAG_SHARE * (latency.value_s("p50") or latency.mean_s)):
+    if lag_p99_s > max(_LAG_FLOOR_S, _LAG_SHARE * (latency.value_s("p50") or latency.mean_s)):
         late = f"the load generator itself was {lag_p99_s * 1e3:.1f} ms late (99th percentile)"
         return (
             f"{late}, so the figures say nothing about the server",

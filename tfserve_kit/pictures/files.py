@@ -22,11 +22,11 @@ from tfserve_kit.errors import InvalidRequest, UsageError, file_error
 from tfserve_kit.http import downloads
 
 # Larger files are not pictures but a mistake, and would fill the memory.
-MAX_BYTES = 256 * 1024 * 1024
+_MAX_BYTES = 256 * 1024 * 1024
 # What is looked for in folders; any name will do for a file that is named itself.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-STDIN = "-"
+_STDIN = "-"
 _SHOWN = 3
 _MOST_REDIRECTS = 10
 _REMEDIES = {
@@ -109,7 +109,7 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
         UsageError: a folder or pattern has no picture, or `-` stands twice.
     """
     names = list(given)
-    if names.count(STDIN) > 1:
+    if names.count(_STDIN) > 1:
         raise UsageError(
             "- stands for one picture on standard input; give it once",
             remedy="leave out all but one -",
@@ -119,7 +119,7 @@ def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[Pic
 
 
 def _files(name: str, stdin: BinaryIO, patience: _Patience) -> Iterator[PictureFile]:
-    if name == STDIN:
+    if name == _STDIN:
         yield PictureFile("standard input", lambda: _limited(stdin, "standard input"))
     elif name.lower().startswith(("http://", "https://")):
         shown = safe_text.redacted_url(name)
@@ -204,14 +204,14 @@ def _read(path: str) -> bytes:
 
 
 def _limited(stream: BinaryIO, name: str) -> bytes:
-    data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
+    data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
         raise _too_large(name)
     return data
 
 
 def _too_large(name: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} has more than {MAX_BYTES:,} bytes", remedy="make it smaller")
+    return InvalidRequest(f"{name} has more than {_MAX_BYTES:,} bytes", remedy="make it smaller")
 
 
 def _downloaded(url: str, patience: _Patience) -> bytes:
@@ -219,7 +219,7 @@ def _downloaded(url: str, patience: _Patience) -> bytes:
     try:
         with (
             patience.passing() as ends_s,
-            downloads.opened(url, ends_s, MAX_BYTES, most_redirects=_MOST_REDIRECTS) as found,
+            downloads.opened(url, ends_s, _MAX_BYTES, most_redirects=_MOST_REDIRECTS) as found,
         ):
             return b"".join(found.chunks)
     except downloads.DownloadError as error:
@@ -241,7 +241,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]{16,}={0,2}\s*")
 
 
 # No message holds more.
-MAX_FILE_BYTES = 1 << 30
+_MAX_FILE_BYTES = 1 << 30
 
 
 def read_file(path: Path) -> bytes:
@@ -251,13 +251,13 @@ def read_file(path: Path) -> bytes:
         InvalidRequest: it cannot be read, or is too large for a request.
     """
     try:
-        with nullcontext(sys.stdin.buffer) if str(path) == STDIN else path.open("rb") as stream:
+        with nullcontext(sys.stdin.buffer) if str(path) == _STDIN else path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
-            data = stream.read(min(size or MAX_FILE_BYTES, MAX_FILE_BYTES) + 1)
+            data = stream.read(min(size or _MAX_FILE_BYTES, _MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise file_error(InvalidRequest, "read", path, error) from error
-    if len(data) > MAX_FILE_BYTES:
-        text = f"{path} has more than {MAX_FILE_BYTES:,} bytes"
+    if len(data) > _MAX_FILE_BYTES:
+        text = f"{path} has more than {_MAX_FILE_BYTES:,} bytes"
         raise InvalidRequest(text, remedy="send it in several files")
     return data
 

@@ -54,7 +54,7 @@ def _typical(values: NDArray[Any]) -> float:
     return float(np.mean(values.astype(np.float64)))
 
 
-ARITHMETIC: Mapping[str, Callable[[_Affine, NDArray[Any], int, str], _Affine | None]] = {
+_ARITHMETIC: Mapping[str, Callable[[_Affine, NDArray[Any], int, str], _Affine | None]] = {
     "Add": lambda affine, other, _, name: _shifted(affine, other, name),
     "AddV2": lambda affine, other, _, name: _shifted(affine, other, name),
     "BiasAdd": lambda affine, other, _, name: _shifted(affine, other, name),
@@ -398,12 +398,12 @@ def _changed(graph: Graph, where: _Place, node: Any, at: int, affine: _Affine) -
     """Return how values are scaled behind a node; None if it does more than scale and shift."""
     if node.op in _MOVES:
         return affine if at == 0 or node.op in {"Pack", "Split"} else None
-    if node.op not in ARITHMETIC or len(node.input) < 2 or at > 1:  # noqa: PLR2004 (two operands)
+    if node.op not in _ARITHMETIC or len(node.input) < 2 or at > 1:  # noqa: PLR2004 (two operands)
         return None
     other = _constant(graph, _Place(where.calls, where.function, node.input[1 - at]))
     if other is None or not other.size:
         return None
-    return ARITHMETIC[node.op](affine, other, at, node.name)
+    return _ARITHMETIC[node.op](affine, other, at, node.name)
 
 
 # What is computed of constants alone before a picture meets it, such as the root of a variance.

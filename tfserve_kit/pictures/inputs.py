@@ -18,7 +18,7 @@ from tfserve_kit.savedmodel import Signature, TensorSpec
 from tfserve_kit.tensors import dtypes
 
 # Of a row: [height, width, channels], [height, width] of grey, or [values].
-IMAGE_RANK, GREY_RANK, FLAT_RANK = 3, 2, 1
+_IMAGE_RANK, GREY_RANK, FLAT_RANK = 3, 2, 1
 _CHANNELS = {1, 3}  # grey and colour
 Source = Literal["note", "option", "graph", "signature", "name", "assumed"]
 
@@ -134,7 +134,7 @@ def _is_batched(spec: TensorSpec) -> bool:
         return True
     if spec.dtype is dtypes.STRING:
         return bool(spec.shape)
-    if len(spec.shape) == IMAGE_RANK:
+    if len(spec.shape) == _IMAGE_RANK:
         return spec.shape[0] is None and spec.shape[-1] not in _CHANNELS
     return len(spec.shape) != FLAT_RANK
 
@@ -183,7 +183,7 @@ def image_input(
     facts = _Facts(graph, alias)
     if spec.dtype is dtypes.STRING:
         return _encoded_input(alias, spec, how, said, facts)
-    axes = (None,) * IMAGE_RANK if spec.shape is None else row_axes(spec) or ()
+    axes = (None,) * _IMAGE_RANK if spec.shape is None else row_axes(spec) or ()
     if spec.dtype is None or spec.dtype.name == "bool" or not _is_picture(spec, axes):
         raise UsageError(
             f"input {alias!r} takes {spec}, not a picture",
@@ -234,7 +234,7 @@ def body_of(aliases: Iterable[str]) -> str:
 def _is_picture(spec: TensorSpec, axes: tuple[int | None, ...]) -> bool:
     if len(axes) == FLAT_RANK:
         return _is_batched(spec) or axes[0] is not None
-    return len(axes) in {IMAGE_RANK, GREY_RANK}
+    return len(axes) in {_IMAGE_RANK, GREY_RANK}
 
 
 def _picture_alias(signature: Signature, given: Collection[str]) -> str:
@@ -266,7 +266,7 @@ def _may_be_picture(spec: TensorSpec) -> bool:
     if spec.dtype is dtypes.STRING:
         return _is_column(spec)
     axes = row_axes(spec)
-    return axes is None or len(axes) in {IMAGE_RANK, GREY_RANK}
+    return axes is None or len(axes) in {_IMAGE_RANK, GREY_RANK}
 
 
 def _is_column(spec: TensorSpec) -> bool:
@@ -371,7 +371,7 @@ def _shape_choices(how: Preprocessing, guess: Preprocessing, said: _Said) -> lis
 
 def _guess(axes: tuple[int | None, ...], layout: Layout | None) -> Preprocessing:
     """Return what the shape suggests."""
-    if len(axes) == IMAGE_RANK:
+    if len(axes) == _IMAGE_RANK:
         if (layout or _layout(axes)) == "channels_first":
             return Preprocessing(axes[1], axes[2], axes[0], layout="channels_first")
         return Preprocessing(axes[0], axes[1], axes[2])
@@ -443,7 +443,7 @@ def _require_fit(
     alias: str, spec: TensorSpec, axes: tuple[int | None, ...], how: Preprocessing
 ) -> None:
     size = (how.height, how.width, how.channels)
-    if len(axes) == IMAGE_RANK:
+    if len(axes) == _IMAGE_RANK:
         first = how.layout == "channels_first"
         wanted = (how.channels, how.height, how.width) if first else size
         fits = all(want in {None, have} for want, have in zip(axes, wanted, strict=True))

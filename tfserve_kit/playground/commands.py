@@ -21,7 +21,7 @@ from tfserve_kit.errors import TfkitError
 from tfserve_kit.pictures.model import PictureOptions
 from tfserve_kit.serving.access import ENVIRONMENT, FILE, Access
 
-BODY_FILE = "request.json"
+_BODY_FILE = "request.json"
 _MOST_INLINE = 16_384  # bytes of a body that is pasted as it is; a longer one is saved first
 _LINE = 60  # characters, after which each option gets a line of its own
 _MOST_LITERAL = 200_000  # characters of the values in a Python program
@@ -87,9 +87,9 @@ def for_picture(
 def for_values(where: Where, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """Return the commands that send values; see `for_picture`."""
     text = body(where, inputs)[1].decode()
-    argv = _wrapped(["tfkit", "request", BODY_FILE, *_server(where)])
+    argv = _wrapped(["tfkit", "request", _BODY_FILE, *_server(where)])
     return {
-        "tfkit": f"cat > {BODY_FILE} <<'END'\n{text}\nEND\n{argv}",
+        "tfkit": f"cat > {_BODY_FILE} <<'END'\n{text}\nEND\n{argv}",
         "python": _python_for_values(where, inputs),
         **_curl(where, inputs, None),
         "notes": _notes(where),
@@ -194,7 +194,7 @@ def _curl(
     sent = f"{' '.join(head)} --data-binary"
     if picture and (form := _with_file(text, *picture)):
         return {"curl": f"{form} |\n  {sent} @- {url}"}
-    return {"curl": f"{sent} @{BODY_FILE} {url}", "curl_needs_body": True}
+    return {"curl": f"{sent} @{_BODY_FILE} {url}", "curl_needs_body": True}
 
 
 def _with_file(text: bytes, file: str, data: bytes) -> str | None:

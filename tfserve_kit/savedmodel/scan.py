@@ -58,7 +58,7 @@ class _OpRule:
 
 
 # Restoring reads the variables' files, and nothing else may.
-RESTORE_OPS = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
+_RESTORE_OPS = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
 
 
 @cache
@@ -340,7 +340,7 @@ class _Scanner:
         if not rule.applies(node):
             return
         if root is None:
-            loads = node.op in RESTORE_OPS and self._restored.root(function, node.name)
+            loads = node.op in _RESTORE_OPS and self._restored.root(function, node.name)
             if rule.severity is _E and not loads:
                 self._about(_I, function, node, rule.reason, _NEVER_RUN)
             return
@@ -353,7 +353,7 @@ class _Scanner:
         purposes = [self._served, self._initialized, self._restored]
         if rule.signatures_only:
             purposes = purposes[:1]
-        elif node.op in RESTORE_OPS:
+        elif node.op in _RESTORE_OPS:
             purposes = purposes[:2]
         found = (each for each in purposes if each.root(function, node.name) is not None)
         return next(found, None)

@@ -29,8 +29,8 @@ from tfserve_kit.tensors.proto import header
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 # The log of a request that carries examples, by method name; all others are predict logs.
-LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
-_METHODS = {log: method for method, log in LOGS.items()}
+_LOGS = {CLASSIFY: "classify_log", REGRESS: "regress_log"}
+_METHODS = {log: method for method, log in _LOGS.items()}
 
 
 Signatures = Mapping[str, Signature]
@@ -129,7 +129,7 @@ def _filter_faults(output_filter: Sequence[str], signature: Signature) -> Iterat
 
 def _multi_inference_faults(request: Any, signatures: Signatures) -> Iterator[str]:
     for task in request.tasks:
-        if task.method_name in LOGS:
+        if task.method_name in _LOGS:
             yield from _task_faults(task.model_spec, task.method_name, signatures)
         else:
             yield f"has a task of the unknown method {task.method_name!r:.80}"
@@ -234,10 +234,10 @@ def _resized(alias: str, array: NDArray[Any], size: int) -> NDArray[Any]:
 
 def _log(inputs: Mapping[str, NDArray[Any]], signature: Signature, model: str) -> bytes:
     log = protos.PredictionLog()
-    request = getattr(log, LOGS.get(signature.method_name, "predict_log")).request
+    request = getattr(log, _LOGS.get(signature.method_name, "predict_log")).request
     request.model_spec.name = model
     request.model_spec.signature_name = signature.name
-    if signature.method_name in LOGS:
+    if signature.method_name in _LOGS:
         _add_examples(request.input.example_list, inputs, signature)
     else:
         for alias, array in inputs.items():

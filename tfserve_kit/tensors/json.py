@@ -212,7 +212,7 @@ def read_json(text: bytes) -> Any:
     return json.loads(text)
 
 
-LEAST_BYTES = 2_000  # a smaller body is read as fast by the general reader
+_LEAST_BYTES = 2_000  # a smaller body is read as fast by the general reader
 _PIECE_BYTES = 1 << 18
 _DEEPEST = 32
 _IN_NUMBERS = b"0123456789.eE+-NaInfity \t\r\n"  # NaN and Infinity among them
@@ -229,7 +229,7 @@ def read_columns(body: bytes, outputs: Mapping[str, DType]) -> dict[str, NDArray
         body: the JSON of a predict answer.
         outputs: types by alias; a single output bears no name on the wire.
     """
-    if len(body) < LEAST_BYTES or (start := _START.match(body)) is None:
+    if len(body) < _LEAST_BYTES or (start := _START.match(body)) is None:
         return None
     try:
         texts = dict(_texts(body, start.end(), outputs))

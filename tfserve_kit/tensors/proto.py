@@ -30,7 +30,7 @@ MAX_RANK = 254
 # A few bytes may claim a huge tensor by leaving its values out; no larger one is filled in.
 MAX_FILLED_BYTES = 1 << 30
 # Nor may a tensor without elements be a list of more empty ones than this.
-MAX_EMPTY_ROWS = 1 << 20
+_MAX_EMPTY_ROWS = 1 << 20
 
 
 # An element of the widest type.
@@ -221,7 +221,7 @@ def _typed(proto: Any, dtype: DType, storage: np.dtype[Any]) -> NDArray[Any]:
 
 def _require_few_rows(shape: tuple[int, ...]) -> None:
     """Refuse a tensor of nothing that would be a list of very many empty lists."""
-    if math.prod(shape[: shape.index(0)]) > MAX_EMPTY_ROWS:
+    if math.prod(shape[: shape.index(0)]) > _MAX_EMPTY_ROWS:
         raise TensorError(f"a tensor without elements of the shape {list(shape)[:8]}")
 
 

@@ -108,7 +108,7 @@ def test_name_that_is_no_text_is_read_and_can_be_shown(folder):
 
 @pytest.mark.parametrize("name", ["a.png", "-"])
 def test_file_beyond_the_limit_is_refused(folder, monkeypatch, name):
-    monkeypatch.setattr(files, "MAX_BYTES", 5)
+    monkeypatch.setattr(files, "_MAX_BYTES", 5)
     assert read("-", b"12345") == b"12345"
     (folder / "a.png").write_bytes(b"123456")
     with pytest.raises(InvalidRequest, match="has more than 5 bytes"):
@@ -198,7 +198,7 @@ def test_url_where_nobody_answers_is_refused_by_name():
 
 
 def test_download_beyond_the_limit_is_cut_off(monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 2)
+    monkeypatch.setattr(files, "_MAX_BYTES", 2)
     with site() as url, pytest.raises(InvalidRequest, match="has more than 2 bytes"):
         read(f"{url}/cat.png")
 
@@ -302,7 +302,7 @@ def test_user_and_password_stay_with_their_site_and_out_of_messages():
 
 
 def test_announced_size_beyond_the_limit_is_refused_before_it_comes(monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 2)
+    monkeypatch.setattr(files, "_MAX_BYTES", 2)
     with raw_site(HEAD, every_s=1) as (url, _), pytest.raises(InvalidRequest, match="2 bytes"):
         read(f"{url}/a.png", timeout_s=5)
 

@@ -23,7 +23,7 @@ NAMES = ["float", "double", "half", "int8", "uint8", "int32", "uint32", "int64",
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Read small bodies quickly too, in many pieces."""
-    monkeypatch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
+    monkeypatch.setattr("tfserve_kit.tensors.json._LEAST_BYTES", 0)
     monkeypatch.setattr("tfserve_kit.tensors.json._PIECE_BYTES", 3)
 
 
@@ -52,7 +52,7 @@ def drawn(name):
 def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
     name, array = one
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.tensors.json._LEAST_BYTES", 0)
         body = json.dumps({"outputs": to_value(array)}, indent=indent).encode()
         agree(body, known(name))
 
@@ -61,7 +61,7 @@ def test_any_array_of_numbers_is_read_as_the_general_reader_does(one, indent):
 @given(drawn("float"), drawn("int64"))
 def test_several_outputs_are_read_by_their_names(first, second):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfserve_kit.tensors.json.LEAST_BYTES", 0)
+        patch.setattr("tfserve_kit.tensors.json._LEAST_BYTES", 0)
         document = {"outputs": {"out1": to_value(second), "out0": to_value(first)}}
         agree(json.dumps(document).encode(), known("float", "int64"))
 

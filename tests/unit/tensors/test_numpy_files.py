@@ -122,7 +122,7 @@ def test_python_objects_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.json", "a.jpg"])
 def test_file_that_is_too_large_for_a_request_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(files, "_MAX_FILE_BYTES", 10)
     with pytest.raises(InvalidRequest, match="more than 10 bytes"):
         files.read_file(written(tmp_path / name, bytes(11)))
     assert files.read_file(written(tmp_path / name, bytes(10))) == bytes(10)

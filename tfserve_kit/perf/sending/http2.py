@@ -27,7 +27,7 @@ from tfserve_kit.perf.sending.sockets import READ, Buffer, Link, Readiness, reso
 # A server that makes us answer, and does not read the answers, is cut off.
 _MOST_REPLIES = 10_000
 # Before each gRPC message: whether it is compressed, and its length.
-PREFIX = struct.Struct(">BI")
+_PREFIX = struct.Struct(">BI")
 
 
 class _Request:
@@ -42,7 +42,7 @@ class _Request:
 
     def __init__(self, block: bytes, body: bytes) -> None:
         self.block = block
-        self.message = PREFIX.pack(0, len(body)) + body
+        self.message = _PREFIX.pack(0, len(body)) + body
         data_start = frames.start(
             len(self.message) & frames.LARGEST_MAX_FRAME, frames.DATA, frames.END_STREAM
         )
@@ -191,7 +191,7 @@ class _Outbox:
                 return
 
 
-HTTP_OK = 200
+_HTTP_OK = 200
 
 
 class _Stream:
@@ -210,7 +210,7 @@ class _Stream:
 
     def keep(self, payload: bytes, most: int) -> str:
         """Keep a part of the answer until it is judged; return why that cannot be."""
-        if self.received - PREFIX.size > most:
+        if self.received - _PREFIX.size > most:
             return f"an answer of more than {most:,} bytes"
         if self.prefix[:1] == b"\1":
             return "a compressed answer that was not requested"
@@ -232,7 +232,7 @@ class _Block:
 
 def _status_without_trailers(stream: _Stream) -> int:
     """Return the status of a sample whose answer bears none."""
-    if stream.http_status != HTTP_OK:
+    if stream.http_status != _HTTP_OK:
         return samples.status_of_proxy(stream.http_status)
     return UNREADABLE_ANSWER
 
@@ -253,7 +253,7 @@ _LAST_STREAM_ID = (1 << 31) - 1
 _START = struct.Struct(">BHBBI")
 _DATA_START = struct.Struct(">BHHIBI")  # with type and flags as one number, and a message's prefix
 _LAST_HEADERS = frames.END_HEADERS | frames.END_STREAM
-_GOOD_HEAD = frames.Meta(HTTP_OK, None, "")
+_GOOD_HEAD = frames.Meta(_HTTP_OK, None, "")
 _GOOD_END = frames.Meta(None, samples.OK, "")
 
 
@@ -418,7 +418,7 @@ class _Http2Connection:
         high, low, kind_and_flags, other, packed, size = _DATA_START.unpack_from(data, middle)
         length = high << 16 | low
         last = middle + frames.HEADER_BYTES + length
-        is_message = not kind_and_flags and other == stream_id and length == size + PREFIX.size
+        is_message = not kind_and_flags and other == stream_id and length == size + _PREFIX.size
         if head != _GOOD_HEAD or not is_message or packed or end - last < frames.HEADER_BYTES:
             return 0
         high, low, kind, flags, other = _START.unpack_from(data, last)
@@ -465,9 +465,9 @@ class _Http2Connection:
         if self._close(stream_id):
             self._outbox.reply(frames.reset(stream_id, frames.CANCEL))
         first_ns = stream.first_ns if stream else now_ns
-        size = max(0, stream.received - PREFIX.size) if stream else 0
+        size = max(0, stream.received - _PREFIX.size) if stream else 0
         if status == samples.OK and self._judge is not None and stream:
-            status = self._judged(key, bytes(memoryview(stream.body)[PREFIX.size :]))
+            status = self._judged(key, bytes(memoryview(stream.body)[_PREFIX.size :]))
         self._answers.append((key, status, first_ns, now_ns, size))
         if status:
             self.messages.setdefault(status, message)
@@ -499,9 +499,9 @@ class _Http2Connection:
         if flags & frames.PADDED:
             payload = frames.unpadded(payload, frames.PADDED)
         if stream.expected < 0:
-            stream.prefix += payload[: PREFIX.size]
-            if len(stream.prefix) >= PREFIX.size:
-                stream.expected = PREFIX.unpack_from(stream.prefix)[1] + PREFIX.size
+            stream.prefix += payload[: _PREFIX.size]
+            if len(stream.prefix) >= _PREFIX.size:
+                stream.expected = _PREFIX.unpack_from(stream.prefix)[1] + _PREFIX.size
         stream.received += len(payload)
         if self._judge is not None and (fault := stream.keep(payload, self._most)):
             self._malformed(stream_id, fault)
@@ -543,7 +543,7 @@ class _Http2Connection:
         if stream is None:
             stream = self._begun[stream_id] = _Stream(self._now_ns)
         if meta.http_status is not None and not stream.http_status:
-            if meta.http_status < HTTP_OK and not end_stream:
+            if meta.http_status < _HTTP_OK and not end_stream:
                 return  # it only announces the answer
             stream.http_status = meta.http_status
         elif not stream.http_status or not end_stream:

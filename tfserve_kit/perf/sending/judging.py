@@ -35,9 +35,9 @@ from tfserve_kit.tensors import json as tensor_json
 from tfserve_kit.tensors.json import read_json
 from tfserve_kit.tensors.proto import decode_varint
 
-Axes = tuple[int | None, ...]
+_Axes = tuple[int | None, ...]
 # Name of the type and shape of each output of an answer, by alias.
-Found = Mapping[str, tuple[str, tuple[int, ...]]]
+_Found = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 class _Output(NamedTuple):
@@ -45,7 +45,7 @@ class _Output(NamedTuple):
 
     alias: str
     dtype: str
-    axes: Axes | None
+    axes: _Axes | None
 
     def fault(self, dtype: str, shape: tuple[int, ...]) -> tuple[int, str]:
         """Return what is wrong with an output, as status and sentence; OK if nothing is."""
@@ -122,7 +122,7 @@ class Expected(NamedTuple):
             if each.alias in trial
         }
 
-    def fault(self, found: Found) -> tuple[int, str]:
+    def fault(self, found: _Found) -> tuple[int, str]:
         """Return what is wrong with an answer, as status and sentence; OK if nothing is."""
         for output in self.outputs:
             if output.alias not in found:
@@ -171,7 +171,7 @@ def _type_name(array: NDArray[Any], wanted: str | None) -> str:
     return "bfloat16" if (name, wanted) == ("float", "bfloat16") else name
 
 
-def _shown(dtype: str, axes: Axes | None) -> str:
+def _shown(dtype: str, axes: _Axes | None) -> str:
     if axes is None:
         return f"{dtype or 'anything'} of any shape"
     sizes = ["?" if size is None else str(size) for size in axes[:8]]
