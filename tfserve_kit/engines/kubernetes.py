@@ -72,6 +72,11 @@ class _ObjectsPlan(Plan):
     objects: tuple[Object, ...] = ()
     cluster: Cluster = field(default_factory=Cluster)
 
+    @property
+    def main(self) -> Object:
+        """The Deployment among the objects."""
+        return next(each for each in self.objects if each["kind"] == "Deployment")
+
 
 class KubernetesEngine:
     """Runs servers as Deployments in the cluster that kubectl reaches; implements `Engine`."""
@@ -150,8 +155,7 @@ class KubernetesEngine:
             undo.callback(_remove, cluster, name, _references(plan.objects), grace_s=0)
             cluster.apply(what, plan.objects)
             (handle,) = self._in(cluster, name)
-            rollout = _Rollout(cluster, name, progress, clock or SystemClock())
-            wrong = rollout.await_(_patience_s(plan))
+            wrong = _Change(cluster, plan, progress, clock or SystemClock()).await_()
             if wrong and not _has_ended(handle):
                 raise pods.failed(cluster, name, f"does not start: {wrong}")
             undo.pop_all()
@@ -453,37 +457,10 @@ def _is_there(cluster: Cluster, kind: str, name: str) -> bool:
 # What is changed
 
 
-@dataclass(frozen=True, slots=True)
-class _Rollout:
-    """The replacement of pods, awaited."""
-
-    cluster: Cluster
-    name: str
-    progress: Progress = SILENT
-    clock: Clock = field(default_factory=SystemClock)
-
-    def await_(self, patience_s: float, *, is_back: bool = False) -> str:
-        """Wait until all pods are as they should be; return what prevents it, or nothing."""
-        since_s: dict[str, float] = {}
-
-        def look() -> str | None:
-            found = pods.look(self.cluster, self.name)
-            if found.deployment is None:
-                return "it was deleted"
-            self.progress.advance(sum(map(pods.is_ready, found.newest())), found.wanted)
-            if found.is_done():
-                return ""
-            return None if is_back else pods.lasting(found, since_s, self.clock.now_s())
-
-        found = wait_until(look, timeout_s=patience_s, interval_s=_LOOK_S, clock=self.clock)
-        return "not all pods are ready in time" if found is None else found
-
-
 def _patience_s(plan: _ObjectsPlan) -> float:
     """Return how long a change may take: Kubernetes' own deadline is for each pod."""
     spec = Spec.model_validate_json(plan.deployment)
-    (deployment,) = (each for each in plan.objects if each["kind"] == "Deployment")
-    deadline_s = float(deployment["spec"].get("progressDeadlineSeconds", 600))
+    deadline_s = float(plan.main["spec"].get("progressDeadlineSeconds", 600))
     most = spec.kubernetes.max_replicas or spec.server.replicas
     return most * (deadline_s + manifests.stopping_s(spec)) + _SPARE_S
 
@@ -517,19 +494,35 @@ class _Change:
             self.cluster.apply(what, self.plan.objects, is_forced=was is None and is_ours)
             if template and template == self._template(what):
                 manager = f"--field-manager={kubectl.MANAGER}"
-                self.cluster.run(what, "rollout", "restart", self._deployment(), manager)
-            rollout = _Rollout(self.cluster, name, self.progress, self.clock)
-            if wrong := rollout.await_(_patience_s(self.plan)):
+                self.cluster.run(what, "rollout", "restart", reference(self.plan.main), manager)
+            if wrong := self.await_():
                 # Before it is taken back: the pods know why.
                 said = f"was not updated and serves as before: {wrong}"
                 error = pods.failed(self.cluster, name, said)
                 undo.close()
-                if rollout.await_(_patience_s(self.plan), is_back=True):
+                if self.await_(is_back=True):
                     error.message += "; it is not yet all as it was"
                 raise error
             undo.pop_all()
         stale = sorted(before.keys() - set(_references(self.plan.objects)))
         _delete(self.cluster, what, stale)
+
+    def await_(self, *, is_back: bool = False) -> str:
+        """Wait until all pods are as they should be; return what prevents it, or nothing."""
+        since_s: dict[str, float] = {}
+
+        def look() -> str | None:
+            found = pods.look(self.cluster, self.plan.server_name)
+            if found.deployment is None:
+                return "it was deleted"
+            self.progress.advance(sum(map(pods.is_ready, found.newest())), found.wanted)
+            if found.is_done():
+                return ""
+            return None if is_back else pods.lasting(found, since_s, self.clock.now_s())
+
+        patience_s = _patience_s(self.plan)
+        found = wait_until(look, timeout_s=patience_s, interval_s=_LOOK_S, clock=self.clock)
+        return "not all pods are ready in time" if found is None else found
 
     def _before(self, what: str) -> dict[str, Object]:
         """Return by reference what tfkit applied last of what is there."""
@@ -540,31 +533,26 @@ class _Change:
         known = {reference(each): kubectl.applied(each) for each in there}
         return {name: each for name, each in known.items() if each is not None}
 
-    def _deployment(self) -> str:
-        return next(
-            name for name in _references(self.plan.objects) if name.startswith("deployment")
-        )
-
     def _template(self, what: str) -> Object:
         """Return what pods are made of now."""
-        found: Object = self.cluster.read(what, "get", self._deployment())["spec"]["template"]
-        return found
+        found = self.cluster.read(what, "get", reference(self.plan.main))
+        template: Object = found["spec"]["template"]
+        return template
 
     def _own(self, before: Mapping[str, Object]) -> tuple[int | None, bool]:
         """Return how many replicas tfkit asked for before, and whether it still asks for some.
 
         None and False: their number is an autoscaler's.
         """
-        (now,) = (each for each in self.plan.objects if each["kind"] == "Deployment")
-        was = before.get(self._deployment(), {}).get("spec", {}).get("replicas")
-        return was, "replicas" in now["spec"]
+        was = before.get(reference(self.plan.main), {}).get("spec", {}).get("replicas")
+        return was, "replicas" in self.plan.main["spec"]
 
     def _hand_over(self, what: str, replicas: int | None) -> None:
         """Keep the number of replicas in another name, or with None give it up.
 
         A field that its only owner no longer applies is removed, which would mean one replica.
         """
-        (now,) = (each for each in self.plan.objects if each["kind"] == "Deployment")
+        now = self.plan.main
         metadata = {"name": now["metadata"]["name"]}
         spec = {} if replicas is None else {"spec": {"replicas": replicas}}
         kept = {"apiVersion": now["apiVersion"], "kind": now["kind"], "metadata": metadata, **spec}
