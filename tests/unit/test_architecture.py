@@ -63,7 +63,7 @@ MAX_FUNCTION_LINES = 50
 MOST_FUNCTION_LINES = 25  # nine functions of ten
 # A ratchet: what there is to know. A change that raises a number says why in its message.
 MOST_FILES = 187
-MOST_PUBLIC_CLASSES = 329
+MOST_PUBLIC_CLASSES = 328
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ _SCHEMES: dict[str, Protocol] = {"grpc": "grpc", "grpcs": "grpc", "http": "rest"
 _PORTS = {"http": 80, "https": 443}
 
 
+def protocol_of(url: str) -> Protocol:
+    """Return what is spoken at an address."""
+    return "grpc" if url.startswith("grpc") else "rest"
+
+
 class Payload(NamedTuple):
     """One request, ready to send.
 

@@ -523,7 +523,7 @@ class Session:
         options = self._options
         return Load(
             self._url,
-            "grpc" if self._url.startswith("grpc") else "rest",
+            load.protocol_of(self._url),
             schedule,
             connections=options.connections,
             processes=options.processes,

@@ -27,7 +27,7 @@ from tfserve_kit.clients.options import Headers, OptionNames, for_grpc, for_http
 from tfserve_kit.clients.protocol import GrpcRequest
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.errors import InvalidRequest, UsageError, file_error
-from tfserve_kit.perf.load import Payload, Protocol
+from tfserve_kit.perf.load import Payload, Protocol, protocol_of
 from tfserve_kit.perf.sending import judging
 from tfserve_kit.perf.sending.judging import Expected
 from tfserve_kit.pictures.graph import PictureGraph
@@ -479,7 +479,7 @@ class Preparer:
             trial = client.predict(target, self._inputs[0], timeout_s=self._timeout_s)
         expected = judging.of_calls([(chosen, each) for each in self._inputs], trial.outputs)
         headers = (options or {}).get("headers", {})
-        made = encoded(_protocol(url), url, target, self._inputs, expected, headers)
+        made = encoded(protocol_of(url), url, target, self._inputs, expected, headers)
         assumed = assumptions(chosen, drawn=self._source == RANDOM)
         rows = batch_axes(chosen).fixed_rows or self._batch
         return Prepared(made, found.version, chosen.name, rows, assumed)
@@ -496,14 +496,10 @@ class Preparer:
             (choose_signature(found.signatures, each.signature), each.inputs) for each in requests
         ]
         expected = judging.of_calls(called, trial.outputs)
-        protocol, headers = _protocol(url), (options or {}).get("headers", {})
+        protocol, headers = protocol_of(url), (options or {}).get("headers", {})
         made = [
             predict_payload(protocol, url, *call, expects, headers)
             for call, expects in zip(calls, expected, strict=True)
         ]
         times_s = [each.at_s for each in requests if each.at_s is not None]
         return Prepared(made, found.version, target.signature, times_s=times_s)
-
-
-def _protocol(url: str) -> Protocol:
-    return "grpc" if url.startswith("grpc") else "rest"

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfserve_kit.perf import capacity, report
 from tfserve_kit.perf.samples import latency_ns, succeeded
-from tfserve_kit.perf.stats import CONFIDENCE, NamedRun, Slice, Summary, measured
+from tfserve_kit.perf.stats import CONFIDENCE, NamedRun, Summary, measured
 from tfserve_kit.safe_text import printable, printable_html
 
 if TYPE_CHECKING:
@@ -433,9 +433,9 @@ def _over_time(named: NamedRun) -> _Figure:
     lines = [
         _Line(label, [(at, _ms(value)) for at, value in found if value], tone)
         for label, found, tone in (
-            ("max", _column(summary.series, "max_s"), 5),
-            ("p99", _column(summary.series, "p99_s"), 2),
-            ("p50", _column(summary.series, "p50_s"), 1),
+            ("max", _column(summary, "max_s"), 5),
+            ("p99", _column(summary, "p99_s"), 2),
+            ("p50", _column(summary, "p50_s"), 1),
         )
     ]
     y = _covering("latency, ms", [y for line in lines for _, y in line.points], is_log=True)
@@ -449,9 +449,9 @@ def _rates(named: NamedRun) -> _Figure:
     lines = [
         _Line(label, [(at, value / summary.width_s) for at, value in found], tone)
         for label, found, tone in (
-            ("due", _column(summary.series, "due"), 5),
-            ("answered", _column(summary.series, "answered"), 1),
-            ("failed", _column(summary.series, "failed"), 3),
+            ("due", _column(summary, "due"), 5),
+            ("answered", _column(summary, "answered"), 1),
+            ("failed", _column(summary, "failed"), 3),
         )
         if any(value for _, value in found)
     ]
@@ -490,8 +490,8 @@ def _usage(usage: Sequence[dict[str, float]]) -> _Figure:
     return _figure(plot, "Server process", caption)
 
 
-def _column(series: Sequence[Slice], name: str) -> list[tuple[float, float]]:
-    return [(each.at_s, getattr(each, name)) for each in series]
+def _column(summary: Summary, name: str) -> list[tuple[float, float]]:
+    return [(each.at_s, getattr(each, name)) for each in summary.series]
 
 
 def _ms(value_s: float | None) -> float:

@@ -132,7 +132,7 @@ def interval_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class _Slice:
     """What happened in one slice of a run's time.
 
     Attributes:
@@ -154,7 +154,7 @@ class Slice:
     max_s: float | None
 
 
-def series(samples: Samples, width_s: float) -> tuple[Slice, ...]:
+def series(samples: Samples, width_s: float) -> tuple[_Slice, ...]:
     """Return what happened in each slice of a run, from its start to its last answer.
 
     Args:
@@ -172,7 +172,7 @@ def series(samples: Samples, width_s: float) -> tuple[Slice, ...]:
     groups = np.split(latency_ns(good)[order] / 1e9, np.searchsorted(when[order], range(1, count)))
     rows = zip(*numbers, groups, strict=True)
     return tuple(
-        Slice(i * width_s, due, answered, failed, *_middle_and_ends(group))
+        _Slice(i * width_s, due, answered, failed, *_middle_and_ends(group))
         for i, (due, answered, failed, group) in enumerate(rows)
     )
 
@@ -289,7 +289,7 @@ class Summary:
     received_bytes_per_s: float | None
     sent_bytes_per_s: float | None
     width_s: float
-    series: tuple[Slice, ...]
+    series: tuple[_Slice, ...]
     notes: tuple[str, ...]
     invalid: str
     remedy: str
