@@ -3,24 +3,18 @@
 import json
 import os
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import click
 import grpc
 import pytest
 
 from tests.certificates import Authority, ssl_config
-from tfserve_kit import protos
+from tests.unit.clients.test_options import grpc_server, rest_server
 from tfserve_kit.cli import COMMANDS, cli
 
 SECRET = "s3cret-value"
 ACCESS = {"--ca-file", "--cert", "--key", "--server-name", "--header"}
-STATUS = protos.message_class("GetModelStatusResponse")(
-    model_version_status=[{"version": 7, "state": "AVAILABLE"}]
-).SerializeToString()
 
 
 @pytest.fixture(scope="module")
@@ -175,44 +169,6 @@ def test_server_with_tls_is_tuned(shell, deployed, server_pair, tmp_path):
 
 
 # Headers
-
-
-@contextmanager
-def grpc_server():
-    seen = []
-
-    class Routes(grpc.GenericRpcHandler):
-        def service(self, details):
-            seen.append(dict(details.invocation_metadata))
-            return grpc.unary_unary_rpc_method_handler(lambda *_: STATUS)
-
-    server = grpc.server(ThreadPoolExecutor(2), handlers=[Routes()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"grpc://127.0.0.1:{port}", seen
-    server.stop(None)
-
-
-@contextmanager
-def rest_server():
-    seen = []
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append({name.lower(): value for name, value in self.headers.items()})
-            body = b'{"model_version_status": [{"version": "7", "state": "AVAILABLE"}]}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
 
 
 @pytest.fixture(params=[grpc_server, rest_server], ids=["grpc", "rest"])

@@ -19,6 +19,7 @@ from hashlib import sha256
 import pytest
 import zstandard
 
+from tests.unit.repository.test_sources import refused, tree
 from tfserve_kit.errors import PushRefused, UsageError
 from tfserve_kit.repository import archives
 from tfserve_kit.repository.intake import Limits, parse_size
@@ -110,20 +111,6 @@ def unpack(tmp_path):
 
     act.folder = folder
     return act
-
-
-def refused(unpack, data, **limits):
-    with pytest.raises(PushRefused) as caught:
-        unpack(data, **limits)
-    return str(caught.value)
-
-
-def tree(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 class TestWhole:
