@@ -4,7 +4,8 @@
 room. Tests that serve for long, build images, run whole pages and examples, or look for rare faults
 in tens of thousands of cases are marked `slow`, here and nowhere else. So are those marked `alone`,
 which measure time or fill the machine: `make check` runs nothing beside them. Those marked `swarm`
-run one after the other beside the rest: they wait for machines more than they compute.
+run one after the other beside the rest: they wait for machines, or for containers, more than they
+compute.
 """
 
 import re
@@ -52,7 +53,6 @@ ALONE = (
     "contract/test_batching_oracle.py",
     "integration/test_batching_threads.py",
     "integration/test_capacity.py",
-    "integration/test_docker_faults.py",
     "integration/test_fleet.py",
     "integration/test_hostile_clients.py",
     "integration/test_kubernetes.py",
@@ -73,6 +73,9 @@ ALONE = (
     "torture/test_load_beside_attack.py",
     "torture/test_soak.py",
 )
+
+# These wait for containers as those of a swarm wait for machines.
+WAITING = ("integration/test_docker_faults.py",)
 
 
 def is_slow(test: str, uses: set[str]) -> bool:
@@ -104,8 +107,8 @@ def is_alone(test: str) -> bool:
 
 
 def is_of_swarm(test: str, uses: set[str]) -> bool:
-    """Say whether a test has a swarm of machines; the arguments are those of `is_slow`."""
-    return "swarm" in uses and not is_alone(test)
+    """Say whether a test runs with those of a swarm of machines; arguments as of `is_slow`."""
+    return ("swarm" in uses or any(_fitting(test, WAITING))) and not is_alone(test)
 
 
 def _fitting(test: str, places: tuple[str, ...]) -> list[str]:

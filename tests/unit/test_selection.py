@@ -60,6 +60,7 @@ def test_longest_path_decides(test, uses, slow):
         ("contract/test_engine_contract.py", {"swarm"}, False, True),
         ("integration/test_swarm.py::TestUnderLoad::test_it", {"swarm"}, True, False),
         ("integration/test_swarm.py::test_it", {"swarm"}, False, True),
+        ("integration/test_docker_faults.py::test_it", set(), False, True),
         ("unit/perf/test_stats.py::test_mean", {"tmp_path"}, False, False),
     ],
 )
