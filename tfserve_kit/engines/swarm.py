@@ -293,16 +293,7 @@ class _ServiceHandle(Home):
         progress: Progress = SILENT,
         clock: Clock | None = None,
     ) -> "_ServiceHandle":
-        """Make the server what another plan says, replica by replica.
-
-        Args:
-            plan: a plan for the same name.
-            is_forced: replace the replicas even if the plan is what they were made of.
-            progress: told how many replicas are as wanted.
-            clock: what the waiting measures with.
-
-        Returns:
-            The server as it is now.
+        """Make the server what another plan says, replica by replica; see `Fleet.update`.
 
         Raises:
             ServerFailed: a replica did not become healthy; all is again as it was before.
