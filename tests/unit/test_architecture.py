@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -239,13 +240,21 @@ def test_commands_show_nothing_but_through_output(module):
     assert not {each for each in names if shown.fullmatch(each[1])}
 
 
-def test_files_and_public_classes_do_not_grow_unnoticed():
-    classes = [
+def public_classes():
+    return [
         node.name
         for module in modules()
         for node in ast.walk(tree(module))
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
+
+
+def test_no_two_public_classes_have_one_name():
+    assert not [name for name, times in Counter(public_classes()).items() if times > 1]
+
+
+def test_files_and_public_classes_do_not_grow_unnoticed():
+    classes = public_classes()
     assert len(modules()) <= MOST_FILES, "raise MOST_FILES, and say why in the commit message"
     assert len(classes) <= MOST_PUBLIC_CLASSES, (
         "raise MOST_PUBLIC_CLASSES, and say why in the commit message"

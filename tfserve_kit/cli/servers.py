@@ -26,7 +26,7 @@ from tfserve_kit.clients import Client, Target, addresses
 from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clock import Clock
 from tfserve_kit.deployment import DEFAULT_FILE, Spec, load
-from tfserve_kit.engines import Fleet, Plan, ServerHandle, process, registry
+from tfserve_kit.engines import FleetHandle, Plan, ServerHandle, process, registry
 from tfserve_kit.engines.base import ALIVE, LOG_TAIL
 from tfserve_kit.engines.process import shell_line
 from tfserve_kit.errors import (
@@ -46,7 +46,7 @@ from tfserve_kit.serving.rollback import Served
 def described(handle: ServerHandle) -> dict[str, Any]:
     """Return what is known of a server, as JSON shows it; of a fleet also its replicas."""
     state = handle.state()
-    replicas = {"replicas": _replicas(handle)} if isinstance(handle, Fleet) else {}
+    replicas = {"replicas": _replicas(handle)} if isinstance(handle, FleetHandle) else {}
     return {
         "name": handle.server_name,
         "engine": handle.engine,
@@ -412,7 +412,7 @@ def restart_command(
     """
     handle = _named_or_only(name)
     spec = reached_by(_changed(handle, config, models), access)
-    if isinstance(handle, Fleet) and spec.server.engine == handle.engine:
+    if isinstance(handle, FleetHandle) and spec.server.engine == handle.engine:
         with output.TerminalProgress() as progress:
             launch.check(spec)
             new = launch.change(

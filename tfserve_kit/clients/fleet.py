@@ -23,8 +23,8 @@ from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clients.options import Options
 from tfserve_kit.clients.protocol import (
     Attempts,
-    Call,
     Deadline,
+    Exchange,
     Flow,
     Loss,
     Lost,
@@ -35,7 +35,7 @@ from tfserve_kit.clients.protocol import (
     Sleep,
 )
 from tfserve_kit.clients.results import Target
-from tfserve_kit.clients.rotation import PROBE_S, Replica, Rotation
+from tfserve_kit.clients.rotation import PROBE_S, Member, Rotation
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import RequestError, ServerUnreachable, UsageError
 from tfserve_kit.http.messages import HttpRequest
@@ -80,7 +80,7 @@ class Fleet:
             each.url: [] if each.is_name else [each.url] for each in members
         }
         self.rotation = Rotation(self._urls(), self._clock, self._transport)
-        self._leaving: list[Replica] = []
+        self._leaving: list[Member] = []
         self.about: Target | None = None
         self._is_closed = self._is_kept = self._is_used = self._is_looking = False
         self._looked_s = self._used_s = -_IDLE_S
@@ -93,7 +93,7 @@ class Fleet:
         """Whether an address is known; for names, one must have been resolved."""
         return bool(self.rotation.replicas)
 
-    def take(self, about: Target, tried: Sequence[Replica] = ()) -> Replica:
+    def take(self, about: Target, tried: Sequence[Member] = ()) -> Member:
         """Return the replica for a request about a model; see `Rotation.take`."""
         if self._process != os.getpid():
             self._begin_anew()
@@ -154,7 +154,7 @@ class Fleet:
             is_alive = self.is_sign_of_life(sent.outcome)
         self.rotation.gave(sent.replica, is_alive=is_alive)
 
-    def told(self, replica: Replica, transport: Any, asked_s: float, outcome: Outcome) -> None:
+    def told(self, replica: Member, transport: Any, asked_s: float, outcome: Outcome) -> None:
         """Note the answer to a probe; give up the connections of a replica that gives none.
 
         One that was only silent is alive if it speaks HTTP at all, whatever it says to `/`.
@@ -177,13 +177,13 @@ class Fleet:
             return None
         return not _is_away(outcome)
 
-    def _ask(self, replica: Replica) -> None:
+    def _ask(self, replica: Member) -> None:
         """Send a probe: any answer will do."""
         transport, asked_s = replica.transport, self._clock.now_s()
         done = partial(self.told, replica, transport, asked_s)
         transport.start(self._probe(replica), PROBE_S, done)
 
-    def _probe(self, replica: Replica) -> Any:
+    def _probe(self, replica: Member) -> Any:
         """Return a question that a server answers at once; a silent one over REST need not work.
 
         All threads that answer REST may be busy, and status would wait for one of them; gRPC
@@ -279,7 +279,7 @@ class AsyncFleet(Fleet):
         while self.tick():
             await asyncio.sleep(_TICK_S)
 
-    def _ask(self, replica: Replica) -> None:
+    def _ask(self, replica: Member) -> None:
         transport, asked_s = replica.transport, self._clock.now_s()
 
         async def ask() -> None:
@@ -326,10 +326,10 @@ class FleetAttempts(Attempts):
             remedy="connect to each replica alone",
         )
 
-    def call(self, call: Call[T], deadline: Deadline) -> Flow[T]:
+    def call(self, call: Exchange[T], deadline: Deadline) -> Flow[T]:
         """Return the answer of a call; see `Attempts.call`."""
         self._budget.earn()
-        failed: dict[Replica, RequestError] = {}
+        failed: dict[Member, RequestError] = {}
         repeated = 0
         while True:
             left_s = deadline.left_s()
@@ -365,8 +365,8 @@ class FleetAttempts(Attempts):
             ) from outcome.cause
 
     def _attempt(
-        self, call: Call[T], deadline: Deadline, failed: Sequence[Replica]
-    ) -> Flow[tuple[Outcome, Replica, RequestError | None]]:
+        self, call: Exchange[T], deadline: Deadline, failed: Sequence[Member]
+    ) -> Flow[tuple[Outcome, Member, RequestError | None]]:
         """Send to one replica, or a second one where hedging is wanted; note what came of it."""
         send = self._send(call, deadline.left_s())
         sent = [_Sent(self._fleet.take(call.about, failed))]
@@ -388,7 +388,7 @@ class FleetAttempts(Attempts):
         return outcome, last.replica, self._error(outcome, last, call, deadline)
 
     def _error(
-        self, outcome: Outcome, sent: "_Sent", call: Call[T], deadline: Deadline
+        self, outcome: Outcome, sent: "_Sent", call: Exchange[T], deadline: Deadline
     ) -> RequestError | None:
         if outcome.ok:
             return None
@@ -397,7 +397,7 @@ class FleetAttempts(Attempts):
             return server_messages.unreachable(url, "it has stopped answering")
         return self._fleet.protocol_at(url).error(outcome, call.about, deadline.timeout_s)
 
-    def _read(self, call: Call[T], outcome: Outcome, replica: Replica) -> T:
+    def _read(self, call: Exchange[T], outcome: Outcome, replica: Member) -> T:
         try:
             return call.read(outcome.body)  # type: ignore[union-attr]
         except RequestError as error:  # the protocol knows the fleet, not who answered
@@ -405,7 +405,7 @@ class FleetAttempts(Attempts):
             raise
 
     def _may_take_another(
-        self, error: RequestError, outcome: Outcome, failed: Collection[Replica]
+        self, error: RequestError, outcome: Outcome, failed: Collection[Member]
     ) -> bool:
         """Say whether a replica that has not seen the call yet may do better, at no cost to any.
 
@@ -417,7 +417,7 @@ class FleetAttempts(Attempts):
         left = len(self._fleet.rotation.replicas) - len(failed)
         return is_away and is_safe and left > 0 and self._options.retries > 0
 
-    def _told(self, error: RequestError, failed: Mapping[Replica, RequestError]) -> RequestError:
+    def _told(self, error: RequestError, failed: Mapping[Member, RequestError]) -> RequestError:
         """Return the error of a call, with the replicas that were tried."""
         count = len(self._fleet.rotation.replicas)
         if len(failed) > 1 and all(isinstance(e, ServerUnreachable) for e in failed.values()):
@@ -437,7 +437,7 @@ class _Sent:
 
     __slots__ = ("outcome", "replica", "transport")
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Member) -> None:
         self.replica, self.transport = replica, replica.transport
         self.outcome: Outcome | None = None
 

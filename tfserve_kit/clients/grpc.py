@@ -8,7 +8,7 @@ import numpy as np
 
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import server_messages
-from tfserve_kit.clients.protocol import Answer, Call, GrpcRequest, Inferred, Outcome, Reply
+from tfserve_kit.clients.protocol import Answer, Exchange, GrpcRequest, Inferred, Outcome, Reply
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
     MAX_SIGNATURES,
@@ -75,7 +75,7 @@ class GrpcProtocol:
         inputs: Mapping[str, Any],
         output_filter: Sequence[str],
         signature: Signature | None,
-    ) -> Call[Answer]:
+    ) -> Exchange[Answer]:
         """Ask for outputs; see `ServerProtocol.predict`."""
         del signature
         try:
@@ -85,25 +85,25 @@ class GrpcProtocol:
                 f"cannot send the input: {error}",
                 remedy="give numbers, text or bytes of the type that `tfkit metadata` shows",
             ) from error
-        return Call(
+        return Exchange(
             GrpcRequest("Predict", body),
             lambda answer: self._outputs(answer, output_filter),
             target,
         )
 
-    def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
+    def classify(self, target: Target, examples: Sequence[Any]) -> Exchange[Classification]:
         """Ask for classes; see `ServerProtocol.classify`."""
         request = protos.ClassificationRequest(model_spec=_spec(target), input=_input(examples))
         return self._call("Classify", request, target, _classification)
 
-    def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
+    def regress(self, target: Target, examples: Sequence[Any]) -> Exchange[Regression]:
         """Ask for values; see `ServerProtocol.regress`."""
         request = protos.RegressionRequest(model_spec=_spec(target), input=_input(examples))
         return self._call("Regress", request, target, _regression)
 
     def multi_inference(
         self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
-    ) -> Call[dict[str, Inferred]]:
+    ) -> Exchange[dict[str, Inferred]]:
         """Ask several signatures; see `ServerProtocol.multi_inference`."""
         request = protos.MultiInferenceRequest(input=_input(examples))
         for signature, verb in tasks.items():
@@ -114,21 +114,21 @@ class GrpcProtocol:
             "MultiInference", request, target, lambda answer: _inferred(answer, tasks)
         )
 
-    def metadata(self, target: Target) -> Call[Metadata]:
+    def metadata(self, target: Target) -> Exchange[Metadata]:
         """Ask for the signatures; see `ServerProtocol.metadata`."""
         request = protos.GetModelMetadataRequest(
             model_spec=_spec(target), metadata_field=["signature_def"]
         )
         return self._call("GetModelMetadata", request, target, _metadata, most=MAX_ABOUT_BYTES)
 
-    def status(self, target: Target) -> Call[list[VersionStatus]]:
+    def status(self, target: Target) -> Exchange[list[VersionStatus]]:
         """Ask for the versions; see `ServerProtocol.status`."""
         request = protos.GetModelStatusRequest(model_spec=_spec(target))
         return self._call(
             "GetModelStatus", request, target, version_statuses, most=MAX_ABOUT_BYTES, is_probe=True
         )
 
-    def reload(self, config: Any) -> Call[None]:
+    def reload(self, config: Any) -> Exchange[None]:
         """Replace the configuration; see `ServerProtocol.reload`."""
         request = protos.ReloadConfigRequest(config=config)
         about = Target("the new configuration")
@@ -165,7 +165,7 @@ class GrpcProtocol:
         *,
         most: int | None = None,
         is_probe: bool = False,
-    ) -> Call[T]:
+    ) -> Exchange[T]:
         response = protos.message_class(protos.METHODS[method].response)
 
         def read_body(body: bytes) -> T:
@@ -175,7 +175,9 @@ class GrpcProtocol:
             except (protos.DecodeError, ValueError, KeyError) as error:
                 raise self._unreadable(error) from error
 
-        return Call(GrpcRequest(method, request.SerializeToString()), read_body, target, is_probe)
+        return Exchange(
+            GrpcRequest(method, request.SerializeToString()), read_body, target, is_probe
+        )
 
     def _outputs(self, body: bytes, wanted: Sequence[str]) -> Answer:
         try:

@@ -22,8 +22,8 @@ from tfserve_kit.clients.inputs import (
 from tfserve_kit.clients.protocol import (
     Answer,
     Attempts,
-    Call,
     Deadline,
+    Exchange,
     Flow,
     Inferred,
     ServerProtocol,
@@ -272,7 +272,7 @@ class Operations:
         self._known[_model(target)] = found
         return found
 
-    def _timed(self, call: Call[Timed], timeout_s: float) -> Flow[Timed]:
+    def _timed(self, call: Exchange[Timed], timeout_s: float) -> Flow[Timed]:
         deadline = self.attempts.deadline(timeout_s)
         began_s = deadline.left_s()
         result = yield from self.attempts.call(call, deadline)

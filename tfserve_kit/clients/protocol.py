@@ -157,7 +157,7 @@ def _bearing(request: Request, headers: Headers) -> Request:
     return request._replace(headers=tuple(for_http(headers).items()))
 
 
-class Call(NamedTuple, Generic[T]):
+class Exchange(NamedTuple, Generic[T]):
     """One request of a protocol, and how its answer is read.
 
     Attributes:
@@ -196,27 +196,27 @@ class ServerProtocol(Protocol):
         inputs: Mapping[str, Any],
         output_filter: Sequence[str],
         signature: Signature | None,
-    ) -> Call[Answer]:
+    ) -> Exchange[Answer]:
         """Ask for outputs; `signature` is None where it is not known."""
 
-    def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
+    def classify(self, target: Target, examples: Sequence[Any]) -> Exchange[Classification]:
         """Ask for the classes of tf.Example messages."""
 
-    def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
+    def regress(self, target: Target, examples: Sequence[Any]) -> Exchange[Regression]:
         """Ask for a value of each of some tf.Example messages."""
 
     def multi_inference(
         self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
-    ) -> Call[dict[str, Inferred]]:
+    ) -> Exchange[dict[str, Inferred]]:
         """Ask several signatures (name to `classify` or `regress`) about the same examples."""
 
-    def metadata(self, target: Target) -> Call[Metadata]:
+    def metadata(self, target: Target) -> Exchange[Metadata]:
         """Ask for the signatures."""
 
-    def status(self, target: Target) -> Call[list[VersionStatus]]:
+    def status(self, target: Target) -> Exchange[list[VersionStatus]]:
         """Ask for the state of the versions."""
 
-    def reload(self, config: Any) -> Call[None]:
+    def reload(self, config: Any) -> Exchange[None]:
         """Replace the configuration by a ModelServerConfig message."""
 
     def error(self, outcome: Outcome, target: Target, timeout_s: float) -> RequestError:
@@ -327,7 +327,7 @@ class Attempts:
             UsageError: there are several.
         """
 
-    def call(self, call: Call[T], deadline: Deadline) -> Flow[T]:
+    def call(self, call: Exchange[T], deadline: Deadline) -> Flow[T]:
         """Return the answer of a call.
 
         Raises:
@@ -349,7 +349,7 @@ class Attempts:
             yield Sleep(pause_s)
             number += 1
 
-    def _send(self, call: Call[T], left_s: float) -> Send:
+    def _send(self, call: Exchange[T], left_s: float) -> Send:
         hedge_after_s = None if call.is_probe else self._options.hedge_after_s
         if hedge_after_s is None:
             return Send(call.request, left_s)
@@ -360,7 +360,7 @@ class Attempts:
 
     def _is_worth_another(
         self,
-        call: Call[T],
+        call: Exchange[T],
         error: RequestError,
         outcome: Outcome,
         number: int,

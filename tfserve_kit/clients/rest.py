@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos, savedmodel
 from tfserve_kit.clients import server_messages
 from tfserve_kit.clients.inputs import to_json
-from tfserve_kit.clients.protocol import Answer, Call, Inferred, Loss, Lost, Outcome
+from tfserve_kit.clients.protocol import Answer, Exchange, Inferred, Loss, Lost, Outcome
 from tfserve_kit.clients.results import (
     MAX_ABOUT_BYTES,
     MAX_SIGNATURES,
@@ -85,7 +85,7 @@ class RestProtocol:
         inputs: Mapping[str, Any],
         output_filter: Sequence[str],
         signature: Signature | None,
-    ) -> Call[Answer]:
+    ) -> Exchange[Answer]:
         """Ask for outputs; the filter is applied to the answer, for REST requests have none."""
         if not inputs:
             text = f"cannot send {target} a request without inputs over REST"
@@ -124,7 +124,7 @@ class RestProtocol:
 
         return call._replace(read=read_body)
 
-    def classify(self, target: Target, examples: Sequence[Any]) -> Call[Classification]:
+    def classify(self, target: Target, examples: Sequence[Any]) -> Exchange[Classification]:
         """Ask for classes; see `ServerProtocol.classify`."""
 
         def read(document: Any) -> Classification:
@@ -137,7 +137,7 @@ class RestProtocol:
         body = _examples(target, examples)
         return self._call("POST", _path(target) + ":classify", target, read, body)
 
-    def regress(self, target: Target, examples: Sequence[Any]) -> Call[Regression]:
+    def regress(self, target: Target, examples: Sequence[Any]) -> Exchange[Regression]:
         """Ask for values; see `ServerProtocol.regress`."""
 
         def read(document: Any) -> Regression:
@@ -150,12 +150,12 @@ class RestProtocol:
 
     def multi_inference(
         self, target: Target, tasks: Mapping[str, str], examples: Sequence[Any]
-    ) -> Call[dict[str, Inferred]]:
+    ) -> Exchange[dict[str, Inferred]]:
         """Refuse: the REST API has no such call."""
         del target, tasks, examples
         self._grpc_only("multi_inference")
 
-    def metadata(self, target: Target) -> Call[Metadata]:
+    def metadata(self, target: Target) -> Exchange[Metadata]:
         """Ask for the signatures; see `ServerProtocol.metadata`."""
 
         def read(document: Any) -> Metadata:
@@ -169,7 +169,7 @@ class RestProtocol:
 
         return self._call("GET", _path(target) + "/metadata", target, read)
 
-    def status(self, target: Target) -> Call[list[VersionStatus]]:
+    def status(self, target: Target) -> Exchange[list[VersionStatus]]:
         """Ask for the versions; see `ServerProtocol.status`."""
 
         def read(document: Any) -> list[VersionStatus]:
@@ -179,7 +179,7 @@ class RestProtocol:
 
         return self._call("GET", _path(target), target, read, is_probe=True)
 
-    def reload(self, config: Any) -> Call[None]:
+    def reload(self, config: Any) -> Exchange[None]:
         """Refuse: the REST API has no such call."""
         del config
         self._grpc_only("reload")
@@ -238,7 +238,7 @@ class RestProtocol:
         body: bytes | None = None,
         *,
         is_probe: bool = False,
-    ) -> Call[T]:
+    ) -> Exchange[T]:
         most = MAX_ABOUT_BYTES if verb == "GET" else None
 
         def read_body(data: bytes) -> T:
@@ -263,7 +263,7 @@ class RestProtocol:
                 text = f"{self.url} sent an unreadable answer: {server_messages.shortened(said)}"
                 raise ServerFault(text, remedy=_CHECK_PORT) from error
 
-        return Call(HttpRequest(verb, path, body), read_body, target, is_probe)
+        return Exchange(HttpRequest(verb, path, body), read_body, target, is_probe)
 
     def _grpc_only(self, name: str) -> NoReturn:
         raise UsageError(

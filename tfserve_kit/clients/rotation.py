@@ -18,7 +18,7 @@ PROBE_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 1.0
 
 
-class Replica:
+class Member:
     """One server of a fleet, as a rotation sees it.
 
     Attributes:
@@ -69,9 +69,9 @@ class Rotation:
         self._clock, self._connect, self._chance = clock, connect, chance
         self._lock = threading.Lock()
         self._next = 0
-        self.replicas = [Replica(url, connect(url)) for url in dict.fromkeys(urls)]
+        self.replicas = [Member(url, connect(url)) for url in dict.fromkeys(urls)]
 
-    def take(self, tried: Collection[Replica] = ()) -> Replica:
+    def take(self, tried: Collection[Member] = ()) -> Member:
         """Return the replica for a request, which is outstanding from now on.
 
         Args:
@@ -97,7 +97,7 @@ class Rotation:
             best.outstanding += 1
             return best
 
-    def gave(self, replica: Replica, *, is_alive: bool | None) -> None:
+    def gave(self, replica: Member, *, is_alive: bool | None) -> None:
         """Note what came of a request that was outstanding.
 
         Args:
@@ -115,7 +115,7 @@ class Rotation:
             elif replica.retry_at_s is None:
                 self._leave_out(replica)
 
-    def to_ask(self) -> list[Replica]:
+    def to_ask(self) -> list[Member]:
         """Return the replicas that are to be probed now; each is noted as being so.
 
         Those are the ones left out whose pause is over, and those that owe answers and are silent.
@@ -127,7 +127,7 @@ class Rotation:
                 each.asked = True
             return found
 
-    def told(self, replica: Replica, *, is_alive: bool, asked_s: float) -> bool:
+    def told(self, replica: Member, *, is_alive: bool, asked_s: float) -> bool:
         """Note what came of a probe; return whether the replica is left out for being silent.
 
         Args:
@@ -150,12 +150,12 @@ class Rotation:
             self._leave_out(replica)
             return is_in
 
-    def update(self, urls: Iterable[str]) -> list[Replica]:
+    def update(self, urls: Iterable[str]) -> list[Member]:
         """Have just these replicas from now on; known ones stay. Return those that are gone."""
         with self._lock:
             known = {each.url: each for each in self.replicas}
             self.replicas = [
-                known.pop(url) if url in known else Replica(url, self._connect(url))
+                known.pop(url) if url in known else Member(url, self._connect(url))
                 for url in dict.fromkeys(urls)
             ]
             return list(known.values())
@@ -166,18 +166,18 @@ class Rotation:
         for each in self.replicas:
             each.outstanding, each.asked, each.owes = 0, False, False
 
-    def _leave_out(self, replica: Replica) -> None:
+    def _leave_out(self, replica: Member) -> None:
         pause_s = min(FIRST_PAUSE_S * 2.0 ** min(replica.failures, 10), LONGEST_PAUSE_S)
         replica.failures += 1
         replica.owes = False
         replica.retry_at_s = self._clock.now_s() + pause_s * (1 - self._chance() / 2)
 
 
-def _is_due(replica: Replica, now_s: float) -> bool:
+def _is_due(replica: Member, now_s: float) -> bool:
     if replica.retry_at_s is not None:
         return now_s >= replica.retry_at_s
     return _is_waited_for(replica) and now_s - replica.quiet_since_s >= QUIET_S
 
 
-def _is_waited_for(replica: Replica) -> bool:
+def _is_waited_for(replica: Member) -> bool:
     return replica.outstanding > 0 or replica.owes

@@ -194,7 +194,7 @@ class ServerHandle(RunningServer, Protocol):
 
 
 @runtime_checkable
-class Fleet(Protocol):
+class FleetHandle(Protocol):
     """A handle of a server that is changed while it serves, one replica after the other."""
 
     def update(

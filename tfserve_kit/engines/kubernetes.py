@@ -204,7 +204,7 @@ class KubernetesEngine:
 
 
 class _DeploymentHandle(Home):
-    """A server that is a Deployment; implements `ServerHandle` and `Fleet`."""
+    """A server that is a Deployment; implements `ServerHandle` and `FleetHandle`."""
 
     engine = KubernetesEngine.name
 
@@ -274,7 +274,7 @@ class _DeploymentHandle(Home):
         progress: Progress = SILENT,
         clock: Clock | None = None,
     ) -> "_DeploymentHandle":
-        """Make the server what another plan says, pod by pod; see `Fleet.update`.
+        """Make the server what another plan says, pod by pod; see `FleetHandle.update`.
 
         Raises:
             UsageError: the plan is for another namespace or context.

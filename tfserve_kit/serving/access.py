@@ -20,7 +20,7 @@ from tfserve_kit import clients, strict_json
 from tfserve_kit.clients import Target, addresses
 from tfserve_kit.clients.options import OptionNames
 from tfserve_kit.clock import Clock, SystemClock, wait_until
-from tfserve_kit.engines import Endpoints, Fleet, Phase, Replica, RunningServer, registry
+from tfserve_kit.engines import Endpoints, FleetHandle, Phase, Replica, RunningServer, registry
 from tfserve_kit.engines.records import deployed
 from tfserve_kit.errors import ServerFailed, UsageError
 
@@ -262,7 +262,7 @@ def each_replica(to: ServedModel, *, clock: Clock | None = None) -> dict[str, Se
     if address.is_fleet:
         return {url: replace(to, url=url) for url in addresses.servers(address)}
     server = server_at(address)
-    if server is None or not isinstance(server, Fleet):
+    if server is None or not isinstance(server, FleetHandle):
         return {to.url: to}
     return {
         each.name: replace(to, url=url, access=pin.over(to.access))

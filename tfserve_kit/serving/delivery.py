@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clients import Client, Target
 from tfserve_kit.clients.files import read_inputs_for
-from tfserve_kit.engines import Fleet, RunningServer, registry
+from tfserve_kit.engines import FleetHandle, RunningServer, registry
 from tfserve_kit.engines.records import Record
 from tfserve_kit.errors import (
     Problem,
@@ -68,7 +68,7 @@ def check_memory(
     servers = {
         server.server_name: server
         for server, _ in registry.sharing(base_path)
-        if not isinstance(server, Fleet)  # whose machines are others
+        if not isinstance(server, FleetHandle)  # whose machines are others
     }
     found = _compared(version_dir, list(servers.values()))
     if not servers:

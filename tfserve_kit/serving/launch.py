@@ -15,7 +15,7 @@ from tfserve_kit.engines.base import (
     ALIVE,
     LOG_TAIL,
     Engine,
-    Fleet,
+    FleetHandle,
     Phase,
     Plan,
     ServerHandle,
@@ -144,7 +144,7 @@ def change(
         UsageError: the server is not a fleet.
         ServerFailed: a replica did not become healthy; the server serves as before.
     """
-    if not isinstance(handle, Fleet):
+    if not isinstance(handle, FleetHandle):
         raise UsageError(
             f"server {handle.server_name!r} has no replicas (engine {handle.engine})",
             remedy='serve with engine = "swarm" or "kubernetes" in [server]',

@@ -18,7 +18,7 @@ from tfserve_kit.deployment import render
 from tfserve_kit.deployment.flags import MODEL_CONFIG
 from tfserve_kit.deployment.spec import Model, Spec, VersionPolicy
 from tfserve_kit.engines import registry
-from tfserve_kit.engines.base import Fleet, ServerHandle
+from tfserve_kit.engines.base import FleetHandle, ServerHandle
 from tfserve_kit.engines.records import CONFIG, DEPLOYMENT
 from tfserve_kit.errors import Problem, RequestError, ServerFailed, Severity, UsageError
 from tfserve_kit.progress import SILENT, Progress
@@ -91,7 +91,7 @@ def reload(
         ServerFailed: a version that is wanted did not become available.
         RequestError: the server refuses the configuration. After each of them it serves as before.
     """
-    if isinstance(handle, Fleet):
+    if isinstance(handle, FleetHandle):
         return _roll(handle, spec, templates, access, progress, clock or SystemClock())
     before = deployment(handle.home)
     spec = _applicable(handle, before, spec)
@@ -118,7 +118,7 @@ def scale(
             decides.
         ServerFailed: there is no room for so many; there are as many as before.
     """
-    if replicas == 1 and not isinstance(handle, Fleet):
+    if replicas == 1 and not isinstance(handle, FleetHandle):
         return handle
     spec = deployment(handle.home)
     if most := spec.kubernetes.max_replicas:
@@ -192,7 +192,7 @@ def not_applied(handle: ServerHandle, spec: Spec) -> list[Problem]:
     Raises:
         UsageError: what the server was started with is not known any more.
     """
-    if isinstance(handle, Fleet):
+    if isinstance(handle, FleetHandle):
         return []
     remedy = f"{_restart(handle)} applies it"
     return [

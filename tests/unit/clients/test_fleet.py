@@ -19,7 +19,7 @@ from tfserve_kit.clients.addresses import Address
 from tfserve_kit.clients.fleet import Fleet, FleetAttempts
 from tfserve_kit.clients.grpc import GrpcProtocol
 from tfserve_kit.clients.options import Options
-from tfserve_kit.clients.protocol import Call, GrpcRequest, HttpRequest, Loss, Reply
+from tfserve_kit.clients.protocol import Exchange, GrpcRequest, HttpRequest, Loss, Reply
 from tfserve_kit.clients.rest import RestProtocol
 from tfserve_kit.clients.results import Target
 from tfserve_kit.clients.sync import run
@@ -33,7 +33,7 @@ from tfserve_kit.errors import (
 
 GOOD = Reply(True, b"good")
 AWAY = failed("UNAVAILABLE", "connection refused")
-CALL = Call(GrpcRequest("Predict", b""), lambda body: body.decode(), Target("m"))
+CALL = Exchange(GrpcRequest("Predict", b""), lambda body: body.decode(), Target("m"))
 GRPC = tuple(f"grpc://{name}:1" for name in "abc")
 REST = tuple(f"http://{name}:1" for name in "abc")
 

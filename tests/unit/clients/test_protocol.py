@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.unit.clients.scripts import FakeClock, Run, attempts, failed, lost
-from tfserve_kit.clients.protocol import Call, GrpcRequest, Loss, Reply, _RetryBudget
+from tfserve_kit.clients.protocol import Exchange, GrpcRequest, Loss, Reply, _RetryBudget
 from tfserve_kit.clients.results import Target
 from tfserve_kit.errors import (
     DeadlineExceeded,
@@ -17,7 +17,7 @@ from tfserve_kit.errors import (
     ServerUnreachable,
 )
 
-CALL = Call(GrpcRequest("Predict", b""), lambda body: body.decode(), Target("m"))
+CALL = Exchange(GrpcRequest("Predict", b""), lambda body: body.decode(), Target("m"))
 GOOD = Reply(True, b"good")
 QUEUE = "The batch scheduling queue to which this task was submitted is full"
 

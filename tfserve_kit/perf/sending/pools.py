@@ -15,7 +15,7 @@ from itertools import groupby, starmap
 from typing import Any, Protocol
 
 from tfserve_kit.clients.options import read_pem
-from tfserve_kit.clients.rotation import Replica, Rotation
+from tfserve_kit.clients.rotation import Member, Rotation
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.errors import ServerUnreachable
 from tfserve_kit.perf import samples
@@ -214,7 +214,7 @@ class FleetPool:
         self._pools = list(pools)
         self._rotation = Rotation(urls, clock or SystemClock())
         self._place = {replica: at for at, replica in enumerate(self._rotation.replicas)}
-        self._open: dict[int, Replica] = {}
+        self._open: dict[int, Member] = {}
         self._urls = urls
         self._files: list[Any] = [pool for pool in pools if hasattr(pool, "fileno")]
         self.replicas = array("h")
