@@ -334,8 +334,11 @@ def _idx_shape(file: Path) -> tuple[int, ...]:
 def _idx_header(file: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) < 4 or not magic.startswith(_IDX_MAGIC) or not magic[3]:  # noqa: PLR2004
-        text = f"{file} starts with {magic.hex(' ') or 'nothing'}, not with the IDX 00 00 08"
-        raise UsageError(text, remedy="give MNIST's files, a .csv or an .npz file, or a folder")
+        text = (
+            f"{file} is no set of labelled examples: by its name it is no table and no .npz file, "
+            f"and it starts with {magic.hex(' ') or 'nothing'}, not with 00 00 08 as MNIST's files"
+        )
+        raise UsageError(text, remedy=_FORMS)
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise UsageError(f"{file}: truncated within its header", remedy=_AGAIN)

@@ -78,6 +78,10 @@ class TestIdx:
         [
             (b"", "starts with nothing"),
             (b"\x89PNG and so on", "starts with 89 50 4e 47"),
+            (
+                b"\x93NUMPY",
+                "is no set of labelled examples: by its name it is no table and no .npz",
+            ),
             (b"\0\0\x0d\3" + bytes(12), "starts with 00 00 0d 03"),
             (b"\0\0\x08\0", "starts with 00 00 08 00"),
             (idx(IMAGES)[:9], "truncated within its header"),
