@@ -293,7 +293,7 @@ class _ServiceHandle(Home):
         progress: Progress = SILENT,
         clock: Clock | None = None,
     ) -> "_ServiceHandle":
-        """Make the server what another plan says, replica by replica; see `Fleet.update`.
+        """Make the server what another plan says, replica by replica; see `FleetHandle.update`.
 
         Raises:
             ServerFailed: a replica did not become healthy; all is again as it was before.
