@@ -1,6 +1,7 @@
 """Commands about the deployment file and what is rendered from it."""
 
 import re
+import shlex
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ def init_command(file: Path, model: str, name: str) -> None:
         file.write_text(text, "utf-8")
     except OSError as error:
         raise file_error(UsageError, "write", file, error) from error
-    output.note(f"Wrote {file}. Next: tfkit push-model SAVED_MODEL --model {model}; tfkit serve")
+    push = f"tfkit push-model SAVED_MODEL --model {shlex.quote(model)}"
+    output.note(f"Wrote {file}. Next: {push}; tfkit serve")
 
 
 @click.command("render")

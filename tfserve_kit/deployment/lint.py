@@ -14,6 +14,7 @@ requests are joined along their first axis, and the outputs cut along theirs, wh
 
 import math
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -70,7 +71,9 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
     """
     for name, error in facts.unreadable.items():
         path = facts.spec.models[name].base_path
-        remedy = f"store a version there: tfkit push-model SAVED_MODEL --to {path}"
+        remedy = (
+            f"store a version there: tfkit push-model SAVED_MODEL --to {shlex.quote(str(path))}"
+        )
         if isinstance(error, NotADirectoryError):
             remedy = "give the folder that holds one folder per version"
         elif isinstance(error, PermissionError):
@@ -97,7 +100,7 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
             continue
         text, remedy = (
             f"{path} holds no version",
-            f"store a version there: tfkit push-model SAVED_MODEL --to {path}",
+            f"store a version there: tfkit push-model SAVED_MODEL --to {shlex.quote(str(path))}",
         )
         if found := look_around(Path(path)):
             text, remedy = f"{text}: it {found.message}", found.remedy

@@ -85,7 +85,8 @@ def choose(spec: Spec) -> dict[str, list[Version]]:
             chosen[name] = _choose(model.base_path, model.versions)
         except (OSError, ValueError) as error:
             text = f"cannot be put into an image: {error}"
-            remedy = f"tfkit push-model SAVED_MODEL --to {model.base_path} stores a version there"
+            place = shlex.quote(model.base_path)
+            remedy = f"tfkit push-model SAVED_MODEL --to {place} stores a version there"
             found.append(Problem(f"models.{name}.base_path", text, remedy))
     if found:
         raise SpecError("deployment", found)

@@ -1,5 +1,6 @@
 """Use cases over engines, clients and the repository: the only module that knows all three."""
 
+import errno
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -206,9 +207,16 @@ def _probe(host: str, port: int, key: str, held: ExitStack) -> int:
     try:
         probe = held.enter_context(socket.create_server((host, port)))
     except OSError as error:
+        option = f"--{key.replace('_', '-')}"
+        said = (error.strerror or str(error)).partition(" (while")[0]  # which repeats the address
+        remedy = f"`tfkit ps` shows what runs; {option} 0 finds a free port"
+        is_name = isinstance(error.__context__, socket.gaierror)
+        if is_name or error.errno == errno.EADDRNOTAVAIL:
+            remedy = "give an address that this machine has: --host 127.0.0.1, or 0.0.0.0 for all"
+        elif error.errno in {errno.EACCES, errno.EPERM}:
+            remedy = f"give a port above 1023: {option} {port + 8000}"
         raise ServerFailed(
-            f"cannot listen on {host}:{port} for {key.replace('_', ' ')}: {error.strerror}",
-            remedy=f"`tfkit ps` shows what runs; --{key.replace('_', '-')} 0 finds a free port",
+            f"cannot listen on {host}:{port} for {key.replace('_', ' ')}: {said}", remedy=remedy
         ) from error
     found: int = probe.getsockname()[1]
     return found

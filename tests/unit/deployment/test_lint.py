@@ -114,6 +114,13 @@ def test_missing_base_path_is_an_error(found, base_path):
     assert finding.remedy == f"store a version there: {push}"
 
 
+def test_remedy_can_be_pasted_into_a_shell(found, base_path):
+    place = base_path.rename(base_path.parent / "my models")
+    shutil.rmtree(place)
+    finding = one(found(models={"half": {"base_path": str(place)}}), "base-path-unreadable")
+    assert finding.remedy.endswith(f"--to '{place}'")
+
+
 def test_base_path_that_is_a_file_is_an_error(found, base_path):
     shutil.rmtree(base_path)
     base_path.write_text("")

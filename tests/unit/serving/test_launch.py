@@ -1,5 +1,6 @@
 """Starting a server: what is refused before, awaited after, and stopped where it fails."""
 
+import errno
 import socket
 
 import pytest
@@ -104,6 +105,26 @@ def test_port_that_is_taken_is_refused_before_anything_starts(starting, deployed
         with pytest.raises(ServerFailed, match=f"cannot listen on 127.0.0.1:{port}") as caught:
             starting(deployed(server={"grpc_port": port, "rest_port": 0}))
     assert "--grpc-port 0" in caught.value.remedy and not starting.engine.started
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1"])
+def test_address_that_is_not_of_this_machine_is_not_told_as_a_port_that_is_taken(
+    starting, deployed, host
+):
+    with pytest.raises(ServerFailed, match=rf"cannot listen on {host}:8500") as caught:
+        starting(deployed(server={"host": host, "rest_port": 0}))
+    assert caught.value.remedy.startswith("give an address that this machine has: --host 127.0.0.1")
+    assert "while attempting" not in caught.value.message
+
+
+def test_port_that_only_root_may_open_is_told_so(starting, deployed, monkeypatch):
+    def refuse(address):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ServerFailed, match=r":80 for grpc port: Permission denied") as caught:
+        starting(deployed(server={"grpc_port": 80, "rest_port": 80 + 1}))
+    assert caught.value.remedy == "give a port above 1023: --grpc-port 8080"
 
 
 def test_port_that_is_taken_here_is_free_for_servers_elsewhere(deployed):
