@@ -260,11 +260,15 @@ def picture_facts(graph: Graph, definition: Any, alias: str) -> PictureFacts:
 def score_kind(graph: Graph, definition: Any, alias: str) -> ScoreKind | None:
     """Return what makes an output of a signature; None where that is none of the usual ends."""
     place: _Place | None = _Place((), MAIN, definition.outputs[alias].name)
+    is_part = False
     for _ in range(_MOST_STEPS):
         if place is None or (node := _node(graph, place)) is None:
             return None
         if node.op in _SCORES:
-            return _SCORES[node.op]
+            kind = _SCORES[node.op]
+            # Some columns of a softmax are probabilities that need not sum to 1, as a sigmoid's.
+            return "sigmoid" if is_part and kind == "softmax" else kind
+        is_part = is_part or node.op == "StridedSlice"
         if inner := _returned(graph, node, place):
             place = inner
         elif node.input and (node.op in _PASSES or _adds_bias(graph, node, place)):

@@ -236,6 +236,12 @@ def _output_choice(
     spec = signature.outputs[alias]
     if head.kind == "scores" and is_one_column(head, spec):
         made_by = graph.output(alias) if graph else None
+        if made_by in {"softmax", "log_softmax"}:
+            raise UsageError(
+                f"output {alias!r} is {spec}, a softmax of one number, which is the same for every "
+                "picture",
+                remedy="export the model with a sigmoid in its place, or with two classes",
+            )
         sure = made_by == "sigmoid" or asked.softmax
         value = f"{alias!r}, the probability of class 1"
         option = "--softmax for a logit, --output NAME for another"

@@ -388,6 +388,13 @@ class TestOneColumn:
         given = classifier(FixedClient(), self.COLUMN, graph=Graph(made_by=made_by))
         assert choice(given, "output").source == source
 
+    def test_softmax_of_one_number_is_refused_because_it_is_always_one(self):
+        with pytest.raises(
+            UsageError, match="a softmax of one number, which is the same"
+        ) as caught:
+            classifier(FixedClient(), self.COLUMN, graph=Graph(made_by="softmax"))
+        assert "sigmoid" in caught.value.remedy
+
     def test_column_without_its_axis_is_the_same(self):
         given = signature(y=tensor("float", (None,)))
         found = classifier(FixedClient(y=np.float32([0.7])), given).classify(png())

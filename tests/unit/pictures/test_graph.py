@@ -165,6 +165,8 @@ def test_encoding_is_read_from_what_decodes(op, encoding):
     ("ops", "kind"),
     [
         (["Softmax"], "softmax"),
+        (["Softmax", "Reshape"], "softmax"),
+        (["Softmax", "StridedSlice"], "sigmoid"),
         (["Sigmoid"], "sigmoid"),
         (["Sigmoid", "Reshape", "Identity"], "sigmoid"),
         (["MatMul", "AddV2"], "logits"),
