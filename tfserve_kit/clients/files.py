@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.clients.inputs import require_float32
 from tfserve_kit.errors import InvalidRequest, UsageError, did_you_mean, file_error
-from tfserve_kit.pictures.files import JSON, kind_of, read_file
+from tfserve_kit.pictures.files import (
+    JSON,
+    SUFFIXES,
+    begins_as_picture,
+    kind_of,
+    read_file,
+)
 from tfserve_kit.pictures.graph import PictureGraph
 from tfserve_kit.pictures.inputs import ImageInput, Keys, image_input, told
 from tfserve_kit.pictures.prepare import prepare, require_picture
@@ -92,6 +98,9 @@ def read_inputs(
             arrays = inputs_of_text(data, signature, str(file))
         else:
             require_picture(data, str(file))
+            if file.suffix.lower() not in SUFFIXES and not begins_as_picture(data):
+                start = f"it starts with {data[:16]!r}" if data else "it is empty"
+                raise InvalidRequest(f"{file} holds no input: {start}", remedy=_FORMS)
             wanted = wanted or image_input(signature, note, graph=graph)
             picture = prepare(data, wanted, name=str(file))
             arrays = {wanted.alias: wanted.join([picture])}
@@ -262,7 +271,10 @@ def _real(text: str) -> float:
 
 def _columns(document: Any, signature: Signature, file: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield alias and array of each input in the body of a request."""
-    if not isinstance(document, dict) or len(document.keys() & _BODIES) != 1:
+    bodies = sorted(document.keys() & _BODIES) if isinstance(document, dict) else []
+    if len(bodies) > 1:
+        raise TensorError(f"it has {' and '.join(bodies)}, of which a request has one")
+    if not bodies:
         raise TensorError(f"it needs one of the keys {', '.join(sorted(_BODIES))}")
     if document.get("signature_name", signature.name) != signature.name:
         name = document["signature_name"]
@@ -332,6 +344,7 @@ def _examples(document: Mapping[str, Any]) -> NDArray[Any]:
     return array
 
 
+_FORMS = "give JSON, as the body of a REST request has it, .npy, .npz or a picture"
 _READERS = {".json": _from_json, ".npy": _from_numpy, ".npz": _from_numpy}
 _BODY = (
     'write the body of a REST request, such as {"instances": [...]} or {"inputs": {...}}, with '

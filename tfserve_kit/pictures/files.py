@@ -93,7 +93,12 @@ def is_picture(file: Path) -> bool:
             head = stream.read(_HEAD_BYTES)
     except OSError:
         return False
-    return head.startswith(_MAGIC) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+    return begins_as_picture(head)
+
+
+def begins_as_picture(data: bytes) -> bool:
+    """Say whether bytes begin as those of a picture do."""
+    return data.startswith(_MAGIC) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
 
 
 def find(given: Iterable[str], stdin: BinaryIO, *, timeout_s: float) -> list[PictureFile]:

@@ -97,7 +97,7 @@ def test_body_of_a_request_in_either_format(write, wanted, document, inputs):
         (PAIRS, b"[" * 100_000, "is not a request"),
         (PAIRS, [[1, 2]], "needs one of the keys examples, inputs, instances"),
         (PAIRS, {"signature_name": "s"}, "needs one of the keys"),
-        (PAIRS, {"instances": [], "inputs": []}, "needs one of the keys"),
+        (PAIRS, {"instances": [], "inputs": []}, "it has inputs and instances"),
         (PAIRS, {"instances": []}, "'instances' must be a list of rows"),
         (PAIRS, {"instances": 3}, "'instances' must be a list of rows"),
         (PAIRS, {"instances": [[1, 2], [3]]}, "input 'x': a tensor needs lists of equal length"),
@@ -255,6 +255,22 @@ GREY = signature(image=("float", (None, 1, 1, 1)))
 def test_json_without_a_name_that_says_so_is_read_as_such(write, tmp_path):
     file = write("a.json", {"inputs": [1.5]}).rename(tmp_path / "63")
     assert read(signature(x=("float", (None,))), file) == {"x": [1.5]}
+
+
+@pytest.mark.parametrize("name", ["x.tfrecord", "x.txt", "-", "x"])
+def test_file_of_no_kind_is_told_with_all_kinds(tmp_path, monkeypatch, name):
+    (tmp_path / "in").write_bytes(b"\x10\0\0\0abcd")
+    (tmp_path / name).write_bytes(b"\x10\0\0\0abcd")
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(InvalidRequest, match="holds no input: it starts with b'") as caught:
+            read(GREY, Path(name) if name == "-" else tmp_path / name)
+    assert ".npy, .npz or a picture" in caught.value.remedy
+
+
+def test_body_of_two_kinds_is_told_so(write):
+    with pytest.raises(InvalidRequest, match="it has inputs and instances, of which a request has"):
+        read(GREY, write("a.json", {"inputs": [1.5], "instances": [1.5]}))
 
 
 @pytest.mark.parametrize("body", [b'{"inputs": [1.5]}', b'\xef\xbb\xbf {"instances": [1.5]}'])
