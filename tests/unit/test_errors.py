@@ -123,13 +123,23 @@ def test_did_you_mean_names_the_nearest_or_all(name, hint):
 
 def bare_errors():
     """Yield the places where an error is made that does not say what to do."""
-    kinds = {kind.__name__ for kind in subclasses(TfkitError) if kind is not SpecError}
-    for file in sorted(ROOT.rglob("*.py")):
-        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+    trees = {file: ast.parse(file.read_text("utf-8")) for file in sorted(ROOT.rglob("*.py"))}
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if is_class(node)]
+    kinds, found = set(), {"TfkitError"}
+    while found - kinds:
+        kinds |= found
+        found = {each.name for each in classes if kinds & set(map(ast.unparse, each.bases))}
+    kinds.remove("SpecError")
+    for file, tree in trees.items():
+        for call in ast.walk(tree):
             if not isinstance(call, ast.Call) or ast.unparse(call.func) not in kinds:
                 continue
             if not any(each.arg == "remedy" for each in call.keywords):
                 yield f"{file.relative_to(ROOT)}: {ast.unparse(call.args[0])}"
+
+
+def is_class(node):
+    return isinstance(node, ast.ClassDef)
 
 
 # The message itself is what to do, or holds what does: problems with a remedy each, another error.

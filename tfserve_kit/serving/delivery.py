@@ -24,7 +24,6 @@ from tfserve_kit.errors import (
     RequestError,
     ServerFailed,
     Severity,
-    TfkitError,
     UsageError,
 )
 from tfserve_kit.processes import free_memory_bytes
@@ -241,7 +240,7 @@ def _take_back(pushed: Pushed, base_path: Path | None, awaiting: Callable[[int],
     return f"it was retired again, and version {older[-1]} serves"
 
 
-class _Noticed(TfkitError):
+class _Noticed(Exception):
     """Requests noticed the swap in one place."""
 
 
@@ -284,7 +283,7 @@ def push_in_waves(
     try:
         push(Waves(wave, watched))
     except _Noticed as error:
-        return done, error.message
+        return done, str(error)
     return done, ""
 
 

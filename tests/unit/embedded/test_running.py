@@ -427,7 +427,8 @@ def test_time_in_which_work_waits_is_not_counted(runner, loop):
     time.sleep(0.2)
     others.end()
     until(loop, lambda: told)
-    assert 0.01 <= job.wall_s <= time.perf_counter() - begun_s - 0.2
+    # Less where others have the processor between two looks, never more.
+    assert 0 < job.wall_s <= time.perf_counter() - begun_s - 0.2
     assert runner.kinds.find("kind") is not None
 
 
