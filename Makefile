@@ -70,17 +70,19 @@ later  = $(if $(FAILED),|| { [ $$? = 1 ] && [ -s $(FAILED)/$@/v/cache/lastfailed
 
 # All sets of tests share the machine, as many of their tests wait for something; then come those that
 # measure time or need it for themselves, and last, once more, those that failed. A failure of the
-# ones keeps nobody from seeing what becomes of the others.
+# ones keeps nobody from seeing what becomes of the others. The tests in integration/ take longest: they
+# are run in two sets, by the first letter of a file's name.
+integration = check-integration-a-i check-integration-j-z
 shared = slow and not alone and not swarm
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
 	@rm -rf build/failed
-	@$(MAKE) FAILED=build/failed --keep-going -j5 --output-sync \
-	  check-pages check-swarm check-integration test check-beside; beside=$$?; \
+	@$(MAKE) FAILED=build/failed --keep-going -j6 --output-sync \
+	  check-pages check-swarm $(integration) test check-beside; beside=$$?; \
 	$(MAKE) FAILED=build/failed check-alone; alone=$$?; \
 	$(MAKE) check-again && [ $$beside$$alone = 00 ]
 
-.PHONY: check-examples check-pages check-swarm check-integration check-beside check-alone check-again
+.PHONY: check-examples check-pages check-swarm $(integration) check-beside check-alone check-again
 check-examples: $(VENV)/.dev
 	$(MAKE) lint types protos-check examples
 check-pages check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
@@ -88,8 +90,8 @@ check-pages: check-examples
 	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/system $(ARGS) $(later)
 check-swarm: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow and swarm' $(report) $(ARGS) $(later)
-check-integration: $(VENV)/.dev
-	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/integration $(ARGS) $(later)
+$(integration): check-integration-%: $(VENV)/.dev
+	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/integration/test_[$*]*.py $(ARGS) $(later)
 check-beside: $(VENV)/.dev
 	$(BIN)/python -m pytest -m '$(shared)' $(report) \
 	  --ignore=tests/system --ignore=tests/integration $(ARGS) $(later)
