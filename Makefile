@@ -71,23 +71,27 @@ later  = $(if $(FAILED),|| { [ $$? = 1 ] && [ -s $(FAILED)/$@/v/cache/lastfailed
 # All sets of tests share the machine, as many of their tests wait for something; then come those that
 # measure time or need it for themselves, and last, once more, those that failed. A failure of the
 # ones keeps nobody from seeing what becomes of the others. The tests in integration/ take longest: they
-# are run in two sets, by the first letter of a file's name.
+# are run in two sets, by the first letter of a file's name. Those in `told` look at what the examples
+# printed, which are run before them.
+told = $(wildcard tests/system/test_example_*.py) tests/system/test_tutorials.py
 integration = check-integration-a-i check-integration-j-z
 shared = slow and not alone and not swarm
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
 	@rm -rf build/failed
-	@$(MAKE) FAILED=build/failed --keep-going -j6 --output-sync \
-	  check-pages check-swarm $(integration) test check-beside; beside=$$?; \
+	@$(MAKE) FAILED=build/failed --keep-going -j7 --output-sync \
+	  check-told check-pages check-swarm $(integration) test check-beside; beside=$$?; \
 	$(MAKE) FAILED=build/failed check-alone; alone=$$?; \
 	$(MAKE) check-again && [ $$beside$$alone = 00 ]
 
-.PHONY: check-examples check-pages check-swarm $(integration) check-beside check-alone check-again
+.PHONY: check-examples check-told check-pages check-swarm $(integration) check-beside check-alone check-again
 check-examples: $(VENV)/.dev
 	$(MAKE) lint types protos-check examples
-check-pages check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
-check-pages: check-examples
-	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/system $(ARGS) $(later)
+check-told check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
+check-told: check-examples
+	$(BIN)/python -m pytest -m '$(shared)' $(report) $(told) $(ARGS) $(later)
+check-pages: $(VENV)/.dev
+	$(BIN)/python -m pytest -m '$(shared)' $(report) tests/system $(told:%=--ignore=%) $(ARGS) $(later)
 check-swarm: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow and swarm' $(report) $(ARGS) $(later)
 $(integration): check-integration-%: $(VENV)/.dev
