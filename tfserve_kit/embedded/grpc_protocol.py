@@ -226,6 +226,7 @@ class GrpcSession:
         ledger: what clients make the server hold.
         client: whose share that counts for.
         limits: what the client may do.
+        is_greeted: it has been sent the beginning, see `Http2`.
 
     Attributes:
         streams: calls that have begun and not ended, by number.
@@ -253,11 +254,13 @@ class GrpcSession:
         "wasted",
     )
 
-    def __init__(self, ledger: Ledger, client: str, limits: GrpcLimits) -> None:
+    def __init__(
+        self, ledger: Ledger, client: str, limits: GrpcLimits, *, is_greeted: bool = False
+    ) -> None:
         self._ledger = ledger
         self._client = client
         self._limits = limits
-        self._http = Http2(limits.http2)
+        self._http = Http2(limits.http2, is_greeted=is_greeted)
         self.streams: dict[int, GrpcStream] = {}
         self.is_over = False
         self.pong = b""

@@ -415,8 +415,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _begin(self) -> GrpcSession:
         shared = self._shared
-        protocol = GrpcSession(shared.ledger, self._client, shared.options.limits)
-        protocol.take(_WRITE_BYTES)  # the greeting, which was sent
+        limits = shared.options.limits
+        protocol = GrpcSession(shared.ledger, self._client, limits, is_greeted=True)
         self._protocol = protocol
         if self._is_leaving:
             protocol.announce_end()

@@ -90,19 +90,20 @@ class Http2:
 
     Args:
         limits: what the peer may do.
+        is_greeted: it has been sent the beginning, which is the same for all that may do as much.
     """
 
     __slots__ = ("_heard", "_last_words", "_limits", "_session")
 
-    def __init__(self, limits: Http2Limits) -> None:
+    def __init__(self, limits: Http2Limits, *, is_greeted: bool = False) -> None:
         self._limits = limits
         self._last_words = b""
         self._heard: bytes | None = b""  # None once it takes more than that to make the session
-        self._session: ngh2.Connection | None = _session(limits)
+        self._session: ngh2.Connection | None = None if is_greeted else _session(limits)
 
     @property
     def _connection(self) -> ngh2.Connection:
-        """The session, made again where it has been let go."""
+        """The session, made where there is none yet, or none any more."""
         if self._session is None:
             self._session = _session(self._limits)
             self._session.receive_data(self._heard or b"")
