@@ -59,6 +59,10 @@ def _rule(name: str, severity: Severity, meaning: str) -> Callable[[_Look], _Loo
     return add
 
 
+def _push_to(base_path: str) -> str:
+    return f"tfkit push-model SAVED_MODEL --to {shlex.quote(base_path)}"
+
+
 @_rule(
     "base-path-unreadable",
     _E,
@@ -71,9 +75,7 @@ def _base_path_unreadable(facts: Facts) -> Iterator[Problem]:
     """
     for name, error in facts.unreadable.items():
         path = facts.spec.models[name].base_path
-        remedy = (
-            f"store a version there: tfkit push-model SAVED_MODEL --to {shlex.quote(str(path))}"
-        )
+        remedy = f"store a version there: {_push_to(path)}"
         if isinstance(error, NotADirectoryError):
             remedy = "give the folder that holds one folder per version"
         elif isinstance(error, PermissionError):
@@ -100,7 +102,7 @@ def _no_version(facts: Facts) -> Iterator[Problem]:
             continue
         text, remedy = (
             f"{path} holds no version",
-            f"store a version there: tfkit push-model SAVED_MODEL --to {shlex.quote(str(path))}",
+            f"store a version there: {_push_to(path)}",
         )
         if found := look_around(Path(path)):
             text, remedy = f"{text}: it {found.message}", found.remedy
@@ -290,9 +292,6 @@ def _batched(facts: Facts) -> Iterator[tuple[Base, Mapping[str, Signature]]]:
             yield base, base.signatures
 
 
-_PUSH = "push a whole copy: tfkit push-model SAVED_MODEL --to"
-
-
 @_rule(
     "model-damaged",
     _E,
@@ -326,7 +325,7 @@ def _version_damaged(facts: Facts) -> Iterator[Problem]:
 def _damage(base: Base, version: Version) -> Problem:
     parts = "; ".join(f"{fault.path} {fault.message}" for fault in base.faults[version])
     text = f"{base.described(version)}: {parts}"
-    return base.problem(text, f"{_PUSH} {base.model.base_path}")
+    return base.problem(text, f"push a whole copy: {_push_to(base.model.base_path)}")
 
 
 @_rule(

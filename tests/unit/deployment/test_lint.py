@@ -232,6 +232,13 @@ def test_damaged_newest_version_is_an_error_though_an_older_one_is_whole(found, 
     assert finding.remedy.endswith(f"tfkit push-model SAVED_MODEL --to {base_path}")
 
 
+def test_remedy_of_a_damaged_version_can_be_pasted_whatever_its_folder_is_called(found, base_path):
+    other = base_path.rename(base_path.with_name("my model"))
+    cut(other / "2")
+    finding = one(found({"base_path": str(other)}), "model-damaged")
+    assert finding.remedy.endswith(f"tfkit push-model SAVED_MODEL --to '{other}'")
+
+
 def test_damaged_version_is_a_warning_while_another_is_loaded(found, base_path):
     cut(base_path / "2")
     findings = found({"versions": "all"})
