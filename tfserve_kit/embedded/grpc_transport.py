@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -37,8 +37,9 @@ from tfserve_kit.tensors.proto import decode_varint
 
 # (method path, request, call) -> what makes the GrpcAnswer
 Surface = Callable[[str, Sent, Call], Flow[GrpcAnswer]]
-# (Predict request, account) -> GrpcAnswer, or None where the surface has to make it
-Repeat = Callable[[Sent, Account], GrpcAnswer | None]
+# ((request, account) of some Predicts as long) -> answers of the first ones, as many as are alike;
+# none where the surface has to make the first
+Repeat = Callable[[Sequence[tuple[Sent, Account]]], Sequence[GrpcAnswer]]
 
 _log = logging.getLogger(__name__)
 
@@ -470,12 +471,15 @@ class _Connection(asyncio.BufferedProtocol):
             owner.answer(silent, GrpcAnswer(Code.CANCELLED, "Too many calls wait for their client"))
 
     def _step(self) -> bool:
-        """Make one call; say whether there are more."""
+        """Make a call, or some that are alike; say whether there are more."""
         ready = self._ready
         if ready:
-            stream = ready.pop(0)
-            if stream.message is not None and not stream.is_gone:
-                self._ask(stream, stream.message)
+            stream, made = ready[0], 1
+            try:
+                if stream.message is not None and not stream.is_gone:
+                    made = self._ask(stream, stream.message)
+            finally:
+                del ready[:made]
             if ready:
                 return True
         self._is_stepping = False
@@ -483,7 +487,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._read_on()
         return False
 
-    def _ask(self, stream: GrpcStream, message: Sent) -> None:
+    def _ask(self, stream: GrpcStream, message: Sent) -> int:
+        """Make a call, the first of those that are ready; return how many were made."""
         shared, path, size_bytes = self._shared, stream.path, len(message)
         runner, asked_for, lane = shared.runner, _asked_for(message), shared.lane(path)
         name = (path, asked_for, size_bytes.bit_length())
@@ -492,8 +497,10 @@ class _Connection(asyncio.BufferedProtocol):
         kind = runner.kinds.find(name) if may_be_short and not stream.is_compressed else None
         if kind is not None and not belongs_on_the_spot(kind, size_bytes, time.monotonic()):
             kind = None
-        if kind is not None and path == _PREDICT and self._repeat(stream, message, kind):
-            return
+        if kind is not None and path == _PREDICT and shared.repeat and not kind.waits:
+            made = self._repeat(shared.repeat, kind)
+            if made:
+                return made
         work = _Asked(self, stream, name)
         stream.is_working = True
         if kind is not None:
@@ -502,21 +509,31 @@ class _Connection(asyncio.BufferedProtocol):
             runner.do_later(work, lane, (self._client, asked_for))
         if not work.has_ended:
             self._watch_over(work, stream)
+        return 1
 
-    def _repeat(self, stream: GrpcStream, message: Sent, kind: CallKind) -> bool:
-        """Answer what only its numbers tell apart from a call before; say whether it was one."""
-        shared, began_s = self._shared, time.perf_counter()
-        if kind.waits:
-            return False
-        if stream.deadline_s is not None and stream.deadline_s <= time.monotonic():
-            return False
-        answer = shared.repeat(message, stream.account) if shared.repeat else None
-        if answer is None:
-            return False
-        if answer.code is _OK:
-            shared.runner.note_here(kind, time.perf_counter() - began_s)
-        self.answer(stream, answer)
-        return True
+    def _repeat(self, repeat: Repeat, kind: CallKind) -> int:
+        """Answer what only its numbers tell apart from a call before; return how many calls."""
+        began_s, row = time.perf_counter(), self._row(kind)
+        asked = [(each.message, each.account) for each in row if each.message is not None]
+        answers = repeat(asked) if asked else ()
+        if any(answer.code is _OK for answer in answers):
+            self._shared.runner.note_here(kind, time.perf_counter() - began_s, len(answers))
+        for stream, answer in zip(row, answers, strict=False):
+            self.answer(stream, answer)
+        return len(answers)
+
+    def _row(self, kind: CallKind) -> list[GrpcStream]:
+        """Return the calls at the head of those that are ready, as far as they may be alike."""
+        now_s, row = time.monotonic(), list[GrpcStream]()
+        size = len(self._ready[0].message or b"")
+        for stream in self._ready[: kind.most_in_row]:
+            deadline_s, message = stream.deadline_s, stream.message
+            if stream.path != _PREDICT or message is None or len(message) != size:
+                break
+            if stream.is_gone or stream.is_compressed or (deadline_s and deadline_s <= now_s):
+                break
+            row.append(stream)
+        return row
 
     def _watch_over(self, work: _Asked, stream: GrpcStream) -> None:
         """Let a call go that nobody waits for any more."""

@@ -549,6 +549,13 @@ class KnownRequest:
             for alias, dtype, shape, begin in self.tensors
         }
 
+    def is_like(self, request: Sent) -> bool:
+        """Say whether a request of the same length differs in its numbers only."""
+        for begin, end, text in self.around:  # noqa: SIM110 (a generator takes twice the time)
+            if request[begin:end] != text:
+                return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
@@ -573,6 +580,13 @@ class Predicted(NamedTuple):
     version: int
     signature: str
     outputs: Arrays
+
+
+def sound(result: Predicted | Exception) -> Predicted:
+    """Return what came of a request, or raise why nothing did."""
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class Inferred(NamedTuple):
@@ -695,30 +709,27 @@ class Handlers:
                 for array in arrays
             ]
             found = [
-                run and _predicted(lease.version, lone.aliases, run[0], account)
+                run and _predicted(lease.version, DEFAULT_SIGNATURE, lone.aliases, run[0], account)
                 for run, (_, account) in zip(runs, asked, strict=True)
             ]
-            took_us = [
-                run[1]
-                for run, each in zip(runs, found, strict=True)
-                if run and type(each) is Predicted
-            ]
-            labels = (lease.model, "Predict", _RUNTIME)
-            self._metrics.observe_all(RUNTIME_LATENCY, took_us, labels)
-            labels = (lease.model, str(lease.version), DEFAULT_SIGNATURE)
-            self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
+            self._note_runs(lease, DEFAULT_SIGNATURE, runs, found)
             return found
 
-    def repeat(self, known: KnownRequest, request: Sent, account: Account) -> Predicted | None:
+    def repeat(
+        self, known: KnownRequest, asked: Sequence[tuple[Sent, Account]]
+    ) -> Sequence[Predicted | Exception] | None:
         """Do as `predict`, at once, what only its numbers tell apart from a request before.
 
         Args:
-            known: what is known of it.
-            request: its bytes.
-            account: charged with the outputs.
+            known: what is known of them.
+            asked: the bytes of some requests, and their accounts, charged with the outputs.
 
         Returns:
-            None where `predict` has to do it: for the first time, or with others.
+            What came of each, or the error that `predict` would raise; None where that has to do
+            it: for the first time, or with others.
+
+        Raises:
+            ServingError: no such servable, or its signature refuses such requests.
         """
         model, version, label = known.model
         with self._manager.lease(model, version, label) as lease:
@@ -727,19 +738,25 @@ class Handlers:
                 if plan is None or isinstance(lease.servable, BatchingServable):
                     return None
                 check_method = self._check_method_name
-                recipe = known.recipe = plan.recipe(known, request, check_method=check_method)
+                recipe = known.recipe = plan.recipe(known, asked[0][0], check_method=check_method)
                 if recipe is None:
                     return None
-            feeds = {
-                name: np.ndarray(shape, dtype, request, begin)
-                for name, dtype, shape, begin in recipe.feeds
-            }
-            started_ns = time.perf_counter_ns()
-            values = lease.servable.run(feeds, recipe.fetches)
-            took_us = micros_since(started_ns)
-            self._note_run(lease, known.signature, "Predict", account, values, took_us)
-            outputs = dict(zip(recipe.aliases, values, strict=True))
-            return Predicted(lease.version, known.signature, outputs)
+            tensors, fetches, servable = recipe.feeds, recipe.fetches, lease.servable
+            version, signature, aliases = lease.version, known.signature, recipe.aliases
+            feeds = [
+                {
+                    name: np.ndarray(shape, dtype, request, begin)
+                    for name, dtype, shape, begin in tensors
+                }
+                for request, _ in asked
+            ]
+            runs = [_timed(servable, each, fetches) for each in feeds]
+            found = [
+                _predicted(version, signature, aliases, run[0], account)
+                for run, (_, account) in zip(runs, asked, strict=True)
+            ]
+            self._note_runs(lease, signature, runs, found)
+            return found
 
     def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
         """Return a signature's inputs by alias, as TensorInfo messages; None if there is no such.
@@ -899,6 +916,22 @@ class Handlers:
             labels = (lease.model, str(lease.version), signature)
             self._metrics.observe(VERSION_LATENCY, took_us, labels)
 
+    def _note_runs(
+        self,
+        lease: Lease,
+        signature: str,
+        runs: Sequence[_Run | None],
+        found: Sequence[Predicted | Exception | None],
+    ) -> None:
+        """Tell the metrics of runs of Predict: those that were of use."""
+        took_us = [
+            run[1] for run, each in zip(runs, found, strict=True) if run and type(each) is Predicted
+        ]
+        labels = (lease.model, "Predict", _RUNTIME)
+        self._metrics.observe_all(RUNTIME_LATENCY, took_us, labels)
+        labels = (lease.model, str(lease.version), signature)
+        self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
+
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
 
@@ -921,6 +954,7 @@ def _charge(account: Account, values: Sequence[NDArray[Any]]) -> None:
 
 def _predicted(
     version: int,
+    signature: str,
     aliases: Sequence[str],
     values: Sequence[NDArray[Any]] | Exception,
     account: Account,
@@ -932,7 +966,7 @@ def _predicted(
         _charge(account, values)
     except ServingError as error:
         return error
-    return Predicted(version, DEFAULT_SIGNATURE, dict(zip(aliases, values, strict=True)))
+    return Predicted(version, signature, dict(zip(aliases, values, strict=True)))
 
 
 def _begun(

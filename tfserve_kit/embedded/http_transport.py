@@ -35,8 +35,6 @@ _OK = 200  # members of an enumeration take long to find
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 # While pipelined requests of this size wait, no more of them are read.
 _WAITING_BYTES = 1 << 17
-# How long requests are answered on the spot before the answers are sent, and how many.
-_ROW_S, _ROW = 0.0005, 32
 # Requests that need not be parsed, and answers, are counted from here on: in the ledger they would
 # cost more than the memory is worth that one for each connection takes.
 _SMALL_BYTES = 4096
@@ -178,7 +176,7 @@ class _Row:
         self._is_due = False  # whatever happens
         kind = next(iter(self._asked))
         row = self._asked.pop(kind)
-        most = max(1, int(_ROW_S / max(kind.mean_s, kind.least_s / _ROW, _ROW_S / _ROW)))
+        most = kind.most_in_row
         if len(row) > most:
             self._asked[kind] = row[most:]
             row = row[:most]

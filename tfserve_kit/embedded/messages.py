@@ -109,10 +109,7 @@ class KnownRequests:
     def find(self, request: Sent) -> handlers.KnownRequest | None:
         """Return what is known of a request."""
         for known in self._by_length.get(len(request), ()):
-            for begin, end, text in known.around:
-                if request[begin:end] != text:
-                    break
-            else:
+            if known.is_like(request):
                 return known
         return None
 

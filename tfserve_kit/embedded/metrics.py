@@ -229,10 +229,25 @@ class Metrics:
             self._raise(REQUEST_COUNT, (model[:_LONGEST_NAME], status), 1)
 
     def count_requests(
-        self, model: str, api: str, entrypoint: str, took_us: Sequence[float]
+        self, model: str, api: str, entrypoint: str, statuses: Sequence[str], started_ns: int
     ) -> None:
-        """Count requests that succeeded, and their latencies; see `count_request`."""
-        self.observe_all(REQUEST_LATENCY, took_us, (model, api, entrypoint))
+        """Count requests that were answered together: each took its share of the time.
+
+        Args:
+            model: name of the model, as all else that `count_request` knows.
+            api: the same for all.
+            entrypoint: likewise.
+            statuses: names of their canonical codes.
+            started_ns: `time.perf_counter_ns()` when the first one's turn came.
+        """
+        succeeded = statuses.count("OK")
+        if succeeded < len(statuses):
+            for status in statuses:
+                if status != "OK":
+                    self.count_request(model, api, entrypoint, status, started_ns)
+        if succeeded:
+            share_us = micros_since(started_ns) / len(statuses)
+            self.observe_all(REQUEST_LATENCY, [share_us] * succeeded, (model, api, entrypoint))
 
     def first(self, name: str) -> int:
         """Return the first value of a counter, 0 if there is none.

@@ -16,12 +16,12 @@ from urllib.parse import unquote_to_bytes
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_writer, ledger
 from tfserve_kit.embedded.batching import completed
-from tfserve_kit.embedded.handlers import Arrays, Handlers, ModelRef, Predicted
+from tfserve_kit.embedded.handlers import Arrays, Handlers, ModelRef, Predicted, sound
 from tfserve_kit.embedded.json_process import LargeJson
 from tfserve_kit.embedded.json_reader import few_numbers, regular
 from tfserve_kit.embedded.ledger import Account, BudgetExceeded, Call
 from tfserve_kit.embedded.messages import status_message
-from tfserve_kit.embedded.metrics import Metrics, micros_since
+from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError, invalid, told
 from tfserve_kit.repository.versions import MAX_VERSION
 
@@ -180,7 +180,8 @@ class RestSurface:
             self._reply(route, result, account, row_format=found is not None and found[0])
             for result, found, (_, account) in zip(results, read, asked, strict=True)
         ]
-        self._count(route.model.name, replies, started_ns)
+        statuses = [reply[1] for reply in replies if reply is not None]
+        self._metrics.count_requests(route.model.name, "predict", "REST", statuses, started_ns)
         return [reply and reply[0] for reply in replies]
 
     def _reply(
@@ -196,27 +197,12 @@ class RestSurface:
             return None
         held_bytes, status = account.held_bytes, "OK"
         try:
-            reply = self._answer(_sound(result).outputs, account, row_format=row_format)
+            reply = self._answer(sound(result).outputs, account, row_format=row_format)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             refusal = told(error, f"POST {route.path}")
             reply, status = _failure(refusal), refusal.code.name
         account.keep(held_bytes + len(reply.body))
         return reply, status
-
-    def _count(
-        self, model: str, replies: Sequence[tuple[RestAnswer, str] | None], started_ns: int
-    ) -> None:
-        """Count requests; each took its share of the time."""
-        share_us = micros_since(started_ns) / len(replies)
-        succeeded = 0
-        for each in replies:
-            if each is None:
-                continue
-            if each[1] == "OK":
-                succeeded += 1
-            else:
-                self._metrics.count_request(model, "predict", "REST", each[1], started_ns)
-        self._metrics.count_requests(model, "predict", "REST", [share_us] * succeeded)
 
     def _page(self, route: "_Route") -> RestAnswer | None:
         """Return the answer to what is not asked of a model."""
@@ -295,12 +281,6 @@ class RestSurface:
             b'{"signature_def": ' + _indented(protos.to_json(signatures)) + b"}\n}\n"
         )
         return RestAnswer(200, body)
-
-
-def _sound(result: Predicted | Exception) -> Predicted:
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _failure(error: ServingError) -> RestAnswer:

@@ -57,6 +57,8 @@ _FIRST_PAUSE_S = 1.0
 _MOST_PAUSE_S = 60.0
 _CALLS_OF_A_SHORT_KIND = 1000  # after which the next time is the first time again
 _MOST_KINDS = 4096
+# How long calls of a kind are made in a row before their answers are sent, and how many.
+_ROW_S, _ROW = 0.0005, 32
 # How long the loop works on requests before it looks at its connections again.
 _SLICE_S = 0.002
 
@@ -110,6 +112,11 @@ class CallKind:
             self.pause_s = min(2 * self.pause_s, _MOST_PAUSE_S)
         elif self.calls > _CALLS_OF_A_SHORT_KIND:
             self.pause_s = _FIRST_PAUSE_S
+
+    @property
+    def most_in_row(self) -> int:
+        """How many are made before their answers are sent: what has arrived is done together."""
+        return max(1, int(_ROW_S / max(self.mean_s, self.least_s / _ROW, _ROW_S / _ROW)))
 
     def _is_too_long(self, wall_s: float, processor_s: float, now_s: float) -> bool:
         if wall_s > _FAR_TOO_LONG_S or self.mean_s > _TOO_LONG_S:

@@ -1,5 +1,7 @@
 """Messages and codes of the gRPC API, over handlers that are made up."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -450,16 +452,19 @@ class Adding:
     Attributes:
         runs: how often it was asked.
         fault: raised if set.
+        faulty: a value of `a` that is refused.
     """
 
     def __init__(self):
         self.signatures = {"serving_default": protos.from_text("SignatureDef", ADDING)}
-        self.runs, self.fault = 0, None
+        self.runs, self.fault, self.faulty = 0, None, None
 
     def run(self, feeds, fetches, *, call=None):
         self.runs += 1
         if self.fault:
             raise self.fault
+        if feeds["a:0"][0] == self.faulty:
+            raise ServingError(Code.ABORTED, "refused")
         values = {**feeds, "sum:0": feeds["a:0"] + feeds["b:0"]}
         return [values[name] for name in fetches]
 
@@ -503,7 +508,7 @@ class Repeating:
         with self.ledger.account("c") as account:
             first = self.surface.answer(protos.METHODS["Predict"].path, content, Call(account))
         with self.ledger.account("c") as account:
-            second = self.surface.repeat(content, account)
+            (second,) = self.surface.repeat([(content, account)]) or (None,)
             assert account.held_bytes in {0, len(second.body) if second else 0}
         assert self.manager.out == self.ledger.held_bytes == 0
         return first, second
@@ -523,7 +528,7 @@ def test_what_repeats_is_answered_as_before_with_other_numbers(
 ):
     repeating = Repeating(as_content=as_content)
     options = {"signature": signature, "output_filter": output_filter}
-    assert repeating.surface.repeat(adding([1, 2], [3, 4], **options), None) is None
+    assert not repeating.surface.repeat([(adding([1, 2], [3, 4], **options), None)])
     for number in range(3):
         first, second = repeating.ask(adding([number, 2], [3, -number], **options))
         assert first.code is Code.OK
@@ -539,7 +544,7 @@ def test_what_repeats_goes_to_the_newest_version_and_to_none_where_there_is_none
     repeating.ask(content)
     repeating.manager.publish(5)
     with repeating.ledger.account("c") as account:  # a version has to be asked once
-        assert repeating.surface.repeat(content, account) is None
+        assert not repeating.surface.repeat([(content, account)])
     first, second = repeating.ask(content)
     assert second == first
     assert protos.PredictResponse.FromString(second.body).model_spec.version.value == 5
@@ -558,12 +563,47 @@ def test_fault_of_what_repeats_is_told_and_counted_once_and_it_is_run_once(fault
     servable = repeating.manager.lent.servable
     servable.fault, before = fault, servable.runs
     with repeating.ledger.account("c") as account:
-        second = repeating.surface.repeat(content, account)
+        (second,) = repeating.surface.repeat([(content, account)])
     assert servable.runs == before + 1
     first, again = repeating.ask(content)
     assert again == second == first
     counted = f'request_count{{model_name="m",status="{first.code.name}"}} 3'
     assert counted in repeating.metrics.page()
+
+
+def test_as_many_as_are_alike_are_answered_together_each_with_its_own_numbers():
+    repeating, asked = Repeating(), [adding([number], [1]) for number in range(5)]
+    alone = [repeating.ask(content)[0] for content in asked]
+    asked += [adding([5], [1], name="n"), asked[0]]
+    with ExitStack() as stack:
+        accounts = [stack.enter_context(repeating.ledger.account("c")) for _ in asked]
+        answers = repeating.surface.repeat(list(zip(asked, accounts, strict=True)))
+    assert answers == alone
+    assert repeating.manager.out == repeating.ledger.held_bytes == 0
+
+
+def test_one_that_fails_among_others_alike_is_refused_alone():
+    repeating = Repeating()
+    repeating.ask(adding([1], [2]))
+    repeating.manager.lent.servable.faulty = 7
+    with repeating.ledger.account("c") as account:
+        answers = repeating.surface.repeat([(adding([n], [2]), account) for n in (1, 7, 3)])
+    assert [answer.code for answer in answers] == [Code.OK, Code.ABORTED, Code.OK]
+    page = repeating.metrics.page()
+    assert 'request_count{model_name="m",status="ABORTED"} 1' in page
+    assert 'request_count{model_name="m",status="OK"} 4' in page
+
+
+def test_what_large_answers_take_is_held_until_their_clients_have_them():
+    repeating, content = Repeating(), adding(np.ones(9000), np.ones(9000))
+    repeating.ask(content)
+    with repeating.ledger.account("c") as first, repeating.ledger.account("c") as second:
+        held = [(content, account) for account in (first, second)]
+        answers = repeating.surface.repeat(held)
+        assert [account.held_bytes for _, account in held[: len(answers)]] == [
+            len(answer.body) for answer in answers
+        ]
+    assert repeating.ledger.held_bytes == 0
 
 
 @pytest.mark.parametrize(

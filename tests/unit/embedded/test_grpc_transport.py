@@ -8,8 +8,10 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 
 import grpc
+import ngh2
 import pytest
 
 from tests.torture import attackers
@@ -545,11 +547,10 @@ class Echo:
 
 
 @contextmanager
-def echoing(options=OPTIONS, surface=None, ledger=None):
+def echoing(options=OPTIONS, surface=None, ledger=None, repeat=None):
     """A server that answers with the request; it is stopped at the end."""
-    server = GrpcServer(
-        flowing(surface or Echo()), Lanes(2), ledger or Ledger(GIB), Ports("127.0.0.1:0"), options
-    )
+    answering, ports = flowing(surface or Echo()), Ports("127.0.0.1:0")
+    server = GrpcServer(answering, Lanes(2), ledger or Ledger(GIB), ports, options, repeat=repeat)
     server.start()
     try:
         yield server
@@ -896,6 +897,78 @@ def test_quick_calls_are_made_on_the_spot_once_they_are_known():
             call(b"x", timeout=PATIENCE_S)
         assert threads[0] == "grpc_predict"
         assert threads[-1] == "front"
+
+
+class InRows:
+    """Answers with the request, in rows of those that begin alike; to what begins with `?` not.
+
+    Attributes:
+        rows: what it was asked at once.
+    """
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, asked):
+        requests = [bytes(request) for request, _ in asked]
+        self.rows.append(requests)
+        first = requests[0][:1]
+        alike = takewhile(lambda each: each[:1] == first != b"?", requests)
+        return [GrpcAnswer(body=each) for each in alike]
+
+
+HEADERS = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", PREDICT.encode()),
+    (b":authority", b"a"),
+    (b"content-type", b"application/grpc"),
+]
+
+
+def answers_at_once(server, messages, *, cancelled=(), late=()):
+    """Make calls in one piece; return their messages and codes in the order of the calls."""
+    client = ngh2.Connection(ngh2.Role.CLIENT)
+    client.initiate_connection({})
+    calls, bodies, codes = [], {}, {}
+    for index, message in enumerate(messages):
+        timeout = [(b"grpc-timeout", b"1n")] if index in late else []
+        calls.append(client.send_request([*HEADERS, *timeout]))
+        content = b"\0" + len(message).to_bytes(4, "big") + message
+        client.send_data(calls[-1], content, end_stream=True)
+    sent = client.data_to_send()
+    for index in cancelled:
+        client.reset_stream(calls[index], ngh2.ErrorCode.CANCEL)
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.sendall(sent + client.data_to_send())
+        while len([code for code in codes.values() if code]) < len(calls) - len(cancelled):
+            client.receive_data(connection.recv(1 << 16))
+            for event in client.events():
+                if isinstance(event, ngh2.DataReceived):
+                    bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
+                elif isinstance(event, ngh2.TrailersReceived | ngh2.ResponseReceived):
+                    codes[event.stream_id] = dict(event.headers).get(b"grpc-status")
+    return [(bodies.get(each, b"")[5:], codes.get(each)) for each in calls]
+
+
+def test_calls_that_arrive_together_are_made_in_rows_and_each_is_answered():
+    repeat = InRows()
+    with echoing(repeat=repeat) as server:
+        with calling(server, PREDICT) as call:
+            for message in [b"a0", b"long"] * 100:
+                assert call(message, timeout=PATIENCE_S) == message
+        messages = [b"a1", b"a2", b"b1", b"long", b"?0", b"a3", b"a4", b"a5", b"a6", b"a7"]
+        repeat.rows.clear()
+        found = answers_at_once(server, messages, cancelled=[6], late=[8])
+    ok, too_late = b"0", b"%d" % Code.DEADLINE_EXCEEDED
+    expected = [(message, ok) for message in messages]
+    expected[6], expected[8] = (b"", None), (b"", too_late)
+    assert found == expected
+    # What is as long is asked for together, but for those that nobody waits for any more.
+    assert repeat.rows == [
+        [b"a1", b"a2", b"b1"], [b"b1"], [b"long"], [b"?0", b"a3", b"a5"], [b"a3", b"a5"], [b"a7"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", [RELOAD, STATUS])

@@ -261,6 +261,14 @@ def test_requests_are_counted_though_there_is_no_room_for_their_latencies(monkey
     ]
 
 
+def test_requests_that_are_answered_together_took_their_share_of_the_time_each():
+    metrics, second_ns = Metrics(), 1_000_000_000
+    metrics.count_requests("m", "p", "REST", ["OK"] * 4, time.perf_counter_ns() - second_ns)
+    total, count = lines(metrics, ":tensorflow:serving:request_latency")[-2:]
+    assert 1e6 <= float(total.rpartition(" ")[2]) < 1.5e6
+    assert count.endswith(" 4")
+
+
 def test_values_put_in_together_count_as_one_after_the_other():
     values = [0.5, 1.0, 3.0, 9.0] * 200
     together, apart = Metrics(), Metrics()
@@ -272,9 +280,11 @@ def test_values_put_in_together_count_as_one_after_the_other():
         together.observe_all(SIZES, [], labels)
         for value in values:
             apart.observe(SIZES, value, labels)
-    together.count_requests("m", "predict", "REST", [20.0, 30.0])
-    for _ in range(2):
-        apart.count_request("m", "predict", "REST", "OK", time.perf_counter_ns())
+    began_ns = time.perf_counter_ns()
+    for statuses in (["OK", "NOT_FOUND", "OK"], ["INTERNAL"], []):
+        together.count_requests("m", "predict", "REST", statuses, began_ns)
+        for status in statuses:
+            apart.count_request("m", "predict", "REST", status, time.perf_counter_ns())
     assert lines(together, SIZES.name) == lines(apart, SIZES.name)
     assert lines(together, ":tensorflow:serving:request_count") == lines(
         apart, ":tensorflow:serving:request_count"
