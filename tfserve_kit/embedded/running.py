@@ -36,16 +36,17 @@ MOST_BYTES_ON_THE_SPOT = 1 << 20
 # What computes for long: so much of the processor, in the mean.
 LONG_S = 0.02
 # What sends a kind of calls back to the threads: a mean on the spot; one call that takes so much of
-# the processor, unless it keeps within bounds and such calls are rare (Python collects garbage at
-# times, and a virtual machine is stopped for a moment); or one that keeps the loop for so long. On
-# a busy machine it may have been kept by others itself, so no call counts for more than a few short
-# ones in the mean, and the time in which the system let others run is not its own: in a thread it
-# would have to wait even longer.
+# the processor, unless such calls are rare (Python collects garbage at times, and a virtual machine
+# is stopped for a moment); or one that keeps the loop for so long. On a busy machine it may have
+# been kept by others itself, so no call counts for more than a few short ones in the mean, and the
+# time in which the system let others run is not its own: in a thread it would have to wait even
+# longer.
 _TOO_LONG_S = 2 * SHORT_S
-_FORGIVEN_S = 10 * SHORT_S
-# Rare: they take so much of the time at most, and so much at once if there were none before.
+# Rare: they take so much of the time at most; so much at once if there were none before, and so
+# much at first, when things are done that are done once.
 _RARE = 1 / 50
-_MOST_SPARE_S = 2 * _FORGIVEN_S
+_MOST_SPARE_S = 20 * SHORT_S
+_FIRST_SPARE_S = 10 * SHORT_S
 _FAR_TOO_LONG_S = 125 * SHORT_S
 _MOST_COUNTED_S = 4 * SHORT_S
 # Calls in a row may all take so many times as long as in the mean, such as after a pause in which
@@ -72,7 +73,7 @@ class CallKind:
         spare_s: what long ones may take on the spot, as of `spared_s`.
         spared_s: when that was reckoned.
         least_s: the shortest of those in threads, where others get in between.
-        mean_s: a moving mean of those on the spot.
+        mean_s: a moving mean of those on the spot; 0 while there were none.
         worked_s: a moving mean of how long those in threads were at work.
         waits: whether the last one had to wait for others, such as those of its batch.
         long_until_s: when they may be tried on the spot again.
@@ -80,7 +81,7 @@ class CallKind:
     """
 
     calls: int = 0
-    spare_s: float = 0.0
+    spare_s: float = _FIRST_SPARE_S
     spared_s: float = 0.0
     least_s: float = math.inf
     mean_s: float = 0.0
@@ -100,11 +101,13 @@ class CallKind:
         """
         self.calls += 1
         if not on_the_spot:
-            self.spare_s, self.spared_s = 0.0, now_s
+            self.spare_s, self.spared_s = _FIRST_SPARE_S, now_s
             self.least_s = min(self.least_s, wall_s)
             is_first = not self.worked_s
             self.worked_s += (processor_s - self.worked_s) * (1.0 if is_first else _WEIGHT)
             return
+        if not self.mean_s:
+            self.mean_s = min(wall_s, SHORT_S)
         self.mean_s += (min(wall_s, _MOST_COUNTED_S) - self.mean_s) * _WEIGHT
         if self._is_too_long(wall_s, processor_s, now_s):
             self.calls, self.least_s, self.mean_s = 0, math.inf, 0.0
@@ -116,7 +119,7 @@ class CallKind:
     @property
     def most_in_row(self) -> int:
         """How many are made before their answers are sent: what has arrived is done together."""
-        return max(1, int(_ROW_S / max(self.mean_s, self.least_s / _ROW, _ROW_S / _ROW)))
+        return max(1, int(_ROW_S / max(self.mean_s or self.least_s, _ROW_S / _ROW)))
 
     def _is_too_long(self, wall_s: float, processor_s: float, now_s: float) -> bool:
         if wall_s > _FAR_TOO_LONG_S or self.mean_s > _TOO_LONG_S:
@@ -125,7 +128,7 @@ class CallKind:
             return False
         spare_s = min(self.spare_s + _RARE * (now_s - self.spared_s), _MOST_SPARE_S)
         self.spare_s, self.spared_s = spare_s - processor_s, now_s
-        return self.spare_s < 0 or processor_s > _FORGIVEN_S
+        return self.spare_s < 0
 
 
 class Work:
@@ -392,9 +395,10 @@ class Runner:
     def note_here(self, kind: CallKind, wall_s: float, calls: int = 1) -> None:
         """Take into account how long some calls of a kind took together, made here just now.
 
-        What they took longer than usual counts for one of them, but for what may befall all.
+        What they took longer than usual counts for one of them, but for what may befall all. Until
+        it is known what is usual, all of them took the same.
         """
-        usual_s = (calls - 1) * min(_TIMES_USUAL * kind.mean_s, wall_s / calls)
+        usual_s = (calls - 1) * min(_TIMES_USUAL * (kind.mean_s or math.inf), wall_s / calls)
         longest_s, worked_s = wall_s - usual_s, 0.0
         if longest_s > _TOO_LONG_S:
             wall_s, worked_s = self._own_s(time.perf_counter() - wall_s, wall_s)

@@ -84,9 +84,10 @@ def test_others_in_between_do_not_make_a_short_call_long():
     ("took", "calls"),
     [
         ((1.0, 0.0), 1),
-        ((3 * SHORT_S, 3 * SHORT_S), 1),
-        ((10 * SHORT_S, SHORT_S / 10), 6),
-        ((2.5 * SHORT_S, SHORT_S), 13),
+        ((11 * SHORT_S, 11 * SHORT_S), 1),
+        ((3 * SHORT_S, 3 * SHORT_S), 4),
+        ((10 * SHORT_S, SHORT_S / 10), 4),
+        ((2.5 * SHORT_S, SHORT_S), 9),
     ],
 )
 def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(took, calls):
@@ -118,9 +119,8 @@ LONG = 3 * SHORT_S
 @pytest.mark.parametrize(
     ("long_at_s", "stays"),
     [
-        ([0.01], False),  # only just here
-        ([0.07], True),
-        ([0.07, 0.08], False),
+        ([0.01, 0.011, 0.012], True),  # only just here
+        ([0.01, 0.011, 0.012, 0.013], False),
         ([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06], True),  # a busy moment
         ([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07], False),
         ([100.0, *(100.01 + n / 100 for n in range(7))], False),  # no more is saved up
@@ -140,14 +140,44 @@ def test_long_calls_are_forgiven_while_they_take_little_of_the_time(long_at_s, s
 def test_time_in_threads_saves_nothing_up_for_long_calls():
     kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S)
     kind.note(SHORT_S, SHORT_S, 100.0, on_the_spot=False)
+    for _ in range(3):  # of what is done once
+        kind.note(LONG, LONG, 100.01, on_the_spot=True)
+        assert belongs_on_the_spot(kind, 10, 100.01)
     kind.note(LONG, LONG, 100.01, on_the_spot=True)
     assert not belongs_on_the_spot(kind, 10, 100.01)
 
 
+@pytest.mark.parametrize("each_s", [0.00002, 0.00005, SHORT_S])
+def test_first_rows_of_calls_are_no_long_calls(runner, each_s, monkeypatch):
+    monkeypatch.setattr(runner, "_own_s", lambda _, wall_s: (wall_s, wall_s))
+    kind = CallKind()
+    for _ in range(MEASUREMENTS):
+        kind.note(3 * each_s, each_s, 0.0, on_the_spot=False)
+    for _ in range(20):
+        runner.note_here(kind, 32 * each_s, 32)
+        assert kind.long_until_s == -math.inf
+    assert kind.mean_s == pytest.approx(each_s, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        (CallKind(least_s=0.0001), 5),
+        (CallKind(least_s=0.01), 1),
+        (CallKind(least_s=0.01, mean_s=0.0001), 5),
+        (CallKind(least_s=0.0001, mean_s=0.000001), 32),
+        (CallKind(least_s=0.0001, mean_s=0.01), 1),
+    ],
+)
+def test_row_takes_half_a_millisecond_by_what_is_known(kind, most):
+    assert kind.most_in_row == most
+
+
 def test_very_long_call_is_not_forgiven():
     kind = CallKind(calls=5000, least_s=SHORT_S)
-    kind.note(0.005, 0.005, 0.0, on_the_spot=True)
-    assert not belongs_on_the_spot(kind, 10, 0.0)
+    for took_s, at_s, stays in ((0.0075, 10.0, True), (0.0085, 20.0, False)):
+        kind.note(took_s, took_s, at_s, on_the_spot=True)
+        assert belongs_on_the_spot(kind, 10, at_s) is stays
 
 
 def test_row_of_calls_that_all_take_longer_has_no_long_one(runner, monkeypatch):
