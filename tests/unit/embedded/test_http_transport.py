@@ -1146,7 +1146,7 @@ def test_a_row_is_of_one_kind_and_as_long_as_its_calls_are_short(row):
 
 
 def test_many_that_are_tiny_are_several_rows(row):
-    kind = CallKind(least_s=1e-4)
+    kind = CallKind(least_s=1e-4, mean_s=1e-6)
     for _ in range(100):
         row.add(Told(row.log), short(b"x"), kind)
     (step,) = row.steps
