@@ -53,8 +53,9 @@ _MOST_COUNTED_S = 4 * SHORT_S
 # the processor's caches have got cold: that is no long one among them.
 _TIMES_USUAL = 3
 _WEIGHT = 1 / 8
-# How long it stays there: the first time, and at most.
-_FIRST_PAUSE_S = 1.0
+# How long it stays there: the first time, as it may have been a virtual machine's pause that looked
+# like work, and at most.
+_FIRST_PAUSE_S = 1 / 32
 _MOST_PAUSE_S = 60.0
 _CALLS_OF_A_SHORT_KIND = 1000  # after which the next time is the first time again
 _MOST_KINDS = 4096

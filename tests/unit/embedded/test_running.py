@@ -92,7 +92,7 @@ def test_others_in_between_do_not_make_a_short_call_long():
 )
 def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(took, calls):
     kind, now_s, pauses = CallKind(), 0.0, []
-    for _ in range(8):
+    for _ in range(13):
         for _ in range(MEASUREMENTS):
             kind.note(SHORT_S / 2, 0.0, now_s, on_the_spot=False)
         assert belongs_on_the_spot(kind, 10, now_s)
@@ -102,7 +102,7 @@ def test_call_that_turns_out_long_goes_back_to_the_threads_for_longer_each_time(
         pauses.append(kind.long_until_s - now_s)
         now_s = kind.long_until_s
         assert not belongs_on_the_spot(kind, 10, now_s)  # it has to prove itself again
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pauses == [*(2.0**n for n in range(-5, 6)), 60, 60]
 
 
 def test_short_call_that_others_interrupt_now_and_then_stays():
@@ -192,7 +192,7 @@ def test_kind_that_was_short_for_long_is_trusted_again():
     kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
     for _ in range(1100):
         kind.note(SHORT_S, 0.0, 0.0, on_the_spot=True)
-    assert kind.pause_s == 1.0
+    assert kind.pause_s < 0.1
 
 
 def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch):
