@@ -3,7 +3,7 @@
 No socket, no thread, no look at a clock. Source: PROTOCOL-HTTP2.md of gRPC.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,7 +238,6 @@ class GrpcSession:
     __slots__ = (
         "_begun",
         "_client",
-        "_events",
         "_gone",
         "_head",
         "_headers",
@@ -268,7 +267,6 @@ class GrpcSession:
         self.wasted = 0
         self._gone: list[GrpcStream] = []
         self._begun: list[GrpcStream] = []
-        self._events: Sequence[Any] = ()  # what is being taken up
         self._unended: list[int] = []  # answered, though the client may send more
         self._idle_frames = 0
         self._last_ping_s: float | None = None
@@ -290,7 +288,6 @@ class GrpcSession:
             self.end()
             return []
         whole: list[GrpcStream] = []
-        self._events = events
         for event in events:
             kind = type(event)
             if kind is DataReceived:
@@ -301,7 +298,6 @@ class GrpcSession:
                 self._close(event.stream_id)
             else:
                 self._other(event, now_s)
-        self._events = ()
         if self.wasted:
             whole = [stream for stream in whole if not stream.is_gone]
             self.wasted = max(0, self.wasted - _FORGIVEN * len(whole))
@@ -404,10 +400,6 @@ class GrpcSession:
         What a client says will come is not believed before a part of it has; and memory that grows
         little by little would be copied again and again.
         """
-        number = stream.number
-        pieces = (each for each in self._events if type(each) is DataReceived)
-        together_bytes = sum(len(each.data) for each in pieces if each.stream_id == number)
-        arrived_bytes = max(arrived_bytes, together_bytes)
         room_bytes = min(body.wanted_bytes, max(SMALL_BYTES, _GROWTH * arrived_bytes))
         if not self._charge(stream, room_bytes - body.room_bytes):
             return False

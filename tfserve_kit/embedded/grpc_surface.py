@@ -154,23 +154,24 @@ class GrpcSurface:
         if known is None:
             return ()
         started_ns, name = time.perf_counter_ns(), known.model.name
-        alike = [asked[0], *takewhile(lambda each: known.is_like(each[0]), asked[1:])]
+        request, account = asked[0]
+        is_large = len(request) > UNCOUNTED_BYTES  # each of them has to be afforded
+        others = () if is_large else takewhile(lambda each: known.is_like(each[0]), asked[1:])
+        alike = [asked[0], *others]
         held_bytes = [account.held_bytes for _, account in alike]
         results: Sequence[Predicted | Exception] | None
         try:
-            if len(alike[0][0]) > UNCOUNTED_BYTES:
-                del alike[1:]  # each has to be afforded
-                request, account = alike[0]
+            if is_large:
                 account.take(ledger.cost_of_message(_PREDICT, request), "the message")
             results = self._handlers.repeat(known, alike)
         except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
             results = [error] * len(alike)
         if results is None:
-            alike[0][1].keep(held_bytes[0])
+            account.keep(held_bytes[0])
             return ()
         answers = [
             self._told(name, result, account, before_bytes)
-            for result, (_, account), before_bytes in zip(results, alike, held_bytes, strict=False)
+            for result, (_, account), before_bytes in zip(results, alike, held_bytes, strict=True)
         ]
         statuses = ["OK" if each.code is _OK else each.code.name for each in answers]
         self._metrics.count_requests(name, _PREDICT, "GRPC", statuses, started_ns)

@@ -514,17 +514,16 @@ class _Connection(asyncio.BufferedProtocol):
     def _repeat(self, repeat: Repeat, kind: CallKind) -> int:
         """Answer what only its numbers tell apart from a call before; return how many calls."""
         began_s, row = time.perf_counter(), self._row(kind)
-        asked = [(each.message, each.account) for each in row if each.message is not None]
-        answers = repeat(asked) if asked else ()
+        answers = repeat(row) if row else ()
         if any(answer.code is _OK for answer in answers):
             self._shared.runner.note_here(kind, time.perf_counter() - began_s, len(answers))
-        for stream, answer in zip(row, answers, strict=False):
+        for stream, answer in zip(self._ready[: len(answers)], answers, strict=True):
             self.answer(stream, answer)
         return len(answers)
 
-    def _row(self, kind: CallKind) -> list[GrpcStream]:
-        """Return the calls at the head of those that are ready, as far as they may be alike."""
-        now_s, row = time.monotonic(), list[GrpcStream]()
+    def _row(self, kind: CallKind) -> list[tuple[Sent, Account]]:
+        """Return what the first calls that are ready ask for, as far as they may be alike."""
+        now_s, row = time.monotonic(), list[tuple[Sent, Account]]()
         size = len(self._ready[0].message or b"")
         for stream in self._ready[: kind.most_in_row]:
             deadline_s, message = stream.deadline_s, stream.message
@@ -532,7 +531,7 @@ class _Connection(asyncio.BufferedProtocol):
                 break
             if stream.is_gone or stream.is_compressed or (deadline_s and deadline_s <= now_s):
                 break
-            row.append(stream)
+            row.append((message, stream.account))
         return row
 
     def _watch_over(self, work: _Asked, stream: GrpcStream) -> None:

@@ -912,9 +912,7 @@ class Handlers:
         if account:
             _charge(account, values)
         if api:
-            self._metrics.observe(RUNTIME_LATENCY, took_us, (lease.model, api, _RUNTIME))
-            labels = (lease.model, str(lease.version), signature)
-            self._metrics.observe(VERSION_LATENCY, took_us, labels)
+            self._observe(lease, signature, api, [took_us])
 
     def _note_runs(
         self,
@@ -927,8 +925,10 @@ class Handlers:
         took_us = [
             run[1] for run, each in zip(runs, found, strict=True) if run and type(each) is Predicted
         ]
-        labels = (lease.model, "Predict", _RUNTIME)
-        self._metrics.observe_all(RUNTIME_LATENCY, took_us, labels)
+        self._observe(lease, signature, "Predict", took_us)
+
+    def _observe(self, lease: Lease, signature: str, api: str, took_us: Sequence[float]) -> None:
+        self._metrics.observe_all(RUNTIME_LATENCY, took_us, (lease.model, api, _RUNTIME))
         labels = (lease.model, str(lease.version), signature)
         self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
 

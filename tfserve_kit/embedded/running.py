@@ -70,7 +70,8 @@ class CallKind:
     """How long the calls of one kind have taken.
 
     Attributes:
-        calls: how many were measured since they were last found too long.
+        calls: how many were measured since they were last found too long; in threads no more count
+            than it takes to be tried on the spot.
         spare_s: what long ones may take on the spot, as of `spared_s`.
         spared_s: when that was reckoned.
         least_s: the shortest of those in threads, where others get in between.
@@ -100,7 +101,8 @@ class CallKind:
             now_s: the time now.
             on_the_spot: whether it was made in the event loop's thread.
         """
-        self.calls += 1
+        if on_the_spot or self.calls < MEASUREMENTS:
+            self.calls += 1
         if not on_the_spot:
             self.spare_s, self.spared_s = _FIRST_SPARE_S, now_s
             self.least_s = min(self.least_s, wall_s)

@@ -195,6 +195,14 @@ def test_kind_that_was_short_for_long_is_trusted_again():
     assert kind.pause_s < 0.1
 
 
+def test_calls_in_threads_earn_no_trust():
+    kind = CallKind(calls=MEASUREMENTS, least_s=SHORT_S, pause_s=60.0)
+    for _ in range(1100):
+        kind.note(SHORT_S, 0.0, 0.0, on_the_spot=False)
+    kind.note(SHORT_S, 0.0, 0.0, on_the_spot=True)
+    assert kind.pause_s == 60.0
+
+
 def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(running, "_MOST_KINDS", 4)
     kinds = CallKinds()
