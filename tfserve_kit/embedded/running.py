@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
@@ -134,7 +135,7 @@ class CallKind:
         return self.spare_s < 0
 
 
-class Work:
+class Work(ABC):
     """The work of one request: a flow that goes on wherever it best does. A protocol says which.
 
     Attributes:
@@ -164,25 +165,25 @@ class Work:
 
     # What a protocol says
 
+    @abstractmethod
     def begin(self) -> Flow[Any]:
         """Return what is to be done; called in any thread.
 
         Raises:
             ServingError: it is not to be done.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def failed(self, error: ServingError | None) -> Any:
         """Return the result for an error; None for one that should not be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_usual(self, result: Any) -> bool:
         """Say whether others of its kind will take as long, by its result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def done(self, result: Any) -> None:
         """Take the result, in the event loop."""
-        raise NotImplementedError
 
     # What the runner does
 

@@ -207,7 +207,8 @@ def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(running, "_MOST_KINDS", 4)
     kinds = CallKinds()
     for name in range(5):
-        work = Work(name)
+        work = Job(None, [])
+        work.kind = name
         work.wall_s = 0.1
         kinds.note(work, 0.0)
     assert [kinds.find(name) is not None for name in range(5)] == [False, False, True, True, True]
