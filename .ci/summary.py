@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-SLOWEST, LINES = 30, 25
+SLOWEST, LINES = 30, 60
 FAILED_TARGET = re.compile(r"^make\S*: \*\*\* \[\S+ (\S+)\] ")
 TARGETS_OF_TARGETS = {"check", "check-examples"}
 AGAIN = "check-again"  # the segment of those that failed, once more

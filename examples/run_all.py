@@ -13,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 HERE = Path(__file__).resolve().parent
+LAST_LINES = 20  # of what a failed one printed, told once more at the end
 # In the order in which a newcomer would look at them.
 EXAMPLES = {
     "digits": "demo.py",
@@ -32,28 +36,48 @@ EXAMPLES = {
 def run(name: str, keep: Path | None) -> list[str]:
     """Run one example in a place of its own; return what went wrong, nothing if all is well."""
     with tempfile.TemporaryDirectory() as folder:
-        printed, status = _shown([sys.executable, str(HERE / name / EXAMPLES[name])], folder)
+        shown = _shown([sys.executable, str(HERE / name / EXAMPLES[name])], folder)
+        printed, complaints, status = shown
         faults = [f"it ended with {status}"] if status else []
         faults += [f"it left {each.name} behind" for each in Path(folder).iterdir()]
         faults += [f"it left process {each} running" for each in _processes(folder)]
-    if keep is not None and not faults:
+    if faults:
+        ends = [*printed.splitlines()[-LAST_LINES:], *complaints.splitlines()[-LAST_LINES:]]
+        return [*faults, "what it printed last, and its last complaints:\n" + "\n".join(ends)]
+    if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         (keep / f"{name}.txt").write_text(printed, "utf-8")
-    return faults
+    return []
 
 
-def _shown(command: list[str], folder: str) -> tuple[str, int]:
-    """Run a command whose temporary files go into a folder; pass on and return what it prints."""
-    lines = []
+def _shown(command: list[str], folder: str) -> tuple[str, str, int]:
+    """Run a command whose temporary files go into a folder, and show what it prints.
+
+    Returns:
+        What it printed on standard output, on standard error, and its exit status.
+    """
     # tensorflow imports code that it has made in there, and would leave its bytecode behind.
     environment = os.environ | {"TMPDIR": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-            lines.append(line)
-    return "".join(lines), process.returncode
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True
+        ) as process,
+        ThreadPoolExecutor() as readers,
+    ):
+        printed = readers.submit(_passed_on, process.stdout or (), sys.stdout)
+        complaints = readers.submit(_passed_on, process.stderr or (), sys.stderr)
+    return printed.result(), complaints.result(), process.returncode
+
+
+def _passed_on(source: Iterable[str], target: TextIO) -> str:
+    """Write lines on as they come, and return them."""
+    lines = []
+    for line in source:
+        target.write(line)
+        target.flush()
+        lines.append(line)
+    return "".join(lines)
 
 
 def _processes(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 
@@ -987,7 +988,7 @@ def test_calls_that_may_wait_for_others_never_keep_the_loop(method):
 
 
 def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
-    slow, go, begun_slowly = threading.Event(), threading.Event(), []
+    slow, go, begun_slowly, quick = threading.Event(), threading.Event(), [], deque(maxlen=5)
 
     def surface(path, request, call):
         if slow.is_set() and request == b"x":
@@ -996,11 +997,16 @@ def test_kind_that_becomes_slow_holds_up_others_for_one_call_only():
                 assert go.wait(PATIENCE_S)
             else:
                 time.sleep(0.2)
+        else:
+            quick.append(threading.current_thread().name)
         return GrpcAnswer(body=b"")
 
+    def is_made_on_the_spot():
+        call(b"x", timeout=PATIENCE_S)
+        return list(quick) == ["front"] * 5
+
     with echoing(surface=surface) as server, calling(server, PREDICT) as call:
-        for _ in range(100):
-            call(b"x", timeout=PATIENCE_S)
+        wait_until(is_made_on_the_spot)
         slow.set()
         waiting = [call.future(b"x", timeout=PATIENCE_S) for _ in range(10)]
         wait_until(lambda: len(begun_slowly) > 1)
