@@ -29,7 +29,7 @@ _TINY = MODELS / "half_plus_two"
 _ROWS = np.array([1.0, 2.0, 5.0], np.float32)
 _CALLS, _IN_FLIGHT = 2000, 32
 _PICTURE = (1, 224, 224, 3)
-_PICTURE_CALLS, _PICTURES_IN_FLIGHT, _PICTURES_TO_SUM = 16, 4, 8
+_PICTURE_CALLS, _PICTURES_IN_FLIGHT, _PICTURES_TO_SUM = 48, 4, 8
 _FLOAT = 1  # DT_FLOAT
 _SWAPS, _LARGE_SWAPS, _LARGE_MB = 200, 4, 100
 _DIGIT = (1, 784)
@@ -223,16 +223,22 @@ def _network(name: str, batch: int, scratch: Path) -> Iterator[Sides]:
     servable = SavedModelLoader(SessionOptions())(version)
     signature = servable.signatures["serving_default"]
     feed, fetch = signature.inputs["x"].name, signature.outputs["scores"].name
-    calls = {"calls": max(4, _PICTURE_CALLS // batch), "in_flight": _PICTURES_IN_FLIGHT}
+    calls, in_flight = max(12, _PICTURE_CALLS // batch), _PICTURES_IN_FLIGHT
     with ExitStack() as stack:
-        ours = stack.enter_context(Place(scratch).server({"m": version.parent}))
-        request = tensors.predict_request(
-            {"x": images}, protos.ModelSpec(name="m").SerializeToString()
-        )
+        port = _port(stack.enter_context(Place(scratch).server({"m": version.parent}))["grpc"])
+        request = _request("m", x=images)
+        with grpc_side(port, request, calls=1, in_flight=1) as side:
+            side()  # h2load does not look at gRPC's codes
+
+        def served() -> float:
+            return _took(calls, h2load(scratch, port, in_flight, "-n", str(calls), message=request))
+
         yield Sides(
-            threads_side(lambda: servable.run({feed: images}, [fetch]), **calls),
-            stack.enter_context(grpc_side(_port(ours["grpc"]), request, **calls)),
-            notes={"load": f"{_PICTURES_IN_FLIGHT} in flight, on both sides"},
+            threads_side(
+                lambda: servable.run({feed: images}, [fetch]), calls=calls, in_flight=in_flight
+            ),
+            served,
+            notes={"load": f"{in_flight} in flight on both sides, by h2load and by threads"},
         )
 
 

@@ -24,7 +24,10 @@ from tfserve_kit.http import downloads
 # Larger files are not pictures but a mistake, and would fill the memory.
 _MAX_BYTES = 256 * 1024 * 1024
 # What is looked for in folders; any name will do for a file that is named itself.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+                      ".pnm", ".ppm", ".tif", ".tiff", ".webp"})  # fmt: skip
+# Pictures that are not decoded: in a folder they are not passed over in silence, but each refused.
+_OTHERS = frozenset({".avif", ".heic", ".heif", ".j2k", ".jp2", ".jxl"})
 
 _STDIN = "-"
 _SHOWN = 3
@@ -153,9 +156,9 @@ def _in_folder(name: str) -> list[str]:
     found = sorted(
         str(each)
         for each in Path(name).rglob("*")
-        if each.suffix.lower() in SUFFIXES and each.is_file()
+        if each.suffix.lower() in SUFFIXES | _OTHERS and each.is_file()
     )
-    if not found:
+    if not any(Path(each).suffix.lower() in SUFFIXES for each in found):
         endings = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"{name} has no picture files ({endings})", remedy=_instead(name))
     return found

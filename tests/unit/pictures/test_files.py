@@ -349,6 +349,13 @@ def test_folder_without_pictures_tells_what_it_has(tmp_path):
     assert "2 .heic, 1 without ending" in refused.value.remedy
 
 
+def test_pictures_in_a_folder_that_cannot_be_decoded_are_not_passed_over(tmp_path):
+    for name in ("a.jpg", "b.HEIC", "c.avif", "notes.txt"):
+        (tmp_path / name).touch()
+    found = [Path(each.name).name for each in find([str(tmp_path)], io.BytesIO(), timeout_s=1)]
+    assert found == ["a.jpg", "b.HEIC", "c.avif"]
+
+
 def picture(kind="PNG"):
     stream = io.BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(stream, kind)
