@@ -31,9 +31,10 @@ def run(*command: str | Path) -> str:
     print(f"\n$ {shlex.join(map(str, command))}", flush=True)
     tools = {"tfkit": ["-m", "tfserve_kit"], "python": []}
     argv = [sys.executable, *tools[str(command[0])], *map(str, command[1:])]
-    printed = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-    print(printed, end="", flush=True)
-    return printed
+    done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    done.check_returncode()
+    return done.stdout
 
 
 def demo() -> None:

@@ -24,9 +24,10 @@ IMAGE = HERE.parents[1] / "data" / "digits" / "jpeg" / "digit-3.jpg"
 def run(*command: str | Path) -> str:
     """Show a command, run it, and show and return what it prints."""
     print(f"\n$ {shlex.join(map(str, command))}", flush=True)
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    print(printed, end="", flush=True)
-    return printed
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    done.check_returncode()
+    return done.stdout
 
 
 def by_tfkit() -> dict[tuple[str, str], str]:

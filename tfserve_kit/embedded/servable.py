@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +142,8 @@ class SessionServable:
         self._borrow = borrow
         self._lock = threading.Lock()
         # Clients choose outputs and their order, and each choice is compiled by itself.
-        self._call = lru_cache(MOST_CALLABLES)(self._new_call)
+        self._call = lru_cache(MOST_CALLABLES)(self._made_call)
+        self._made = WeakValueDictionary[tuple[tuple[str, ...], tuple[str, ...]], Compiled]()
         self._flattened: dict[str, tuple[str, str]] = {}
 
     @property
@@ -185,15 +187,25 @@ class SessionServable:
             _return_kept_memory(self._borrow, freed_bytes)
         _trim()  # last, as arrays that were fed are freed by the next call of any session
 
+    def _made_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
+        """Return what computes `fetches`, made by one of those that want it at the same time.
+
+        All requests that meet a new version do, and it can take a second.
+        """
+        with self._lock:
+            call = self._made.get((feeds, fetches))
+            if call is None:
+                call = self._made[feeds, fetches] = self._new_call(feeds, fetches)
+            return call
+
     def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         """Return what computes `fetches`; strings are computed flat, and their shapes beside."""
-        with self._lock:
-            parts = [self._parts(name) for name in fetches]
-            wanted = [name for each in parts for name in each]
-            started_ns = time.perf_counter_ns()
-            call = self._make(self._tf, self._session, feeds, wanted)
-            self._metrics.add(GRAPH_BUILDS)
-            self._metrics.add(GRAPH_BUILD_TIME, amount=micros_since(started_ns))
+        parts = [self._parts(name) for name in fetches]
+        wanted = [name for each in parts for name in each]
+        started_ns = time.perf_counter_ns()
+        call = self._make(self._tf, self._session, feeds, wanted)
+        self._metrics.add(GRAPH_BUILDS)
+        self._metrics.add(GRAPH_BUILD_TIME, amount=micros_since(started_ns))
         if len(wanted) == len(fetches):
             return call
 

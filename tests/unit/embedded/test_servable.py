@@ -3,14 +3,16 @@
 A crash would end this process, and the tests with it.
 """
 
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from tfserve_kit import protos
-from tfserve_kit.embedded.servable import SessionServable
+from tfserve_kit.embedded.servable import SessionServable, compiled_call
 from tfserve_kit.embedded.status import Code, ServingError
 
 pytestmark = pytest.mark.tensorflow
@@ -190,6 +192,24 @@ def test_what_cannot_be_answered_is_an_error(servable, name):
 def test_brief_numbers_come_out(servable):
     (found,) = servable.run({"x:0": np.ones(2, np.float32)}, ["brief:0"])
     assert found.astype(np.float32).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("fetch", ["numbers:0", "row_texts:0"])
+def test_call_that_many_want_at_once_is_made_once(graph, monkeypatch, fetch):
+    made = []
+
+    def slowly(*what):
+        made.append(what)
+        time.sleep(0.05)
+        return compiled_call(*what)
+
+    monkeypatch.setattr("tfserve_kit.embedded.servable.compiled_call", slowly)
+    servable = SessionServable(*graph, {}, compiled=True)
+    feeds = {"row:0" if fetch.startswith("row") else "x:0": np.ones(2, np.float32)}
+    with ThreadPoolExecutor(8) as callers:
+        found = list(callers.map(lambda _: servable.run(feeds, [fetch])[0].size, range(8)))
+    assert found == [2] * 8
+    assert len(made) == 1
 
 
 def test_choices_of_outputs_do_not_pile_up(graph):
