@@ -26,8 +26,11 @@ from tfserve_kit.embedded.status import Code, ServingError, encoded
 _PREFIX_BYTES = 5
 # Smaller messages that arrive at once, and smaller answers, are not worth an entry in the ledger.
 SMALL_BYTES = 1 << 16
-# Memory for a message that arrives in pieces: so many times what has arrived.
+# Memory for a message that arrives in pieces: so many times what has arrived. Up to a size there are
+# addresses for all of it at once, as for what is not used the system has no pages to give; then
+# nothing has to be copied when it grows.
 _GROWTH = 4
+_AT_ONCE_BYTES = 1 << 20
 # tensorflow computes on numbers where they lie if they begin on such a line of memory, as other
 # numbers it copies. Those of a message mostly end it, and fill whole lines; so it ends on one.
 _LINE_BYTES = 64
@@ -105,12 +108,15 @@ class _Body:
 
     def make_room(self, room_bytes: int) -> None:
         """Get more memory."""
-        memory = np.empty(room_bytes + _LINE_BYTES, np.uint8)
-        end = memory.__array_interface__["data"][0] + self.wanted_bytes
+        self.room_bytes = room_bytes
+        is_all = self.wanted_bytes <= _AT_ONCE_BYTES
+        if is_all and len(self._memory):
+            return
+        memory = np.empty((self.wanted_bytes if is_all else room_bytes) + _LINE_BYTES, np.uint8)
+        end = memory.ctypes.data + self.wanted_bytes
         begin = -end % _LINE_BYTES if self.wanted_bytes <= _MOST_IN_LINE_BYTES else 0
         old, self._memory, self._begin = self.content, memory.data, begin
         self._memory[begin : begin + len(old)] = old
-        self.room_bytes = room_bytes
 
     def add(self, piece: bytes) -> None:
         """Add a piece for which there is room."""
