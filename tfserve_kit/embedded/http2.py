@@ -56,7 +56,7 @@ _MOST_SETTINGS = 32
 # Acknowledgements that wait for a client that does not read.
 _MOST_WAITING_ACKS = 1000
 # What may be on its way to us: for one stream, and for all streams of a connection.
-_STREAM_WINDOW_BYTES = 1 << 20
+_STREAM_WINDOW_BYTES = 1 << 21
 _CONNECTION_WINDOW_BYTES = 1 << 22
 # What a peer without streams may have said while its session is let go.
 _MOST_HEARD_BYTES = 512

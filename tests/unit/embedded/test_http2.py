@@ -317,7 +317,7 @@ def granted(size, stream=1):
     """So much may be sent on a stream, by its window and the connection's."""
 
     def holds(heard):
-        first = {0: (1 << 16) - 1, stream: 1 << 20}  # the latter by the server's settings
+        first = {0: (1 << 16) - 1, stream: 1 << 21}  # the latter by the server's settings
         opened = (
             first[each]
             + sum(int.from_bytes(by, "big") for by in heard.payloads(WINDOW_UPDATE, each))
