@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 # What is read at once, for all connections into the same memory: each turn of the loop costs, and a
 # large message comes in few of them.
 _READ_BYTES = 1 << 18
+# Calls that are ready when reading stops, where more has arrived than is read at once.
+_MOST_READY = 8
 # What is handed to the system at once, and what may wait for it before more is made ready.
 _WRITE_BYTES = 1 << 18
 # What comes of a client and does nothing for a call: when there is so much, all its connections
@@ -375,8 +377,11 @@ class _Connection(asyncio.BufferedProtocol):
         return self._shared.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take up what has arrived."""
-        shared, now_s = self._shared, time.monotonic()
+        """Take up what has arrived.
+
+        If the memory is full, more probably has: it is read first, and calls are made together.
+        """
+        shared, now_s, has_more = self._shared, time.monotonic(), nbytes == _READ_BYTES
         self._received_s = now_s
         protocol = self._protocol or self._begin()
         calls = protocol.receive(shared.buffer[:nbytes], now_s)
@@ -386,13 +391,17 @@ class _Connection(asyncio.BufferedProtocol):
             self._ready.extend(calls)
             if not self._is_stepping:
                 self._is_stepping = True
-                shared.runner.step(self._step)
+                (shared.runner.step_soon if has_more else shared.runner.step)(self._step)
         if self._is_full:
             self._unreplied_bytes += nbytes
-        if self._unreplied_bytes > _MOST_UNREPLIED_BYTES or self._ready:
+        most_ready = _MOST_READY if has_more else 1
+        if self._unreplied_bytes > _MOST_UNREPLIED_BYTES or len(self._ready) >= most_ready:
             self._transport.pause_reading()
         if (self._is_stepping or not calls) and not self._is_flushing:
-            self.flush()
+            if has_more:
+                self._flush_soon()
+            else:
+                self.flush()
         if protocol.wasted > _MOST_WASTED:
             self._rest(protocol.wasted)
             protocol.wasted = 0
