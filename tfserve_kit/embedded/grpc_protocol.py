@@ -26,9 +26,8 @@ from tfserve_kit.embedded.status import Code, ServingError, encoded
 _PREFIX_BYTES = 5
 # Smaller messages that arrive at once, and smaller answers, are not worth an entry in the ledger.
 SMALL_BYTES = 1 << 16
-# Memory for a message that arrives in pieces: so many times what has arrived. Up to a size there are
-# addresses for all of it at once, as for what is not used the system has no pages to give; then
-# nothing has to be copied when it grows.
+# Memory for a message that arrives in pieces: so many times what has arrived. Up to a size it is
+# all there at once: pages that are not used yet cost nothing, and nothing is copied as it grows.
 _GROWTH = 4
 _AT_ONCE_BYTES = 1 << 20
 # tensorflow computes on numbers where they lie if they begin on such a line of memory, as other
