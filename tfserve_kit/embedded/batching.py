@@ -3,6 +3,8 @@
 Bottom to top: arrays of several requests to one batch and back; the `BatchScheduler`, one for all
 models; and the `BatchingServable` around each version, with a queue for each signature. Whoever
 asks need not keep a thread waiting: a `Waiting` is awaited, and those of a batch are told at once.
+What comes in together and makes up a short batch is run in the event loop's thread, and waits for
+none.
 
 Source: tensorflow/core/kernels/batching_util/shared_batch_scheduler.h (queues, splitting, threads,
 texts), tensorflow_serving/batching/batching_session.cc and batching_util.cc (checks, timeouts,
@@ -12,6 +14,7 @@ again alone, so that only those that are bad themselves fail.
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,8 +28,9 @@ from numpy.typing import NDArray
 
 from tfserve_kit.clock import Clock, SystemClock
 from tfserve_kit.embedded import ledger
+from tfserve_kit.embedded.kinds import FAR_TOO_LONG_S, CallKind, belongs_on_the_spot
 from tfserve_kit.embedded.lanes import give_way
-from tfserve_kit.embedded.ledger import Call
+from tfserve_kit.embedded.ledger import Account, Call
 from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_FILLED_BYTES, UNCOUNTED_BYTES
 from tfserve_kit.embedded.metrics import (
     INPUT_BATCH_SIZE,
@@ -61,6 +65,10 @@ def row_count(feeds: Feeds) -> int:
     if not size:
         raise invalid("Batching Run() input tensors must have at least one row")
     return size
+
+
+def _size_bytes(feeds: Feeds) -> int:
+    return sum(array.nbytes for array in feeds.values())
 
 
 def cut_feeds(feeds: Feeds, sizes: Sequence[int]) -> list[Feeds]:
@@ -414,6 +422,19 @@ class Queue:
     options: BatchOptions
     process: Process
     batches: deque[_Batch] = field(default_factory=deque)
+    kinds: dict[int, CallKind] = field(default_factory=dict)  # by their magnitude
+
+    def due_at_once(self, size: int, requests: int) -> int:
+        """Return how many of some requests of `size` rows are a batch that need not wait.
+
+        None where only some of them would be, and one would have to be split.
+        """
+        options, limit = self.options, self.options.execution_limit
+        fitting = limit // size
+        if requests > fitting and options.enable_large_batch_splitting and limit % size:
+            return 0
+        is_due = not options.batch_timeout_s or requests > fitting or requests * size == limit
+        return min(requests, fitting) if is_due else 0
 
     @property
     def open_size(self) -> int:
@@ -489,6 +510,7 @@ class BatchScheduler:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping = False
+        self._running = 0  # batches, in these threads and in others
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True)
             for number in range(threads)
@@ -538,6 +560,54 @@ class BatchScheduler:
                 self._changed.notify()
         return waiting
 
+    def run_here(
+        self, queue: Queue, parts: Sequence[Feeds], size: int, accounts: Iterable[Account]
+    ) -> Sequence["Task"]:
+        """Run some requests as a batch that is due, in this thread: the event loop's.
+
+        To hand them to another thread and back takes longer than a small model does. So batches
+        that are measured to be short run here, as long as nothing of the queue waits and no more
+        run at once than may.
+
+        Args:
+            queue: where they would wait.
+            parts: value per tensor name of each.
+            size: how many rows each has.
+            accounts: one for each.
+
+        Returns:
+            What has become of them; nothing where they have to be scheduled.
+        """
+        size_bytes = len(parts) * _size_bytes(parts[0])
+        kind, now_s = queue.kinds.get(size_bytes.bit_length()), self._clock.now_s()
+        if kind is None or not belongs_on_the_spot(kind, size_bytes, time.monotonic()):
+            return ()
+        tasks = [
+            Task(feeds, size, now_s, math.inf, Waiting(self._lock, Call(account)))
+            for feeds, account in zip(parts, accounts, strict=True)
+        ]
+        with self._lock:
+            if queue.batches or not self._may_run(now_s):
+                return ()
+            self._running += 1
+        try:
+            wall_s, worked_s = self._timed(queue, tasks, now_s)
+            # That it waited, perhaps for a processor, is looked at by whoever asks, too.
+            took_s = wall_s if wall_s > FAR_TOO_LONG_S else worked_s
+            kind.note(took_s, worked_s, time.monotonic(), on_the_spot=True)
+        finally:
+            with self._lock:
+                self._running -= 1
+                if any(each.batches for each in self._queues):
+                    self._changed.notify()  # a thread may have had to wait for this
+        return tasks
+
+    def _may_run(self, now_s: float) -> bool:
+        """Say whether another thread may run a batch: no other is due that waits for its turn."""
+        if self._stopping or self._running >= len(self._threads):
+            return False
+        return not any(each.batches and each.batches[0].due_s <= now_s for each in self._queues)
+
     def stop(self) -> None:
         """Run what waits, then end the threads."""
         with self._changed:
@@ -550,18 +620,29 @@ class BatchScheduler:
         give_way()
         while (found := self._next()) is not None:
             queue, batch, now_s = found
-            try:
-                queue.process(batch.tasks, now_s)
-            except Exception as error:  # noqa: BLE001 (the thread must live, every caller must hear)
-                for task in batch.tasks:
-                    task.end(error=ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
-            self._tell(batch.tasks)
+            took = self._timed(queue, batch.tasks, now_s)
+            self._end(queue, batch.tasks, took)
             del found, queue, batch  # they hold requests
 
-    def _tell(self, tasks: Sequence[Task]) -> None:
+    def _timed(self, queue: Queue, tasks: Sequence[Task], now_s: float) -> tuple[float, float]:
+        """Run a batch; return how long it took, and how much of that this thread was at work."""
+        began_s, worked_s = time.perf_counter(), time.thread_time()
+        try:
+            queue.process(tasks, now_s)
+        except Exception as error:  # noqa: BLE001 (the thread must live, every caller must hear)
+            for task in tasks:
+                task.end(error=ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+        return time.perf_counter() - began_s, time.thread_time() - worked_s
+
+    def _end(self, queue: Queue, tasks: Sequence[Task], took: tuple[float, float]) -> None:
         """Tell all whose request has ended with this batch, and everybody only once."""
         told: dict[Post, list[Callable[[], object]]] = {}
+        magnitude = sum(_size_bytes(task.feeds) for task in tasks).bit_length()
         with self._lock:
+            self._running -= 1
+            if not any(task.error for task in tasks):
+                kind = queue.kinds.setdefault(magnitude, CallKind())
+                kind.note(*took, time.monotonic(), on_the_spot=False)
             for task in tasks:
                 if somebody := task.request.note_ended():
                     post, each = somebody
@@ -574,7 +655,8 @@ class BatchScheduler:
         with self._changed:
             while True:
                 now_s, soonest_s = self._clock.now_s(), math.inf
-                for _ in range(len(self._queues)):
+                is_free = self._stopping or self._running < len(self._threads)
+                for _ in range(len(self._queues) if is_free else 0):
                     queue = self._queues[0]
                     self._queues.rotate(-1)
                     if not queue.batches:
@@ -582,6 +664,7 @@ class BatchScheduler:
                     due_s = queue.batches[0].due_s
                     if due_s <= now_s or self._stopping:
                         batch = queue.batches.popleft()
+                        self._running += 1
                         if any(each.batches for each in self._queues):
                             self._changed.notify()  # another thread looks after the rest
                         return queue, batch, now_s
@@ -659,12 +742,43 @@ class BatchingServable:
         if call and call.deadline_s is not None and not call.timeout_s:
             raise _expired()
         if call and not call.account.held_bytes:
-            waiting_bytes = sum(array.nbytes for array in feeds.values())
+            waiting_bytes = _size_bytes(feeds)
             if _SMALL_BYTES < waiting_bytes <= UNCOUNTED_BYTES:
                 call.account.take(waiting_bytes, "the request while it waits")
         waiting = self._scheduler.schedule(queue, feeds, size, call)
         waiting.order = order
         return waiting
+
+    def run_here(
+        self, parts: Sequence[Feeds], fetches: Sequence[str], accounts: Sequence[Account]
+    ) -> Sequence[Arrays | ServingError]:
+        """Compute the same of some requests as one batch, in this thread: the event loop's.
+
+        Args:
+            parts: value per tensor name of each, all of the same types and shapes.
+            fetches: as of `run`.
+            accounts: one for each.
+
+        Returns:
+            What `run` would return or raise for the first ones, as many as are a batch; nothing
+            where they have to wait for others, or for a thread.
+        """
+        queue, order = self._place(tuple(parts[0]), tuple(fetches))
+        if queue is None or _size_bytes(parts[0]) > UNCOUNTED_BYTES:
+            return ()
+        shapes = {array.shape[:1] for array in parts[0].values()}
+        (size,) = shapes.pop() or (0,)
+        if shapes or not size:  # it is refused where it would be scheduled
+            return ()
+        count = queue.due_at_once(size, len(parts))
+        tasks = (
+            self._scheduler.run_here(queue, parts[:count], size, accounts[:count]) if count else ()
+        )
+        if tasks:
+            self._metrics.observe_all(INPUT_BATCH_SIZE, [size] * count * len(parts[0]), ())
+        if order is None:
+            return [task.error or task.outputs for task in tasks]
+        return [task.error or [task.outputs[index] for index in order] for task in tasks]
 
     def _new_place(
         self, feeds: tuple[str, ...], fetches: tuple[str, ...]
@@ -682,9 +796,8 @@ class BatchingServable:
         self._servable.close()
 
     def _process(self, fetches: Sequence[str], tasks: Sequence[Task], now_s: float) -> None:
-        observe = self._metrics.observe
-        for task in tasks:
-            observe(QUEUING_LATENCY, (now_s - task.queued_s) * 1e6, _NO_POOL)
+        waited_us = [(now_s - task.queued_s) * 1e6 for task in tasks]
+        self._metrics.observe_all(QUEUING_LATENCY, waited_us, _NO_POOL)
         wanted = [task for task in tasks if task.is_wanted()]
         for task in tasks if len(wanted) < len(tasks) else ():
             task.end(error=_cancelled())

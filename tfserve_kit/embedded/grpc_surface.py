@@ -171,7 +171,7 @@ class GrpcSurface:
             return ()
         answers = [
             self._told(name, result, account, before_bytes)
-            for result, (_, account), before_bytes in zip(results, alike, held_bytes, strict=True)
+            for result, (_, account), before_bytes in zip(results, alike, held_bytes, strict=False)
         ]
         statuses = ["OK" if each.code is _OK else each.code.name for each in answers]
         self._metrics.count_requests(name, _PREDICT, "GRPC", statuses, started_ns)

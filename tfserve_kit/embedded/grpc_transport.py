@@ -18,6 +18,7 @@ from tfserve_kit.embedded.grpc_protocol import GrpcLimits, GrpcSession, GrpcStre
 from tfserve_kit.embedded.grpc_surface import GrpcAnswer
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.inflate import GZIP_OR_ZLIB, inflated
+from tfserve_kit.embedded.kinds import CallKind, belongs_on_the_spot
 from tfserve_kit.embedded.lanes import Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Call, Ledger, Sent
 from tfserve_kit.embedded.limits import (
@@ -30,7 +31,7 @@ from tfserve_kit.embedded.limits import (
     PATIENCE_S,
     STEADY_BYTES,
 )
-from tfserve_kit.embedded.running import CallKind, Runner, Work, belongs_on_the_spot
+from tfserve_kit.embedded.running import Runner, Work
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.tensors.proto import decode_varint
@@ -320,6 +321,7 @@ class _Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_apart",
         "_before",
         "_busy_s",
         "_client",
@@ -345,6 +347,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._client = ""
         self._protocol: GrpcSession | None = None  # from the first byte on
         self._ready: list[GrpcStream] = []
+        self._apart = 0  # so many of them have to be made one by one
         self._is_full = False  # what was written is not taken
         self._is_flushing = self._is_stepping = self._is_leaving = self._has_left = False
         self._unreplied_bytes = 0
@@ -506,10 +509,13 @@ class _Connection(asyncio.BufferedProtocol):
         kind = runner.kinds.find(name) if may_be_short and not stream.is_compressed else None
         if kind is not None and not belongs_on_the_spot(kind, size_bytes, time.monotonic()):
             kind = None
-        if kind is not None and path == _PREDICT and shared.repeat and not kind.waits:
+        if kind is not None and path == _PREDICT and shared.repeat and not self._apart:
             made = self._repeat(shared.repeat, kind)
             if made:
                 return made
+            if kind.waits:
+                self._apart = len(self._ready)
+        self._apart -= self._apart > 0
         work = _Asked(self, stream, name)
         stream.is_working = True
         if kind is not None:
@@ -522,6 +528,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _repeat(self, repeat: Repeat, kind: CallKind) -> int:
         """Answer what only its numbers tell apart from a call before; return how many calls."""
+        if kind.waits and len(self._ready) == 1 < len(self._shared.connections):
+            return 0  # it may be put together with those of other connections
         began_s, row = time.perf_counter(), self._row(kind)
         answers = repeat(row) if row else ()
         if any(answer.code is _OK for answer in answers):

@@ -725,8 +725,8 @@ class Handlers:
             asked: the bytes of some requests, and their accounts, charged with the outputs.
 
         Returns:
-            What came of each, or the error that `predict` would raise; None where that has to do
-            it: for the first time, or with others.
+            What came of each, or the error that `predict` would raise; of those of one batch, if
+            they run in batches. None where that has to do it: for the first time, or with others.
 
         Raises:
             ServingError: no such servable, or its signature refuses such requests.
@@ -735,7 +735,7 @@ class Handlers:
         with self._manager.lease(model, version, label) as lease:
             plan, recipe = lease.plans.get(known.signature), known.recipe
             if recipe is None or recipe.plan is not plan:
-                if plan is None or isinstance(lease.servable, BatchingServable):
+                if plan is None:
                     return None
                 check_method = self._check_method_name
                 recipe = known.recipe = plan.recipe(known, asked[0][0], check_method=check_method)
@@ -750,13 +750,18 @@ class Handlers:
                 }
                 for request, _ in asked
             ]
-            runs = [_timed(servable, each, fetches) for each in feeds]
+            accounts = [account for _, account in asked]
+            runs: Sequence[_Run] = (
+                _run_here(servable, feeds, fetches, accounts)
+                if isinstance(servable, BatchingServable)
+                else [_timed(servable, each, fetches) for each in feeds]
+            )
             found = [
                 _predicted(version, signature, aliases, run[0], account)
-                for run, (_, account) in zip(runs, asked, strict=True)
+                for run, account in zip(runs, accounts, strict=False)
             ]
             self._note_runs(lease, signature, runs, found)
-            return found
+            return found or None
 
     def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
         """Return a signature's inputs by alias, as TensorInfo messages; None if there is no such.
@@ -944,6 +949,19 @@ def _timed(servable: Servable, feeds: Arrays, fetches: Sequence[str]) -> _Run:
     except Exception as error:  # noqa: BLE001 (of one request among others)
         return error, 0.0
     return values, micros_since(started_ns)
+
+
+def _run_here(
+    servable: BatchingServable,
+    feeds: Sequence[Arrays],
+    fetches: Sequence[str],
+    accounts: Sequence[Account],
+) -> Sequence[_Run]:
+    """Run a model for the first of some requests, if they are a batch for this thread."""
+    started_ns = time.perf_counter_ns()
+    found = servable.run_here(feeds, fetches, accounts)
+    took_us = micros_since(started_ns)
+    return [(each, took_us) for each in found]
 
 
 def _charge(account: Account, values: Sequence[NDArray[Any]]) -> None:

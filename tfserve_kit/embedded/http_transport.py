@@ -17,11 +17,12 @@ from typing import Any
 from tfserve_kit.embedded.batching import Flow
 from tfserve_kit.embedded.front import EventLoop, Listener, listening
 from tfserve_kit.embedded.http_request import KnownHeads, RequestReader, RestRequest
+from tfserve_kit.embedded.kinds import CallKind, belongs_on_the_spot
 from tfserve_kit.embedded.lanes import Lane, Lanes
 from tfserve_kit.embedded.ledger import Account, Call, Ledger
 from tfserve_kit.embedded.limits import LINGER_S, MOST_PIPELINED, PATIENCE_S, STEADY_BYTES
 from tfserve_kit.embedded.rest_surface import JSON, RestAnswer, page, timed_out
-from tfserve_kit.embedded.running import CallKind, Runner, Work, belongs_on_the_spot
+from tfserve_kit.embedded.running import Runner, Work
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 
 # (method, target, body, call) -> what makes the RestAnswer; for OPTIONS there may be an origin

@@ -30,11 +30,11 @@ from tfserve_kit.embedded.grpc_transport import (
 )
 from tfserve_kit.embedded.http2 import Http2Limits
 from tfserve_kit.embedded.http_transport import HttpServer
+from tfserve_kit.embedded.kinds import CallKind
 from tfserve_kit.embedded.lanes import Lanes, processors
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.limits import MOST_INFLATED_BYTES
 from tfserve_kit.embedded.rest_surface import RestAnswer
-from tfserve_kit.embedded.running import CallKind
 from tfserve_kit.embedded.settings import Tls
 from tfserve_kit.embedded.status import Code, ServingError
 

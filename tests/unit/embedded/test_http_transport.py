@@ -19,9 +19,9 @@ from tfserve_kit.clock import SystemClock, wait_until
 from tfserve_kit.embedded.front import allow_many_connections
 from tfserve_kit.embedded.http_request import RequestHead, RestRequest
 from tfserve_kit.embedded.http_transport import HttpServer, RestOptions, _Row
+from tfserve_kit.embedded.kinds import CallKind
 from tfserve_kit.embedded.ledger import Ledger
 from tfserve_kit.embedded.rest_surface import RestAnswer, page
-from tfserve_kit.embedded.running import CallKind
 from tfserve_kit.embedded.status import Code, ServingError
 
 PATIENCE_S = 10.0

@@ -16,19 +16,17 @@ from tfserve_kit.embedded import front as front_module
 from tfserve_kit.embedded import running
 from tfserve_kit.embedded.batching import Task, Waiting
 from tfserve_kit.embedded.front import EventLoop
-from tfserve_kit.embedded.lanes import Lanes, processors
-from tfserve_kit.embedded.running import (
+from tfserve_kit.embedded.kinds import (
     LONG_S,
     MEASUREMENTS,
     MOST_BYTES_ON_THE_SPOT,
     SHORT_S,
     CallKind,
-    CallKinds,
-    Runner,
-    Work,
     belongs_on_the_spot,
     computes_for_long,
 )
+from tfserve_kit.embedded.lanes import Lanes, processors
+from tfserve_kit.embedded.running import CallKinds, Runner, Work
 from tfserve_kit.embedded.status import Code, ServingError
 
 SHORT = CallKind(calls=MEASUREMENTS, least_s=SHORT_S)
