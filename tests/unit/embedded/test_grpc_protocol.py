@@ -589,6 +589,18 @@ def test_memory_of_a_message_stays_in_proportion_to_what_has_arrived_of_it(clien
     assert client.ledger.held_bytes == 0
 
 
+def test_message_of_less_than_a_megabyte_is_laid_out_once(client, monkeypatch):
+    made = []
+    monkeypatch.setattr(np, "empty", lambda *how, real=np.empty: made.append(how) or real(*how))
+    number = client.begin()
+    client.http.send_data(number, b"\0" + (600_000).to_bytes(4, "big"))
+    for _ in range(60):
+        client.http.send_data(number, bytes(10_000))
+        client.talk()
+    assert len(client.calls) == 1
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("size", [(1 << 16) + 1, 300_000, 1_200_000])
 def test_large_message_arrives_as_it_was_sent_and_is_charged_once(client, size):
     sent = bytes(range(256)) * (size // 256) + b"x" * (size % 256)

@@ -972,6 +972,21 @@ def test_calls_that_arrive_together_are_made_in_rows_and_each_is_answered():
     ]  # fmt: skip
 
 
+def test_large_messages_that_have_arrived_are_read_before_calls_are_made():
+    repeat, message = InRows(), b"a" + bytes(300_000)  # more than is read at once
+    with echoing(repeat=repeat) as server, calling(server, PREDICT) as call:
+
+        def are_made_in_a_row():
+            server._loop.loop.call_soon_threadsafe(time.sleep, 0.1)
+            waiting = [call.future(message, timeout=PATIENCE_S) for _ in range(8)]
+            assert all(each.result() == message for each in waiting)
+            return any(len(row) > 1 for row in repeat.rows)
+
+        for _ in range(100):
+            assert call(message, timeout=PATIENCE_S) == message
+        wait_until(are_made_in_a_row)
+
+
 @pytest.mark.parametrize("method", [RELOAD, STATUS])
 def test_calls_that_may_wait_for_others_never_keep_the_loop(method):
     threads = set()
