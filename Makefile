@@ -79,15 +79,16 @@ shared = slow and not alone and not swarm
 .PHONY: check
 check: $(VENV)/.dev  ## All that CI runs; the slow tests look at what the examples printed
 	@rm -rf build/failed
-	@$(MAKE) FAILED=build/failed --keep-going -j7 --output-sync \
-	  check-told check-pages check-swarm $(integration) test check-beside; beside=$$?; \
+	@$(MAKE) FAILED=build/failed --keep-going -j8 --output-sync \
+	  check-told check-style check-pages check-swarm $(integration) test check-beside; beside=$$?; \
 	$(MAKE) FAILED=build/failed check-alone; alone=$$?; \
 	$(MAKE) check-again && [ $$beside$$alone = 00 ]
 
-.PHONY: check-examples check-told check-pages check-swarm $(integration) check-beside check-alone check-again
+.PHONY: check-style check-examples check-told check-pages check-swarm $(integration) check-beside check-alone check-again
+check-style: $(VENV)/.dev
+	$(MAKE) lint types protos-check
 # An example that fails is run again by the test that looks at what it printed.
 check-examples: $(VENV)/.dev
-	$(MAKE) lint types protos-check
 	@rm -rf build/examples
 	$(BIN)/python examples/run_all.py --keep build/examples || echo 'Its test runs it again.'
 check-told check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples

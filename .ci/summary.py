@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 SLOWEST, LINES = 30, 60
 FAILED_TARGET = re.compile(r"^make\S*: \*\*\* \[\S+ (\S+)\] ")
-TARGETS_OF_TARGETS = {"check", "check-examples"}
+TARGETS_OF_TARGETS = {"check", "check-style"}
 AGAIN = "check-again"  # the segment of those that failed, once more
 
 

@@ -73,7 +73,7 @@ def test_failed_tests_come_last_with_what_they_said(summary):
 @pytest.mark.parametrize("target", ["lint", "check-beside"])  # style, and a segment that crashed
 def test_what_fails_without_a_test_is_told_by_its_last_words(summary, target):
     output = f"too long: line 7\nmake[2]: *** [Makefile:57: {target}] Error 1\n"
-    output += "make[1]: *** [Makefile:83: check-examples] Error 2\nmake: *** [check] Error 2\n"
+    output += "make[1]: *** [Makefile:83: check-style] Error 2\nmake: *** [check] Error 2\n"
     printed = summary("def test_good(): pass", output)
     assert printed[-2:] == ["=== Failed", target]
     assert "too long: line 7" in printed
