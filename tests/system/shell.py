@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
+# What a busy machine spoils is measured again, as the message asks.
+_MEASUREMENTS, _SPOILT = 3, "INVALID: the load generator itself was"
 _EXAMPLE = re.compile(r"^python examples/(\w+)/run\.py *(?:#.*)?$", re.MULTILINE)
 
 
@@ -40,9 +42,12 @@ class Shell:
         argv = [part.replace("grpc://some-host:8500", "URL") for part in argv]
         if "URL" in argv:
             argv[argv.index("URL")] = self.server()["grpc"]
-        done = subprocess.run(
-            argv, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
-        )
+        for _ in range(_MEASUREMENTS):
+            done = subprocess.run(
+                argv, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0 or _SPOILT not in done.stdout + done.stderr:
+                break
         assert done.returncode == 0, f"{shlex.join(argv)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
