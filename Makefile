@@ -28,10 +28,10 @@ $(VENV)/.dev: pyproject.toml tfserve_kit/version.py | $(BIN)/python
 demo: $(VENV)/.embedded  ## Train, push, serve, predict and swap, from nothing
 	$(BIN)/python examples/digits/demo.py
 
+run-examples = rm -rf build/examples; $(BIN)/python examples/run_all.py --keep build/examples
 .PHONY: examples
 examples: $(VENV)/.embedded  ## Run all examples, and say how long each takes
-	@rm -rf build/examples
-	$(BIN)/python examples/run_all.py --keep build/examples
+	$(run-examples)
 
 .PHONY: setup
 setup: $(VENV)/.dev  ## Set up everything for development
@@ -89,8 +89,7 @@ check-style: $(VENV)/.dev
 	$(MAKE) lint types protos-check
 # An example that fails is run again by the test that looks at what it printed.
 check-examples: $(VENV)/.dev
-	@rm -rf build/examples
-	$(BIN)/python examples/run_all.py --keep build/examples || echo 'Its test runs it again.'
+	$(run-examples) || echo 'Its test runs it again.'
 check-told check-again: export TFKIT_EXAMPLES = $(CURDIR)/build/examples
 check-told: check-examples
 	$(BIN)/python -m pytest -m '$(shared)' $(report) $(told) $(ARGS) $(later)

@@ -36,8 +36,8 @@ EXAMPLES = {
 def run(name: str, keep: Path | None) -> list[str]:
     """Run one example in a place of its own; return what went wrong, nothing if all is well."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = _shown([sys.executable, str(HERE / name / EXAMPLES[name])], folder)
-        printed, complaints, status = shown
+        script = str(HERE / name / EXAMPLES[name])
+        printed, complaints, status = _shown([sys.executable, script], folder)
         faults = [f"it ended with {status}"] if status else []
         faults += [f"it left {each.name} behind" for each in Path(folder).iterdir()]
         faults += [f"it left process {each} running" for each in _processes(folder)]

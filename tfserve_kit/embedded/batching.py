@@ -338,7 +338,7 @@ class Waiting:
             if task.error is not None:
                 raise task.error
         outputs = self._together() if len(tasks) > 1 else tasks[0].outputs
-        return outputs if self.order is None else [outputs[index] for index in self.order]
+        return _ordered(outputs, self.order)
 
     def _together(self) -> Arrays:
         parts = [task.outputs for task in self.tasks]
@@ -351,6 +351,10 @@ class Waiting:
     def size_bytes(self) -> int:
         """What the outputs take, once all pieces have ended."""
         return sum(array.nbytes for task in self.tasks for array in task.outputs)
+
+
+def _ordered(outputs: Arrays, order: Sequence[int] | None) -> Arrays:
+    return outputs if order is None else [outputs[index] for index in order]
 
 
 # What runs until it waits for others, and is sent None when they have ended.
@@ -766,9 +770,9 @@ class BatchingServable:
         queue, order = self._place(tuple(parts[0]), tuple(fetches))
         if queue is None or _size_bytes(parts[0]) > UNCOUNTED_BYTES:
             return ()
-        shapes = {array.shape[:1] for array in parts[0].values()}
-        (size,) = shapes.pop() or (0,)
-        if shapes or not size:  # it is refused where it would be scheduled
+        try:
+            size = row_count(parts[0])
+        except ServingError:  # it is refused where it is scheduled
             return ()
         count = queue.due_at_once(size, len(parts))
         tasks = (
@@ -776,9 +780,7 @@ class BatchingServable:
         )
         if tasks:
             self._metrics.observe_all(INPUT_BATCH_SIZE, [size] * count * len(parts[0]), ())
-        if order is None:
-            return [task.error or task.outputs for task in tasks]
-        return [task.error or [task.outputs[index] for index in order] for task in tasks]
+        return [task.error or _ordered(task.outputs, order) for task in tasks]
 
     def _new_place(
         self, feeds: tuple[str, ...], fetches: tuple[str, ...]
