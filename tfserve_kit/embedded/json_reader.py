@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 from array import array as packed
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, NoReturn
@@ -569,33 +569,39 @@ class PredictBody:
         self.inputs = _inputs(document, inputs)
 
 
-def few_numbers(body: bytes) -> tuple[bool, list[Any]] | None:
-    """Read a short predict request that is one list by the only key there is, which most are.
+def few_numbers(bodies: Sequence[bytes]) -> tuple[bool, list[list[Any]]] | None:
+    """Read short predict requests that are one list each by the only key there is, all the same.
+
+    They are parsed as one text. With one brace in each, which it begins with, none can end within
+    another: as many objects as there are requests are one of each.
 
     Returns:
-        Whether it came as `instances`, and what stands there, see `regular`; None for any other.
+        Whether they came as `instances`, and what stands there in each, see `regular`; None for
+        any others.
     """
-    if len(body) >= LEAST_BYTES or body.count(b'"') != _QUOTES_OF_A_KEY:
-        return None
+    for body in bodies:
+        is_usual = body.count(b'"') == _QUOTES_OF_A_KEY and body.count(b"{") == 1
+        if not is_usual or body[:1] != b"{" or len(body) >= LEAST_BYTES:
+            return None
     try:
-        document = _decode_unrepeated(body)
-    except (ValueError, RecursionError):  # also what is no UTF-8
+        documents = _decode_unrepeated(b"[" + b",".join(bodies) + b"]")
+        (key,) = documents[0]
+        values = [each[key] for each in documents]
+    except (ValueError, LookupError, TypeError, RecursionError):  # also what is no UTF-8
         return None
-    if type(document) is not dict or len(document) != 1:
-        return None
-    ((layout, value),) = document.items()
-    return (layout == "instances", value) if layout in _LAYOUTS and _is_list(value) else None
+    is_known = key in _LAYOUTS and len(values) == len(bodies)
+    return (key == "instances", values) if is_known and all(map(_is_list, values)) else None
 
 
 def _is_list(value: Any) -> bool:
     return type(value) is list and len(value) > 0
 
 
-def regular(value: list[Any], dtype: DType) -> NDArray[Any] | None:
-    """Return the array of a list with something in it; None where `PredictBody` has to look."""
-    shape = _shape(value) if type(value[0]) is list else (len(value),)
+def regular(values: list[list[Any]], dtype: DType) -> NDArray[Any] | None:
+    """Return lists with something in them as one array; None where `PredictBody` has to look."""
+    shape = _shape(values)
     try:
-        return _quick(value, shape, dtype) if len(shape) <= MAX_RANK else None
+        return _quick(values, shape, dtype) if len(shape) <= MAX_RANK else None
     except ServingError:  # numpy has no such array
         return None
 

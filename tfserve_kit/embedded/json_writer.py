@@ -139,6 +139,7 @@ _INDENT = "    "
 # Fewer floats are printed faster one by one; of more, so many at once stay in the cache.
 _FEW_FLOATS = 100
 _FLOATS_AT_ONCE = 1 << 14
+_FLOATS = "fd"
 _SINGLE_BYTES = 4
 _SHORT, _LONG = 6, 9  # digits of a float32
 _POWERS = np.array([float(f"1e{power}") for power in range(23)])  # those that a double holds
@@ -253,35 +254,58 @@ def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> byt
         ServingError: the row format needs one batch size on every output, or a dtype that JSON
             cannot carry.
     """
-    if row_format:
-        return _predictions(outputs)
     if len(outputs) == 1:
         ((alias, array),) = outputs.items()
-        value = _column(_leaves(alias, array, 1 + array.ndim), array.shape, _INDENT)
-    else:
-        members = [
-            _member(alias, 2)
-            + _column(_leaves(alias, array, 2 + array.ndim), array.shape, _INDENT * 2)
-            for alias, array in outputs.items()
-        ]
-        value = b"{\n" + b",\n".join(members) + b"\n" + _INDENT.encode() + b"}"
-    return b'{\n    "outputs": ' + value + b"\n}"
-
-
-def _predictions(outputs: Mapping[str, NDArray[Any]]) -> bytes:
-    if len(outputs) == 1:
-        ((alias, array),) = outputs.items()
-        if not array.ndim:
+        if row_format and not array.ndim:
             raise _unshaped(alias)
-        batch, items = len(array), _leaves(alias, array, 1 + array.ndim)
-        if array.ndim > 1:
-            items = [_inline(row, array.shape[1:]) for row in _split(items, batch)]
-        body = b", ".join(items)
-    else:
+        items = _leaves(alias, array, 1 + array.ndim)
+        return _only_output(items, array.shape, row_format=row_format)
+    if row_format:
         batch = _batch_size(outputs)
-        body = _objects(outputs, batch)
-    end = b"\n    ]\n}" if batch else b"]\n}"
-    return b'{\n    "predictions": [' + body + end
+        return _in_rows(_objects(outputs, batch), batch)
+    members = [
+        _member(alias, 2) + _column(_leaves(alias, array, 2 + array.ndim), array.shape, _INDENT * 2)
+        for alias, array in outputs.items()
+    ]
+    return _in_columns(b"{\n" + b",\n".join(members) + b"\n" + _INDENT.encode() + b"}")
+
+
+def predictions_alike(
+    answers: Sequence[Mapping[str, NDArray[Any]]], *, row_format: bool
+) -> list[bytes] | None:
+    """Print the outputs of several predict calls; arguments as of `predictions`.
+
+    Numbers are printed all at once.
+
+    Returns:
+        What `predictions` prints of each; None if they are not one output of floats of one shape.
+    """
+    alias, *others = answers[0]
+    arrays = [each[alias] for each in answers]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if others or dtype.char not in _FLOATS or not shape:
+        return None
+    if any(each.shape != shape or each.dtype is not dtype for each in arrays):
+        return None
+    items = _split(_floats(np.array(arrays).ravel()), len(arrays))
+    return [_only_output(each, shape, row_format=row_format) for each in items]
+
+
+def _only_output(items: list[bytes], shape: tuple[int, ...], *, row_format: bool) -> bytes:
+    """Print the elements of an output that is alone."""
+    if not row_format:
+        return _in_columns(_column(items, shape, _INDENT))
+    if len(shape) > 1:
+        items = [_inline(row, shape[1:]) for row in _split(items, shape[0])]
+    return _in_rows(b", ".join(items), shape[0])
+
+
+def _in_columns(text: bytes) -> bytes:
+    return b'{\n    "outputs": ' + text + b"\n}"
+
+
+def _in_rows(text: bytes, batch: int) -> bytes:
+    return b'{\n    "predictions": [' + text + (b"\n    ]\n}" if batch else b"]\n}")
 
 
 def _objects(outputs: Mapping[str, NDArray[Any]], batch: int) -> bytes:
@@ -353,7 +377,7 @@ def _column(items: list[bytes], shape: tuple[int, ...], indent: str) -> bytes:
 
 def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
     """Print each element, in C order; `level` counts the lists and objects around it."""
-    if array.dtype.char in "fd":
+    if array.dtype.char in _FLOATS:
         return _floats(array.ravel())
     dtype = dtypes.by_numpy(array.dtype)
     flat = array.ravel().tolist()

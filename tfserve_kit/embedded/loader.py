@@ -87,9 +87,10 @@ def _runtime() -> Runtime:
         ModuleNotFoundError: the wheel is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tensorflow.core.framework import graph_pb2
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.client import session
-    from tensorflow.python.framework import errors, ops
+    from tensorflow.python.framework import errors, importer, op_def_registry, ops
     from tensorflow.python.ops import array_ops, gen_array_ops, math_ops
     from tensorflow.python.platform import tf_logging
     from tensorflow.python.saved_model import loader_impl
@@ -106,6 +107,9 @@ def _runtime() -> Runtime:
         array_ops.reshape,
         array_ops.shape,
         gen_array_ops.empty,
+        graph_pb2.GraphDef,
+        importer.import_graph_def,
+        op_def_registry.get,
     )
 
 

@@ -166,35 +166,46 @@ class RestSurface:
         started_ns, route = time.perf_counter_ns(), _route_of("POST", target)
         if route.verb != "predict" or route.refusal is not None or self._cors:
             return [None] * len(asked)
-        read = [few_numbers(body) for body, _ in asked]
-        values = [
-            (found and partial(regular, found[1]), account)
-            for found, (_, account) in zip(read, asked, strict=True)
-        ]
-        results: Sequence[Predicted | Exception | None]
-        try:
-            results = self._handlers.predict_at_once(route.model, values)
-        except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
-            results = [found and error for found in read]
-        replies = [
-            self._reply(route, result, account, row_format=found is not None and found[0])
-            for result, found, (_, account) in zip(results, read, asked, strict=True)
-        ]
-        statuses = [reply[1] for reply in replies if reply is not None]
+        read = few_numbers([body for body, _ in asked])
+        accounts = [account for _, account in asked]
+        results: Sequence[Predicted | Exception] | None = None
+        if read is not None:
+            try:
+                arrays = partial(regular, read[1])
+                results = self._handlers.predict_at_once(route.model, arrays, accounts)
+            except Exception as error:  # noqa: BLE001 (whoever asks must get an answer)
+                results = [error] * len(asked)
+        if results is None or read is None:  # they may still be alike by themselves
+            others = asked if len(asked) > 1 else ()
+            return [reply for each in others for reply in self.at_once(target, [each])] or [None]
+        replies = self._replies(route, results, accounts, row_format=read[0])
+        statuses = [status for _, status in replies]
         self._metrics.count_requests(route.model.name, "predict", "REST", statuses, started_ns)
-        return [reply and reply[0] for reply in replies]
+        return [reply for reply, _ in replies]
 
-    def _reply(
+    def _replies(
         self,
         route: "_Route",
-        result: Predicted | Exception | None,
-        account: Account,
+        results: Sequence[Predicted | Exception],
+        accounts: Sequence[Account],
         *,
         row_format: bool,
-    ) -> tuple[RestAnswer, str] | None:
-        """Return the answer and the name of its code, for what came of a request."""
-        if result is None:
-            return None
+    ) -> list[tuple[RestAnswer, str]]:
+        """Return the answers and the names of their codes, for what came of some requests."""
+        answers = [result.outputs for result in results if isinstance(result, Predicted)]
+        if len(answers) == len(results):
+            is_small = not ledger.cost_of_answer(answers[0].values(), as_text=True)
+            texts = json_writer.predictions_alike(answers, row_format=row_format)
+            if texts and is_small:
+                return [(RestAnswer(200, text), "OK") for text in texts]
+        return [
+            self._reply(route, result, account, row_format=row_format)
+            for result, account in zip(results, accounts, strict=True)
+        ]
+
+    def _reply(
+        self, route: "_Route", result: Predicted | Exception, account: Account, *, row_format: bool
+    ) -> tuple[RestAnswer, str]:
         held_bytes, status = account.held_bytes, "OK"
         try:
             reply = self._answer(sound(result).outputs, account, row_format=row_format)

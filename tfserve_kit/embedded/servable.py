@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_DIMENSIONS, MOST_STRING_DIMENSIONS
 from tfserve_kit.embedded.metrics import (
@@ -38,6 +39,7 @@ from tfserve_kit.embedded.metrics import (
     micros_since,
 )
 from tfserve_kit.embedded.status import Code, ServingError, invalid
+from tfserve_kit.embedded.unrolled import Unrolled, unrolled
 from tfserve_kit.savedmodel import DEFAULT_SIGNATURE
 from tfserve_kit.tensors import dtypes
 
@@ -110,6 +112,9 @@ class Runtime:
     reshape: Any
     shape: Any
     empty: Any
+    graph_def: Any
+    import_graph_def: Any
+    op_def: Any
 
 
 class SessionServable:
@@ -145,6 +150,8 @@ class SessionServable:
         self._call = lru_cache(MOST_CALLABLES)(self._made_call)
         self._made = WeakValueDictionary[tuple[tuple[str, ...], tuple[str, ...]], Compiled]()
         self._flattened: dict[str, tuple[str, str]] = {}
+        # None where it is being made, or cannot be.
+        self._together: dict[tuple[tuple[str, ...], tuple[str, ...]], Unrolled | None] = {}
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -175,10 +182,36 @@ class SessionServable:
         self._metrics.observe(GRAPH_RUN_TIME, micros_since(started_ns))
         return values
 
+    def run_together(
+        self, feeds: Sequence[Mapping[str, NDArray[Any]]], fetches: Sequence[str]
+    ) -> list[Sequence[NDArray[Any]]]:
+        """Compute the same for several requests, in less time than one by one; never raises.
+
+        Args:
+            feeds: value per tensor name of each request, in the same order: all numbers.
+            fetches: as of `run`.
+
+        Returns:
+            The values of the first ones, as many as can be computed so, which may be none.
+        """
+        key = tuple(feeds[0]), tuple(fetches)
+        together = self._together.get(key)
+        if together is None:
+            self._prepare_together(key)
+            return []
+        started_ns = time.perf_counter_ns()
+        found = together.run(feeds)
+        if found:
+            each_us = micros_since(started_ns) / len(found)
+            self._metrics.observe_all(GRAPH_RUN_TIME, [each_us] * len(found), ())
+        return found
+
     def close(self) -> None:
         """Free the session's variables and graph."""
         self._call.cache_clear()
-        session, self._session = self._session, None
+        with self._lock:  # what is made now has been made
+            session, self._session = self._session, None
+            self._together.clear()
         freed_bytes = _weights_bytes(session.graph)
         session.close()
         del session
@@ -197,6 +230,24 @@ class SessionServable:
             if call is None:
                 call = self._made[feeds, fetches] = self._new_call(feeds, fetches)
             return call
+
+    def _prepare_together(self, key: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+        """Begin to make what runs several requests together, which takes some dozen milliseconds.
+
+        Until then, and if there cannot be such a thing, they are run one by one.
+        """
+        if key not in self._together and len(self._together) < MOST_CALLABLES:
+            self._together[key] = None
+            with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
+                threading.Thread(target=self._make_together, args=key, daemon=True).start()
+
+    def _make_together(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> None:
+        give_way()
+        with self._lock, contextlib.suppress(Exception):  # whatever cannot be copied is run alone
+            if self._session is not None:
+                make = partial(self._make, self._tf, self._session)
+                graph = self._session.graph
+                self._together[feeds, fetches] = unrolled(self._tf, graph, feeds, fetches, make)
 
     def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         """Return what computes `fetches`; strings are computed flat, and their shapes beside."""

@@ -142,30 +142,29 @@ def test_predict_runs_the_default_signature_and_names_what_answered(handlers, se
     assert servable.asked == [(["a_in:0", "b_in:0"], ["sub:0", "add:0"])]
 
 
-def always(array):
-    return lambda dtype: array.astype(dtype.numpy)
+def always(*arrays):
+    return lambda dtype: np.array(arrays, dtype.numpy)
 
 
 def test_predict_at_once_does_as_predict_once_the_signature_is_known():
     metrics, manager = Metrics(), OneModelManager(Halving())
     handlers, account = Handlers(manager, metrics), Ledger(1 << 30).account("c")
-    assert handlers.predict_at_once(M, [(always(A), account)]) == [None]
+    assert handlers.predict_at_once(M, always(A), [account]) is None
     usual = [completed(handlers.predict(M, "", {"x": array})) for array in (A, B)]
-    asked = [(always(A), account), (None, account), (lambda _: None, account), (always(B), account)]
-    found = handlers.predict_at_once(M, asked)
-    assert found[1:3] == [None, None]
-    for expected, got in zip(usual, (found[0], found[3]), strict=True):
+    found = handlers.predict_at_once(M, always(A, B), [account] * 2)
+    for expected, got in zip(usual, found, strict=True):
         assert got[:2] == expected[:2]
         assert list(got.outputs) == list(expected.outputs) == ["half", "y"]
         assert all((got.outputs[alias] == array).all() for alias, array in expected.outputs.items())
     assert 'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 4' in metrics.page()
+    assert handlers.predict_at_once(M, lambda _: None, [account]) is None
     assert manager.out == 0
 
 
 def test_predict_at_once_is_not_for_several_inputs(handlers):
     handlers.predict(M, "", {"a": A, "b": B})
     account = Ledger(1).account("")
-    assert handlers.predict_at_once(M, [(always(A), account)]) == [None]
+    assert handlers.predict_at_once(M, always(A), [account]) is None
 
 
 def test_of_requests_at_once_each_has_its_own_error(caplog):
@@ -174,15 +173,14 @@ def test_of_requests_at_once_each_has_its_own_error(caplog):
     completed(handlers.predict(M, "", {"x": A}))
     poor, rich = Ledger(1 << 20).account(""), Ledger(1 << 30).account("")
     large = np.zeros(1 << 20, np.float32)
-    asked = [(always(array), rich) for array in (A, A * 1000, A)]
-    first, bad, last = handlers.predict_at_once(M, asked)
+    first, bad, last = handlers.predict_at_once(M, always(A, A * 1000, A), [rich] * 3)
     assert [each.outputs["half"].tolist() for each in (first, last)] == [(A / 2).tolist()] * 2
     with pytest.raises(ServingError) as usual:
         completed(handlers.predict(M, "", {"x": A * 1000}))
     assert (bad.code, bad.message) == (usual.value.code, usual.value.message)
-    refused, fine = handlers.predict_at_once(M, [(always(large), poor), (always(A), poor)])
+    refused, fine = handlers.predict_at_once(M, always(large, large), [poor, rich])
     assert refused.code is Code.RESOURCE_EXHAUSTED
-    assert fine.outputs["half"].tolist() == (A / 2).tolist()
+    assert fine.outputs["half"].tolist() == large.tolist()
     assert manager.out == 0
 
 
@@ -191,7 +189,7 @@ def test_predict_at_once_refuses_as_predict_does(manager, handlers, model):
     with pytest.raises(ServingError) as usual:
         handlers.predict(model, "", {})
     with pytest.raises(ServingError) as caught:
-        Handlers(manager, Metrics()).predict_at_once(model, [(always(A), Ledger(1).account(""))])
+        Handlers(manager, Metrics()).predict_at_once(model, always(A), [Ledger(1).account("")])
     assert (caught.value.code, caught.value.message) == (usual.value.code, usual.value.message)
 
 

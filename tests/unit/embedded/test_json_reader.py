@@ -431,30 +431,49 @@ def slowly(body, info):
     body=BODIES,
     at=st.none() | st.integers(0, 40),
     byte=st.sampled_from(b'"[]{}:,0123456789.eE-+ \x00n'),
+    others=st.lists(BODIES, max_size=2),
 )
-def test_few_numbers_are_read_as_by_the_general_parser_or_not_at_all(dtype, body, at, byte):
+def test_few_numbers_are_read_as_by_the_general_parser_or_not_at_all(dtype, body, at, byte, others):
     if at is not None and at < len(body):
         body = body[:at] + bytes([byte]) + body[at + 1 :]
-    info = info_of(dtype)
-    few = few_numbers(body)
-    array = few and regular(few[1], dtypes.by_name(dtype))
-    if array is None:
+    info, bodies = info_of(dtype), [body, *others]
+    few = few_numbers(bodies)
+    arrays = few and regular(few[1], dtypes.by_name(dtype))
+    if arrays is None:
         return
-    row_format, expected = slowly(body, info)
-    assert few[0] is row_format
-    assert list(expected) == ["x"]
-    assert array.dtype == expected["x"].dtype
-    assert array.shape == expected["x"].shape
-    assert array.tobytes() == expected["x"].tobytes()
+    for array, each in zip(arrays, bodies, strict=True):
+        row_format, expected = slowly(each, info)
+        assert few[0] is row_format
+        assert list(expected) == ["x"]
+        assert array.dtype == expected["x"].dtype
+        assert array.shape == expected["x"].shape
+        assert array.tobytes() == expected["x"].tobytes()
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [b'{"instances": [1', b'2]},{"instances": [3]}'],
+        [b'{"instances": [1]},{"instances": [2]}', b'{"instances": [3', b"4]}"],
+        [b'{"instances": [1', b'{"instances": [2]}]}'],
+        [b'{"instances": [1]}]', b'[{"instances": [2]}'],
+        [b'{"instances": [1]},', b'{"instances": [2]}'],
+        [b'{"instances": [1]},2', b'{"instances": [3]}'],
+        [b'{"instances": [1]}', b""],
+        [b'{"instances": [1]}', b'{"inputs": [2]}'],
+    ],
+)
+def test_requests_that_are_whole_only_together_are_none(bodies):
+    assert few_numbers(bodies) is None
 
 
 @pytest.mark.parametrize("layout", ["instances", "inputs"])
 def test_usual_short_requests_are_few_numbers(layout):
     for value in ([1.0, 2.0, 5.0], [[0.1, 3]], [[[1], [2]], [[3], [4]]]):
-        row_format, read = few_numbers(json.dumps({layout: value}).encode())
+        row_format, read = few_numbers([json.dumps({layout: value}).encode()] * 2)
         found = regular(read, dtypes.by_name("float"))
         assert row_format is (layout == "instances")
-        np.testing.assert_array_equal(found, np.float32(value))
+        np.testing.assert_array_equal(found, np.float32([value] * 2))
 
 
 @pytest.mark.parametrize(
@@ -473,4 +492,4 @@ def test_usual_short_requests_are_few_numbers(layout):
     ],
 )
 def test_other_requests_are_not(body):
-    assert few_numbers(body) is None
+    assert few_numbers([body]) is None

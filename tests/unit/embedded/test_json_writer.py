@@ -82,3 +82,30 @@ def test_many_floats_are_printed_as_one_is(kind, dtype):
     with np.errstate(all="ignore"):
         array = FLOATS[kind](np.random.default_rng(7), 20_000).astype(dtype)
     assert json_writer._floats(array) == json_writer._printed(array)
+
+
+@pytest.mark.parametrize("row_format", [True, False])
+@pytest.mark.parametrize("shape", [(0,), (3,), (1, 4), (2, 2, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_answers_that_are_alike_are_printed_as_each_is(row_format, shape, dtype):
+    random = np.random.default_rng(3)
+    answers = [{"y": random.random(shape).astype(dtype)} for _ in range(3)]
+    assert json_writer.predictions_alike(answers, row_format=row_format) == [
+        json_writer.predictions(each, row_format=row_format) for each in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [{"y": np.float32([1])}, {"y": np.float32([1, 2])}],
+        [{"y": np.float32([1])}, {"y": np.float64([1])}],
+        [{"y": np.float32([1]), "z": np.float32([1])}],
+        [{"y": np.float32(1)}],
+        [{"y": np.int32([1])}],
+        [{"y": np.array([b"a"], object)}],
+    ],
+    ids=["shapes", "dtypes", "two outputs", "no list", "integers", "strings"],
+)
+def test_other_answers_are_not(answers):
+    assert json_writer.predictions_alike(answers, row_format=True) is None

@@ -50,16 +50,13 @@ class HalfPlusTwoHandlers:
         self._note("predict", model)
         return Predicted(model.version or 7, signature, {"y": inputs["x"] / 2 + 2})
 
-    def predict_at_once(self, model, asked):
+    def predict_at_once(self, model, inputs, accounts):
         self._note("at once", model)
-        dtype = dtypes.by_number(SIGNATURES["serving_default"].inputs["x"].dtype)
-        arrays = [value and value(dtype) for value, _ in asked]
-        return [
-            None
-            if x is None
-            else Predicted(model.version or 7, "serving_default", {"y": x / 2 + 2})
-            for x in arrays
-        ]
+        arrays = inputs(dtypes.by_number(SIGNATURES["serving_default"].inputs["x"].dtype))
+        if arrays is None:
+            return None
+        assert len(arrays) == len(accounts)
+        return [Predicted(model.version or 7, "serving_default", {"y": x / 2 + 2}) for x in arrays]
 
     def inputs(self, model, signature):
         self._note("inputs", model)
