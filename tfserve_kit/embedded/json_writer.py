@@ -18,6 +18,7 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from tfserve_kit.embedded.status import ServingError, encoded, invalid
@@ -397,12 +398,24 @@ def _leaves(alias: str, array: NDArray[Any], level: int) -> list[bytes]:
 def _floats(flat: NDArray[Any]) -> list[bytes]:
     """Print floats with six digits where these suffice, else with all that tell them apart."""
     if len(flat) < _FEW_FLOATS:
-        return _printed(flat)
+        return _printed_short(flat) or _printed(flat)
     items: list[bytes] = []
     with np.errstate(all="ignore"):
         for begin in range(0, len(flat), _FLOATS_AT_ONCE):
             items += _printed_at_once(flat[begin : begin + _FLOATS_AT_ONCE])
     return items
+
+
+def _printed_short(flat: NDArray[Any]) -> list[bytes]:
+    """Print floats if the shortest digits of all are no more than six; nothing otherwise.
+
+    orjson finds these digits. It differs in exponents, and where it has one, in NaN (`null`).
+    """
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    items = text.split(b",")
+    is_short = len(flat) and max(map(len, items)) <= len("0.12345")
+    is_usual = b"e" not in text and b"n" not in text and b"0.0000" not in text
+    return items if is_short and is_usual else []
 
 
 def _printed(flat: NDArray[Any]) -> list[bytes]:

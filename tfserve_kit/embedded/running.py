@@ -152,6 +152,11 @@ class _Threads:
         self._threads = 0
         self._spare = 0  # threads without a job, less jobs without a thread
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether one of them has something to do."""
+        return self._spare < self._threads
+
     def submit(self, job: Callable[[], object]) -> None:
         """Have a job done.
 
@@ -254,6 +259,7 @@ class Runner:
     def _proceed(self) -> None:
         end_s, steps = time.perf_counter() + _SLICE_S, self._steps
         self._look()
+        self._front.lookout.note_work(self._looked_s)
         while steps:
             step = steps.popleft()
             try:
@@ -265,6 +271,8 @@ class Runner:
                 self._front.loop.call_soon(self._proceed)
                 return
         self._is_stepping = False
+        if not self._threads[self.lanes.predictions].are_busy:  # which may want the processor
+            self._front.stay_awake()
 
     def _look(self) -> None:
         """Ask how long the loop's thread has been at work.

@@ -84,6 +84,30 @@ def test_many_floats_are_printed_as_one_is(kind, dtype):
     assert json_writer._floats(array) == json_writer._printed(array)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    st.lists(
+        st.floats()
+        | st.floats(width=32)
+        | st.builds(
+            lambda n, power: n * 10.0**power, st.integers(-(10**7), 10**7), st.integers(-12, 9)
+        ),
+        max_size=5,
+    )
+)
+def test_few_floats_are_printed_as_one_is(dtype, values):
+    with np.errstate(all="ignore"):
+        array = np.array(values, dtype)
+    assert json_writer._floats(array) == json_writer._printed(array)
+
+
+def test_short_floats_are_printed_in_short():
+    usual = np.float32([0, -0.0, 1, -2.5, 0.1, 12345.5, 0.0001, 99999])
+    assert json_writer._printed_short(usual) == json_writer._printed(usual)
+    for value in (1e-5, 1e6, 123456.7, 1e-40, math.nan, -math.inf, 0.1234567):
+        assert not json_writer._printed_short(np.float32([value]))
+
+
 @pytest.mark.parametrize("row_format", [True, False])
 @pytest.mark.parametrize("shape", [(0,), (3,), (1, 4), (2, 2, 3), (2, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -305,6 +305,25 @@ def test_many_steps_let_the_loop_look_at_its_connections(runner, loop):
     assert 1 <= seen.index("connection") < 10
 
 
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_loop_stays_awake_after_its_work_unless_threads_compute(runner, front, loop, is_busy):
+    awake, told, may_end = [], [], threading.Event()
+    front.stay_awake = lambda: awake.append(True)
+
+    async def working():
+        assert may_end.wait(PATIENCE_S)
+
+    if is_busy:
+        runner.do_later(Job(working, told), runner.lanes.predictions, "group")
+    runner.step(lambda: False)
+    assert bool(awake) is not is_busy
+    may_end.set()
+    until(loop, lambda: len(told) == is_busy)
+    until(loop, lambda: not runner._threads[runner.lanes.predictions].are_busy)
+    runner.step(lambda: False)
+    assert awake
+
+
 def test_step_that_raises_harms_no_other(runner, caplog):
     seen = []
     runner.step(lambda: 1 / 0)
