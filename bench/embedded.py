@@ -349,8 +349,8 @@ def _rest_share(scratch: Path) -> Iterator[Sides]:
 
 def _posts(scratch: Path, port: int, body: bytes) -> Side:
     """Return a side that posts a predict request over and over."""
-    url = f"http://127.0.0.1:{port}/v1/models/m:predict"
-    return lambda: _took(_CALLS, h2load_posts(scratch, url, _IN_FLIGHT, _CALLS, body))
+    url, calls = f"http://127.0.0.1:{port}/v1/models/m:predict", 10 * _CALLS
+    return lambda: _took(calls, h2load_posts(scratch, url, _IN_FLIGHT, calls, body))
 
 
 def _e3(name: str, batch: int) -> Benchmark:

@@ -613,8 +613,8 @@ Examples = Callable[[], NDArray[Any]]
 # (dtype) -> the only inputs of some requests [requests, ...], None if they are no such array
 Inputs = Callable[[dtypes.DType], NDArray[Any] | None]
 _RUNTIME = "TF1"  # the official server's own name of it
-# What a run came to, or why it failed, and how many microseconds it took.
-_Run = tuple[Sequence[NDArray[Any]] | Exception, float]
+# What a run came to, or why it failed.
+_Run = Sequence[NDArray[Any]] | Exception
 
 
 class Handlers:
@@ -705,12 +705,14 @@ class Handlers:
             arrays = inputs(lone.dtype)
             if arrays is None:
                 return None
+            started_ns = time.perf_counter_ns()
             runs = _runs(servable, [{lone.feed: array} for array in arrays], lone.fetches)
+            took_us = micros_since(started_ns) / len(runs)
             found = [
-                _predicted(lease.version, DEFAULT_SIGNATURE, lone.aliases, run[0], account)
+                _predicted(lease.version, DEFAULT_SIGNATURE, lone.aliases, run, account)
                 for run, account in zip(runs, accounts, strict=True)
             ]
-            self._note_runs(lease, DEFAULT_SIGNATURE, runs, found)
+            self._note_runs(lease, DEFAULT_SIGNATURE, found, took_us)
             return found
 
     def repeat(
@@ -749,16 +751,19 @@ class Handlers:
                 for request, _ in asked
             ]
             accounts = [account for _, account in asked]
-            runs: Sequence[_Run] = (
-                _run_here(servable, feeds, fetches, accounts)
-                if isinstance(servable, BatchingServable)
-                else _runs(servable, feeds, fetches)
-            )
+            runs: Sequence[_Run]
+            started_ns = time.perf_counter_ns()
+            if isinstance(servable, BatchingServable):
+                runs = servable.run_here(feeds, fetches, accounts)
+                took_us = micros_since(started_ns)  # each waits for all of its batch
+            else:
+                runs = _runs(servable, feeds, fetches)
+                took_us = micros_since(started_ns) / len(runs)
             found = [
-                _predicted(version, signature, aliases, run[0], account)
+                _predicted(version, signature, aliases, run, account)
                 for run, account in zip(runs, accounts, strict=False)
             ]
-            self._note_runs(lease, signature, runs, found)
+            self._note_runs(lease, signature, found, took_us)
             return found or None
 
     def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
@@ -915,23 +920,26 @@ class Handlers:
         if account:
             _charge(account, values)
         if api:
-            self._observe(lease, signature, api, [took_us])
+            self._observe(lease, signature, api, took_us)
 
     def _note_runs(
         self,
         lease: Lease,
         signature: str,
-        runs: Sequence[_Run],
         found: Sequence[Predicted | Exception],
+        took_us: float,
     ) -> None:
-        """Tell the metrics of runs of Predict: those that were of use."""
-        took_us = [run[1] for run, each in zip(runs, found, strict=True) if type(each) is Predicted]
-        self._observe(lease, signature, "Predict", took_us)
+        """Tell the metrics of the runs of Predict that were of use: each took so long."""
+        count = sum(type(each) is Predicted for each in found)
+        if count:
+            self._observe(lease, signature, "Predict", took_us, count)
 
-    def _observe(self, lease: Lease, signature: str, api: str, took_us: Sequence[float]) -> None:
-        self._metrics.observe_all(RUNTIME_LATENCY, took_us, (lease.model, api, _RUNTIME))
+    def _observe(
+        self, lease: Lease, signature: str, api: str, took_us: float, times: int = 1
+    ) -> None:
+        self._metrics.observe(RUNTIME_LATENCY, took_us, (lease.model, api, _RUNTIME), times)
         labels = (lease.model, str(lease.version), signature)
-        self._metrics.observe_all(VERSION_LATENCY, took_us, labels)
+        self._metrics.observe(VERSION_LATENCY, took_us, labels, times)
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
@@ -939,35 +947,17 @@ class Handlers:
 
 def _runs(servable: Servable, feeds: Sequence[Arrays], fetches: Sequence[str]) -> Sequence[_Run]:
     """Run a model for each of some requests, for several at once where it can be; never raises."""
-    started_ns, found = time.perf_counter_ns(), []
+    found: Sequence[_Run] = ()
     if isinstance(servable, SessionServable) and len(feeds) > 1:
         found = servable.run_together(feeds, fetches)
-    took_us = micros_since(started_ns) / len(found) if found else 0.0
-    alone = [_timed(servable, each, fetches) for each in feeds[len(found) :]]
-    return [*((each, took_us) for each in found), *alone]
+    return [*found, *(_run(servable, each, fetches) for each in feeds[len(found) :])]
 
 
-def _timed(servable: Servable, feeds: Arrays, fetches: Sequence[str]) -> _Run:
-    """Run a model; never raises."""
-    started_ns = time.perf_counter_ns()
+def _run(servable: Servable, feeds: Arrays, fetches: Sequence[str]) -> _Run:
     try:
-        values = servable.run(feeds, fetches)
+        return servable.run(feeds, fetches)
     except Exception as error:  # noqa: BLE001 (of one request among others)
-        return error, 0.0
-    return values, micros_since(started_ns)
-
-
-def _run_here(
-    servable: BatchingServable,
-    feeds: Sequence[Arrays],
-    fetches: Sequence[str],
-    accounts: Sequence[Account],
-) -> Sequence[_Run]:
-    """Run a model for the first of some requests, if they are a batch for this thread."""
-    started_ns = time.perf_counter_ns()
-    found = servable.run_here(feeds, fetches, accounts)
-    took_us = micros_since(started_ns)
-    return [(each, took_us) for each in found]
+        return error
 
 
 def _charge(account: Account, values: Sequence[NDArray[Any]]) -> None:
@@ -980,7 +970,7 @@ def _predicted(
     version: int,
     signature: str,
     aliases: Sequence[str],
-    values: Sequence[NDArray[Any]] | Exception,
+    values: _Run,
     account: Account,
 ) -> Predicted | Exception:
     """Return what came of a run, charged to an account, or why nothing did."""

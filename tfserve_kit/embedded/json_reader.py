@@ -18,6 +18,7 @@ from array import array as packed
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import methodcaller
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -572,25 +573,32 @@ class PredictBody:
 def few_numbers(bodies: Sequence[bytes]) -> tuple[bool, list[list[Any]]] | None:
     """Read short predict requests that are one list each by the only key there is, all the same.
 
-    They are parsed as one text. With one brace in each, which it begins with, none can end within
-    another: as many objects as there are requests are one of each.
+    They are parsed as one text. Each begins with a brace, and there are no others: none can end
+    within another, so as many objects as there are requests are one of each.
 
     Returns:
         Whether they came as `instances`, and what stands there in each, see `regular`; None for
         any others.
     """
-    for body in bodies:
-        is_usual = body.count(b'"') == _QUOTES_OF_A_KEY and body.count(b"{") == 1
-        if not is_usual or body[:1] != b"{" or len(body) >= LEAST_BYTES:
-            return None
+    text, count = b",".join(bodies), len(bodies)
+    is_usual = text.count(b"{") == count and text.count(b'"') == _QUOTES_OF_A_KEY * count
+    if (
+        not is_usual
+        or not all(map(_begins_as_object, bodies))
+        or max(map(len, bodies)) >= LEAST_BYTES
+    ):
+        return None
     try:
-        documents = _decode_unrepeated(b"[" + b",".join(bodies) + b"]")
+        documents = _decode_unrepeated(b"[" + text + b"]")
         (key,) = documents[0]
         values = [each[key] for each in documents]
     except (ValueError, LookupError, TypeError, RecursionError):  # also what is no UTF-8
         return None
-    is_known = key in _LAYOUTS and len(values) == len(bodies)
+    is_known = key in _LAYOUTS and len(values) == count
     return (key == "instances", values) if is_known and all(map(_is_list, values)) else None
+
+
+_begins_as_object = methodcaller("startswith", b"{")
 
 
 def _is_list(value: Any) -> bool:

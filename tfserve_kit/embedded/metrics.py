@@ -149,13 +149,15 @@ class Metrics:
         with self._lock:
             self._raise(metric, tuple(labels), amount)
 
-    def observe(self, metric: Metric, value: float, labels: tuple[str, ...] = ()) -> None:
-        """Put a value into a histogram; a value on a bound counts above it."""
+    def observe(
+        self, metric: Metric, value: float, labels: tuple[str, ...] = (), times: int = 1
+    ) -> None:
+        """Put a value into a histogram, once or several times; one on a bound counts above it."""
         values = self._histograms.get(metric)
         histogram = values.get(labels) if values else None
-        if histogram is None:
+        if histogram is None or times > 1:
             with self._lock:
-                self._put(metric, labels, value)
+                self._put(metric, labels, value, times)
             return
         fresh = histogram.fresh
         fresh.append(value)  # no lock is needed
@@ -182,7 +184,7 @@ class Metrics:
         elif len(values) < _MOST_LABEL_SETS or _is_known(values, key):
             values[key] = amount
 
-    def _put(self, metric: Metric, key: tuple[str, ...], value: float) -> None:
+    def _put(self, metric: Metric, key: tuple[str, ...], value: float, times: int) -> None:
         """Put a value into a histogram that may be new; the lock is held."""
         values = self._histograms.get(metric)
         if values is None:
@@ -192,10 +194,11 @@ class Metrics:
             if len(values) < _MOST_LABEL_SETS:
                 histogram = _Histogram([0] * (len(metric.buckets) + 1))
             elif metric is REQUEST_LATENCY:
-                self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), 1)
+                self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), times)
         if histogram is not None:
-            histogram.fresh.append(value)
-            self._sort_in(metric, key, histogram)
+            histogram.counts[bisect.bisect_right(metric.buckets, value)] += times
+            histogram.total += value * times
+            self._count_succeeded(metric, key, times)
             values[key] = histogram  # from now on values are appended to it
 
     def _sort_in(self, metric: Metric, key: tuple[str, ...], histogram: _Histogram) -> None:
@@ -207,8 +210,12 @@ class Metrics:
         for value in values:
             counts[bisect.bisect_right(buckets, value)] += 1
         histogram.total += sum(values)
-        if metric is REQUEST_LATENCY:  # has a value for each request that succeeded
-            self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), len(values))
+        self._count_succeeded(metric, key, len(values))
+
+    def _count_succeeded(self, metric: Metric, key: tuple[str, ...], count: int) -> None:
+        """Count requests as well where what was observed is their latency; the lock is held."""
+        if metric is REQUEST_LATENCY:
+            self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), count)
 
     def count_request(
         self, model: str, api: str, entrypoint: str, status: str, started_ns: int
@@ -247,7 +254,7 @@ class Metrics:
                     self.count_request(model, api, entrypoint, status, started_ns)
         if succeeded:
             share_us = micros_since(started_ns) / len(statuses)
-            self.observe_all(REQUEST_LATENCY, [share_us] * succeeded, (model, api, entrypoint))
+            self.observe(REQUEST_LATENCY, share_us, (model, api, entrypoint), succeeded)
 
     def first(self, name: str) -> int:
         """Return the first value of a counter, 0 if there is none.
