@@ -14,7 +14,6 @@ from tfserve_kit import protos
 from tfserve_kit.embedded import ledger, messages
 from tfserve_kit.embedded.batching import completed
 from tfserve_kit.embedded.handlers import (
-    CLASSIFY,
     Handlers,
     InferenceTask,
     Inferred,
@@ -26,6 +25,7 @@ from tfserve_kit.embedded.ledger import Account, Call, Sent
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
 from tfserve_kit.embedded.messages import KnownRequests, PredictInputs, status_message
 from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.signatures import CLASSIFY
 from tfserve_kit.embedded.status import Code, encoded, invalid, told
 from tfserve_kit.tensors import predict_response
 

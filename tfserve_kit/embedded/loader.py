@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import handlers, messages
+from tfserve_kit.embedded import messages
 from tfserve_kit.embedded.batching import BatchingServable, BatchScheduler, batch_options
 from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import (
@@ -56,6 +56,15 @@ from tfserve_kit.embedded.servable import (
     translated,
 )
 from tfserve_kit.embedded.settings import BatchSettings, SessionOptions, read_text_proto
+from tfserve_kit.embedded.signatures import (
+    CLASSIFY,
+    REGRESS,
+    Arrays,
+    checked_task,
+    checked_tasks,
+    run_inference,
+    run_signature,
+)
 from tfserve_kit.embedded.status import Code, ServingError, invalid
 from tfserve_kit.savedmodel import GRAPH_FILE, VARIABLES_INDEX, WARMUP_FILE
 from tfserve_kit.savedmodel.warmup import MAX_RECORDS
@@ -459,27 +468,27 @@ class PreparingLoader:
 
 def _send(servable: Servable, method: str, request: Any, call: Call) -> None:
     """Run a stored request; the model it names does not matter."""
-    signatures, run = servable.signatures, partial(_run, servable, call)
+    found, run = servable.signatures, partial(_run, servable, call)
     if method == "Predict":
         name, inputs = request.model_spec.signature_name, PredictInputs(request, call.account)
-        handlers.run_signature(signatures, run, name, inputs, request.output_filter)
+        run_signature(found, run, name, inputs, request.output_filter)
         return
     if method == "MultiInference":
         named = [(task.method_name, task.model_spec.signature_name) for task in request.tasks]
-        tasks = handlers.checked_tasks(signatures, named, check_method=False)
+        tasks = checked_tasks(found, named, check_method=False)
     else:
         name = request.model_spec.signature_name
-        tasks = [handlers.checked_task(signatures, _KINDS[method], name, check_method=False)]
+        tasks = [checked_task(found, _KINDS[method], name, check_method=False)]
     rows = messages.examples_from_input(request.input, call.account)
-    handlers.run_inference(run, tasks, rows, call.account)
+    run_inference(run, tasks, rows, call.account)
 
 
 def _run(
-    servable: Servable, call: Call, feeds: handlers.Arrays, fetches: Sequence[str]
+    servable: Servable, call: Call, feeds: Arrays, fetches: Sequence[str]
 ) -> Sequence[NDArray[Any]]:
     values = servable.run(feeds, fetches, call=call)
     call.account.take(cost_of_arrays(values), "the outputs")
     return values
 
 
-_KINDS = {"Classify": handlers.CLASSIFY, "Regress": handlers.REGRESS}
+_KINDS = {"Classify": CLASSIFY, "Regress": REGRESS}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import handlers, json_reader
+from tfserve_kit.embedded import handlers, json_reader, signatures
 from tfserve_kit.embedded.json_writer import echo, members
 from tfserve_kit.embedded.ledger import Account, Sent, field_at
 from tfserve_kit.embedded.limits import UNCOUNTED_BYTES
@@ -59,12 +59,12 @@ class PredictInputs(Mapping[str, Any]):
         try:
             array = from_proto(tensor, fill=self._fill)
         except ForeignTensorError as error:
-            return handlers.Foreign(error.number)
+            return signatures.Foreign(error.number)
         except ValueError as error:  # a TensorError, or more dimensions than numpy knows
-            raise handlers.unreadable(alias) from error
+            raise signatures.unreadable(alias) from error
         self._spare_bytes -= array.nbytes
         if self._spare_bytes < 0 and self._spare_bytes + 8 * self._request.ByteSize() < 0:
-            raise handlers.unreadable(alias)
+            raise signatures.unreadable(alias)
         return array
 
     def _fill(self, size_bytes: int) -> None:

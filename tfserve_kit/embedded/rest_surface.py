@@ -16,12 +16,13 @@ from urllib.parse import unquote_to_bytes
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_writer, ledger
 from tfserve_kit.embedded.batching import completed
-from tfserve_kit.embedded.handlers import Arrays, Handlers, ModelRef, Predicted, sound
+from tfserve_kit.embedded.handlers import Handlers, ModelRef, Predicted, sound
 from tfserve_kit.embedded.json_process import LargeJson
 from tfserve_kit.embedded.json_reader import few_numbers, regular
 from tfserve_kit.embedded.ledger import Account, BudgetExceeded, Call
 from tfserve_kit.embedded.messages import status_message
 from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.signatures import Arrays
 from tfserve_kit.embedded.status import Code, ServingError, invalid, told
 from tfserve_kit.repository.versions import MAX_VERSION
 

@@ -8,21 +8,18 @@ import pytest
 from tests.unit.embedded.flows import Blocking
 from tfserve_kit import protos
 from tfserve_kit.embedded.batching import completed
-from tfserve_kit.embedded.handlers import (
+from tfserve_kit.embedded.handlers import Handlers, InferenceTask, ModelRef, Predicted
+from tfserve_kit.embedded.ledger import Call, Ledger
+from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState, resolve_label
+from tfserve_kit.embedded.metrics import Metrics
+from tfserve_kit.embedded.signatures import (
     CLASSIFY,
     REGRESS,
-    Handlers,
-    InferenceTask,
-    ModelRef,
-    Predicted,
     class_scores,
     classification_fetches,
     regression_fetches,
     regression_values,
 )
-from tfserve_kit.embedded.ledger import Call, Ledger
-from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState, resolve_label
-from tfserve_kit.embedded.metrics import Metrics
 from tfserve_kit.embedded.status import Code, ServingError
 from tfserve_kit.tensors import to_proto
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
-from tfserve_kit.embedded import handlers, json_reader, json_writer
+from tfserve_kit.embedded import json_reader, json_writer, signatures
 from tfserve_kit.embedded.grpc_surface import GrpcSurface, PredictInputs
 from tfserve_kit.embedded.handlers import Predicted
 from tfserve_kit.embedded.ledger import (
@@ -330,17 +330,17 @@ def test_results_never_become_more_than_was_told(label, shape):
     outputs = {"classes": labels, "scores": scores}
     assert_within(
         cost_of_results(outputs.values()),
-        lambda: _answers_of_classes(handlers.class_scores(outputs, len(scores))),
+        lambda: _answers_of_classes(signatures.class_scores(outputs, len(scores))),
     )
     assert_within(
         cost_of_results([scores]),
-        lambda: _answers_of_classes(handlers.class_scores({"scores": scores}, len(scores))),
+        lambda: _answers_of_classes(signatures.class_scores({"scores": scores}, len(scores))),
     )
     values = np.ones(14_000, np.float32)
     assert_within(
         cost_of_results([values]),
         lambda: json_writer.regressions(
-            handlers.regression_values({"outputs": values}, len(values))
+            signatures.regression_values({"outputs": values}, len(values))
         ),
     )
 

@@ -349,7 +349,7 @@ LIES = {
 @pytest.mark.parametrize("signature", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("kind", ["float", "strings", "nothing"])
 def test_signature_that_lies_leads_to_an_error(tmp_path, signature, kind):
-    from tfserve_kit.embedded import handlers
+    from tfserve_kit.embedded import signatures
     from tfserve_kit.embedded.loader import SavedModelLoader
     from tfserve_kit.embedded.settings import SessionOptions
 
@@ -358,4 +358,4 @@ def test_signature_that_lies_leads_to_an_error(tmp_path, signature, kind):
     inputs = {"float": {"x": np.ones(2, np.float32)}, "strings": {"x": strings(2)}, "nothing": {}}
     is_lie = not ("defaults" in signature and kind == "float")
     with pytest.raises(ServingError) if is_lie else nullcontext():
-        handlers.run_signature(servable.signatures, servable.run, "", inputs[kind])
+        signatures.run_signature(servable.signatures, servable.run, "", inputs[kind])
