@@ -779,7 +779,7 @@ class BatchingServable:
             self._scheduler.run_here(queue, parts[:count], size, accounts[:count]) if count else ()
         )
         if tasks:
-            self._metrics.observe_all(INPUT_BATCH_SIZE, [size] * count * len(parts[0]), ())
+            self._metrics.observe(INPUT_BATCH_SIZE, size, (), count * len(parts[0]))
         return [task.error or _ordered(task.outputs, order) for task in tasks]
 
     def _new_place(
@@ -798,8 +798,8 @@ class BatchingServable:
         self._servable.close()
 
     def _process(self, fetches: Sequence[str], tasks: Sequence[Task], now_s: float) -> None:
-        waited_us = [(now_s - task.queued_s) * 1e6 for task in tasks]
-        self._metrics.observe_all(QUEUING_LATENCY, waited_us, _NO_POOL)
+        for task in tasks:
+            self._metrics.observe(QUEUING_LATENCY, (now_s - task.queued_s) * 1e6, _NO_POOL)
         wanted = [task for task in tasks if task.is_wanted()]
         for task in tasks if len(wanted) < len(tasks) else ():
             task.end(error=_cancelled())

@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
@@ -26,7 +26,7 @@ PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 # Whoever asks for models that do not exist makes up labels.
 _MOST_LABEL_SETS = 10_000
 _LONGEST_NAME = 1024
-# Values of one histogram that wait to be counted.
+# Observations that wait to be counted.
 _MOST_FRESH = 256
 
 
@@ -122,8 +122,10 @@ def micros_since(started_ns: int) -> float:
 class _Histogram:
     counts: list[int]
     total: float = 0.0
-    # Values not yet in the counts: to append one takes no lock, and sorting many in is quicker.
-    fresh: list[float] = field(default_factory=list)
+
+
+# What was observed, its value, the labels, and how often.
+_Observation = tuple[Metric, float, tuple[str, ...], int]
 
 
 class Metrics:
@@ -133,6 +135,8 @@ class Metrics:
         self._lock = threading.Lock()
         self._counters: dict[Metric, dict[tuple[str, ...], float]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], _Histogram]] = {}
+        # To append one takes no lock, and counting many is quicker.
+        self._fresh: list[_Observation] = []
         self._looks: list[Callable[[], Iterable[Reading]]] = []
         for metric in _KNOWN_FROM_THE_START:
             if metric.buckets:
@@ -153,26 +157,11 @@ class Metrics:
         self, metric: Metric, value: float, labels: tuple[str, ...] = (), times: int = 1
     ) -> None:
         """Put a value into a histogram, once or several times; one on a bound counts above it."""
-        values = self._histograms.get(metric)
-        histogram = values.get(labels) if values else None
-        if histogram is None or times > 1:
-            with self._lock:
-                self._put(metric, labels, value, times)
-            return
-        fresh = histogram.fresh
-        fresh.append(value)  # no lock is needed
+        fresh = self._fresh
+        fresh.append((metric, value, labels, times))
         if len(fresh) >= _MOST_FRESH:
             with self._lock:
-                self._sort_in(metric, labels, histogram)
-
-    def observe_all(self, metric: Metric, found: Sequence[float], labels: tuple[str, ...]) -> None:
-        """Put values into a histogram; see `observe`."""
-        histogram = self._histograms.get(metric, {}).get(labels)
-        if histogram is not None:
-            histogram.fresh.extend(found[1:])
-            found = found[:1]  # which sees whether it is time to sort all of them in
-        for value in found:
-            self.observe(metric, value, labels)
+                self._count_fresh()
 
     def _raise(self, metric: Metric, key: tuple[str, ...], amount: float) -> None:
         """See `add`; the lock is held."""
@@ -184,38 +173,26 @@ class Metrics:
         elif len(values) < _MOST_LABEL_SETS or _is_known(values, key):
             values[key] = amount
 
-    def _put(self, metric: Metric, key: tuple[str, ...], value: float, times: int) -> None:
-        """Put a value into a histogram that may be new; the lock is held."""
-        values = self._histograms.get(metric)
-        if values is None:
-            values = self._histograms[metric] = {}
-        histogram = values.get(key)
-        if histogram is None:
-            if len(values) < _MOST_LABEL_SETS:
-                histogram = _Histogram([0] * (len(metric.buckets) + 1))
-            elif metric is REQUEST_LATENCY:
-                self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), times)
-        if histogram is not None:
-            histogram.counts[bisect.bisect_right(metric.buckets, value)] += times
-            histogram.total += value * times
-            self._count_succeeded(metric, key, times)
-            values[key] = histogram  # from now on values are appended to it
+    def _count_fresh(self) -> None:
+        """Count what was observed; the lock is held."""
+        count = len(self._fresh)
+        observed = self._fresh[:count]
+        del self._fresh[:count]  # others append behind them meanwhile
+        for metric, value, labels, times in observed:
+            if metric is REQUEST_LATENCY:  # has a value for each request that succeeded
+                self._raise(REQUEST_COUNT, (labels[0][:_LONGEST_NAME], "OK"), times)
+            histogram = self._histogram(metric, labels)
+            if histogram is not None:
+                histogram.counts[bisect.bisect_right(metric.buckets, value)] += times
+                histogram.total += value * times
 
-    def _sort_in(self, metric: Metric, key: tuple[str, ...], histogram: _Histogram) -> None:
-        """Count the values that were appended; the lock is held."""
-        fresh = histogram.fresh
-        values = fresh[: len(fresh)]
-        del fresh[: len(values)]  # others append behind them meanwhile
-        counts, buckets = histogram.counts, metric.buckets
-        for value in values:
-            counts[bisect.bisect_right(buckets, value)] += 1
-        histogram.total += sum(values)
-        self._count_succeeded(metric, key, len(values))
-
-    def _count_succeeded(self, metric: Metric, key: tuple[str, ...], count: int) -> None:
-        """Count requests as well where what was observed is their latency; the lock is held."""
-        if metric is REQUEST_LATENCY:
-            self._raise(REQUEST_COUNT, (key[0][:_LONGEST_NAME], "OK"), count)
+    def _histogram(self, metric: Metric, labels: tuple[str, ...]) -> _Histogram | None:
+        """Return a histogram that may be new; None if there are too many. The lock is held."""
+        values = self._histograms.setdefault(metric, {})
+        histogram = values.get(labels)
+        if histogram is None and len(values) < _MOST_LABEL_SETS:
+            histogram = values[labels] = _Histogram([0] * (len(metric.buckets) + 1))
+        return histogram
 
     def count_request(
         self, model: str, api: str, entrypoint: str, status: str, started_ns: int
@@ -233,6 +210,7 @@ class Metrics:
             self.observe(REQUEST_LATENCY, micros_since(started_ns), (model, api, entrypoint))
             return
         with self._lock:
+            self._count_fresh()  # a model that has answered keeps its place
             self._raise(REQUEST_COUNT, (model[:_LONGEST_NAME], status), 1)
 
     def count_requests(
@@ -263,22 +241,16 @@ class Metrics:
             name: as upstream calls it, such as `/tensorflow/serving/request_count`.
         """
         with self._lock:
-            self._sort_all_in()
+            self._count_fresh()
             for metric, values in self._counters.items():
                 if metric.name == name.replace("/", ":") and values:
                     return int(values[min(values)])
         return 0
 
-    def _sort_all_in(self) -> None:
-        """Count all values that were appended; the lock is held."""
-        for metric, found in self._histograms.items():
-            for key, histogram in found.items():
-                self._sort_in(metric, key, histogram)
-
     def page(self) -> str:
         """Return the Prometheus text format, metrics and labels in order."""
         with self._lock:  # requests wait for it: copied here, printed outside
-            self._sort_all_in()
+            self._count_fresh()
             counters = {metric: dict(values) for metric, values in self._counters.items()}
             histograms = {
                 metric: {key: _Histogram([*each.counts], each.total) for key, each in found.items()}
