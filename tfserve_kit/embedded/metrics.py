@@ -27,7 +27,7 @@ PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 _MOST_LABEL_SETS = 10_000
 _LONGEST_NAME = 1024
 # Observations that wait to be counted.
-_MOST_FRESH = 256
+_MOST_FRESH = 64
 
 
 def exponential(scale: float, growth: float, count: int) -> tuple[float, ...]:
