@@ -90,6 +90,9 @@ def too_deep(tensor: str, dimensions: int) -> ServingError:
 
 
 Compiled = Callable[..., Sequence[NDArray[Any]]]
+# So many choices of outputs, which clients make, are computed for several requests together: for
+# each the graph grows by its copies.
+_MOST_TOGETHER = 8
 
 # Runs the operations in the calling thread: a request has a thread of its own already.
 _CALLERS_THREAD = -1
@@ -236,10 +239,11 @@ class SessionServable:
 
         Until then, and if there cannot be such a thing, they are run one by one.
         """
-        if key not in self._together and len(self._together) < MOST_CALLABLES:
+        if key not in self._together and len(self._together) < _MOST_TOGETHER:
             self._together[key] = None
             with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
-                threading.Thread(target=self._make_together, args=key, daemon=True).start()
+                # No daemon: tensorflow must not be left in the middle of it when Python ends.
+                threading.Thread(target=self._make_together, args=key).start()
 
     def _make_together(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> None:
         give_way()

@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 # Of more copies each takes hardly less time, but a run of all of them longer to be built.
 _SIZES = (8, 4, 2)
 _MOST_OPERATIONS = 64
+# Smaller graphs are not optimized by tensorflow (`min_graph_nodes` of its rewriter), but with
+# copies they would be: a division would become a product, with other last bits.
+_LEAST_OPERATIONS = 4
 # What all copies share, and what has an effect or a state by its definition, but none that counts.
 _SHARED = frozenset({"Const", "HashTableV2", "VarHandleOp"})
 _HARMLESS = _SHARED | {
     "LookupTableFindV2", "PartitionedCall", "ReadVariableOp", "StatefulPartitionedCall",
 }  # fmt: skip
-# Loops of the first kind know each other by names, which copies would have in common.
-_OF_LOOPS = frozenset({"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"})
+# What has a state or effects though its definition does not say so; and loops of the first kind,
+# which know each other by names that copies would have in common.
+_HARMFUL = frozenset({
+    "FractionalAvgPool", "FractionalMaxPool", "InplaceAdd", "InplaceSub", "InplaceUpdate",
+    "PyFuncStateless", "Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch",
+})  # fmt: skip
 
 
 class Unrolled:
@@ -84,8 +91,11 @@ def unrolled(
         make: returns what computes tensors from others, by their names.
 
     Returns:
-        What runs them; None where the graph is too large, has effects, or computes with strings.
+        What runs them; None where the graph is too small or too large, has effects, or computes
+        with strings.
     """
+    if len(graph.get_operations()) < _LEAST_OPERATIONS:
+        return None
     if not all(_is_number(graph.get_tensor_by_name(name)) for name in (*feeds, *fetches)):
         return None
     operations = _needed(tf, graph, feeds, fetches)
@@ -131,18 +141,17 @@ def _needed(
     """Return the operations that compute some tensors; None where they cannot be copied."""
     fed = {graph.get_tensor_by_name(name).op for name in feeds}
     waiting = [graph.get_tensor_by_name(name).op for name in fetches]
-    if any(each.inputs for each in fed) or any(each.type in _SHARED for each in waiting):
+    if any(each.type != _FED for each in fed) or any(each.type in _SHARED for each in waiting):
         return None
-    waiting += fed
-    found: dict[str, Any] = {}
+    found = {each.name: each for each in fed}
     count = 0
     while waiting:
         each = waiting.pop()
         if each.name in found:
             continue
         found[each.name] = each
-        if each in fed:
-            continue
+        if each.type == _FED or (each.control_inputs and each.type in _SHARED):
+            return None  # it is not fed, or nothing that is the same for all requests
         for node in _within(tf, graph, each.node_def):
             count += 1
             if count > _MOST_OPERATIONS or not _is_harmless(tf, node.op):
@@ -152,9 +161,12 @@ def _needed(
     return list(found.values())
 
 
+_FED = "Placeholder"
+
+
 def _is_harmless(tf: "Runtime", kind: str) -> bool:
     definition = tf.op_def(kind)
-    is_pure = definition is not None and not definition.is_stateful and kind not in _OF_LOOPS
+    is_pure = definition is not None and not definition.is_stateful and kind not in _HARMFUL
     return is_pure or kind in _HARMLESS
 
 
@@ -170,7 +182,7 @@ def _within(tf: "Runtime", graph: Any, node: Any) -> Iterator[Any]:
 
 
 def _add(definition: Any, node: Any, shared: set[str]) -> None:
-    """Add a node to a graph that lacks what is shared: only values are taken from there."""
+    """Add a node to a graph that lacks what is shared: that is there before anything runs."""
     copy = definition.node.add()
     copy.CopyFrom(node)
     copy.attr.pop("_class", None)  # which says whose device it has

@@ -1,5 +1,7 @@
 """Several requests in one run: each gets what it gets alone, or is left to be asked for alone."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,8 +38,15 @@ def session():
 
         tf.identity(inner(x), name="in_functions")
         tf.identity(drawing(x), name="random_in_a_function")
-        with tf.control_dependencies([tf.constant(1.0)]):
-            tf.reshape(tf.add(x, 1.0), k, name="reshaped")
+        more = tf.add(x, 1.0)
+        with tf.control_dependencies([tf.constant(1.0), tf.sin(x)]):
+            tf.reshape(more, k, name="reshaped")
+        with tf.control_dependencies([tf.ensure_shape(x, [3])]):
+            guarded = tf.constant(1.0)
+        tf.add(x, guarded, name="guarded")
+        tf.raw_ops.FractionalMaxPool(
+            value=x, pooling_ratio=[1.0, 1.5, 1.5, 1.0], seed=0, deterministic=True, name="pooled"
+        )
         tf.identity(x, name="same")
         tf.constant(1.0, name="constant")
         tf.strings.length(s, name="length")
@@ -115,12 +124,14 @@ def test_those_with_one_that_fails_are_left_to_be_run_alone(session):
 @pytest.mark.parametrize(
     "fetch",
     ["random_in_a_function", "counted", "asserted", "many", "length", "text", "constant",
-     "loop/Exit"],
+     "loop/Exit", "guarded", "pooled", "reshaped"],
 )  # fmt: skip
 def test_what_has_effects_or_is_large_or_text_is_run_alone(session, fetch):
     servable = serving(session)
     name = "s:0" if fetch == "length" else "x:0"
     value = np.array([b"a"], object) if fetch == "length" else np.float32([1])
+    if fetch == "pooled":
+        value = np.random.default_rng(0).random((1, 9, 9, 1), np.float32)
     before = servable.run({"x:0": np.float32([0])}, ["counted:0"])
     assert together(servable, [{name: value}] * 8, [f"{fetch}:0"]) == []
     assert same([servable.run({"x:0": np.float32([0])}, ["counted:0"])], [before])
@@ -159,3 +170,43 @@ def test_servable_that_is_closed_meanwhile_makes_nothing_more():
     servable.close()
     servable._make_together(("x:0",), ("more:0",))
     assert not servable._together
+
+
+def test_graph_that_copies_would_make_large_enough_to_be_optimized_is_left_alone():
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, None, name="x")
+        tf.divide(x, 3.0, name="third")
+        servable = serving(tf.compat.v1.Session(graph=graph))
+    feeds = numbers(8, 1000)
+    before = [servable.run(each, ["third:0"]) for each in feeds]
+    assert together(servable, feeds, ["third:0"]) == []
+    assert same([servable.run(each, ["third:0"]) for each in feeds], before)
+    servable.close()
+
+
+def test_choices_of_outputs_do_not_make_the_graph_grow_for_ever(session):
+    servable, feeds = serving(session), numbers(2, 3)
+    for number in range(100):
+        choice = ["same:0" if number >> bit & 1 else "in_functions:0" for bit in range(7)]
+        servable.run_together(feeds, choice)
+    assert len(servable._together) == 8
+
+
+_LEFT_IN_THE_MIDDLE = """
+import numpy as np, tensorflow as tf
+from tfserve_kit.embedded.loader import _runtime
+from tfserve_kit.embedded.servable import SessionServable
+with tf.Graph().as_default() as graph:
+    x = tf.compat.v1.placeholder(tf.float32, None, name="x")
+    for _ in range(20):
+        x = tf.sin(x)
+    tf.identity(x, name="y")
+servable = SessionServable(_runtime(), tf.compat.v1.Session(graph=graph), {}, compiled=True)
+assert servable.run_together([{"x:0": np.ones(1, np.float32)}] * 2, ["y:0"]) == []
+"""
+
+
+def test_process_can_end_while_copies_are_made():
+    subprocess.run([sys.executable, "-c", _LEFT_IN_THE_MIDDLE], check=True)
