@@ -194,10 +194,10 @@ class RestSurface:
     ) -> list[tuple[RestAnswer, str]]:
         """Return the answers and the names of their codes, for what came of some requests."""
         answers = [result.outputs for result in results if isinstance(result, Predicted)]
-        if len(answers) == len(results):
-            is_small = not ledger.cost_of_answer(answers[0].values(), as_text=True)
+        are_all = len(answers) == len(results)
+        if are_all and not ledger.cost_of_answer(answers[0].values(), as_text=True):
             texts = json_writer.predictions_alike(answers, row_format=row_format)
-            if texts and is_small:
+            if texts:
                 return [(RestAnswer(200, text), "OK") for text in texts]
         return [
             self._reply(route, result, account, row_format=row_format)

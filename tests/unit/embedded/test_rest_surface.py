@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tfserve_kit import protos
+from tfserve_kit.embedded import json_writer
 from tfserve_kit.embedded.handlers import Inferred, ModelRef, Predicted
 from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.manager import ServableStatus, VersionState
@@ -516,6 +518,24 @@ def test_answer_at_once_is_the_usual_one_and_counted_so(handlers, target, fault)
     assert replies[0] == replies[1]
     assert pages[0] == pages[1]
     assert handlers.asked[-1][0] == "at once"
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_large_answers_are_not_made_together_as_each_has_to_be_afforded(
+    handlers, monkeypatch, size
+):
+    made, alike = [], json_writer.predictions_alike
+    monkeypatch.setattr(
+        json_writer, "predictions_alike", lambda *a, **k: made.append(True) or alike(*a, **k)
+    )
+    many = np.ones(size, np.float32)
+    handlers.predict_at_once = lambda *_: [Predicted(7, "serving_default", {"y": many})] * 2
+    rich, poor = (Ledger(size_bytes).account("c") for size_bytes in (1 << 30, 1 << 20))
+    target = "/v1/models/m:predict"
+    replies = RestSurface(handlers, Metrics()).at_once(target, [(BODY, rich), (BODY, poor)])
+    is_small = size == 3
+    assert bool(made) is is_small
+    assert [reply.status for reply in replies] == [200, 200 if is_small else 413]
 
 
 @pytest.mark.parametrize(
