@@ -249,12 +249,7 @@ class Handlers:
             started_ns = time.perf_counter_ns()
             runs = _runs(servable, [{lone.feed: array} for array in arrays], lone.fetches)
             took_us = micros_since(started_ns) / len(runs)
-            found = [
-                _predicted(lease.version, DEFAULT_SIGNATURE, lone.aliases, run, account)
-                for run, account in zip(runs, accounts, strict=True)
-            ]
-            self._note_runs(lease, DEFAULT_SIGNATURE, found, took_us)
-            return found
+            return self._found(lease, DEFAULT_SIGNATURE, lone.aliases, runs, accounts, took_us)
 
     def repeat(
         self, known: KnownRequest, asked: Sequence[tuple[Sent, Account]]
@@ -283,7 +278,6 @@ class Handlers:
                 if recipe is None:
                     return None
             tensors, fetches, servable = recipe.feeds, recipe.fetches, lease.servable
-            version, signature, aliases = lease.version, known.signature, recipe.aliases
             feeds = [
                 {
                     name: np.ndarray(shape, dtype, request, begin)
@@ -300,12 +294,9 @@ class Handlers:
             else:
                 runs = _runs(servable, feeds, fetches)
                 took_us = micros_since(started_ns) / len(runs)
-            found = [
-                _predicted(version, signature, aliases, run, account)
-                for run, account in zip(runs, accounts, strict=False)
-            ]
-            self._note_runs(lease, signature, found, took_us)
-            return found or None
+            accounts = accounts[: len(runs)]
+            signature, aliases = known.signature, recipe.aliases
+            return self._found(lease, signature, aliases, runs, accounts, took_us) or None
 
     def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
         """Return a signature's inputs by alias, as TensorInfo messages; None if there is no such.
@@ -463,17 +454,24 @@ class Handlers:
         if api:
             self._observe(lease, signature, api, took_us)
 
-    def _note_runs(
+    def _found(
         self,
         lease: Lease,
         signature: str,
-        found: Sequence[Predicted | Exception],
+        aliases: Sequence[str],
+        runs: Sequence[_Run],
+        accounts: Sequence[Account],
         took_us: float,
-    ) -> None:
-        """Tell the metrics of the runs of Predict that were of use: each took so long."""
+    ) -> Sequence[Predicted | Exception]:
+        """Return what came of runs, and tell the metrics of those of use: each took so long."""
+        found = [
+            _predicted(lease.version, signature, aliases, run, account)
+            for run, account in zip(runs, accounts, strict=True)
+        ]
         count = sum(type(each) is Predicted for each in found)
         if count:
             self._observe(lease, signature, "Predict", took_us, count)
+        return found
 
     def _observe(
         self, lease: Lease, signature: str, api: str, took_us: float, times: int = 1

@@ -90,6 +90,8 @@ def too_deep(tensor: str, dimensions: int) -> ServingError:
 
 
 Compiled = Callable[..., Sequence[NDArray[Any]]]
+# Names of the tensors that are fed, and of those that are computed.
+_Choice = tuple[tuple[str, ...], tuple[str, ...]]
 # So many choices of outputs, which clients make, are computed for several requests together: for
 # each the graph grows by its copies.
 _MOST_TOGETHER = 8
@@ -151,10 +153,10 @@ class SessionServable:
         self._lock = threading.Lock()
         # Clients choose outputs and their order, and each choice is compiled by itself.
         self._call = lru_cache(MOST_CALLABLES)(self._made_call)
-        self._made = WeakValueDictionary[tuple[tuple[str, ...], tuple[str, ...]], Compiled]()
+        self._made = WeakValueDictionary[_Choice, Compiled]()
         self._flattened: dict[str, tuple[str, str]] = {}
         # None where it is being made, or cannot be.
-        self._together: dict[tuple[tuple[str, ...], tuple[str, ...]], Unrolled | None] = {}
+        self._together: dict[_Choice, Unrolled | None] = {}
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -234,7 +236,7 @@ class SessionServable:
                 call = self._made[feeds, fetches] = self._new_call(feeds, fetches)
             return call
 
-    def _prepare_together(self, key: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    def _prepare_together(self, key: _Choice) -> None:
         """Begin to make what runs several requests together, which takes some dozen milliseconds.
 
         Until then, and if there cannot be such a thing, they are run one by one.

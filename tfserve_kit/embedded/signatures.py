@@ -30,6 +30,16 @@ _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
 Fetches = tuple[str, Mapping[str, str]]
 
 
+def _check_kind(definition: Any, kind: str, method: str, *, check_method: bool) -> None:
+    """Refuse a signature of another kind, or of several inputs."""
+    if check_method and definition.method_name != method:
+        raise invalid(
+            f"Expected {kind} signature method_name to be {method}. Was: {definition.method_name}"
+        )
+    if len(definition.inputs) != 1:
+        raise invalid("Expected one input Tensor.")
+
+
 def classification_fetches(definition: Any, *, check_method: bool) -> Fetches:
     """Return how a signature is called for classify.
 
@@ -40,13 +50,7 @@ def classification_fetches(definition: Any, *, check_method: bool) -> Fetches:
     Raises:
         ServingError: the signature is of another kind.
     """
-    if check_method and definition.method_name != CLASSIFY:
-        raise invalid(
-            f"Expected classification signature method_name to be {CLASSIFY}. "
-            f"Was: {definition.method_name}"
-        )
-    if len(definition.inputs) != 1:
-        raise invalid("Expected one input Tensor.")
+    _check_kind(definition, "classification", CLASSIFY, check_method=check_method)
     if len(definition.outputs) not in {1, 2}:
         raise invalid(f"Expected one or two output Tensors, found {len(definition.outputs)}")
     if _INPUTS not in definition.inputs:
@@ -69,14 +73,8 @@ def classification_fetches(definition: Any, *, check_method: bool) -> Fetches:
 
 
 def regression_fetches(definition: Any, *, check_method: bool) -> Fetches:
-    """Return how a signature is called for regress; as `classification`."""
-    if check_method and definition.method_name != REGRESS:
-        raise invalid(
-            f"Expected regression signature method_name to be {REGRESS}. "
-            f"Was: {definition.method_name}"
-        )
-    if len(definition.inputs) != 1:
-        raise invalid("Expected one input Tensor.")
+    """Return how a signature is called for regress; as `classification_fetches`."""
+    _check_kind(definition, "regression", REGRESS, check_method=check_method)
     if len(definition.outputs) != 1:
         raise invalid("Expected one output Tensor.")
     for aliases, alias, what in (

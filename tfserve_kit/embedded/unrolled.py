@@ -116,9 +116,13 @@ def _copied(
     """Copy operations within their graph; return what some tensors are called in each copy."""
     definition = tf.graph_def(versions=graph.graph_def_versions)
     shared = {each.name for each in operations if each.type in _SHARED}
+    waited_for = {f"^{name}" for name in shared}  # in vain: it is there before anything runs
     for each in operations:
         if each.name not in shared:
-            _add(definition, each.node_def, shared)
+            node = definition.node.add()
+            node.CopyFrom(each.node_def)
+            node.attr.pop("_class", None)  # which says whose device it has
+            node.input[:] = [name for name in node.input if name not in waited_for]
     used = {name for node in definition.node for name in node.input}
     outputs = [out for each in operations if each.name in shared for out in each.outputs]
     replaced = {out.name: out for out in outputs if used & {out.name, out.op.name}}
@@ -179,13 +183,3 @@ def _within(tf: "Runtime", graph: Any, node: Any) -> Iterator[Any]:
                 definition = graph._get_function(function.name).cached_definition  # noqa: SLF001
                 for inner in definition.node_def:
                     yield from _within(tf, graph, inner)
-
-
-def _add(definition: Any, node: Any, shared: set[str]) -> None:
-    """Add a node to a graph that lacks what is shared: that is there before anything runs."""
-    copy = definition.node.add()
-    copy.CopyFrom(node)
-    copy.attr.pop("_class", None)  # which says whose device it has
-    kept = [name for name in copy.input if name.removeprefix("^") not in shared or name[0] != "^"]
-    del copy.input[:]
-    copy.input.extend(kept)
