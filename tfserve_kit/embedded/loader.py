@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from tfserve_kit import protos
 from tfserve_kit.embedded import messages
 from tfserve_kit.embedded.batching import BatchingServable, BatchScheduler, batch_options
+from tfserve_kit.embedded.constants import split_off
 from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import (
     BudgetExceeded,
@@ -99,8 +101,19 @@ def _runtime() -> Runtime:
     from tensorflow.core.framework import graph_pb2
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.client import session
-    from tensorflow.python.framework import errors, importer, op_def_registry, ops
-    from tensorflow.python.ops import array_ops, gen_array_ops, math_ops
+    from tensorflow.python.framework import (
+        constant_op,
+        errors,
+        importer,
+        op_def_registry,
+        ops,
+    )
+    from tensorflow.python.ops import (
+        array_ops,
+        gen_array_ops,
+        gen_resource_variable_ops,
+        math_ops,
+    )
     from tensorflow.python.platform import tf_logging
     from tensorflow.python.saved_model import loader_impl
 
@@ -119,6 +132,9 @@ def _runtime() -> Runtime:
         graph_pb2.GraphDef,
         importer.import_graph_def,
         op_def_registry.get,
+        constant_op.constant,
+        array_ops.identity,
+        gen_resource_variable_ops.read_variable_op,
     )
 
 
@@ -137,6 +153,7 @@ class SavedModelLoader:
         with ThreadPoolExecutor(1, "first_session", initializer=give_way) as low:
             self._compiled = low.submit(_compiled_calls_work, self._tf, options).result()
         self._borrow = borrowing(self._tf)
+        self._may_fold = _may_fold(options)
         if not self._compiled:
             _log.warning("this tensorflow has no compiled callables; calls go through Session.run")
 
@@ -146,12 +163,18 @@ class SavedModelLoader:
         Raises:
             ServingError: tensorflow cannot load it, with tensorflow's code and text.
         """
-        tf = self._tf
         _check_graph(version_dir, self._options.tags)
+        if self._may_fold:
+            with suppress(Exception):  # whatever it was: as it is it can be loaded, or says why not
+                return self._loaded(version_dir, fold=True)
+        return self._loaded(version_dir, fold=False)
+
+    def _loaded(self, version_dir: Path, *, fold: bool) -> "SessionServable":
+        tf = self._tf
         session = tf.session(graph=tf.graph(), config=_session_config(tf, self._options))
         try:
             with session.graph.as_default():
-                graph = _restore(tf, session, version_dir, self._options.tags)
+                graph = _restore(tf, session, version_dir, self._options.tags, fold=fold)
         except BaseException as error:
             session.close()
             raise translated(tf, error) from error
@@ -169,19 +192,32 @@ class SavedModelLoader:
         )
 
 
-def _restore(tf: Runtime, session: Any, version_dir: Path, tags: Sequence[str]) -> Any:
+def _restore(
+    tf: Runtime, session: Any, version_dir: Path, tags: Sequence[str], *, fold: bool
+) -> Any:
     """Load graph and variables and run the initializers; return the MetaGraphDef.
 
     A version without variables loads all the same, as in tensorflow/cc/saved_model/loader.cc.
     """
     reader = tf.reader(str(version_dir))
+    graph = reader.get_meta_graph_def_from_tags(list(tags))
+    has_variables = (version_dir / VARIABLES_INDEX).is_file()
+    serving = split_off(tf, graph) if fold and has_variables else None
     saver, _ = reader.load_graph(session.graph, list(tags))
-    if (version_dir / VARIABLES_INDEX).is_file():
+    if has_variables:
         reader.restore_variables(session, saver)
     else:
         _log.warning("%s has no variables; none were restored", version_dir)
     reader.run_init_ops(session, list(tags))
-    return reader.get_meta_graph_def_from_tags(list(tags))
+    if serving:
+        serving.add_to(tf, session)
+    return graph
+
+
+def _may_fold(options: SessionOptions) -> bool:
+    """Say whether tensorflow works out beforehand what depends on constants alone."""
+    rewrites = options.config.graph_options.rewrite_options
+    return not rewrites.disable_meta_optimizer and rewrites.constant_folding != rewrites.OFF
 
 
 def _session_config(tf: Runtime, options: SessionOptions) -> Any:

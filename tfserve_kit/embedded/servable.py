@@ -120,6 +120,9 @@ class Runtime:
     graph_def: Any
     import_graph_def: Any
     op_def: Any
+    constant: Any
+    identity: Any
+    read_variable: Any
 
 
 class SessionServable:

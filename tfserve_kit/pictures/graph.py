@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos, savedmodel
-from tfserve_kit.savedmodel.graph import FIRST_ARGUMENT, MAIN, Graph, node_name
+from tfserve_kit.savedmodel.graph import MAIN, Graph, node_name
 from tfserve_kit.tensors.proto import from_proto
 
 
@@ -298,7 +298,7 @@ def _outside(graph: Graph, place: _Place) -> _Place | None:
             return None
         caller, name = place.calls[-1]
         node = _node(graph, _Place((), caller, name))
-        first = _first_argument(graph, node)
+        first = graph.first_argument(node) if node is not None else None
         at = graph.arguments[place.function][place.tensor]
         if node is None or first is None or first + at >= len(node.input):
             return None
@@ -326,12 +326,6 @@ def _callee(graph: Graph, node: Any) -> str | None:
     functions = graph.called_by(node)
     plain = node.op in {"PartitionedCall", "StatefulPartitionedCall"} or node.op in graph.functions
     return functions[0] if plain and len(functions) == 1 else None
-
-
-def _first_argument(graph: Graph, node: Any) -> int | None:
-    if node is None:
-        return None
-    return 0 if node.op in graph.functions else FIRST_ARGUMENT.get(node.op)
 
 
 def _ends(graph: Graph, start: _Place) -> Iterator[tuple[_Affine, Any]]:

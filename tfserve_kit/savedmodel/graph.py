@@ -23,8 +23,8 @@ from tfserve_kit.savedmodel.signatures import INIT_SIGNATURE, INTERNAL_SIGNATURE
 
 MAIN = ""  # stands for the main graph where a function's name stands otherwise
 
-_OLD_ASSETS = "saved_model_assets"
-_INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
+OLD_ASSETS = "saved_model_assets"  # collections, as the next ones
+INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 
 _STRING = 7  # DT_STRING
 _MOST_VISITS = 5_000_000  # of nodes and inputs, while every signature is walked by itself
@@ -113,20 +113,42 @@ class Graph:
 
     def initialized(self) -> Reach:
         """Return what runs once after the variables are restored."""
-        names: list[str] = []
-        for key in _INIT_COLLECTIONS:
-            if key in self.meta_graph.collection_def:
-                names += self.meta_graph.collection_def[key].node_list.value
-        if INIT_SIGNATURE in self.meta_graph.signature_def:
-            outputs = self.meta_graph.signature_def[INIT_SIGNATURE].outputs
-            names += tensor_names(outputs.values())
-        return self._reach({"the init operation": _Root(tuple(names), frozenset(self.assets))})
+        root = _Root(self._initializers(), frozenset(self.assets))
+        return self._reach({"the init operation": root})
 
     def restored(self) -> Reach:
         """Return what runs when the variables are restored."""
         saver = self.meta_graph.saver_def
         fed = {_tensor_name(saver.filename_tensor_name), *self.assets}
         return self._reach({"restoring variables": _Root((saver.restore_op_name,), frozenset(fed))})
+
+    def for_serving(self) -> Reach:
+        """Return what has to be there for the signatures, of what they are fed as well."""
+        return self._reach({"serving": _Root(tuple(self.served_tensors()))})
+
+    def for_loading(self) -> Reach:
+        """Return what has to be there to restore the variables and to initialize, fed or not."""
+        saver = self.meta_graph.saver_def
+        names = (saver.restore_op_name, saver.filename_tensor_name, *self._initializers())
+        return self._reach({"loading": _Root((*names, *self.assets))})
+
+    def served_tensors(self) -> list[str]:
+        """Return the tensors that signatures are given, and those that they return."""
+        names: list[str] = []
+        for name, definition in self.meta_graph.signature_def.items():
+            if name not in INTERNAL_SIGNATURES:
+                names += tensor_names([*definition.inputs.values(), *definition.outputs.values()])
+        return names
+
+    def _initializers(self) -> tuple[str, ...]:
+        names: list[str] = []
+        for key in INIT_COLLECTIONS:
+            if key in self.meta_graph.collection_def:
+                names += self.meta_graph.collection_def[key].node_list.value
+        if INIT_SIGNATURE in self.meta_graph.signature_def:
+            outputs = self.meta_graph.signature_def[INIT_SIGNATURE].outputs
+            names += tensor_names(outputs.values())
+        return tuple(names)
 
     def operations(self, definition: Any) -> set[str]:
         """Return the operations that a signature runs, given its SignatureDef."""
@@ -142,7 +164,11 @@ class Graph:
 
     def called_by(self, node: Any) -> list[str]:
         """Return the library's functions that a node calls."""
-        return [name for name in _callees(node, self.functions) if name in self.functions]
+        return [name for name in callees(node, self.functions) if name in self.functions]
+
+    def first_argument(self, node: Any) -> int | None:
+        """Return where a called function's arguments begin among a node's inputs, if it is known."""
+        return 0 if node.op in self.functions else FIRST_ARGUMENT.get(node.op)
 
     def _index(self) -> dict[str, list[str]]:
         """Return which functions each node of the main graph, and each function, calls."""
@@ -150,7 +176,7 @@ class Graph:
         for function, node in self.every_node():
             if node.op == "AssignVariableOp" and node.attr["dtype"].type == _STRING:
                 self.texts |= dict.fromkeys((function, tensor) for tensor in node.input[1:2])
-            for name in _callees(node, self.functions):
+            for name in callees(node, self.functions):
                 self.callers.setdefault(name, []).append((function, node.name))
                 called.setdefault(function or f"node {node.name}", []).append(name)
         return called
@@ -206,9 +232,9 @@ def asset_files(meta_graph: Any) -> list[Any]:
 
     Source: tensorflow/cc/saved_model/loader_util.cc (GetAssetFileDefs).
     """
-    if meta_graph.asset_file_def or _OLD_ASSETS not in meta_graph.collection_def:
+    if meta_graph.asset_file_def or OLD_ASSETS not in meta_graph.collection_def:
         return list(meta_graph.asset_file_def)
-    packed = meta_graph.collection_def[_OLD_ASSETS].any_list.value
+    packed = meta_graph.collection_def[OLD_ASSETS].any_list.value
     found = [protos.AssetFileDef() for _ in packed]
     try:
         return [each for each, value in zip(found, packed, strict=True) if value.Unpack(each)]
@@ -251,7 +277,7 @@ def _body(function: Any) -> dict[str, Any]:
     return {node.name: node for node in function.node_def}
 
 
-def _callees(node: Any, functions: Mapping[str, Any]) -> list[str]:
+def callees(node: Any, functions: Mapping[str, Any]) -> list[str]:
     """Return the functions that a node names, in its attributes or as its operation."""
     found = [node.op] if node.op in functions else []
     pending = list(node.attr.values())
@@ -378,7 +404,7 @@ def _given(graph: Graph, place: _Place) -> Iterator[_Place]:
     at = graph.arguments[function][tensor]
     for caller, name in graph.callers.get(function, ()):
         node = _node(graph, (caller, name))
-        first = 0 if node.op == function else FIRST_ARGUMENT.get(node.op)
+        first = graph.first_argument(node)
         known = first is not None and first + at < len(node.input)
         # What is not known is computed by the caller.
         yield caller, node.input[(first or 0) + at] if known else name
@@ -402,7 +428,7 @@ def _text(constant: Any) -> str:
 
 
 # Resources that hold nothing until an operation sets them; reading one before that is an error.
-_VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
+VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _TABLES = frozenset({"HashTable", "HashTableV2"})
 _SETS_VARIABLE = "AssignVariableOp"
 _MOST_NAMED = 3
@@ -474,21 +500,21 @@ def _unset(graph: Graph) -> dict[str, str]:
     resources = [
         (function, node)
         for function, node in graph.every_node()
-        if node.op in _VARIABLES or node.op in _TABLES
+        if node.op in VARIABLES or node.op in _TABLES
     ]
     set_by_load = {
-        _identity(node)
+        identity(node)
         for function, node in resources
         if any(reach.root(function, node.name) is not None for reach in loads)
     }
     return {
         function or f"node {node.name}": _called(node)
         for function, node in resources
-        if _identity(node) not in set_by_load
+        if identity(node) not in set_by_load
     }
 
 
-def _identity(node: Any) -> tuple[str, bytes, str]:
+def identity(node: Any) -> tuple[str, bytes, str]:
     """Return what two nodes have in common that stand for one resource."""
     shared = node.attr["shared_name"].s if "shared_name" in node.attr else b""
     container = node.attr["container"].s.decode("utf-8", "replace") if shared else ""
@@ -497,14 +523,14 @@ def _identity(node: Any) -> tuple[str, bytes, str]:
 
 
 def _called(node: Any) -> str:
-    kind, name, _ = _identity(node)
+    kind, name, _ = identity(node)
     return f"{kind} {name.decode('utf-8', 'replace')!r}"
 
 
 def _uses(graph: Graph, unset: Mapping[str, str]) -> dict[str, list[str]]:
     """Return what depends on each place, a function or a `node NAME` of the main graph."""
     uses: dict[str, list[str]] = {}
-    arguments = _Arguments(graph)
+    arguments = Arguments(graph)
     for name, node in graph.nodes.items():
         for at, each in enumerate(node.input):
             source = f"node {node_name(each)}"
@@ -516,8 +542,8 @@ def _uses(graph: Graph, unset: Mapping[str, str]) -> dict[str, list[str]]:
     return uses
 
 
-class _Arguments:
-    """Tells whether a call does anything with what it is given: handles are often passed unused."""
+class Arguments:
+    """Follows what nodes are given into the functions that they call: handles, which many pass on."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -525,21 +551,32 @@ class _Arguments:
 
     def are_read(self, caller: Any, position: int) -> bool:
         """Say whether an input of a node is used, here or in the functions it is handed on to."""
+        return any(user is not None for user in self.users(caller, position))
+
+    def users(self, caller: Any, position: int) -> Iterator[Any]:
+        """Yield the nodes that use an input, here or in functions; None if one returns it."""
         seen: set[tuple[str, int]] = set()
         pending = [(caller, position)]
         while pending:
             node, at = pending.pop()
             callees = self._graph.called_by(node)
-            first = 0 if node.op in self._graph.functions else FIRST_ARGUMENT.get(node.op)
+            first = self._graph.first_argument(node)
             if not callees or first is None or at < first:
-                return True
+                yield node
+                continue
             for function in callees:
                 if (function, at - first) not in seen:
                     seen.add((function, at - first))
-                    pending += self._uses(function, at - first)
-        return False
+                    name = self._name(function, at - first)
+                    if name in self._graph.functions[function].ret.values():
+                        yield None
+                    pending += self._uses(function, name)
 
-    def _uses(self, function: str, position: int) -> list[tuple[Any, int]]:
+    def _name(self, function: str, position: int) -> str:
+        declared = self._graph.functions[function].signature.input_arg
+        return declared[position].name if position < len(declared) else ""
+
+    def _uses(self, function: str, argument: str) -> list[tuple[Any, int]]:
         """Return the nodes of a function that take one of its arguments, and where."""
         if function not in self._consumers:
             found: dict[str, list[tuple[Any, int]]] = {}
@@ -547,10 +584,7 @@ class _Arguments:
                 for at, each in enumerate(node.input):
                     found.setdefault(each, []).append((node, at))
             self._consumers[function] = found
-        declared = self._graph.functions[function].signature.input_arg
-        if position >= len(declared):
-            return []
-        return self._consumers[function].get(declared[position].name, [])
+        return self._consumers[function].get(argument, [])
 
 
 def _spread(
