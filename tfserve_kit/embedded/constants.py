@@ -1,12 +1,12 @@
 """Small variables as constants: what depends on nothing else is then worked out beforehand.
 
-Of a batch normalization nothing is left so but other weights of the convolution before it, and what
-adds, scales or activates becomes a part of it: networks for pictures take a quarter less time. Large
-variables stay what they are, as tensorflow keeps several copies of a constant.
+Of a batch normalization nothing is left so but other weights of the convolution before it, and
+what adds, scales or activates becomes a part of it: networks for pictures take a quarter less
+time. Large variables stay what they are, as tensorflow keeps several copies of a constant.
 
-So a graph is loaded in two parts: first what restores and initializes, and then, when the values are
-known, what serves. All nodes keep their names, which texts of errors tell. A graph in which anything
-is unusual is loaded as it is.
+So a graph is loaded in two parts: first what restores and initializes, and then, when the values
+are known, what serves. All nodes keep their names, which texts of errors tell. A graph in which
+anything is unusual is loaded as it is.
 """
 
 import math
@@ -124,9 +124,7 @@ def split_off(tf: "Runtime", meta_graph: Any) -> Serving | None:
     return Serving(definition, variables, frozenset(outside - variables.keys()), producers)
 
 
-def _small_variables(
-    tf: "Runtime", graph: Graph, loading: Reach, serving: Reach
-) -> dict[str, str]:
+def _small_variables(tf: "Runtime", graph: Graph, loading: Reach, serving: Reach) -> dict[str, str]:
     """Return the small variables that are only read: nodes that serve to nodes that are loaded."""
     loaded = {
         identity(graph.nodes[name]): name
@@ -163,7 +161,7 @@ class _Reading:
 
     def is_all_of(self, variable: Any) -> bool:
         """Say so of a node that stands for a variable; None stands for one in a function."""
-        if variable is None or variable.name in self._asked_for or not 0 < _bytes(variable):
+        if variable is None or variable.name in self._asked_for or not _bytes(variable):
             return False
         return all(
             self._is_it(variable, node, at) for node, at in self._uses.get(variable.name, ())
@@ -208,9 +206,14 @@ def _definition(
         node = definition.node.add()
         node.CopyFrom(graph.nodes[name])
         node.attr.pop("_class", None)  # which says whose device it has
-        change.node(node, {at: values[each.removesuffix(":0")]
-                           for at, each in enumerate(node.input)
-                           if each.removesuffix(":0") in values})
+        change.node(
+            node,
+            {
+                at: values[each.removesuffix(":0")]
+                for at, each in enumerate(node.input)
+                if each.removesuffix(":0") in values
+            },
+        )
         node.input[:] = [
             each
             for each in node.input
@@ -308,8 +311,9 @@ def _keep(tf: "Runtime", meta_graph: Any, loading: Reach) -> None:
     whole = meta_graph.graph_def
     kept = tf.graph_def(versions=whole.versions)
     kept.node.extend(node for node in whole.node if node.name in loading.nodes)
-    functions = (each for each in whole.library.function if each.signature.name in loading.functions)
-    kept.library.function.extend(functions)
+    kept.library.function.extend(
+        each for each in whole.library.function if each.signature.name in loading.functions
+    )
     meta_graph.graph_def.CopyFrom(kept)
     for key in set(meta_graph.collection_def) - {*INIT_COLLECTIONS, OLD_ASSETS}:
         del meta_graph.collection_def[key]

@@ -167,7 +167,7 @@ class Graph:
         return [name for name in callees(node, self.functions) if name in self.functions]
 
     def first_argument(self, node: Any) -> int | None:
-        """Return where a called function's arguments begin among a node's inputs, if it is known."""
+        """Return where among a node's inputs a function's arguments begin, if it is known."""
         return 0 if node.op in self.functions else FIRST_ARGUMENT.get(node.op)
 
     def _index(self) -> dict[str, list[str]]:
@@ -543,7 +543,7 @@ def _uses(graph: Graph, unset: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 class Arguments:
-    """Follows what nodes are given into the functions that they call: handles, which many pass on."""
+    """Follows what nodes are given into the functions that they call, as handles often are."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
