@@ -272,23 +272,22 @@ def predictions(outputs: Mapping[str, NDArray[Any]], *, row_format: bool) -> byt
 
 
 def predictions_alike(
-    answers: Sequence[Mapping[str, NDArray[Any]]], *, row_format: bool
+    outputs: Mapping[str, NDArray[Any]], *, row_format: bool
 ) -> list[bytes] | None:
-    """Print the outputs of several predict calls; arguments as of `predictions`.
+    """Print the outputs of several predict calls; numbers are printed all at once.
 
-    Numbers are printed all at once.
+    Args:
+        outputs: array [calls, ...] per output alias.
+        row_format: as of `predictions`.
 
     Returns:
-        What `predictions` prints of each; None if they are not one output of floats of one shape.
+        What `predictions` prints of each; None if they are not one output of floats.
     """
-    alias, *others = answers[0]
-    arrays = [each[alias] for each in answers]
-    shape, dtype = arrays[0].shape, arrays[0].dtype
-    if others or dtype.char not in _FLOATS or not shape:
+    array, *others = outputs.values()
+    shape = array.shape[1:]
+    if others or array.dtype.char not in _FLOATS or not shape:
         return None
-    if any(each.shape != shape or each.dtype is not dtype for each in arrays):
-        return None
-    items = _split(_floats(np.array(arrays).ravel()), len(arrays))
+    items = _split(_floats(array.ravel()), len(array))
     return [_only_output(each, shape, row_format=row_format) for each in items]
 
 

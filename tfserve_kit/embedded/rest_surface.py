@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from tfserve_kit import protos
 from tfserve_kit.embedded import json_writer, ledger
 from tfserve_kit.embedded.batching import completed
-from tfserve_kit.embedded.handlers import Handlers, ModelRef, Predicted, sound
+from tfserve_kit.embedded.handlers import Handlers, ModelRef, Predicted, PredictedTogether, sound
 from tfserve_kit.embedded.json_process import LargeJson
 from tfserve_kit.embedded.json_reader import few_numbers, regular
 from tfserve_kit.embedded.ledger import Account, BudgetExceeded, Call
@@ -169,7 +169,7 @@ class RestSurface:
             return [None] * len(asked)
         read = few_numbers([body for body, _ in asked])
         accounts = [account for _, account in asked]
-        results: Sequence[Predicted | Exception] | None = None
+        results: Sequence[Predicted | Exception] | PredictedTogether | None = None
         if read is not None:
             try:
                 arrays = partial(regular, read[1])
@@ -187,18 +187,23 @@ class RestSurface:
     def _replies(
         self,
         route: "_Route",
-        results: Sequence[Predicted | Exception],
+        results: Sequence[Predicted | Exception] | PredictedTogether,
         accounts: Sequence[Account],
         *,
         row_format: bool,
     ) -> list[tuple[RestAnswer, str]]:
         """Return the answers and the names of their codes, for what came of some requests."""
-        answers = [result.outputs for result in results if isinstance(result, Predicted)]
-        are_all = len(answers) == len(results)
-        if are_all and not ledger.cost_of_answer(answers[0].values(), as_text=True):
-            texts = json_writer.predictions_alike(answers, row_format=row_format)
-            if texts:
-                return [(RestAnswer(200, text), "OK") for text in texts]
+        together = results
+        if not isinstance(together, PredictedTogether):
+            together = PredictedTogether.of(results)
+        if together:
+            one = [each[0] for each in together.outputs.values()]
+            if not ledger.cost_of_answer(one, as_text=True):
+                texts = json_writer.predictions_alike(together.outputs, row_format=row_format)
+                if texts:
+                    return [(RestAnswer(200, text), "OK") for text in texts]
+        if isinstance(results, PredictedTogether):
+            results = results.apart()
         return [
             self._reply(route, result, account, row_format=row_format)
             for result, account in zip(results, accounts, strict=True)

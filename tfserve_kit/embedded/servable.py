@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfserve_kit import protos
+from tfserve_kit.embedded.elementwise import elementwise
 from tfserve_kit.embedded.lanes import give_way
 from tfserve_kit.embedded.ledger import Call
 from tfserve_kit.embedded.limits import MOST_CALLABLES, MOST_DIMENSIONS, MOST_STRING_DIMENSIONS
@@ -160,6 +161,8 @@ class SessionServable:
         self._flattened: dict[str, tuple[str, str]] = {}
         # None where it is being made, or cannot be.
         self._together: dict[_Choice, Unrolled | None] = {}
+        # How many dimensions an input needs for its rows to be computed with those of others.
+        self._elementwise: dict[_Choice, int] = {}
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -214,12 +217,41 @@ class SessionServable:
             self._metrics.observe(GRAPH_RUN_TIME, share_us, (), len(found))
         return found
 
+    def run_joined(
+        self, feed: str, inputs: NDArray[Any], fetches: Sequence[str]
+    ) -> list[NDArray[Any]] | None:
+        """Compute the same for several requests as if they were one; never raises.
+
+        Args:
+            feed: name of the tensor that is fed.
+            inputs: the value of each request [requests, ...], numbers.
+            fetches: as of `run`.
+
+        Returns:
+            The values of all of them [requests, ...]; None where each has to be computed by itself.
+        """
+        choice = (feed,), tuple(fetches)
+        dimensions = self._elementwise.get(choice)
+        if dimensions is None or inputs.ndim <= dimensions:
+            return None
+        rows = inputs.reshape(-1, *inputs.shape[2:])
+        try:
+            started_ns = time.perf_counter_ns()
+            values = self._call(*choice)(rows)
+            share_us = micros_since(started_ns) / len(inputs)
+            found = [each.reshape(*inputs.shape[:2], *each.shape[1:]) for each in values]
+        except Exception:  # noqa: BLE001 (of one of them: each has to be asked alone)
+            return None
+        self._metrics.observe(GRAPH_RUN_TIME, share_us, (), len(inputs))
+        return found
+
     def close(self) -> None:
         """Free the session's variables and graph."""
         self._call.cache_clear()
         with self._lock:  # what is made now has been made
             session, self._session = self._session, None
             self._together.clear()
+            self._elementwise.clear()
         freed_bytes = _weights_bytes(session.graph)
         session.close()
         del session
@@ -253,10 +285,16 @@ class SessionServable:
     def _make_together(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> None:
         give_way()
         with self._lock, contextlib.suppress(Exception):  # whatever cannot be copied is run alone
-            if self._session is not None:
-                make = partial(self._make, self._tf, self._session)
-                graph = self._session.graph
-                self._together[feeds, fetches] = unrolled(self._tf, graph, feeds, fetches, make)
+            if self._session is None:
+                return
+            graph = self._session.graph
+            found = [elementwise(graph, *feeds, name) for name in fetches if len(feeds) == 1]
+            dimensions = [each for each in found if each is not None]
+            if len(dimensions) == len(fetches):
+                self._elementwise[feeds, fetches] = max(dimensions)
+                return
+            make = partial(self._make, self._tf, self._session)
+            self._together[feeds, fetches] = unrolled(self._tf, graph, feeds, fetches, make)
 
     def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         """Return what computes `fetches`; strings are computed flat, and their shapes beside."""

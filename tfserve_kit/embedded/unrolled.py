@@ -180,6 +180,10 @@ def _within(tf: "Runtime", graph: Any, node: Any) -> Iterator[Any]:
     for attribute in node.attr.values():
         for function in (attribute.func, *attribute.list.func):
             if function.name:
-                definition = graph._get_function(function.name).cached_definition  # noqa: SLF001
-                for inner in definition.node_def:
+                for inner in definition_of(graph, function.name).node_def:
                     yield from _within(tf, graph, inner)
+
+
+def definition_of(graph: Any, function: str) -> Any:
+    """Return a function of a graph as a FunctionDef."""
+    return graph._get_function(function).cached_definition  # noqa: SLF001
