@@ -595,14 +595,11 @@ def few_numbers(bodies: Sequence[bytes]) -> tuple[bool, list[list[Any]]] | None:
     except (ValueError, LookupError, TypeError, RecursionError):  # also what is no UTF-8
         return None
     is_known = key in _LAYOUTS and len(values) == count
-    return (key == "instances", values) if is_known and all(map(_is_list, values)) else None
+    are_lists = is_known and set(map(type, values)) == {list} and all(values)
+    return (key == "instances", values) if are_lists else None
 
 
 _begins_as_object = methodcaller("startswith", b"{")
-
-
-def _is_list(value: Any) -> bool:
-    return type(value) is list and len(value) > 0
 
 
 def regular(values: list[list[Any]], dtype: DType) -> NDArray[Any] | None:

@@ -287,8 +287,10 @@ def predictions_alike(
     shape = array.shape[1:]
     if others or array.dtype.char not in _FLOATS or not shape:
         return None
-    items = _split(_floats(array.ravel()), len(array))
-    return [_only_output(each, shape, row_format=row_format) for each in items]
+    calls = _split(_floats(array.ravel()), len(array))
+    if row_format and len(shape) == 1:  # as below, with less to look at for each
+        return [_in_rows(b", ".join(items), len(items)) for items in calls]
+    return [_only_output(items, shape, row_format=row_format) for items in calls]
 
 
 def _only_output(items: list[bytes], shape: tuple[int, ...], *, row_format: bool) -> bytes:

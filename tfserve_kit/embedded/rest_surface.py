@@ -179,10 +179,9 @@ class RestSurface:
         if results is None or read is None:  # they may still be alike by themselves
             others = asked if len(asked) > 1 else ()
             return [reply for each in others for reply in self.at_once(target, [each])] or [None]
-        replies = self._replies(route, results, accounts, row_format=read[0])
-        statuses = [status for _, status in replies]
+        replies, statuses = self._replies(route, results, accounts, row_format=read[0])
         self._metrics.count_requests(route.model.name, "predict", "REST", statuses, started_ns)
-        return [reply for reply, _ in replies]
+        return replies
 
     def _replies(
         self,
@@ -191,7 +190,7 @@ class RestSurface:
         accounts: Sequence[Account],
         *,
         row_format: bool,
-    ) -> list[tuple[RestAnswer, str]]:
+    ) -> tuple[Sequence[RestAnswer], Sequence[str]]:
         """Return the answers and the names of their codes, for what came of some requests."""
         together = results
         if not isinstance(together, PredictedTogether):
@@ -201,13 +200,14 @@ class RestSurface:
             if not ledger.cost_of_answer(one, as_text=True):
                 texts = json_writer.predictions_alike(together.outputs, row_format=row_format)
                 if texts:
-                    return [(RestAnswer(200, text), "OK") for text in texts]
+                    return [RestAnswer(200, text) for text in texts], ["OK"] * len(texts)
         if isinstance(results, PredictedTogether):
             results = results.apart()
-        return [
+        replies = [
             self._reply(route, result, account, row_format=row_format)
             for result, account in zip(results, accounts, strict=True)
         ]
+        return [reply for reply, _ in replies], [status for _, status in replies]
 
     def _reply(
         self, route: "_Route", result: Predicted | Exception, account: Account, *, row_format: bool
