@@ -4,6 +4,7 @@ Source: tensorflow_serving/servables/tensorflow/multi_inference.cc, get_model_me
 tensorflow_serving/model_servers/get_model_status_impl.cc, whose checks and texts these are.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -77,6 +78,13 @@ class KnownRequest:
             for alias, dtype, shape, begin in self.tensors
         }
 
+    def all_inputs(self, requests: Sequence[Sent]) -> NDArray[Any]:
+        """Return the only input of several such requests, copied [requests, ...]."""
+        ((_, dtype, shape, begin),) = self.tensors
+        end = begin + dtype.itemsize * math.prod(shape)
+        numbers = b"".join([request[begin:end] for request in requests])
+        return np.frombuffer(numbers, dtype).reshape(len(requests), *shape)
+
     def is_like(self, request: Sent) -> bool:
         """Say whether a request of the same length differs in its numbers only."""
         for begin, end, text in self.around:  # noqa: SIM110 (a generator takes twice the time)
@@ -123,7 +131,8 @@ class Predicted(NamedTuple):
     outputs: Arrays
 
 
-class PredictedTogether(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PredictedTogether:
     """What `Predicted` says of several requests: outputs [requests, ...] by alias."""
 
     version: int
@@ -276,20 +285,14 @@ class Handlers:
             arrays = inputs(lone.dtype)
             if arrays is None:
                 return None
+            signature, aliases = DEFAULT_SIGNATURE, lone.aliases
+            joined = self._joined(lease, signature, aliases, lone.feed, arrays, lone.fetches)
+            if joined:
+                return joined
             started_ns = time.perf_counter_ns()
-            runs: Sequence[_Run]
-            joined = _joined(servable, lone.feed, arrays, lone.fetches)
-            if joined is None:
-                runs = _runs(servable, [{lone.feed: array} for array in arrays], lone.fetches)
-            elif ledger.cost_of_arrays([each[0] for each in joined]):
-                runs = list(zip(*joined, strict=True))
-            else:
-                took_us = micros_since(started_ns) / len(arrays)
-                self._observe(lease, DEFAULT_SIGNATURE, "Predict", took_us, len(arrays))
-                outputs = dict(zip(lone.aliases, joined, strict=True))
-                return PredictedTogether(lease.version, DEFAULT_SIGNATURE, outputs)
+            runs = _runs(servable, [{lone.feed: array} for array in arrays], lone.fetches)
             took_us = micros_since(started_ns) / len(runs)
-            return self._found(lease, DEFAULT_SIGNATURE, lone.aliases, runs, accounts, took_us)
+            return self._found(lease, signature, aliases, runs, accounts, took_us)
 
     def repeat(
         self, known: KnownRequest, asked: Sequence[tuple[Sent, Account]]
@@ -318,6 +321,12 @@ class Handlers:
                 if recipe is None:
                     return None
             tensors, fetches, servable = recipe.feeds, recipe.fetches, lease.servable
+            signature, aliases = known.signature, recipe.aliases
+            if len(asked) > 1 and len(tensors) == 1:
+                arrays = known.all_inputs([request for request, _ in asked])
+                joined = self._joined(lease, signature, aliases, tensors[0][0], arrays, fetches)
+                if joined:
+                    return joined.apart()
             feeds = [
                 {
                     name: np.ndarray(shape, dtype, request, begin)
@@ -335,7 +344,6 @@ class Handlers:
                 runs = _runs(servable, feeds, fetches)
                 took_us = micros_since(started_ns) / len(runs)
             accounts = accounts[: len(runs)]
-            signature, aliases = known.signature, recipe.aliases
             return self._found(lease, signature, aliases, runs, accounts, took_us) or None
 
     def inputs(self, model: ModelRef, signature: str) -> Mapping[str, Any] | None:
@@ -494,6 +502,28 @@ class Handlers:
         if api:
             self._observe(lease, signature, api, took_us)
 
+    def _joined(
+        self,
+        lease: Lease,
+        signature: str,
+        aliases: Sequence[str],
+        feed: str,
+        inputs: NDArray[Any],
+        fetches: Sequence[str],
+    ) -> PredictedTogether | None:
+        """Run a model for several requests as if they were one, if that comes to the same."""
+        servable = lease.servable
+        if not isinstance(servable, SessionServable) or len(inputs) == 1:
+            return None
+        started_ns = time.perf_counter_ns()
+        values = servable.run_joined(feed, inputs, fetches)
+        if values is None or ledger.cost_of_arrays([each[0] for each in values]):
+            return None  # also what each account has to afford
+        took_us = micros_since(started_ns) / len(inputs)
+        self._observe(lease, signature, "Predict", took_us, len(inputs))
+        outputs = dict(zip(aliases, values, strict=True))
+        return PredictedTogether(lease.version, signature, outputs)
+
     def _found(
         self,
         lease: Lease,
@@ -522,15 +552,6 @@ class Handlers:
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
-
-
-def _joined(
-    servable: Servable, feed: str, inputs: NDArray[Any], fetches: Sequence[str]
-) -> list[NDArray[Any]] | None:
-    """Run a model for some requests as if they were one, if it is known to be the same."""
-    if not isinstance(servable, SessionServable) or len(inputs) < 2:  # noqa: PLR2004
-        return None
-    return servable.run_joined(feed, inputs, fetches)
 
 
 def _runs(servable: Servable, feeds: Sequence[Arrays], fetches: Sequence[str]) -> Sequence[_Run]:

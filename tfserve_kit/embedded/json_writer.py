@@ -283,9 +283,11 @@ def predictions_alike(
     Returns:
         What `predictions` prints of each; None if they are not one output of floats.
     """
-    array, *others = outputs.values()
+    if len(outputs) != 1:
+        return None
+    (array,) = outputs.values()
     shape = array.shape[1:]
-    if others or array.dtype.char not in _FLOATS or not shape:
+    if array.dtype.char not in _FLOATS or not shape:
         return None
     calls = _split(_floats(array.ravel()), len(array))
     if row_format and len(shape) == 1:  # as below, with less to look at for each

@@ -192,8 +192,9 @@ class RestSurface:
         row_format: bool,
     ) -> tuple[Sequence[RestAnswer], Sequence[str]]:
         """Return the answers and the names of their codes, for what came of some requests."""
-        together = results
-        if not isinstance(together, PredictedTogether):
+        if isinstance(results, PredictedTogether):
+            together: PredictedTogether | None = results
+        else:
             together = PredictedTogether.of(results)
         if together:
             one = [each[0] for each in together.outputs.values()]
