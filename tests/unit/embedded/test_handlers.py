@@ -8,7 +8,13 @@ import pytest
 from tests.unit.embedded.flows import Blocking
 from tfserve_kit import protos
 from tfserve_kit.embedded.batching import completed
-from tfserve_kit.embedded.handlers import Handlers, InferenceTask, ModelRef, Predicted
+from tfserve_kit.embedded.handlers import (
+    Handlers,
+    InferenceTask,
+    ModelRef,
+    Predicted,
+    PredictedTogether,
+)
 from tfserve_kit.embedded.ledger import Call, Ledger
 from tfserve_kit.embedded.manager import Lease, ServableStatus, VersionState, resolve_label
 from tfserve_kit.embedded.metrics import Metrics
@@ -149,6 +155,28 @@ def test_predict_at_once_does_as_predict_once_the_signature_is_known():
     assert 'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 4' in metrics.page()
     assert handlers.predict_at_once(M, lambda _: None, [account]) is None
     assert manager.out == 0
+
+
+def results(*arrays):
+    return [Predicted(7, "a", {"y": np.array(array)}) for array in arrays]
+
+
+def test_results_are_put_together_and_taken_apart_again():
+    apart = results([1.5, 2], [3, 4.5])
+    together = PredictedTogether.of(apart)
+    assert together.outputs["y"].tolist() == [[1.5, 2], [3, 4.5]]
+    for one, other in zip(together.apart(), apart, strict=True):
+        assert one[:2] == other[:2]
+        assert (one.outputs["y"] == other.outputs["y"]).all()
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [results([1.5], [2.5, 3]), results([1.5], [2]), [*results([1.5]), ValueError()], []],
+    ids=["shapes", "types", "a failure", "none"],
+)
+def test_results_that_differ_are_not_put_together(apart):
+    assert PredictedTogether.of(apart) is None
 
 
 def test_predict_at_once_is_not_for_several_inputs(handlers):

@@ -112,24 +112,22 @@ def test_short_floats_are_printed_in_short():
 @pytest.mark.parametrize("shape", [(0,), (3,), (1, 4), (2, 2, 3), (2, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_answers_that_are_alike_are_printed_as_each_is(row_format, shape, dtype):
-    random = np.random.default_rng(3)
-    answers = [{"y": random.random(shape).astype(dtype)} for _ in range(3)]
-    assert json_writer.predictions_alike(answers, row_format=row_format) == [
-        json_writer.predictions(each, row_format=row_format) for each in answers
+    calls = np.random.default_rng(3).random((3, *shape)).astype(dtype)
+    assert json_writer.predictions_alike({"y": calls}, row_format=row_format) == [
+        json_writer.predictions({"y": each}, row_format=row_format) for each in calls
     ]
 
 
 @pytest.mark.parametrize(
-    "answers",
+    "outputs",
     [
-        [{"y": np.float32([1])}, {"y": np.float32([1, 2])}],
-        [{"y": np.float32([1])}, {"y": np.float64([1])}],
-        [{"y": np.float32([1]), "z": np.float32([1])}],
-        [{"y": np.float32(1)}],
-        [{"y": np.int32([1])}],
-        [{"y": np.array([b"a"], object)}],
+        {},
+        {"y": np.float32([[1]]), "z": np.float32([[1]])},
+        {"y": np.float32([1, 2])},
+        {"y": np.int32([[1]])},
+        {"y": np.array([[b"a"]], object)},
     ],
-    ids=["shapes", "dtypes", "two outputs", "no list", "integers", "strings"],
+    ids=["no output", "two outputs", "no list", "integers", "strings"],
 )
-def test_other_answers_are_not(answers):
-    assert json_writer.predictions_alike(answers, row_format=True) is None
+def test_other_answers_are_not(outputs):
+    assert json_writer.predictions_alike(outputs, row_format=True) is None
