@@ -1,4 +1,4 @@
-"""Small variables as constants: what depends on nothing else is then worked out beforehand.
+"""Small variables of networks with convolutions as constants: much is then worked out beforehand.
 
 Of a batch normalization nothing is left so but other weights of the convolution before it, and
 what adds, scales or activates becomes a part of it: networks for pictures take a quarter less
@@ -6,7 +6,8 @@ time. Large variables stay what they are, as tensorflow keeps several copies of 
 
 So a graph is loaded in two parts: first what restores and initializes, and then, when the values
 are known, what serves. All nodes keep their names, which texts of errors tell. A graph in which
-anything is unusual is loaded as it is.
+anything is unusual is loaded as it is, and so is what tensorflow's rewriter gets wrong with
+constants: it takes any variance that is computed for a layer normalization, whatever the shapes.
 """
 
 import math
@@ -36,8 +37,18 @@ if TYPE_CHECKING:
 
 # What scales or adds has fewer bytes, and so have small kernels.
 _MOST_BYTES = 64 << 10
-_MOST_BYTES_OF_ALL = 16 << 20
+_MOST_BYTES_OF_ALL = 4 << 20
+# Products of a few such numbers neither overflow, nor hide what they are added to.
+_LARGEST = 1e6
 _HANDLE, _READ = "VarHandleOp", "ReadVariableOp"
+_CONVOLUTIONS = frozenset({"Conv2D", "DepthwiseConv2dNative"})
+# What takes values in such networks. The rewriter knows these well: others, such as divisions and
+# powers, it replaces with what comes to something else for some numbers.
+_TAKERS = _CONVOLUTIONS | {
+    "AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "Reshape", "Rsqrt", "Sub",
+}  # fmt: skip
+_MISTAKEN = "SquaredDifference"
+_TRAIN_OP = "__saved_model_train_op"
 # Nothing has to wait for these: they are there once they are loaded.
 _AT_REST = VARIABLES | {"Const", "HashTableV2"}
 # Stands for a name of its own wherever it is given, so that it names nothing.
@@ -61,27 +72,35 @@ class Serving:
     producers: Any
 
     def add_to(self, tf: "Runtime", session: Any) -> None:
-        """Add it to the graph of a session in which the variables have their values."""
-        tensor = session.graph.get_tensor_by_name
-        with session.graph.as_default():
-            reads = [_value(tf, tensor(name)) for name in self.variables.values()]
+        """Add it to the graph of a session in which the variables have their values.
+
+        Raises:
+            UnusualGraph: it cannot be added as it is; what has been added is of no use.
+        """
+        graph = session.graph
+        tensor = graph.get_tensor_by_name
+        with graph.as_default():
+            reads = [
+                tf.read_variable(handle, handle.op.get_attr("dtype"), name=_APART)
+                for handle in map(tensor, self.variables.values())
+            ]
             given = {
-                name: tf.constant(value) if _is_safe(value) else read
+                name: tf.constant(value, name=_APART) if _is_moderate(value) else read
                 for name, read, value in zip(self.variables, reads, session.run(reads), strict=True)
             }
             given |= {name: tensor(name if ":" in name else f"{name}:0") for name in self.loaded}
             tf.import_graph_def(self.definition, given, name="", producer_op_list=self.producers)
+        for node in self.definition.node:  # a name that is taken would have been changed
+            if graph.get_operation_by_name(node.name).type != node.op:
+                raise UnusualGraph
 
 
-def _value(tf: "Runtime", variable: Any) -> Any:
-    if variable.op.type == _HANDLE:
-        return tf.read_variable(variable, variable.op.get_attr("dtype"))
-    return tf.identity(variable)
+# What is added goes by a name that no graph begins with.
+_APART = "c5d0f3b7_apart"
 
 
-def _is_safe(value: NDArray[Any]) -> bool:
-    """Say whether products may be worked out: those with a matrix of zeros would hide a NaN."""
-    return value.ndim == 1 or bool(np.any(value))
+def _is_moderate(value: NDArray[Any]) -> bool:
+    return bool(np.all(np.abs(value) <= _LARGEST))
 
 
 class UnusualGraph(Exception):
@@ -103,10 +122,13 @@ def split_off(tf: "Runtime", meta_graph: Any) -> Serving | None:
     """
     graph = Graph(meta_graph)
     loading, serving = graph.for_loading(), graph.for_serving()
-    small = _small_variables(tf, graph, loading, serving)
+    small = _small_variables(graph, loading, serving)
     if not small:
         return None
-    if not meta_graph.saver_def.restore_op_name:
+    is_usual = meta_graph.saver_def.restore_op_name and not (
+        meta_graph.graph_def.library.gradient or _TRAIN_OP in meta_graph.signature_def
+    )
+    if not is_usual:
         raise UnusualGraph
     definition = _definition(tf, graph, loading, serving, small)
     names = {node.name for node in definition.node}
@@ -124,18 +146,25 @@ def split_off(tf: "Runtime", meta_graph: Any) -> Serving | None:
     return Serving(definition, variables, frozenset(outside - variables.keys()), producers)
 
 
-def _small_variables(tf: "Runtime", graph: Graph, loading: Reach, serving: Reach) -> dict[str, str]:
+def _small_variables(graph: Graph, loading: Reach, serving: Reach) -> dict[str, str]:
     """Return the small variables that are only read: nodes that serve to nodes that are loaded."""
+    operations = {
+        node.op
+        for function, node in graph.every_node()
+        if function in serving.functions or (function == MAIN and node.name in serving.nodes)
+    }
+    if not operations & _CONVOLUTIONS or _MISTAKEN in operations:
+        return {}
     loaded = {
         identity(graph.nodes[name]): name
         for name in loading.nodes
-        if graph.nodes[name].op in VARIABLES
+        if graph.nodes[name].op == _HANDLE
     }
     held: dict[Any, list[Any]] = {}
     for function, node in graph.every_node():
         if node.op in VARIABLES and serving.root(function, node.name) is not None:
             held.setdefault(identity(node), []).append(node if function == MAIN else None)
-    reading = _Reading(tf, graph, serving)
+    reading = _Reading(graph, serving)
     found: dict[str, str] = {}
     left_bytes = _MOST_BYTES_OF_ALL
     for key, nodes in held.items():
@@ -147,44 +176,49 @@ def _small_variables(tf: "Runtime", graph: Graph, loading: Reach, serving: Reach
 
 
 class _Reading:
-    """Tells of which variables nothing but reading is done where it is served."""
+    """Tells of which variables nothing but the usual is done with what is read of them."""
 
-    def __init__(self, tf: "Runtime", graph: Graph, serving: Reach) -> None:
-        self._tf = tf
+    def __init__(self, graph: Graph, serving: Reach) -> None:
         self._arguments = Arguments(graph)
         self._uses: dict[str, list[tuple[Any, int]]] = {}
         for name in serving.nodes:
             node = graph.nodes[name]
             for at, each in enumerate(node.input):
                 self._uses.setdefault(each.removesuffix(":0"), []).append((node, at))
-        self._asked_for = set(map(node_name, graph.served_tensors()))
+        # Where it stands, and the node, of what is taken by others than are known.
+        self._asked_for = {(MAIN, node_name(each)) for each in graph.served_tensors()}
+        self._others = set(self._asked_for)
+        for function, node in graph.every_node():
+            if node.op not in _TAKERS:
+                self._others |= {
+                    (function, node_name(each)) for each in node.input if each[0] != "^"
+                }
+        for function, definition in graph.functions.items():
+            self._others |= {(function, node_name(each)) for each in definition.ret.values()}
 
     def is_all_of(self, variable: Any) -> bool:
         """Say so of a node that stands for a variable; None stands for one in a function."""
-        if variable is None or variable.name in self._asked_for or not _bytes(variable):
+        if variable is None or (MAIN, variable.name) in self._asked_for or not _bytes(variable):
             return False
         return all(
-            self._is_it(variable, node, at) for node, at in self._uses.get(variable.name, ())
+            user is not None and user[1].op == _READ and (user[0], user[1].name) not in self._others
+            for node, at in self._uses.get(variable.name, ())
+            for user in self._arguments.users(node, at)
         )
-
-    def _is_it(self, variable: Any, node: Any, at: int) -> bool:
-        if variable.op != _HANDLE:  # a reference, which most operations take for the value
-            definition = self._tf.op_def(node.op)
-            return definition and not any(each.is_ref for each in definition.input_arg)
-        users = self._arguments.users(node, at)
-        return all(user is not None and user.op == _READ for user in users)
 
 
 def _bytes(variable: Any) -> int:
-    """Return the size of a small variable of numbers, 0 for others."""
-    shape, number = variable.attr["shape"].shape, variable.attr["dtype"].type
-    dtype = dtypes.numpy_of(number)
-    if number == dtypes.STRING.number or dtype is None or shape.unknown_rank:
+    """Return the size of a small variable of floats, 0 for others."""
+    shape = variable.attr["shape"].shape
+    if variable.op != _HANDLE or variable.attr["dtype"].type != _FLOAT.number or shape.unknown_rank:
         return 0
     if any(dimension.size < 0 for dimension in shape.dim):
         return 0
-    size_bytes = math.prod(dimension.size for dimension in shape.dim) * dtype.itemsize
+    size_bytes = math.prod(dimension.size for dimension in shape.dim) * _FLOAT_BYTES
     return size_bytes if size_bytes <= _MOST_BYTES else 0
+
+
+_FLOAT, _FLOAT_BYTES = dtypes.by_name("float"), 4
 
 
 def _definition(
@@ -194,11 +228,6 @@ def _definition(
     if any("api_implements" in graph.functions[name].attr for name in serving.functions):
         raise UnusualGraph  # tensorflow may run another function instead of one of them
     definition = tf.graph_def(versions=graph.meta_graph.graph_def.versions)
-    values = {
-        name: graph.nodes[name].attr["dtype"].type
-        for name in small
-        if graph.nodes[name].op == _HANDLE
-    }
     change = _Change(graph, loading)
     for name in serving.nodes:
         if name in loading.nodes or name in small:
@@ -207,12 +236,7 @@ def _definition(
         node.CopyFrom(graph.nodes[name])
         node.attr.pop("_class", None)  # which says whose device it has
         change.node(
-            node,
-            {
-                at: values[each.removesuffix(":0")]
-                for at, each in enumerate(node.input)
-                if each.removesuffix(":0") in values
-            },
+            node, {at for at, each in enumerate(node.input) if each.removesuffix(":0") in small}
         )
         node.input[:] = [
             each
@@ -228,27 +252,27 @@ def _is_at_rest(graph: Graph, loading: Reach, small: Mapping[str, str], name: st
 
 
 class _Change:
-    """Has nodes and functions take values where they took handles of variables."""
+    """Has nodes and functions take floats where they took handles of variables."""
 
     def __init__(self, graph: Graph, loading: Reach) -> None:
         self._graph = graph
         self._functions = dict(graph.functions)
-        self._names = set(loading.functions)
-        self._made: dict[tuple[str, frozenset[tuple[int, int]]], str] = {}
+        self._loading = loading
+        self._made: dict[tuple[str, frozenset[int]], str] = {}
 
-    def node(self, node: Any, values: Mapping[int, int]) -> None:
-        """Change a node, given the type of each input that is a value now."""
+    def node(self, node: Any, values: set[int]) -> None:
+        """Change a node, given which of its inputs are values now."""
         if not values:
             return
         if node.op == _READ:
             node.op = "Identity"
             node.attr.clear()
-            node.attr["T"].type = values[0]
+            node.attr["T"].type = _FLOAT.number
             return
         first = self._graph.first_argument(node) or 0
-        arguments = {at - first: number for at, number in values.items()}
-        for at, number in arguments.items():
-            node.attr["Tin"].list.type[at] = number
+        arguments = frozenset(at - first for at in values)
+        for at in arguments:
+            node.attr["Tin"].list.type[at] = _FLOAT.number
         node.attr.pop("_read_only_resource_inputs", None)
         for attribute in node.attr.values():
             for function in (attribute.func, *attribute.list.func):
@@ -266,36 +290,43 @@ class _Change:
                     pending += self._functions[name].node_def
                     yield self._functions[name]
 
-    def _function(self, name: str, values: Mapping[int, int]) -> str:
+    def _function(self, name: str, values: frozenset[int]) -> str:
         """Return what a function is called that takes some arguments by value."""
-        key = name, frozenset(values.items())
+        key = name, values
         if key not in self._made:
             self._made[key] = self._free_name(name)
             self._functions[self._made[key]] = self._changed(name, self._made[key], values)
         return self._made[key]
 
     def _free_name(self, name: str) -> str:
-        found, count = name, 0
-        while found in self._names:
+        """Return the name of a function, or another one if that is needed as it is, too."""
+        if len(self._graph.callers[name]) == 1 and name not in self._loading.functions:
+            return name
+        count = 1
+        while f"{name}_{count}" in self._functions:
             count += 1
-            found = f"{name}_{count}"
-        self._names.add(found)
-        return found
+        return f"{name}_{count}"
 
-    def _changed(self, name: str, new_name: str, values: Mapping[int, int]) -> Any:
+    def _changed(self, name: str, new_name: str, values: frozenset[int]) -> Any:
         original = self._graph.functions[name]
         changed = type(original).FromString(original.SerializeToString())
         changed.signature.name = new_name
-        types = {}
-        for at, number in values.items():
+        shapes = changed.attr["_input_shapes"].list.shape
+        for at in values:
             argument = changed.signature.input_arg[at]
-            argument.type = types[argument.name] = number
+            argument.type = _FLOAT.number
             argument.ClearField("handle_data")
             changed.arg_attr.pop(at, None)
             changed.resource_arg_unique_id.pop(at, None)
+            if at < len(shapes):  # as it was, it is that of a handle
+                shapes[at].Clear()
+                shapes[at].unknown_rank = True
+        if not shapes:
+            del changed.attr["_input_shapes"]
+        names = {changed.signature.input_arg[at].name for at in values}
         renamed = {}
         for node in changed.node_def:
-            given = {at: types[each] for at, each in enumerate(node.input) if each in types}
+            given = {at for at, each in enumerate(node.input) if each in names}
             self.node(node, given)
             if given and node.op == "Identity":  # its output has another name than that of a read
                 renamed[f"{node.name}:value:0"] = f"{node.name}:output:0"

@@ -553,16 +553,19 @@ class Arguments:
         """Say whether an input of a node is used, here or in the functions it is handed on to."""
         return any(user is not None for user in self.users(caller, position))
 
-    def users(self, caller: Any, position: int) -> Iterator[Any]:
-        """Yield the nodes that use an input, here or in functions; None if one returns it."""
+    def users(self, caller: Any, position: int) -> Iterator[tuple[str, Any] | None]:
+        """Yield who uses an input of a node of the main graph: the function, or `MAIN`, and node.
+
+        None stands for a function that returns it.
+        """
         seen: set[tuple[str, int]] = set()
-        pending = [(caller, position)]
+        pending = [(MAIN, caller, position)]
         while pending:
-            node, at = pending.pop()
+            where, node, at = pending.pop()
             callees = self._graph.called_by(node)
             first = self._graph.first_argument(node)
             if not callees or first is None or at < first:
-                yield node
+                yield where, node
                 continue
             for function in callees:
                 if (function, at - first) not in seen:
@@ -570,7 +573,7 @@ class Arguments:
                     name = self._name(function, at - first)
                     if name in self._graph.functions[function].ret.values():
                         yield None
-                    pending += self._uses(function, name)
+                    pending += ((function, *use) for use in self._uses(function, name))
 
     def _name(self, function: str, position: int) -> str:
         declared = self._graph.functions[function].signature.input_arg
