@@ -2,8 +2,7 @@
 
 What such a graph makes of a number does not depend on the others beside it. So the arrays of
 several requests are put behind each other, and what is computed is cut again: each gets to the last
-bit what it would get alone. Only operations are known here of which that is true, and variables
-only as the constants that they have become.
+bit what it would get alone. Only operations are known here of which that is true.
 """
 
 from collections.abc import Callable
@@ -19,20 +18,23 @@ Shape = tuple[int, ...]
 _Value = Shape | None
 
 _ARITHMETIC = frozenset({"Add", "AddV2", "Mul", "Neg", "Square", "Sub"})
+_READ, _HANDLE = "ReadVariableOp", "VarHandleOp"
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-_OTHERS = _CALLS | {"Const", "Identity", "NoOp"}
+_OTHERS = _CALLS | {"Const", "Identity", "NoOp", _READ, _HANDLE}
 # What processors compute of these is the same for one and for many at once.
 _NUMBERS = frozenset(dtypes.by_numpy(name).number for name in ("f4", "f8", "i4", "i8"))
 _MOST_OPERATIONS = 64
 
 
-def elementwise(graph: Any, feed: str, fetch: str) -> int | None:
+def elementwise(graph: Any, feed: str, fetch: str, shape_of: Callable[[str], Shape]) -> int | None:
     """Say whether a graph treats every number of an input by itself.
 
     Args:
-        graph: the graph, whose variables are what they will always be.
+        graph: the graph.
         feed: name of the tensor that is fed.
         fetch: name of the tensor that is computed.
+        shape_of: returns the shape of what a variable holds, given the name of its handle. It
+            keeps this shape, which is declared.
 
     Returns:
         How many dimensions the input must have at least for that; None if it does not.
@@ -40,13 +42,13 @@ def elementwise(graph: Any, feed: str, fetch: str) -> int | None:
     fed = graph.get_tensor_by_name(feed).op
     if fed.type != "Placeholder" or not _has_any_length(fed.get_attr("shape")):
         return None
-    look = _Look(graph)
+    look = _Look(graph, shape_of)
     try:
         read = look.reader(
             lambda name: graph.get_operation_by_name(name).node_def, {fed.name: [None]}
         )
         value = read(fetch)
-    except (_Other, ValueError):  # also shapes that do not fit each other
+    except (_Other, LookupError, ValueError):  # also shapes that do not fit each other
         return None
     return look.least_dimensions if value is None else None
 
@@ -62,9 +64,10 @@ class _Other(Exception):
 class _Look:
     """What is found out about a graph, one operation after the other."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, shape_of: Callable[[str], Shape]) -> None:
         self.least_dimensions = 1
         self._graph = graph
+        self._shape_of = shape_of
         self._count = 0
 
     def reader(
@@ -100,6 +103,11 @@ class _Look:
             return self._called(definition_of(self._graph, node.attr["f"].func.name), inputs)
         if node.op == "Const":
             return [tuple(each.size for each in node.attr["value"].tensor.tensor_shape.dim)]
+        if node.op == _HANDLE:
+            declared = tuple(each.size for each in node.attr["shape"].shape.dim)
+            if node.attr["shape"].shape.unknown_rank or self._shape_of(node.name) != declared:
+                raise _Other
+            return [declared]
         return [self._combined(*inputs)] if len(inputs) > 1 else inputs
 
     def _combined(self, one: _Value, other: _Value) -> _Value:
@@ -113,6 +121,8 @@ class _Look:
         return None
 
     def _called(self, function: Any, inputs: list[_Value]) -> list[_Value]:
+        if any(node.op == _HANDLE for node in function.node_def):  # names are of the main graph
+            raise _Other
         arguments = (each.name for each in function.signature.input_arg)
         found = {name: [value] for name, value in zip(arguments, inputs, strict=True)}
         nodes = {node.name: node for node in function.node_def}

@@ -288,13 +288,25 @@ class SessionServable:
             if self._session is None:
                 return
             graph = self._session.graph
-            found = [elementwise(graph, *feeds, name) for name in fetches if len(feeds) == 1]
+            found = [
+                elementwise(graph, *feeds, name, self._shape_of)
+                for name in fetches
+                if len(feeds) == 1
+            ]
             dimensions = [each for each in found if each is not None]
             if len(dimensions) == len(fetches):
                 self._elementwise[feeds, fetches] = max(dimensions)
                 return
             make = partial(self._make, self._tf, self._session)
             self._together[feeds, fetches] = unrolled(self._tf, graph, feeds, fetches, make)
+
+    def _shape_of(self, variable: str) -> tuple[int, ...]:
+        """Return the shape of what a variable holds, given the name of its handle."""
+        handle = self._session.graph.get_tensor_by_name(f"{variable}:0")
+        with self._session.graph.as_default():
+            value = self._tf.read_variable(handle, handle.op.get_attr("dtype"))
+        shape: tuple[int, ...] = self._session.run(value).shape
+        return shape
 
     def _new_call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Compiled:
         """Return what computes `fetches`; strings are computed flat, and their shapes beside."""
