@@ -516,10 +516,15 @@ def _unset(graph: Graph) -> dict[str, str]:
 
 def identity(node: Any) -> tuple[str, bytes, str]:
     """Return what two nodes have in common that stand for one resource."""
-    shared = node.attr["shared_name"].s if "shared_name" in node.attr else b""
-    container = node.attr["container"].s.decode("utf-8", "replace") if shared else ""
+    shared, container = (  # to ask for one that is not there would add it
+        node.attr[name].s if name in node.attr else b"" for name in ("shared_name", "container")
+    )
     kind = "table" if node.op in _TABLES else "variable"
-    return kind, shared or node.name.encode(), container
+    return (
+        kind,
+        shared or node.name.encode(),
+        container.decode("utf-8", "replace") if shared else "",
+    )
 
 
 def _called(node: Any) -> str:
