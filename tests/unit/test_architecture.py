@@ -63,7 +63,7 @@ MAY_PRINT = {"cli", "__main__", "embedded.__main__", "protos.generate"}
 MAX_FUNCTION_LINES = 50
 MOST_FUNCTION_LINES = 25  # nine functions of ten
 # A ratchet: what there is to know. A change that raises a number says why in its message.
-MOST_FILES = 190
+MOST_FILES = 192
 MOST_PUBLIC_CLASSES = 330
 
 
