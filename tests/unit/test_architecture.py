@@ -64,7 +64,7 @@ MAX_FUNCTION_LINES = 50
 MOST_FUNCTION_LINES = 25  # nine functions of ten
 # A ratchet: what there is to know. A change that raises a number says why in its message.
 MOST_FILES = 192
-MOST_PUBLIC_CLASSES = 330
+MOST_PUBLIC_CLASSES = 334
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,9 @@ class PredictedTogether:
     def of(cls, results: Sequence[Predicted | Exception]) -> Self | None:
         """Put some together; None if one failed, or they have different shapes."""
         found = [each for each in results if isinstance(each, Predicted)]
-        first = found[0] if len(found) == len(results) else None
-        if first is None:
+        if not found or len(found) < len(results):
             return None
+        first = found[0]
         outputs = {}
         for alias, like in first.outputs.items():
             arrays = [each.outputs[alias] for each in found]

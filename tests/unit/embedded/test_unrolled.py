@@ -73,7 +73,9 @@ def serving(session, metrics=None, *, compiled=True):
 def together(servable, feeds, fetches):
     """Return what is computed together, once it is known whether it can be."""
     key = tuple(feeds[0]), tuple(fetches)
-    servable._make_together(*key)
+    thread = threading.Thread(target=servable._make_together, args=key)
+    thread.start()  # as it lowers the priority of its own
+    thread.join()
     return servable.run_together(feeds, fetches)
 
 
