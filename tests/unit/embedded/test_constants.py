@@ -232,11 +232,36 @@ def giving_away(tf, v, x):
     return {"y": tf.gather(v.vector, [0, 1]) if is_resource else v.vector, "z": x * v.other}
 
 
-def waiting(tf, v, x):
-    loaded = tf.no_op(name="loaded")
-    tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS, loaded)
-    with tf.control_dependencies([loaded]):
+def when_loaded(tf, operation):
+    tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS, operation)
+    return operation
+
+
+def setting_when_loaded(tf, v, x):
+    when_loaded(tf, tf.compat.v1.assign(v.other, [1.0, 2.0, 3.0, 4.0]).op)
+    return x * v.other
+
+
+def waiting_for_what_runs_then(tf, v, x):
+    with tf.control_dependencies([when_loaded(tf, tf.no_op(name="loaded"))]):
         return x * v.vector
+
+
+def waiting_for_what_is_there(tf, v, x):
+    y = looking_up(tf, v, x)
+    with tf.control_dependencies([v.table.resource_handle, v.other.op]):
+        return y * 2.0
+
+
+def counting_by_name(tf, v, x):
+    @tf.function
+    def count():
+        handle = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[4], shared_name="count")
+        tf.raw_ops.AssignAddVariableOp(resource=handle, value=tf.ones(4))
+        return 1.0
+
+    with tf.control_dependencies([count()]):
+        return x * v.vector + v.count.read_value()
 
 
 def without_convolution(tf, v, x):
@@ -269,7 +294,10 @@ MODELS = [
     (with_usual_names, KINDS[1:2], "vector kernel", "matrix"),
     (without_variables, KINDS[:2], "kernel", ""),
     (dividing, KINDS[:2], "kernel", "vector other"),
-    (waiting, KINDS[1:2], "", "vector kernel"),
+    (setting_when_loaded, KINDS[1:2], "other kernel", ""),
+    (waiting_for_what_runs_then, KINDS[1:2], "", "vector kernel"),
+    (waiting_for_what_is_there, KINDS[1:2], "vector other kernel", ""),
+    (counting_by_name, KINDS[1:2], "vector kernel", "count"),
     (with_two_implementations, KINDS[:1], "", "vector other kernel"),
     (without_convolution, KINDS[:2], "", "vector"),
     (with_a_variance, KINDS[:2], "", "vector other kernel"),
@@ -339,6 +367,17 @@ def test_numbers_whose_products_may_overflow_stay_variables(tf, both, value, is_
     folded, plain = both(model)
     assert ("extreme" in read(folded)) is not is_constant
     np.testing.assert_array_equal(answer(folded)["y"], answer(plain)["y"])
+
+
+@pytest.mark.parametrize("shape", [None, [None]], ids=str)
+def test_variable_of_unknown_size_stays_one(tf, both, shape):
+    variable = tf.Variable([2.0], shape=tf.TensorShape(shape), name="open")
+
+    def model(tf, v, x):
+        v.open = variable
+        return x * variable + v.vector
+
+    check(both(model), "vector kernel", "open")
 
 
 def test_graph_whose_names_cannot_stay_is_loaded_as_it_is(tf, loader, tmp_path):
