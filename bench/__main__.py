@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     table = report.as_markdown(runs)
     sys.stdout.write(table)
     if options.write_docs:
-        PAGE.write_text(report.replace_section(PAGE.read_text("utf-8"), table), "utf-8")
+        page = PAGE.read_text("utf-8")
+        table = report.with_others_kept(table, report.section(page))
+        PAGE.write_text(report.replace_section(page, table), "utf-8")
     return 0
 
 
@@ -69,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
            help="folder of the results, on the disk to measure (bench/results)")  # fmt: skip
     option("--results", type=Path, nargs="+", metavar="JSON",
            help="measure nothing, show these saved results together")  # fmt: skip
-    option("--write-docs", action="store_true", help="put the table into docs/performance.md")
+    option(
+        "--write-docs",
+        action="store_true",
+        help="put the table into docs/performance.md, beside the rows not measured now",
+    )
     return parser
 
 

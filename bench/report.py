@@ -135,17 +135,77 @@ def _origin(run: Run, shown: list[Figure]) -> str:
     return "\n".join(lines)
 
 
-def replace_section(page: str, section: str) -> str:
+@dataclass(slots=True)
+class _Entry:
+    """What a table says of one benchmark: its lines, its notes, and where it was measured."""
+
+    lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    origin: str = ""
+
+
+def _entries(markdown: str) -> dict[str, _Entry]:
+    """Return by id what a text says that `as_markdown` made."""
+    found: dict[str, _Entry] = {}
+    name = ""
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            name = line.split("|")[1].strip() or name
+            if name not in {_HEADER[0], "---"}:
+                found.setdefault(name, _Entry()).lines.append(line)
+        elif line.startswith("- "):
+            found[line[2:].partition(":")[0]].notes.append(line)
+        elif ": " in line:
+            names, _, origin = line.partition(": ")
+            for each in names.split(", "):
+                found.setdefault(each, _Entry()).origin = origin
+    return found
+
+
+def with_others_kept(new: str, old: str) -> str:
+    """Return a table with what an older one says of benchmarks that were not measured anew.
+
+    Args:
+        new: what `as_markdown` returned.
+        old: the same of earlier runs, or nothing.
+    """
+    entries = _entries(old)
+    entries |= {
+        name: entry for name, entry in _entries(new).items() if entry.lines or name not in entries
+    }
+    shown = [entries[name] for name in sorted(entries)]
+    made: dict[str, list[str]] = {}
+    for name in sorted(entries):
+        made.setdefault(entries[name].origin, []).append(name)
+    parts = [
+        [*new.splitlines()[:2], *(line for each in shown for line in each.lines)],
+        [note for each in shown for note in each.notes],
+        *([f"{', '.join(names)}: {origin}"] for origin, names in made.items()),
+    ]
+    return "\n".join("".join(f"{line}\n" for line in lines) for lines in parts if lines)
+
+
+def section(page: str) -> str:
+    """Return the text between the two markers of a page; raises as `replace_section`."""
+    return _around_section(page)[1]
+
+
+def replace_section(page: str, text: str) -> str:
     """Return a page with the text between the two markers replaced.
 
     Raises:
         ValueError: the page does not hold each marker once, in order.
     """
+    head, _, tail = _around_section(page)
+    return f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{tail}"
+
+
+def _around_section(page: str) -> tuple[str, str, str]:
     head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    text, end, tail = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in head + tail:
         raise ValueError(f"the page must hold {BEGIN} and {END} once, in this order")
-    return f"{head}{BEGIN}\n\n{section.strip()}\n\n{END}{tail}"
+    return head, text, tail
 
 
 def write(run: Run, folder: Path) -> list[Path]:

@@ -141,6 +141,29 @@ class TestMarkdown:
         assert "C1: measured late" in text
 
 
+class TestOthersKept:
+    def test_what_was_not_measured_anew_stays_with_its_notes_and_origin(self):
+        other = dataclasses.replace(FIGURE, id="A1", what="other", others=[])
+        old = report.as_markdown([a_run(FIGURE, other, made="early")])
+        late = dataclasses.replace(FIGURE, result=Spread(2, 2, 2), notes={"picture": "1x1"})
+        text = report.with_others_kept(report.as_markdown([a_run(late, made="late")]), old)
+        both = [a_run(FIGURE, other, made="early"), a_run(late, made="late")]
+        assert text == report.as_markdown(both)
+
+    def test_all_measured_anew_are_as_they_are(self):
+        new = report.as_markdown([a_run(FIGURE)])
+        assert report.with_others_kept(new, "") == new
+        assert report.with_others_kept(new, new) == new
+
+    def test_what_could_not_be_measured_now_keeps_its_row(self):
+        old = report.as_markdown([a_run(FIGURE)])
+        new = report.as_markdown([a_run(skipped={"C1": "why", "S1": "there is no tensorflow"})])
+        text = report.with_others_kept(new, old)
+        assert "1.08 (1.00-1.25)" in text
+        assert "C1: not measured" not in text
+        assert "S1: not measured, there is no tensorflow." in text
+
+
 class TestFiles:
     def test_saved_run_is_read_back_in_full(self):
         run = a_run(FIGURE, skipped={"S1": "why"})
