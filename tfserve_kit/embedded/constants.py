@@ -13,6 +13,7 @@ constants: it takes any variance that is computed for a layer normalization, wha
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +121,10 @@ def split_off(tf: "Runtime", meta_graph: Any) -> Serving | None:
     Raises:
         UnusualGraph: this cannot be done with it, though there are; nothing was taken.
     """
+    bodies = (each.node_def for each in meta_graph.graph_def.library.function)
+    nodes = chain(meta_graph.graph_def.node, *bodies)
+    if not any(node.op in _CONVOLUTIONS for node in nodes):
+        return None  # before anything is looked at that takes time
     graph = Graph(meta_graph)
     loading, serving = graph.for_loading(), graph.for_serving()
     small = _small_variables(graph, loading, serving)

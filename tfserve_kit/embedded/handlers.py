@@ -322,7 +322,7 @@ class Handlers:
                     return None
             tensors, fetches, servable = recipe.feeds, recipe.fetches, lease.servable
             signature, aliases = known.signature, recipe.aliases
-            if len(asked) > 1 and len(tensors) == 1:
+            if len(asked) > 1 and _is_elementwise(servable, tensors, fetches):
                 arrays = known.all_inputs([request for request, _ in asked])
                 joined = self._joined(lease, signature, aliases, tensors[0][0], arrays, fetches)
                 if joined:
@@ -552,6 +552,14 @@ class Handlers:
 
     def _lease(self, model: ModelRef) -> AbstractContextManager[Lease]:
         return self._manager.lease(model.name, model.version, model.label)
+
+
+def _is_elementwise(
+    servable: Servable, tensors: Sequence[Sequence[Any]], fetches: Sequence[str]
+) -> bool:
+    """Say whether a model may run for several requests as if they were one."""
+    names = [name for name, *_ in tensors]
+    return isinstance(servable, SessionServable) and servable.is_elementwise(names, fetches)
 
 
 def _runs(servable: Servable, feeds: Sequence[Arrays], fetches: Sequence[str]) -> Sequence[_Run]:

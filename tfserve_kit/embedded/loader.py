@@ -133,7 +133,6 @@ def _runtime() -> Runtime:
         importer.import_graph_def,
         op_def_registry.get,
         constant_op.constant,
-        array_ops.identity,
         gen_resource_variable_ops.read_variable_op,
     )
 

@@ -192,16 +192,10 @@ class RestSurface:
         row_format: bool,
     ) -> tuple[Sequence[RestAnswer], Sequence[str]]:
         """Return the answers and the names of their codes, for what came of some requests."""
-        if isinstance(results, PredictedTogether):
-            together: PredictedTogether | None = results
-        else:
-            together = PredictedTogether.of(results)
-        if together:
-            one = [each[0] for each in together.outputs.values()]
-            if not ledger.cost_of_answer(one, as_text=True):
-                texts = json_writer.predictions_alike(together.outputs, row_format=row_format)
-                if texts:
-                    return [RestAnswer(200, text) for text in texts], ["OK"] * len(texts)
+        together = _together(results)
+        texts = together and json_writer.predictions_alike(together.outputs, row_format=row_format)
+        if texts:
+            return [RestAnswer(200, text) for text in texts], ["OK"] * len(texts)
         if isinstance(results, PredictedTogether):
             results = results.apart()
         replies = [
@@ -299,6 +293,19 @@ class RestSurface:
             b'{"signature_def": ' + _indented(protos.to_json(signatures)) + b"}\n}\n"
         )
         return RestAnswer(200, body)
+
+
+def _together(
+    results: Sequence[Predicted | Exception] | PredictedTogether,
+) -> PredictedTogether | None:
+    """Put results together that may be printed so; None where each has to be afforded."""
+    if isinstance(results, PredictedTogether):
+        outputs = [each[0] for each in results.outputs.values()]
+    else:
+        outputs = list(results[0].outputs.values()) if isinstance(results[0], Predicted) else []
+    if len(outputs) != 1 or ledger.cost_of_answer(outputs, as_text=True):
+        return None
+    return results if isinstance(results, PredictedTogether) else PredictedTogether.of(results)
 
 
 def _failure(error: ServingError) -> RestAnswer:

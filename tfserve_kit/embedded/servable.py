@@ -122,7 +122,6 @@ class Runtime:
     import_graph_def: Any
     op_def: Any
     constant: Any
-    identity: Any
     read_variable: Any
 
 
@@ -216,6 +215,10 @@ class SessionServable:
             share_us = micros_since(started_ns) / len(found)
             self._metrics.observe(GRAPH_RUN_TIME, share_us, (), len(found))
         return found
+
+    def is_elementwise(self, feeds: Sequence[str], fetches: Sequence[str]) -> bool:
+        """Say whether some tensors are known to be computed of each number by itself."""
+        return (tuple(feeds), tuple(fetches)) in self._elementwise
 
     def run_joined(
         self, feed: str, inputs: NDArray[Any], fetches: Sequence[str]
